@@ -1,0 +1,1 @@
+"""Token mixers, skeletons and the models made of them, registered in timm."""

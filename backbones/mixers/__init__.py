@@ -1,0 +1,1 @@
+"""Token mixers: one attention mechanism a file, any of which any skeleton can hold."""

@@ -1,0 +1,1 @@
+"""Skeletons: the body of a model, which does not know the mixer it holds."""

@@ -1,0 +1,1 @@
+"""The embedded data set, and readers for the real ones."""

@@ -1,0 +1,1 @@
+"""What stands on a backbone: classification, and later segmentation and detection."""

@@ -1,0 +1,1 @@
+"""Commands: train, test, predict, export, models, info; one thin file each."""
