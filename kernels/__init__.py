@@ -1,0 +1,15 @@
+"""The operators: one public function each, with a reference and a Triton kernel behind it."""
+
+from .backend import force
+from .depthwise_conv import depthwise_conv2d
+from .linear_attention import linear_attention
+from .rotary import Rotary, apply_rotary, rotary_tables
+
+__all__ = [
+    "Rotary",
+    "apply_rotary",
+    "depthwise_conv2d",
+    "force",
+    "linear_attention",
+    "rotary_tables",
+]

@@ -1,0 +1,154 @@
+"""The linear-attention family as one template: feature map, key weights, state, readout.
+
+Every member computes, per head, with feature map phi, key weights w and rotation R,
+
+    S = sum_j w_j R(phi(k_j))^T v_j / N        the state, D x D
+    n_i = phi(q_i) . sum_j w_j phi(k_j) / N    the normaliser, without rotation
+    y_i = readout(R(phi(q_i)) S, n_i)
+    out = (y + local) * gate                   the epilogue
+
+so its cost is linear in the number of tokens N.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .rotary import Rotary, apply_rotary
+
+FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity"]
+KeyWeights = Literal["uniform", "global_query"]
+Readout = Literal["normalized", "magnitude_aware", "subtractive"]
+
+EPSILON = 1e-6
+
+
+def feature(x: Tensor, feature_map: FeatureMap) -> Tensor:
+    """phi(x), elementwise. elu(x) + 1 is written so that it never rounds to zero."""
+    if feature_map == "elu_plus_one":
+        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+    if feature_map == "relu":
+        return x.relu()
+    if feature_map == "exp":
+        return x.exp()
+    return x
+
+
+def reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    feature_map: FeatureMap,
+    key_weights: KeyWeights,
+    readout: Readout,
+    rotary: Rotary | None,
+    local: Tensor | None,
+    gate: Tensor | None,
+) -> Tensor:
+    """The equations above as a reader of the papers would write them; see `linear_attention`."""
+    dtype = query.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        q = feature(query.to(wide), feature_map)
+        k = feature(key.to(wide), feature_map)
+        v = value.to(wide)
+        scale = q.shape[-1] ** -0.5
+        if key_weights == "global_query":
+            # RALA, eq. 5: N times the softmax over tokens of the mean query against the keys.
+            scores = scale * (q.mean(1, keepdim=True) * k).sum(-1, keepdim=True)
+            k = k * (scores.softmax(1) * k.shape[1])
+        normalizer = (q * k.mean(1, keepdim=True)).sum(-1, keepdim=True)
+        if rotary is not None:
+            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        # Batched matrix products over heads; dividing before the sum keeps half precision safe.
+        state = (k / k.shape[1]).permute(0, 2, 3, 1) @ v.permute(0, 2, 1, 3)
+        y = (q.permute(0, 2, 1, 3) @ state).permute(0, 2, 1, 3)
+        if readout == "normalized":
+            y = y / (normalizer + EPSILON)
+        elif readout == "magnitude_aware":
+            # MALA, eq. 8: beta = 1 + 1 / z multiplies, z times the mean value is subtracted.
+            z = scale * normalizer
+            y = scale * y * (1 + 1 / (z + EPSILON)) - z * v.mean(1, keepdim=True)
+        else:
+            # InLine, eq. 7: the weights of a query sum to one by subtraction.
+            y = scale * y - (scale * normalizer - 1) * v.mean(1, keepdim=True)
+        if local is not None:
+            y = y + local.to(wide)
+        if gate is not None:
+            y = y * gate.to(wide)
+    return y.to(dtype)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, **options) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (B, N, heads, D)")
+    if key.shape != query.shape or value.shape != query.shape:
+        raise ValueError(
+            "query, key and value must have one shape, got "
+            f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
+        )
+    for name, x in (("local", options.pop("local")), ("gate", options.pop("gate"))):
+        if x is not None and x.shape != query.shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {tuple(query.shape)}")
+    for (name, got), kind in zip(options.items(), (FeatureMap, KeyWeights, Readout), strict=True):
+        if got not in get_args(kind):
+            raise ValueError(f"{name} is {got!r}, expected one of {', '.join(get_args(kind))}")
+    if rotary is not None:
+        height, width = rotary[0].shape[1], rotary[1].shape[1]
+        if height * width != query.shape[1]:
+            raise ValueError(
+                f"rotary tables are for a map of {height} x {width} tokens, "
+                f"but query has {query.shape[1]}"
+            )
+
+
+def linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    feature_map: FeatureMap = "elu_plus_one",
+    key_weights: KeyWeights = "uniform",
+    readout: Readout = "normalized",
+    rotary: Rotary | None = None,
+    local: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """Linear attention over all tokens of an image, at a cost linear in their number.
+
+    Args:
+        query, key, value: (B, N, heads, D), float32, float64, float16 or bfloat16. Any strides
+            with the last axis contiguous, so that a packed projection is read in place.
+        feature_map: phi, elementwise: 'elu_plus_one', 'relu', 'exp' or 'identity'.
+        key_weights: 'uniform' (w = 1) or 'global_query', RALA's N * softmax over tokens of
+            D^-0.5 mean_i(phi(q_i)) . phi(k_j) (arXiv:2411.07635, eq. 5).
+        readout: with n the normaliser and s = D^-0.5,
+            'normalized': R(phi(q)) S / (n + 1e-6);
+            'magnitude_aware': s R(phi(q)) S (1 + 1 / (s n + 1e-6)) - s n mean(v) (MALA,
+            arXiv:2507.00698, eq. 8);
+            'subtractive': s R(phi(q)) S + (1 - s n) mean(v) (InLine, arXiv:2412.06590, eq. 7).
+        rotary: tables of `rotary_tables` for a map with H * W = N; turns phi(q) and phi(k) in
+            the numerator only.
+        local: (B, N, heads, D) added to the result.
+        gate: (B, N, heads, D) multiplied with the sum.
+
+    Returns:
+        (B, N, heads, D) contiguous, in the dtype of `query`; sums are in float32 or wider.
+
+    Raises:
+        ValueError: if shapes disagree or an option is unknown.
+    """
+    _check(
+        query,
+        key,
+        value,
+        rotary,
+        local=local,
+        gate=gate,
+        feature_map=feature_map,
+        key_weights=key_weights,
+        readout=readout,
+    )
+    return reference(query, key, value, feature_map, key_weights, readout, rotary, local, gate)
