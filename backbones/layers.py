@@ -1,0 +1,63 @@
+"""Layers that several skeletons and mixers share. Maps are channels-last: (B, H, W, C)."""
+
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from ..kernels import depthwise_conv2d
+
+
+@register_notrace_module
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution of a channels-last map, size-preserving at stride 1.
+
+    Args:
+        channels: C.
+        kernel_size: k, odd.
+        activation: applied to the input first: 'gelu' or none.
+        residual: add the (activated) input to the result.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        *,
+        activation: str | None = None,
+        residual: bool = False,
+    ) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.activation = activation
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(
+            x, self.weight, self.bias, activation=self.activation, residual=self.residual
+        )
+
+
+class ConvMlp(nn.Module):
+    """Feed-forward network with a depthwise 3 x 3 convolution on its hidden width.
+
+    u = GELU(fc1(x)), u <- u + depthwise(u), fc2(u).
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.depthwise = DepthwiseConv2d(hidden_dim, 3, activation="gelu", residual=True)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.depthwise(self.fc1(x)))
+
+
+class ConvNorm(nn.Sequential):
+    """3 x 3 convolution of stride 2 and batch norm, from and to a channels-last map."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -1,0 +1,41 @@
+"""Softmax attention over all tokens (arXiv:1706.03762), through PyTorch's fused kernels."""
+
+import torch.nn.functional as F
+from timm.models import register_notrace_module
+from torch import Tensor
+
+from ...kernels import Rotary, apply_rotary
+from .projected import ProjectedMixer
+
+
+@register_notrace_module
+class Softmax(ProjectedMixer):
+    """softmax(D^-0.5 q k^T) v, with q and k rotated where the skeleton gives rotary tables."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary: Rotary | None,
+        local: Tensor | None,
+        gate: Tensor | None,
+    ) -> Tensor:
+        if rotary is not None:
+            query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        y = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        ).transpose(1, 2)
+        if local is not None:
+            y = y + local
+        return y if gate is None else y * gate
+
+
+@register_notrace_module
+class GatedSoftmax(Softmax):
+    """`Softmax` with the gate and the local branch that RAVLT and MAViT give it."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, gate: bool = True, local_kernel: int = 5
+    ) -> None:
+        super().__init__(dim, num_heads, gate=gate, local_kernel=local_kernel)

@@ -1,0 +1,127 @@
+"""How a row of the zoo becomes a model of timm."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where pretrained weights are: a file in a repository of the Hugging Face hub.
+
+    Attributes:
+        hub_id: 'owner/repository'.
+        filename: of the file in it, as its authors named it.
+        config: what differs from the family's data configuration (input_size, crop_pct, ...).
+    """
+
+    hub_id: str
+    filename: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the models of one paper on one skeleton share.
+
+    Attributes:
+        skeleton: the model class.
+        filter_fn: timm's checkpoint filter for the authors' files.
+        paper: 'arXiv:...' of the mixer.
+        origin: address of the authors' code, or none.
+        first_conv, classifier: parameter names that timm adapts.
+        config: constructor arguments common to all sizes.
+    """
+
+    skeleton: type[nn.Module]
+    filter_fn: Callable
+    paper: str | None
+    origin: str | None
+    first_conv: str
+    classifier: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the zoo.
+
+    Attributes:
+        family: what it shares with its siblings.
+        config: constructor arguments of this size.
+        weights: pretrained tags, best first.
+        top1: published top-1 accuracy on ImageNet-1K in percent at 224 px, or none.
+    """
+
+    family: Family
+    config: dict[str, Any]
+    weights: dict[str, Weights] = field(default_factory=dict)
+    top1: float | None = None
+
+
+ZOO: dict[str, Model] = {}
+
+
+def _default_cfgs(name: str, model: Model) -> dict[str, dict[str, Any]]:
+    family = model.family
+    common = {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": family.first_conv,
+        "classifier": family.classifier,
+        "paper_ids": family.paper,
+        "origin_url": family.origin,
+    }
+    if not model.weights:
+        return {name: common}
+    return {
+        f"{name}.{tag}": common
+        | {"hf_hub_id": weights.hub_id, "hf_hub_filename": weights.filename}
+        | weights.config
+        for tag, weights in model.weights.items()
+    }
+
+
+def register(module: ModuleType | str, rows: dict[str, Model]) -> None:
+    """Register every row in timm, as `module`'s, and in `ZOO`.
+
+    Args:
+        module: the module (or its name) that the models are listed under.
+        rows: models by their timm names.
+    """
+    module = sys.modules[module] if isinstance(module, str) else module
+    configs = {}
+    for name, model in rows.items():
+        configs |= _default_cfgs(name, model)
+    module.default_cfgs = generate_default_cfgs(configs)
+    for name, model in rows.items():
+        register_model(_entrypoint(module.__name__, name, model))
+    ZOO.update(rows)
+
+
+def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_model_with_cfg(
+            model.family.skeleton,
+            name,
+            pretrained,
+            pretrained_filter_fn=model.family.filter_fn,
+            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+            **(model.family.config | model.config | kwargs),
+        )
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = module
+    create.__doc__ = f"{name}: see `linsight.backbones.registry.ZOO[{name!r}]`."
+    return create

@@ -1,0 +1,381 @@
+"""The four-stage pyramid with a convolutional stem that RAVLT and MAViT share.
+
+Maps travel as (B, H, W, C), contiguous; a mixer sees them as (B, H * W, C), a free view.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import (
+    DropPath,
+    SelectAdaptivePool2d,
+    calculate_drop_path_rates,
+    to_ntuple,
+    trunc_normal_,
+)
+from timm.models import checkpoint, register_notrace_function
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ...kernels import Rotary, rotary_tables
+from ..checkpoint import check_fits, unwrap
+from ..layers import ConvMlp, ConvNorm, DepthwiseConv2d
+from ..mixers import get_mixer
+
+register_notrace_function(rotary_tables)
+
+REDUCTION = 32
+
+
+@register_notrace_function
+def check_image(x: Tensor, in_chans: int) -> None:
+    """Raise ValueError for an image that the stem and the downsampling cannot take."""
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"images have shape {tuple(x.shape)}, expected (B, {in_chans}, H, W)")
+    if x.shape[2] < REDUCTION or x.shape[3] < REDUCTION:
+        raise ValueError(
+            f"images are {x.shape[2]} x {x.shape[3]} pixels, at least {REDUCTION} x {REDUCTION} "
+            "are needed: the model divides each side by 32; resize or pad them"
+        )
+
+
+def stem(in_channels: int, channels: int) -> nn.Sequential:
+    """Four 3 x 3 convolutions with batch norm on (B, C, H, W), the first and last of stride 2."""
+    half = channels // 2
+    layers: list[nn.Module] = []
+    for i, o, stride in (
+        (in_channels, half, 2),
+        (half, half, 1),
+        (half, half, 1),
+        (half, channels, 2),
+    ):
+        layers += [nn.Conv2d(i, o, 3, stride=stride, padding=1), nn.BatchNorm2d(o), nn.GELU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class PyramidBlock(nn.Module):
+    """Conditional position, token mixer and feed-forward network, each as a residual.
+
+    x <- x + depthwise(x); x <- x + gamma1 mixer(norm1(x)); x <- x + gamma2 mlp(norm2(x)).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mixer: str,
+        mlp_ratio: float,
+        layer_scale: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.position = DepthwiseConv2d(dim, 3, residual=True)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.mixer = get_mixer(mixer)(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = ConvMlp(dim, int(mlp_ratio * dim))
+        # Of rank 4, so that weight decay, which leaves out vectors, acts on them as the authors'.
+        self.gamma1 = nn.Parameter(torch.full((1, 1, 1, dim), layer_scale))
+        self.gamma2 = nn.Parameter(torch.full((1, 1, 1, dim), layer_scale))
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
+        x = self.position(x)
+        size = x.shape[1:3]
+        y = self.mixer(self.norm1(x).flatten(1, 2), size, rotary).unflatten(1, size)
+        x = x + self.drop_path1(self.gamma1 * y)
+        return x + self.drop_path2(self.gamma2 * self.mlp(self.norm2(x)))
+
+
+class PyramidStage(nn.Module):
+    """Downsampling (but in the first stage) and blocks, which share one rotary table."""
+
+    def __init__(
+        self,
+        in_dim: int | None,
+        dim: int,
+        num_heads: int,
+        drop_paths: Sequence[float],
+        **block: Any,
+    ) -> None:
+        super().__init__()
+        self.head_dim = dim // num_heads
+        self.grad_checkpointing = False
+        self.downsample = nn.Identity() if in_dim is None else ConvNorm(in_dim, dim)
+        self.blocks = nn.ModuleList(
+            PyramidBlock(dim, num_heads, drop_path=rate, **block) for rate in drop_paths
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        rotary = rotary_tables(x.shape[1:3], self.head_dim, x.dtype, x.device)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, rotary)
+            else:
+                x = block(x, rotary)
+        return x
+
+
+class PyramidHead(nn.Module):
+    """Projection, batch norm, SiLU, pooling and classifier, from (B, H, W, C)."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, num_classes: int, pool_type: str, drop_rate: float
+    ) -> None:
+        super().__init__()
+        self.num_features = hidden_dim
+        self.projection = nn.Linear(dim, hidden_dim)
+        self.norm = nn.BatchNorm2d(hidden_dim)
+        self.drop = nn.Dropout(drop_rate)
+        self.reset(num_classes, pool_type)
+
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        """Replace the classifier, and the pooling if `pool_type` is given."""
+        if pool_type is not None:
+            self.global_pool = SelectAdaptivePool2d(
+                pool_type=pool_type, flatten=bool(pool_type), input_fmt="NHWC"
+            )
+        like = self.projection.weight
+        self.fc = (
+            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.norm(self.projection(x).permute(0, 3, 1, 2))
+        x = self.drop(self.global_pool(F.silu(x).permute(0, 2, 3, 1)))
+        return x if pre_logits else self.fc(x)
+
+
+class PyramidVisionTransformer(nn.Module):
+    """Stem, four stages at strides 4, 8, 16 and 32, and a projecting head.
+
+    Args:
+        img_size: accepted as timm's models do and checked; every size from 32 px runs.
+        in_chans: channels of the images.
+        num_classes: classes; 0 for no classifier.
+        global_pool: timm's pooling name; '' for none.
+        dims, depths, num_heads: width, blocks and heads of each stage.
+        mixer: name of the token mixer (`linsight.backbones.mixers`), one or one a stage.
+        mlp_ratio: hidden width of the feed-forward network over its width.
+        layer_scale: initial gamma of the residual branches, one or one a stage.
+        head_dim: width P of the head's projection.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+
+    Raises:
+        ValueError: for an unknown mixer or an `img_size` below 32.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        *,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        mixer: str | Sequence[str],
+        mlp_ratio: float = 3.5,
+        layer_scale: float | Sequence[float] = 1.0,
+        head_dim: int = 1024,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if img_size is not None and min(to_ntuple(2)(img_size)) < REDUCTION:
+            raise ValueError(f"img_size is {img_size}, at least {REDUCTION} is needed")
+        per_stage = to_ntuple(len(dims))
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.output_fmt = "NHWC"
+        self.num_features = dims[-1]
+        self.head_hidden_size = head_dim
+        self.stem = stem(in_chans, dims[0])
+        drop_paths = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        self.stages = nn.ModuleList()
+        self.feature_info = []
+        for i, (dim, heads, name, scale, rates) in enumerate(
+            zip(dims, num_heads, per_stage(mixer), per_stage(layer_scale), drop_paths, strict=True)
+        ):
+            self.stages.append(
+                PyramidStage(
+                    dims[i - 1] if i else None,
+                    dim,
+                    heads,
+                    rates,
+                    mixer=name,
+                    mlp_ratio=mlp_ratio,
+                    layer_scale=scale,
+                )
+            )
+            self.feature_info.append(
+                {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"}
+            )
+        self.head = PyramidHead(dims[-1], head_dim, num_classes, global_pool, drop_rate)
+        self.apply(self._init_weights)
+
+    @staticmethod
+    def _init_weights(module: nn.Module) -> None:
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names beyond vectors and biases that weight decay leaves out: none."""
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups for timm's layer decay."""
+        blocks = [
+            (r"^stages\.(\d+)\.downsample", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^head\.(projection|norm)", (99999,)),
+        ]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one, and the pooling if `global_pool` is given."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Final features and the outputs of the stages in `indices`.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: which stages: the last n for an integer, all for none.
+            norm: accepted for timm's sake; the stages end without a norm.
+            stop_early: do not compute stages after the last that is asked for.
+            output_fmt: 'NCHW' or 'NHWC', of the intermediates.
+            intermediates_only: return the list alone.
+
+        Raises:
+            ValueError: for another `output_fmt`.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'")
+        take, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        x = self.forward_stem(x)
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take:
+                intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages (and the head) that the outputs in `indices` do not need."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_head:
+            self.head = nn.Identity()
+            self.num_classes = 0
+        return take
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) to (B, ceil(H / 4), ceil(W / 4), dims[0])."""
+        check_image(x, self.in_chans)
+        return self.stem(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Unpooled features of the last stage, (B, ceil(H / 32), ceil(W / 32), num_features)."""
+        x = self.forward_stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) from features; (B, head_hidden_size) if `pre_logits`."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) from images (B, in_chans, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+
+AUTHORS_NAMES = {
+    "patch_embed.proj.": "stem.",
+    "layers.": "stages.",
+    ".pos.": ".position.",
+    ".norm1.norm.": ".norm1.",
+    ".norm2.norm.": ".norm2.",
+    ".gamma_1": ".gamma1",
+    ".gamma_2": ".gamma2",
+    ".attn.qkvo.": ".mixer.in_proj.",
+    ".attn.lepe.": ".mixer.local.",
+    ".attn.proj.": ".mixer.out_proj.",
+    ".ffn.dwconv.": ".mlp.depthwise.",
+    ".ffn.": ".mlp.",
+    ".downsample.reduction.": ".downsample.conv.",
+}
+AUTHORS_HEAD = {"proj.": "head.projection.", "norm.": "head.norm.", "head.": "head.fc."}
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint of RAVLT's or MAViT's authors, or of this library, under our names and shapes.
+
+    Raises:
+        ValueError: if it is the checkpoint of another model.
+    """
+    state_dict = unwrap(state_dict)
+    if "patch_embed.proj.0.weight" in state_dict:
+        state_dict = {
+            _our_name(name): value
+            for name, value in state_dict.items()
+            if not name.endswith(".RoPE.angle")
+        }
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    state_dict = {
+        # 1 x 1 convolutions are linear layers here, and scales stand on the last axis.
+        name: value.reshape(shapes[name])
+        if name in shapes and value.numel() == shapes[name].numel()
+        else value
+        for name, value in state_dict.items()
+    }
+    check_fits(state_dict, model)
+    return state_dict
+
+
+def _our_name(name: str) -> str:
+    for theirs, ours in AUTHORS_HEAD.items():
+        if name.startswith(theirs):
+            return ours + name[len(theirs) :]
+    for theirs, ours in AUTHORS_NAMES.items():
+        name = name.replace(theirs, ours)
+    # The authors end a stage with the downsampling that here begins the next.
+    return re.sub(
+        r"^stages\.(\d+)\.downsample", lambda m: f"stages.{int(m[1]) + 1}.downsample", name
+    )

@@ -1,0 +1,53 @@
+"""The zoo: one row a model. A new paper adds its family and its rows."""
+
+from .registry import Family, Model, Weights, register
+from .skeletons import pyramid
+from .skeletons.pyramid import PyramidVisionTransformer
+
+RALA = Family(
+    skeleton=PyramidVisionTransformer,
+    filter_fn=pyramid.checkpoint_filter_fn,
+    paper="arXiv:2411.07635",
+    origin="https://github.com/qhfan/RALA",
+    first_conv="stem.0",
+    classifier="head.fc",
+    config={"mixer": ("rala", "rala", "gated_softmax", "gated_softmax")},
+)
+
+# RAVLT and MAViT have one set of shapes, and differ in the mixer and the head.
+PYRAMID_NANO = {
+    "dims": (32, 64, 128, 192),
+    "depths": (1, 1, 2, 1),
+    "num_heads": (1, 2, 4, 6),
+    "head_dim": 512,
+}
+PYRAMID_TINY = {"dims": (64, 128, 256, 512), "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8)}
+PYRAMID_SMALL = {"dims": (64, 128, 320, 512), "depths": (3, 5, 9, 3), "num_heads": (1, 2, 5, 8)}
+PYRAMID_BASE = {
+    "dims": (96, 192, 384, 512),
+    "depths": (4, 6, 12, 6),
+    "num_heads": (1, 2, 6, 8),
+    "layer_scale": (1.0, 1.0, 1e-6, 1e-6),
+}
+PYRAMID_LARGE = {
+    "dims": (96, 192, 448, 640),
+    "depths": (4, 7, 19, 8),
+    "num_heads": (1, 2, 7, 10),
+    "layer_scale": 1e-6,
+}
+
+
+def _ravlt(letter: str) -> dict[str, Weights]:
+    return {"in1k": Weights("aldjalkdf/RAVLT", f"RAVLT_{letter}.pth")}
+
+
+register(
+    __name__,
+    {
+        "rala_vit_nano": Model(RALA, PYRAMID_NANO),
+        "rala_vit_tiny": Model(RALA, PYRAMID_TINY, _ravlt("T"), top1=82.8),
+        "rala_vit_small": Model(RALA, PYRAMID_SMALL, _ravlt("S"), top1=84.4),
+        "rala_vit_base": Model(RALA, PYRAMID_BASE, _ravlt("B"), top1=85.5),
+        "rala_vit_large": Model(RALA, PYRAMID_LARGE, _ravlt("L"), top1=85.8),
+    },
+)
