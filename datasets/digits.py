@@ -44,7 +44,7 @@ IGNORE_INDEX = 255
 
 _MARGIN = 0.5  # Cells kept around the 8x8, where the smoothed strokes fade out.
 _PADDING = 2  # Cells of paper around a digit in the atlas: the cubic kernel's reach.
-_OVERSAMPLING = 4
+_OVERSAMPLING = 4  # Atlas pixels per cell.
 _SMALLEST_DIGIT = 8  # Pixels: below one per cell the strokes fall apart.
 _VISIBLE = 0.6  # Of a digit's pixels, at least this share is never covered by later digits.
 _TRIES = 24
@@ -107,7 +107,7 @@ def digit_scene(
     seed: int = 0,
     size: int | tuple[int, int] = 64,
     digits: int | tuple[int, int] = 1,
-    digit_size: tuple[float, float] = (0.5, 0.85),
+    digit_size: tuple[float, float] = (0.55, 0.9),
     max_overlap: float = 0.05,
     clutter: int = 4,
     noise: float = 0.04,
@@ -232,9 +232,13 @@ def _atlas(split: Split) -> tuple[np.ndarray, np.ndarray]:
     images, labels = load_split(split)
     padded = np.pad(images.astype(np.float32) / 16, ((0, 0), *[(_PADDING, _PADDING)] * 2))
     side = padded.shape[1] * _OVERSAMPLING
-    fields = [cv2.resize(digit, (side, side), interpolation=cv2.INTER_CUBIC) for digit in padded]
-    # Blurred by half a cell, the staircase of the 8x8 grid becomes a pen's stroke.
-    fields = [cv2.GaussianBlur(field, (0, 0), 0.5 * _OVERSAMPLING) for field in fields]
+    fields = []
+    for digit in padded:
+        # A slight blur turns the staircase of the 8x8 grid into a pen's stroke; sharpening
+        # against a wide one opens the holes that the grid had all but filled.
+        field = cv2.resize(digit, (side, side), interpolation=cv2.INTER_CUBIC)
+        field = cv2.GaussianBlur(field, (0, 0), 0.3 * _OVERSAMPLING)
+        fields.append(field + 1.2 * (field - cv2.GaussianBlur(field, (0, 0), 1.2 * _OVERSAMPLING)))
     return np.stack(fields), labels
 
 
@@ -286,7 +290,7 @@ def _write(rng: np.random.Generator, field: np.ndarray, extent: float) -> np.nda
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
     )
     # The level at which ink ends makes the pen thin or thick; the slope, sharp or soft.
-    level, slope = rng.uniform(0.32, 0.46), rng.uniform(4, 8)
+    level, slope = rng.uniform(0.4, 0.6), rng.uniform(2, 5)
     ink = ((ink - level) * slope + 0.5).clip(0, 1)
     x1, y1, x2, y2 = _tight_box(ink > 0)
     return ink[y1:y2, x1:x2]
@@ -352,16 +356,16 @@ def _draw_distractor(
     # A third of the smallest digit at most: no reader takes it for one.
     extent = smallest * rng.uniform(0.2, 0.45)
     side = max(3, math.ceil(extent))
+    axes = side / 2 * (rng.uniform(0.4, 1, 2) if kind == 1 else np.ones(2))
+    ys, xs = np.mgrid[:side, :side] - (side - 1) / 2
+    disc = (3 * (1 - (xs / axes[0]) ** 2 - (ys / axes[1]) ** 2)).clip(0, 1).astype(np.float32)
     if kind == 1:
-        shape = np.zeros((side, side), np.float32)
-        axes = (side / 2 - 1) * rng.uniform(0.4, 1, 2)
-        ys, xs = np.mgrid[:side, :side] - (side - 1) / 2
-        shape = (1.5 - (xs / axes[0]) ** 2 - (ys / axes[1]) ** 2).clip(0, 1).astype(np.float32)
+        shape = disc
     else:
-        ink = _write(rng, fields[rng.integers(len(fields))], 2.5 * extent)
+        ink = _write(rng, fields[rng.integers(len(fields))], 3 * extent)
         h, w = ink.shape
         y, x = rng.integers(max(1, h - side + 1)), rng.integers(max(1, w - side + 1))
-        shape = ink[y : y + side, x : x + side]
+        shape = ink[y : y + side, x : x + side] * disc[: h - y, : w - x]
     h, w = shape.shape
     y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
     image[y : y + h, x : x + w] += shape[..., None] * (colour - image[y : y + h, x : x + w])
