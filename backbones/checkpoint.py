@@ -17,36 +17,35 @@ def unwrap(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def check_fits(state_dict: dict[str, Tensor], model: nn.Module) -> None:
-    """Raise unless `state_dict` has the tensors of `model`, its classifier and counters aside.
+    """Raise unless `state_dict` has the tensors of `model`.
+
+    The classifier and the channels of the first convolution are left to timm, which adapts them.
 
     Raises:
-        ValueError: with how many tensors are missing, too many or of another shape, and one each.
+        ValueError: with how many tensors are missing, unknown or of another shape, and one each.
     """
-    classifier = (
-        model.pretrained_cfg["classifier"] if hasattr(model, "pretrained_cfg") else "head.fc"
+    config = model.pretrained_cfg
+    adapted = (f"{config['classifier']}.", f"{config['first_conv']}.")
+    wanted, got = (
+        {
+            name: tuple(value.shape)
+            for name, value in tensors.items()
+            if not name.startswith(adapted) and not name.endswith("num_batches_tracked")
+        }
+        for tensors in (model.state_dict(), state_dict)
     )
-    wanted = {
-        name: tuple(value.shape)
-        for name, value in model.state_dict().items()
-        if not name.startswith(f"{classifier}.") and not name.endswith("num_batches_tracked")
-    }
-    got = {
-        name: tuple(value.shape)
-        for name, value in state_dict.items()
-        if not name.startswith(f"{classifier}.") and not name.endswith("num_batches_tracked")
-    }
     faults = []
     if missing := [name for name in wanted if name not in got]:
-        faults.append(f"{len(missing)} of {len(wanted)} tensors missing ({missing[0]}, ...)")
-    if unexpected := [name for name in got if name not in wanted]:
-        faults.append(f"{len(unexpected)} unknown ({unexpected[0]}, ...)")
-    if reshaped := [name for name in wanted if name in got and got[name] != wanted[name]]:
+        faults.append(f"{len(missing)} of its {len(wanted)} tensors missing ({missing[0]}, ...)")
+    if unknown := [name for name in got if name not in wanted]:
+        faults.append(f"{len(unknown)} unknown ({unknown[0]}, ...)")
+    if reshaped := [name for name in wanted if got.get(name, wanted[name]) != wanted[name]]:
         name = reshaped[0]
         faults.append(
             f"{len(reshaped)} of another shape ({name} is {got[name]}, expected {wanted[name]})"
         )
     if faults:
         raise ValueError(
-            f"this checkpoint is not of the model {type(model).__name__} that it is loaded into: "
+            f"the checkpoint is not of {config.get('architecture', type(model).__name__)}: "
             + "; ".join(faults)
         )

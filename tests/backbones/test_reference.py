@@ -1,0 +1,91 @@
+"""Every model with reference outputs against its authors' code, through timm's loading path.
+
+A reference is tests/reference/NAME.json (names, shapes, cases, gradient norms, under the
+authors' names) and NAME.safetensors (outputs computed in float64); weights and inputs are
+functions of their names (tests/reference/fill.py).
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from linsight.backbones import ZOO
+
+from ..reference import fill
+
+FOLDER = Path(fill.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative L2 error."""
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def reference(request, tmp_path_factory):
+    """Manifest, expected outputs and the model, loaded from a file as its authors save them."""
+    manifest = json.loads((FOLDER / f"{request.param}.json").read_text())
+    weights = {k: torch.from_numpy(v) for k, v in fill.state_dict(manifest).items()}
+    # Counters and the authors' rotary buffer, which no output depends on.
+    weights |= {name: torch.tensor(0) for name in manifest["not_filled"]}
+    path = tmp_path_factory.mktemp("weights") / "authors.pth"
+    torch.save({"model": weights, "epoch": 299}, path)
+    model = timm.create_model(
+        request.param, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
+    )
+    return manifest, load_file(FOLDER / f"{request.param}.safetensors"), model.eval()
+
+
+def run(model, manifest, case):
+    """Logits, stage outputs (B, C, H, W) and the gradient of the image."""
+    image = torch.from_numpy(fill.image(manifest, case)).requires_grad_()
+    features, stages = model.forward_intermediates(image)
+    logits = model.forward_head(features)
+    model.zero_grad()
+    logits.backward(torch.from_numpy(fill.cotangent(case, logits.shape)))
+    return logits.detach(), [stage.detach() for stage in stages], image.grad
+
+
+def test_parameters(reference):
+    manifest, _, model = reference
+    assert sum(p.numel() for p in model.parameters()) == manifest["parameters"]
+
+
+@pytest.mark.parametrize("case", ["224", "rect"])
+def test_outputs(reference, case):
+    manifest, wanted, model = reference
+    logits, stages, gradient = run(model, manifest, case)
+    limit = max(1e-5, 10 * manifest["cases"][case]["float32_error"])
+    assert error(logits, wanted[f"{case}.logits"]) < limit
+    assert [list(s.shape) for s in stages] == manifest["cases"][case]["features"]
+    for i, stage in enumerate(stages):
+        prefix = f"{case}.features.{i}"
+        assert error(stage.mean((2, 3)), wanted[f"{prefix}.channel_mean"]) < limit
+        assert error(stage.mean(1), wanted[f"{prefix}.spatial_mean"]) < limit
+    pooled = wanted[f"{case}.input_grad"]
+    assert error(F.avg_pool2d(gradient, 8), pooled) < 1e-4
+
+
+def test_gradient_norms(reference):
+    """Of every parameter, found through the filter: a reference's shapes may differ from ours."""
+    manifest, _, model = reference
+    authors = list(manifest["cases"]["224"]["grad_norms"])
+    shapes = {name: manifest["state"][name]["shape"] for name in manifest["state"]}
+    tags = {name: torch.full(shapes[name], float(i)) for i, name in enumerate(shapes)}
+    ours = {
+        name: list(shapes)[int(tag.flatten()[0])]
+        for name, tag in ZOO[model.pretrained_cfg["architecture"]]
+        .family.filter_fn(tags, model)
+        .items()
+    }
+    run(model, manifest, "224")
+    wanted = manifest["cases"]["224"]["grad_norms"]
+    got = {ours[name]: p.grad.norm().item() for name, p in model.named_parameters()}
+    assert got.keys() == set(authors)
+    assert got == pytest.approx(wanted, rel=1e-4)
