@@ -1,0 +1,47 @@
+# The folder with train/ and val/, each with one sub-folder a class. TimmDataset also takes
+# tar files, webdataset and Hugging Face data sets: name="wds/...", "hfds/...".
+data_root = "data/imagenet"
+
+train_dataloader = dict(
+    # For each GPU. The recipe's batch is 1,024 in all: 8 GPUs of 128.
+    batch_size=128,
+    num_workers=12,
+    # Workers take their seeds as they start: starting anew each epoch makes resuming exact.
+    persistent_workers=False,
+    pin_memory=True,
+    # Mixup pairs the images of a batch.
+    drop_last=True,
+    sampler=dict(type="RepeatAugSampler", num_repeats=3),
+    collate_fn=dict(type="default_collate"),
+    worker_init_fn=dict(type="torch_worker_seed"),
+    dataset=dict(
+        type="TimmDataset",
+        root=data_root,
+        split="train",
+        transform=dict(
+            input_size=224,
+            is_training=True,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            color_jitter=0.4,
+            re_prob=0.25,
+            re_mode="pixel",
+            interpolation="bicubic",
+        ),
+    ),
+)
+val_dataloader = dict(
+    batch_size=128,
+    num_workers=12,
+    pin_memory=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="default_collate"),
+    worker_init_fn=dict(type="torch_worker_seed"),
+    dataset=dict(
+        type="TimmDataset",
+        root=data_root,
+        split="validation",
+        # Resize to 256, crop the centre.
+        transform=dict(input_size=224, crop_pct=0.875, interpolation="bicubic"),
+    ),
+)
+test_dataloader = val_dataloader

@@ -1,0 +1,25 @@
+custom_imports = dict(imports=["linsight", "linsight.datasets", "linsight.heads"])
+default_scope = "mmengine"
+
+default_hooks = dict(
+    logger=dict(type="LoggerHook", interval=100),
+    checkpoint=dict(
+        type="SafeCheckpointHook", interval=1, max_keep_ckpts=2, save_best="accuracy/top1"
+    ),
+    epoch_seed=dict(type="EpochSeedHook"),
+    checked_load=dict(type="CheckedLoadHook"),
+    resume_validation=dict(type="ResumeValidationHook"),
+    data_check=dict(type="DataCheckHook"),
+    progress_bar=dict(type="ProgressBarHook"),
+    learning_curve=dict(type="LearningCurveHook"),
+    predictions=dict(type="PredictionsHook"),
+)
+
+val_evaluator = dict(type="Accuracy", topk=(1, 5))
+test_evaluator = val_evaluator
+
+env_cfg = dict(cudnn_benchmark=True)
+randomness = dict(seed=0)
+log_level = "INFO"
+load_from = None
+resume = False

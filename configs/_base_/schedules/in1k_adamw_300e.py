@@ -1,0 +1,28 @@
+# The learning rate is 5e-4 * batch / 512: 1e-3 at the batch of 1,024 that is named here, and
+# scaled by mmengine to the batch that runs (batch_size * GPUs). The floor is not scaled.
+optim_wrapper = dict(
+    type="AmpOptimWrapper",
+    loss_scale="dynamic",
+    constructor="TimmOptimWrapperConstructor",
+    optimizer=dict(opt="adamw", lr=1e-3, weight_decay=0.05),
+)
+auto_scale_lr = dict(enable=True, base_batch_size=1024)
+
+param_scheduler = [
+    # From 1e-6, in each iteration.
+    dict(type="LinearLR", start_factor=1e-3, begin=0, end=5, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        eta_min=1e-5,
+        T_max=295,
+        begin=5,
+        end=300,
+        convert_to_iter_based=True,
+    ),
+]
+
+train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+
+sync_bn = "torch"

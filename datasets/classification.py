@@ -1,0 +1,292 @@
+"""Classification data sets as mmengine trains on them: timm's readers and transforms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm.data
+import torch
+from mmengine.dist import all_reduce, get_dist_info, sync_random_seed
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS
+from PIL import Image
+from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
+from torch.utils.data import Dataset, IterableDataset
+
+from .digits import DigitClassification
+
+_SPLITS = ("train", "training", "val", "validation", "eval", "test")
+
+
+class DataError(ValueError):
+    """A data set that is missing, empty, or too damaged to train on."""
+
+
+class TransformedImages(Dataset):
+    """A data set of (PIL image, label) under a transform, which steps over corrupt images.
+
+    An image that cannot be read is replaced by the next that can, and marked in ``corrupt``.
+
+    Args:
+        read: gives the PIL image and label of an index.
+        length: how many.
+        transform: arguments of :func:`timm.data.create_transform`.
+        classes: the classes' names.
+        name_of: gives the file name of an index.
+        corrupt_tolerance: the largest share of corrupt images.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], tuple[Image.Image, int]],
+        length: int,
+        transform: dict | None,
+        classes: list[str] | None = None,
+        name_of: Callable[[int], str] = str,
+        corrupt_tolerance: float = 0.01,
+    ) -> None:
+        self.read = read
+        self.transform, self.metainfo = _transform(transform, classes)
+        self.name_of = name_of
+        self.most_corrupt = max(1, int(corrupt_tolerance * length)) if corrupt_tolerance else 0
+        # Shared with the data workers: a flag an image, not a count, needs no lock.
+        self.corrupt = torch.zeros(length, dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.corrupt)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        while True:
+            try:
+                image, label = self.read(index)
+                break
+            # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... as the format goes.
+            except Exception as error:
+                self.corrupt[index] = True
+                if self.corrupt.sum() > self.most_corrupt:
+                    raise DataError(
+                        f"{describe_corrupt(self)}, more than corrupt_tolerance allows "
+                        f"({self.most_corrupt}); the last error: {error}"
+                    ) from error
+                index = (index + 1) % len(self)
+        return self.transform(image), label
+
+
+def describe_corrupt(dataset: TransformedImages) -> str:
+    """How many images of a data set could not be read, and which."""
+    bad = dataset.corrupt.nonzero().flatten().tolist()
+    names = ", ".join(dataset.name_of(i) for i in bad[:5])
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return f"{len(bad)} of {len(dataset):,} images could not be read: {names}{more}"
+
+
+def _transform(transform: dict | None, classes: list[str] | None) -> tuple[Callable, dict]:
+    settings = dict(transform or {})
+    # What create_transform takes by default, named here for those who undo it.
+    settings.setdefault("mean", timm.data.IMAGENET_DEFAULT_MEAN)
+    settings.setdefault("std", timm.data.IMAGENET_DEFAULT_STD)
+    metainfo = {"mean": list(settings["mean"]), "std": list(settings["std"])}
+    if classes is not None:
+        metainfo["classes"] = [str(name) for name in classes]
+    return timm.data.create_transform(**settings), metainfo
+
+
+@DATASETS.register_module()
+def TimmDataset(
+    root: str,
+    name: str = "",
+    split: str = "train",
+    transform: dict | None = None,
+    corrupt_tolerance: float = 0.01,
+    class_map: str | dict | None = None,
+    **reader: Any,
+) -> Dataset:
+    """Whatever :func:`timm.data.create_dataset` reads, under timm's transform.
+
+    A folder with one sub-folder a class, or a tar of it (``name=""``), and by prefix of
+    ``name``: ``torch/`` torchvision's, ``hfds/`` and ``hfids/`` Hugging Face's, ``wds/``
+    webdataset, ``tfds/``. Streamed ones (``hfids/``, ``wds/``, ``tfds/``) bring their own
+    order: set ``sampler=None`` in the data loader.
+
+    Args:
+        root: the folder; its sub-folder of the split's name is taken if there is one.
+        name: reader and data set.
+        split: ``"train"``, ``"validation"``, or as the reader calls it.
+        transform: arguments of :func:`timm.data.create_transform`.
+        corrupt_tolerance: the largest share of images that may be unreadable; 0 for none.
+        class_map: class names to indices, a dict or a file of them.
+        **reader: further arguments of :func:`timm.data.create_dataset`.
+
+    Raises:
+        DataError: the folder is missing, holds no images or a class without images.
+    """
+    folder = not name or name == "folder"
+    if folder and not os.path.exists(root):
+        raise DataError(
+            f"data set root {root!r} does not exist: set data_root in the config, or "
+            "train_dataloader.dataset.root and val_dataloader.dataset.root"
+        )
+    try:
+        dataset = timm.data.create_dataset(
+            name, root=root, split=split, class_map=class_map or "", **reader
+        )
+    except RuntimeError as error:
+        raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
+    if isinstance(dataset, IterableDataset):
+        dataset.transform, dataset.metainfo = _transform(transform, None)
+        return dataset
+    if not isinstance(dataset, timm.data.ImageDataset):
+        classes = getattr(dataset, "classes", None)
+        return TransformedImages(
+            dataset.__getitem__, len(dataset), transform, classes, str, corrupt_tolerance
+        )
+
+    images = dataset.reader
+    if folder and os.path.isdir(root):
+        _check_folder(Path(root), split, images, mapped=bool(class_map))
+
+    def read(index: int) -> tuple[Image.Image, int]:
+        file, label, *_ = images[index]
+        with Image.open(file) as image:
+            return image.convert(dataset.input_img_mode), label
+
+    indices = getattr(images, "class_to_idx", None)
+    classes = sorted(indices, key=indices.get) if indices else None
+    return TransformedImages(
+        read, len(dataset), transform, classes, images.filename, corrupt_tolerance
+    )
+
+
+def _check_folder(root: Path, split: str, images: Any, mapped: bool) -> None:
+    taken = Path(images.root)
+    if taken == root and any((root / other).is_dir() for other in _SPLITS):
+        raise DataError(
+            f"data set root '{root}' has folders {', '.join(sorted(os.listdir(root))[:4])} "
+            f"but none for split {split!r}"
+        )
+    start = len(str(taken)) + 1
+    filled = {sample[0][start:].split(os.sep, 1)[0] for sample in images.samples}
+    empty = sorted(entry.name for entry in os.scandir(taken) if entry.is_dir())
+    empty = [name for name in empty if name not in filled]
+    # With a class map the labels do not depend on which folders have images.
+    if empty and not mapped:
+        raise DataError(
+            f"{len(empty)} class folders in '{taken}' hold no images: {', '.join(empty[:5])}"
+            f"{', ...' if len(empty) > 5 else ''}. The labels of the classes after them would "
+            "shift: fill or remove the folders, or number the classes with class_map"
+        )
+
+
+@DATASETS.register_module(name="DigitClassification")
+def digit_classification(transform: dict | None = None, **scenes: Any) -> TransformedImages:
+    """:class:`~linsight.datasets.digits.DigitClassification` under timm's transform.
+
+    Args:
+        transform: arguments of :func:`timm.data.create_transform`.
+        **scenes: arguments of the class and of
+            :func:`~linsight.datasets.digits.digit_scene`.
+    """
+    dataset = DigitClassification(**scenes)
+    return TransformedImages(
+        dataset.__getitem__, len(dataset), transform, dataset.classes, corrupt_tolerance=0
+    )
+
+
+@DATA_SAMPLERS.register_module()
+class RepeatAugSampler(TimmRepeatAugSampler):
+    """timm's repeated augmentation: each image ``num_repeats`` times an epoch, in different
+    views, and as many images fewer.
+
+    Args:
+        dataset: to draw from.
+        seed: of the order; the same on all ranks.
+        num_repeats: views of an image in an epoch.
+        selected_round: the samples of an epoch are a multiple of it.
+        selected_ratio: samples of an epoch are 1/selected_ratio of the data set a rank; 0 for
+            one over the number of ranks.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int | None = None,
+        num_repeats: int = 3,
+        selected_round: int = 256,
+        selected_ratio: int = 0,
+    ) -> None:
+        rank, ranks = get_dist_info()
+        super().__init__(
+            dataset,
+            num_replicas=ranks,
+            rank=rank,
+            num_repeats=num_repeats,
+            selected_round=selected_round,
+            selected_ratio=selected_ratio,
+        )
+        self.seed = sync_random_seed() if seed is None else seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(self.seed + epoch)
+
+
+@FUNCTIONS.register_module()
+def torch_worker_seed(worker_id: int) -> None:
+    """Leave a data worker's seeds as torch set them: from the main process's generator.
+
+    mmengine's own gives every epoch the same seeds, and so the same augmentations.
+    """
+
+
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Compare the data sets with the model before training, and report corrupt images.
+
+    Raises:
+        DataError: number or names of the classes do not agree.
+    """
+
+    def before_train(self, runner: Any) -> None:
+        loaders = {"training": runner.train_dataloader, "validation": runner.val_dataloader}
+        named = {
+            split: getattr(loader.dataset, "metainfo", {}).get("classes")
+            for split, loader in loaders.items()
+            if loader is not None
+        }
+        named = {split: classes for split, classes in named.items() if classes}
+        model = getattr(runner.model, "module", runner.model)
+        for split, classes in named.items():
+            wanted = getattr(model, "num_classes", len(classes))
+            if len(classes) != wanted:
+                raise DataError(
+                    f"the {split} data set has {len(classes)} classes, and model.num_classes is "
+                    f"{wanted}: set model.num_classes={len(classes)}"
+                )
+        if len(named) == 2 and len(set(map(tuple, named.values()))) > 1:
+            training, validation = (set(classes) for classes in named.values())
+            only = sorted(training ^ validation)[:5]
+            raise DataError(f"training and validation name other classes: {', '.join(only)}")
+
+    def after_train_epoch(self, runner: Any) -> None:
+        self._report(runner, runner.train_dataloader.dataset, "training")
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._report(runner, runner.val_dataloader.dataset, "validation")
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._report(runner, runner.test_dataloader.dataset, "test")
+
+    def _report(self, runner: Any, dataset: Any, split: str) -> None:
+        if not isinstance(dataset, TransformedImages):
+            return
+        # A rank knows of the images that it read.
+        counts = dataset.corrupt.to(torch.int32)
+        all_reduce(counts)
+        dataset.corrupt.logical_or_(counts.bool().cpu())
+        if dataset.corrupt.any():
+            runner.logger.warning(
+                f"{split} data: {describe_corrupt(dataset)}; others took their places"
+            )

@@ -1,0 +1,303 @@
+"""Checkpoints that survive: written whole or not at all, read without running code.
+
+Importing this module makes mmengine write and read every local file this way.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, does not fit, or cannot be written."""
+
+
+@register_backend("local", prefixes="", force=True)
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local files, each replaced in one step: a reader, also one after a crash or
+    a full disk, finds the old content or the new, never a part."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One name for all attempts: what a killed one left is overwritten by the next.
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            with open(beside, "wb") as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"cannot write {path}: {error.strerror}; what was there before is untouched"
+            ) from error
+        # The new name is on disk only once its folder is.
+        if hasattr(os, "O_DIRECTORY"):
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        self.put(obj.encode(encoding), filepath)
+
+
+def _history_statistic(owner: type, name: str) -> Any:
+    """`getattr` for mmengine's checkpoints, whose log histories refer to their own methods."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+        raise pickle.UnpicklingError(f"it asks for {owner!r}.{name}")
+    return getattr(owner, name)
+
+
+# Data alone: mmengine's own list also has the real getattr.
+_SAFE_GLOBALS = [
+    HistoryBuffer,
+    (_history_statistic, "builtins.getattr"),
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.int64)),
+    np._core.multiarray._reconstruct,
+    np._core.multiarray.scalar,
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+]
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
+    """Read a ``.pth`` of mmengine, of timm or of a paper's authors, or ``.safetensors``.
+
+    Nothing in the file is run.
+
+    Returns:
+        At least ``state_dict``; a checkpoint of a training run also has ``meta``,
+        ``optimizer``, ``param_schedulers``, ``message_hub``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, holds code or no weights.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            with torch.serialization.safe_globals(_SAFE_GLOBALS):
+                content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The legacy format has no end mark: only a whole pickle says what it calls.
+        call = re.search(r"(?:GLOBAL|Unsupported global:?|class) ([\w.]+)", str(error))
+        if call is None and not zipfile.is_zipfile(path):
+            raise CheckpointError(
+                f"checkpoint {path} is damaged or no checkpoint ({path.stat().st_size} bytes)"
+            ) from error
+        raise CheckpointError(
+            f"checkpoint {path} is a Python pickle that wants to run code"
+            + (f" ({call[1]})" if call else "")
+            + "; refused. Load weights as tensors alone: convert the file to safetensors "
+            "where you trust it"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is truncated or damaged ({path.stat().st_size} bytes): "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    if isinstance(content, Mapping):
+        content = dict(content)
+        if "state_dict" not in content:
+            # Where authors keep it; without any, the file is the state itself.
+            state = next((content[k] for k in ("model", "model_ema") if k in content), content)
+            content = {"state_dict": state}
+        state = content["state_dict"]
+        if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
+            return content
+    raise CheckpointError(f"checkpoint {path} holds no weights")
+
+
+@CheckpointLoader.register_scheme(prefixes="", force=True)
+def load_from_local(filename: str, map_location: Any) -> dict:
+    return read_checkpoint(filename, map_location or "cpu")
+
+
+@CheckpointLoader.register_scheme(prefixes=("http://", "https://"), force=True)
+def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None) -> dict:
+    folder = Path(model_dir or Path(torch.hub.get_dir(), "checkpoints"))
+    target = folder / filename.split("?")[0].rsplit("/", 1)[-1]
+    if is_main_process() and not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(filename, str(target))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return read_checkpoint(target, map_location or "cpu")
+
+
+def check_fit(
+    state_dict: Mapping[str, Tensor], model: torch.nn.Module, source: str, ignore: str = ""
+) -> None:
+    """Refuse weights that are not this model's.
+
+    Args:
+        state_dict: the weights.
+        model: where they are to go.
+        source: the file, for the message.
+        ignore: prefix of the weights that may be missing.
+
+    Raises:
+        CheckpointError: a weight is missing, left over, or of another shape.
+    """
+    own = model.state_dict()
+    faults = []
+    for fault, keys in (
+        (
+            "missing",
+            [k for k in own if k not in state_dict and not (ignore and k.startswith(ignore))],
+        ),
+        ("unexpected", [k for k in state_dict if k not in own]),
+    ):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            faults.append(f"{len(keys)} weights {fault} ({', '.join(keys[:3])}{more})")
+    for key, value in state_dict.items():
+        if key in own and own[key].shape != value.shape:
+            faults.append(f"{key} is {tuple(value.shape)}, the model's {tuple(own[key].shape)}")
+    if faults:
+        kept, rest = faults[:4], faults[4:]
+        raise CheckpointError(
+            f"checkpoint {source} does not fit the model of the config: {'; '.join(kept)}"
+            + (f"; and {len(rest)} more" if rest else "")
+        )
+
+
+@HOOKS.register_module()
+class CheckedLoadHook(Hook):
+    """Refuse a checkpoint of another model before mmengine loads what happens to fit.
+
+    Weights named as timm names them, without ``backbone.``, are taken too. To fine-tune on
+    other classes, ``load_from`` may differ from the model in its classifier alone; that is
+    then left out, and said so.
+    """
+
+    priority = "VERY_HIGH"
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        source = runner._load_from or find_latest_checkpoint(runner.work_dir)
+        own = model.state_dict()
+        state = {re.sub(r"^module\.", "", k): v for k, v in checkpoint["state_dict"].items()}
+        if all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):
+            state = {f"backbone.{k}": v for k, v in state.items()}
+        checkpoint["state_dict"] = state
+        if runner._resume and "optimizer" not in checkpoint:
+            raise CheckpointError(
+                f"checkpoint {source} holds weights alone, and resuming needs the optimiser too: "
+                "take an epoch_*.pth, or start from it with --cfg-options load_from=..."
+            )
+
+        classifier = _classifier_of(model)
+        shapes = {k: v.shape for k, v in state.items() if classifier and k.startswith(classifier)}
+        other = [k for k, shape in shapes.items() if k in own and own[k].shape != shape]
+        if not other:
+            check_fit(state, model, source)
+            return
+        classes = f"{shapes[other[0]][0]} classes, and the config has {own[other[0]].shape[0]}"
+        fine_tuning = not isinstance(runner._train_loop, dict | None) and not runner._resume
+        if not fine_tuning:
+            raise CheckpointError(
+                f"checkpoint {source} was trained for {classes}: set "
+                f"model.num_classes={shapes[other[0]][0]}, or take another checkpoint"
+            )
+        runner.logger.warning(f"{source} was trained for {classes}: its classifier is left out")
+        for key in shapes:
+            del state[key]
+        check_fit(state, model, source, ignore=classifier)
+
+
+def _classifier_of(model: torch.nn.Module) -> str:
+    """Prefix of the classifier's weights in a model around a timm backbone, or ''."""
+    backbone = getattr(model, "backbone", None)
+    if not hasattr(backbone, "get_classifier"):
+        return ""
+    classifier = backbone.get_classifier()
+    return next((f"{n}." for n, m in model.named_modules() if m is classifier), "")
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's hook in an order that a kill at any moment does not hurt: the new
+    checkpoint, then ``last_checkpoint``, and only then away with the old."""
+
+    def before_train(self, runner: Any) -> None:
+        super().before_train(runner)
+        if self.max_keep_ckpts > 0:
+            self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0:
+            if step not in self.keep_ckpt_ids:
+                self.keep_ckpt_ids.append(step)
+            while len(self.keep_ckpt_ids) > self.max_keep_ckpts:
+                outdated.append(self.keep_ckpt_ids.popleft())
+            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if not is_main_process():
+            return
+        AtomicLocalBackend().put_text(self.last_ckpt, Path(runner.work_dir, "last_checkpoint"))
+        for old in outdated:
+            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+
+    def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
+        if not self.save_best or len(self.key_indicators) > 1:
+            super()._save_best_checkpoint(runner, metrics)
+            return
+        # mmengine removes the best before it writes the better: hide it meanwhile.
+        previous, self.best_ckpt_path = self.best_ckpt_path, None
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            best, self.best_ckpt_path = self.best_ckpt_path, self.best_ckpt_path or previous
+        if best and previous and best != previous and is_main_process():
+            self._remove(previous)
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)

@@ -1,0 +1,164 @@
+"""Image classification on mmengine: the model around a timm backbone, and its accuracy."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import timm.data
+import timm.loss
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import METRICS, MODELS
+from torch import Tensor, nn
+
+for _loss in (
+    nn.CrossEntropyLoss,
+    timm.loss.LabelSmoothingCrossEntropy,
+    timm.loss.SoftTargetCrossEntropy,
+    timm.loss.BinaryCrossEntropy,
+):
+    if _loss.__name__ not in MODELS.module_dict:
+        MODELS.register_module(module=_loss)
+
+
+def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
+    """`timm.create_model`, whose errors name what is nearest to a misspelt name or argument.
+
+    Raises:
+        ValueError: timm knows no such model, or the model takes no such argument.
+    """
+    architecture = model_name.split(".")[0]
+    if ":" not in model_name and not timm.is_model(architecture):
+        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        raise ValueError(
+            f"model_name: timm has no model {model_name!r}"
+            + (f"; the nearest are {', '.join(nearest)}" if nearest else "")
+        )
+    try:
+        return timm.create_model(model_name, **kwargs)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in kwargs:
+            raise
+        # The class is behind timm's entry function; only a built model tells it.
+        with torch.device("meta"):
+            accepted = inspect.signature(type(timm.create_model(model_name)).__init__).parameters
+        nearest = difflib.get_close_matches(unknown[1], accepted, n=3, cutoff=0.5)
+        raise ValueError(
+            f"backbone: {model_name} takes no argument {unknown[1]!r}; "
+            f"the nearest are {', '.join(nearest or sorted(set(accepted) - {'self'}))}"
+        ) from None
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """Any timm model as mmengine trains it.
+
+    Images are taken as the data set's transform left them: normalised, float (B, C, H, W).
+
+    Args:
+        backbone: arguments of :func:`timm.create_model`, the name as ``model_name``.
+        num_classes: how many classes.
+        loss: a loss by its registered name, ``dict(type="BinaryCrossEntropy", ...)``. Without
+            one it is chosen as timm's training script does: soft-target cross-entropy under
+            Mixup, label-smoothed with ``label_smoothing``, plain otherwise.
+        mixup: arguments of :class:`timm.data.Mixup`, applied to each training batch.
+        label_smoothing: of the targets, with and without Mixup.
+        compile: compile the backbone in place; a dict holds arguments of ``torch.compile``.
+        data_preprocessor: mmengine's; by default it moves the batch to the model's device.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        num_classes: int,
+        loss: dict | None = None,
+        mixup: dict | None = None,
+        label_smoothing: float = 0.0,
+        compile: bool | dict = False,
+        data_preprocessor: dict | nn.Module | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor)
+        self.num_classes = num_classes
+        self.backbone = create_backbone(**backbone, num_classes=num_classes)
+        self.mixup = mixup and timm.data.Mixup(
+            **mixup, num_classes=num_classes, label_smoothing=label_smoothing
+        )
+        if loss is None and self.mixup:
+            loss = {"type": "SoftTargetCrossEntropy"}
+        elif loss is None:
+            loss = {"type": "CrossEntropyLoss", "label_smoothing": label_smoothing}
+        self.loss = MODELS.build(loss)
+        if compile:
+            self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
+
+    def init_weights(self) -> None:
+        """Nothing: timm initialised the model, or loaded it, when it was created."""
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
+        """Run the model in one of mmengine's modes.
+
+        Args:
+            inputs: normalised images (B, C, H, W).
+            labels: class indices (B,); needed for the loss alone.
+            mode: ``"tensor"`` gives logits (B, num_classes), ``"predict"`` a list of
+                ``dict(scores=(num_classes,))`` of probabilities, ``"loss"`` ``dict(loss=())``.
+        """
+        if mode == "loss":
+            if self.mixup:
+                inputs, labels = self._mix(inputs, labels)
+            return {"loss": self.loss(self.backbone(inputs).float(), labels)}
+        logits = self.backbone(inputs)
+        if mode == "tensor":
+            return logits
+        if mode == "predict":
+            return [{"scores": scores} for scores in logits.float().softmax(-1)]
+        raise ValueError(f"mode must be 'tensor', 'predict' or 'loss', got {mode!r}")
+
+    # Mixup draws from numpy's generator, which a compiler would replace by its own.
+    @torch.compiler.disable
+    def _mix(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if len(inputs) % 2:
+            raise ValueError(
+                f"mixup pairs the images of a batch, and this batch has {len(inputs)}: set "
+                "train_dataloader.drop_last=True and an even train_dataloader.batch_size"
+            )
+        return self.mixup(inputs, labels)
+
+
+@METRICS.register_module()
+class Accuracy(BaseMetric):
+    """Share of images whose label is among the k highest scores, in percent.
+
+    Args:
+        topk: the ks; those that are not below the number of classes are left out.
+        collect_device: where the ranks' results meet, ``"cpu"`` or ``"gpu"``.
+        prefix: of the metrics' names: ``accuracy/top1``.
+    """
+
+    default_prefix = "accuracy"
+
+    def __init__(
+        self,
+        topk: Sequence[int] = (1, 5),
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.topk = tuple(topk)
+
+    def process(self, data_batch: tuple[Tensor, Tensor], data_samples: Sequence[dict]) -> None:
+        scores = torch.stack([sample["scores"] for sample in data_samples]).cpu()
+        ks = [k for k in self.topk if k == 1 or k < scores.shape[1]]
+        labels = data_batch[1].cpu()
+        hits = scores.topk(max(ks)).indices == labels[:, None]
+        self.results += [{k: bool(hit[:k].any()) for k in ks} for hit in hits]
+
+    def compute_metrics(self, results: list[dict[int, bool]]) -> dict[str, float]:
+        return {f"top{k}": 100 * sum(hit[k] for hit in results) / len(results) for k in results[0]}

@@ -1,0 +1,58 @@
+"""timm's optimisers and parameter groups as mmengine builds them."""
+
+from __future__ import annotations
+
+import timm.optim
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from torch import nn
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TimmOptimWrapperConstructor:
+    """Build the optimiser with :func:`timm.optim.create_optimizer_v2`.
+
+    ::
+
+        optim_wrapper = dict(
+            constructor="TimmOptimWrapperConstructor",
+            optimizer=dict(opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75),
+        )
+
+    ``optimizer`` holds that function's arguments. Its rules for parameter groups apply: no
+    weight decay for tensors of rank 1 or less, for biases, and for the names that the model's
+    ``no_weight_decay()`` lists; with ``layer_decay``, layers as the model's
+    ``group_matcher()`` orders them.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        if paramwise_cfg is not None:
+            raise ValueError(
+                "optim_wrapper.paramwise_cfg belongs to mmengine's constructor; with "
+                "TimmOptimWrapperConstructor, put layer_decay and the like into "
+                "optim_wrapper.optimizer"
+            )
+        self.wrapper = dict(optim_wrapper_cfg)
+        self.optimizer = self.wrapper.pop("optimizer")
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        model = model.module if is_model_wrapper(model) else model
+        beside = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and not name.startswith("backbone.")
+        ]
+        if beside:
+            raise ValueError(
+                "TimmOptimWrapperConstructor optimises model.backbone alone, and this model has "
+                f"other parameters: {', '.join(beside[:3])}; use mmengine's constructor"
+            )
+        optimizer = timm.optim.create_optimizer_v2(model.backbone, **self.optimizer)
+        # timm's schedulers multiply by the layer's factor at each step; mmengine's keep the
+        # ratio that they find.
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
+        return OPTIM_WRAPPERS.build(
+            {"type": "OptimWrapper", **self.wrapper, "optimizer": optimizer}
+        )

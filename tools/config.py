@@ -1,0 +1,235 @@
+"""Find a config, apply what the command line changes, and check it before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+import timm.optim
+from mmengine import registry
+from mmengine.config import Config, DictAction
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from torch.utils.data import DataLoader
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+class ConfigError(ValueError):
+    """A config that is missing or says something that nothing understands."""
+
+
+def find_config(name_or_path: str | Path) -> Path:
+    """The file of a config, given by path or by the name of one that comes with linsight.
+
+    Raises:
+        ConfigError: there is none; the message has the nearest names.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known = {file.stem: file for file in CONFIGS.glob("[!_]*/*.py")}
+    if path.stem in known and path.suffix in ("", ".py") and path.parent == Path():
+        return known[path.stem]
+    raise ConfigError(
+        f"config {str(name_or_path)!r} is neither a file nor a name of linsight's"
+        f"{_nearest(path.stem, known)}"
+    )
+
+
+def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a config, apply ``key=value`` overrides, and check every name in it.
+
+    Args:
+        name_or_path: as :func:`find_config` takes it.
+        overrides: as OpenMMLab writes them after ``--cfg-options``:
+            ``model.num_classes=10``, ``param_scheduler.0.end=2``, ``a.b=[1,2]``.
+
+    Raises:
+        ConfigError: a file, key, argument, type or model is unknown; the message has the
+            nearest names.
+    """
+    path = find_config(name_or_path)
+    try:
+        config = Config.fromfile(path)
+    except (SyntaxError, FileNotFoundError, ImportError) as error:
+        raise ConfigError(f"config {path}: {error}") from error
+    if options := dict(map(_parse_override, overrides)):
+        for key in {option.split(".")[0] for option in options} - config.keys() - _TOP_LEVEL:
+            near = _nearest(key, config.keys() | _TOP_LEVEL)
+            raise ConfigError(f"--cfg-options {key}: the config has no such key{near}")
+        # A new key further down is right wherever what is built there takes it as an argument,
+        # and that check comes below.
+        try:
+            config.merge_from_dict(options)
+        except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
+            # mmengine appends the whole list that an index exceeds.
+            reason = str(error).strip("\"'").split(" of list")[0]
+            raise ConfigError(f"--cfg-options {' '.join(options)}: {reason}") from error
+    check_config(config)
+    return config
+
+
+def _parse_override(word: str) -> tuple[str, Any]:
+    key, equals, value = word.partition("=")
+    if not (equals and key):
+        raise ConfigError(f"--cfg-options takes key=value, got {word!r}")
+    return key, DictAction._parse_iterable(value)
+
+
+# What takes the arguments of a dict that has no type, by its place.
+_LOADER = (DataLoader, {"dataset", "sampler", "batch_sampler", "num_batch_per_epoch"})
+_UNTYPED: dict[str, tuple[Callable, set[str]]] = {
+    "train_dataloader": _LOADER,
+    "val_dataloader": _LOADER,
+    "test_dataloader": _LOADER,
+    "train_cfg": (EpochBasedTrainLoop, {"by_epoch"}),
+    "val_cfg": (ValLoop, set()),
+    "test_cfg": (TestLoop, set()),
+    "auto_scale_lr": (dict, {"enable", "base_batch_size"}),
+    "randomness": (Runner.set_randomness, set()),
+    "env_cfg": (dict, {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"}),
+    "optim_wrapper": (OptimWrapper, {"constructor", "paramwise_cfg"}),
+    "model.mixup": (timm.data.Mixup, set()),
+    "transform": (timm.data.create_transform, set()),
+}
+# What a registry's builder takes out before the class sees the arguments.
+_BUILDER = {
+    "hook": {"priority"},
+    "parameter scheduler": {"convert_to_iter_based"},
+    "optim_wrapper": {"constructor", "paramwise_cfg"},
+}
+# The arguments of mmengine's Runner, and what it reads from the config besides.
+_TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | {
+    "compile",
+    "sync_bn",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "activation_checkpointing",
+    "efficient_conv_bn_eval",
+    "custom_imports",
+    "runner_type",
+    "default_scope",
+    "strategy",
+}
+
+
+def check_config(config: Config) -> None:
+    """Check every name in a config against what would be built from it.
+
+    * A ``type`` has to be registered, and takes no arguments but its own; so do dicts without
+      a type whose place tells what they configure.
+    * A backbone's ``model_name`` has to be one of timm's.
+    * A top-level key that no one reads is a user's own variable, unless it looks like a
+      misspelt one.
+
+    Raises:
+        ConfigError: something is unknown; the message has its path and the nearest names.
+    """
+    for key in config:
+        near = difflib.get_close_matches(key, _TOP_LEVEL, n=1, cutoff=0.85)
+        if near and key not in _TOP_LEVEL:
+            raise ConfigError(f"config key {key!r} is nobody's; did you mean {near[0]!r}?")
+    for path, node in _dicts(config):
+        _check_dict(path, node)
+
+
+def _check_dict(path: str, node: Mapping) -> None:
+    if "model_name" in node and "type" not in node:
+        _check_model_name(path, node["model_name"])
+    if "type" in node:
+        place = _find_type(path, node["type"])
+    elif path == "train_cfg" and not node.get("by_epoch", True):
+        place = IterBasedTrainLoop, {"by_epoch"}
+    elif path == "optim_wrapper.optimizer" and "opt" in node:
+        place = _timm_optimizer(path, node["opt"])
+    else:
+        place = _UNTYPED.get(path) or _UNTYPED.get(path.rsplit(".", 1)[-1])
+    if place is None:
+        return
+    built, extras = place
+    names, anything = _accepts(built)
+    names = names | extras
+    if anything:
+        return
+    for key in node:
+        if key not in names | {"type", "_scope_", "_delete_"}:
+            raise ConfigError(
+                f"{path}.{key}: {built.__qualname__} takes no {key!r}{_nearest(key, names)}"
+            )
+
+
+def _check_model_name(path: str, name: str) -> None:
+    # A name with a scheme, hf-hub:..., is somebody else's to know.
+    if ":" not in name and not timm.is_model(name):
+        near = _nearest(name, timm.list_models())
+        raise ConfigError(f"{path}.model_name: timm has no model {name!r}{near}")
+
+
+def _timm_optimizer(path: str, name: str) -> tuple[Callable, set[str]]:
+    try:
+        optimizer = timm.optim.get_optimizer_class(name.split("_")[-1], bind_defaults=False)
+    except ValueError:
+        near = _nearest(name, timm.optim.list_optimizers())
+        raise ConfigError(f"{path}.opt: timm has no optimizer {name!r}{near}") from None
+    return optimizer, _accepts(timm.optim.create_optimizer_v2)[0] - {"kwargs"}
+
+
+def _find_type(path: str, kind: Any) -> tuple[Callable, set[str]] | None:
+    """What a type builds and the arguments that its registry takes besides, if it is ours."""
+    if not isinstance(kind, str):
+        return kind, set()
+    scope = kind.rpartition(".")[0]
+    known: set[str] = set()
+    for held in _registries():
+        if (built := held.get(kind)) is not None:
+            return built, _BUILDER.get(held.name, set())
+        known.update(held.module_dict)
+    if scope:
+        return None
+    raise ConfigError(f"{path}.type: nothing is registered as {kind!r}{_nearest(kind, known)}")
+
+
+def _registries() -> Iterator[registry.Registry]:
+    for value in vars(registry).values():
+        if isinstance(value, registry.Registry):
+            yield value
+
+
+def _accepts(built: Callable) -> tuple[set[str], bool]:
+    """Names of the arguments that something takes, and whether it takes any name."""
+    if not inspect.isclass(built):
+        parameters = inspect.signature(built).parameters.values()
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        return {p.name for p in parameters} - {"self"}, anything
+    names: set[str] = set()
+    # What **kwargs passes on goes to the next class in line.
+    for owner in built.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        own, anything = _accepts(owner.__init__)
+        names |= own
+        if not anything:
+            return names, False
+    return names, built is not dict
+
+
+def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, Mapping]]:
+    if isinstance(node, Config | Mapping):
+        if path:
+            yield path, node
+        for key, value in node.items():
+            yield from _dicts(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for index, value in enumerate(node):
+            yield from _dicts(value, f"{path}.{index}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return f"; the nearest are {', '.join(near)}" if near else ""

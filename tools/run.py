@@ -1,0 +1,104 @@
+"""What `train` and `test` share: mmengine's runner on this machine, and errors in one line."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+from linsight.datasets.classification import DataError
+from linsight.heads.checkpoint import CheckpointError
+from linsight.heads.hooks import ProgressBarHook
+from linsight.tools.config import ConfigError, load_config
+
+Launcher = Literal["none", "pytorch", "slurm", "mpi"]
+
+# Said by mmengine, timm or torch of their own doings: nothing that a user could change.
+_NOT_FOR_USERS = (
+    r".*no metainfo.*",
+    r".*Exp name: .*",
+    r"Saving checkpoint at .*",
+    r"Checkpoints will be saved to .*",
+    r"Distributed training is not used.*",
+    r"Hooks will be executed.*",
+    r"Auto resumed from the latest checkpoint None.*",
+    r"Did not find last_checkpoint.*",
+    r"The previous best checkpoint .*",
+    r"Loads checkpoint by .*",
+    r"Load checkpoint from .*",
+    r".*\"FileClient\" will be deprecated.*",
+    r".*\"HardDiskBackend\" is the alias.*",
+)
+
+
+class QuietRunner(Runner):
+    """mmengine's runner that shows a user what concerns the run; the log file has the rest."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_concerns_user)
+                handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        return logger
+
+
+def _concerns_user(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    # The environment, the config and the hooks come as one message of many lines.
+    return "\n" not in text and not any(re.match(p, text) for p in _NOT_FOR_USERS)
+
+
+def build_runner(
+    config: str | Path,
+    overrides: list[str],
+    work_dir: Path | None,
+    launcher: Launcher = "none",
+    adapt: Callable[[Config], None] = lambda config: None,
+) -> Runner:
+    """Read and check a config and build mmengine's runner from it, for this machine.
+
+    Args:
+        config: name or path.
+        overrides: ``key=value`` words.
+        work_dir: where the results go; by default ``work_dirs/`` and the config's name.
+        launcher: of the processes of a distributed run.
+        adapt: changes the config before the runner is built.
+    """
+    cfg = load_config(config, overrides)
+    cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem))
+    cfg.launcher = launcher
+    adapt(cfg)
+    wrapper = cfg.get("optim_wrapper", {})
+    if wrapper.get("type") == "AmpOptimWrapper" and not torch.cuda.is_available():
+        print("No GPU found: training in float32 on the CPU", file=sys.stderr)
+        wrapper.type = "OptimWrapper"
+        wrapper.pop("loss_scale", None)
+        wrapper.pop("dtype", None)
+    return QuietRunner.from_cfg(cfg)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Print an error that a user can mend as one line and leave with exit code 1.
+
+    A fault of the program itself keeps its traceback.
+    """
+    warnings.filterwarnings("ignore", module=r"(mmengine|timm|torch)\b")
+    try:
+        yield
+    except (ConfigError, DataError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

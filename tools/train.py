@@ -1,0 +1,65 @@
+"""Train what a config describes: `linsight train CONFIG`, or `python tools/train.py CONFIG`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from mmengine.config import Config
+
+from linsight.tools.run import build_runner, plain_errors
+
+
+def train(
+    config: Annotated[str, typer.Argument(help="Name of one of linsight's configs, or a path.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Further words after --cfg-options."),
+    ] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where the results go; default: work_dirs/<config>.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the last checkpoint in the work dir, or from the file named after it.",
+        ),
+    ] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision; needs a GPU.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the backbone.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log for TensorBoard as well.")
+    ] = False,
+    launcher: Annotated[
+        Literal["none", "pytorch", "slurm", "mpi"],
+        typer.Option(help="What started the processes of a distributed run."),
+    ] = "none",
+    cfg_options: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Change the config: a.b=1 c=2 ..."),
+    ] = None,
+) -> None:
+    """Train; weights, logs and figures go to the work dir."""
+    words = words or []
+    # OpenMMLab's `--resume [CKPT]`: the one word that is no KEY=VALUE.
+    checkpoints = [word for word in words if resume and "=" not in word]
+    overrides = [*(cfg_options or []), *(word for word in words if word not in checkpoints)]
+
+    def adapt(cfg: Config) -> None:
+        cfg.resume = resume or cfg.get("resume", False)
+        if checkpoints:
+            cfg.load_from = checkpoints[-1]
+        if amp and cfg.optim_wrapper.get("type") != "AmpOptimWrapper":
+            cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+        if compile:
+            cfg.model.compile = True
+        if tensorboard:
+            backends = [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}]
+            cfg.visualizer = {"type": "Visualizer", "vis_backends": backends}
+
+    with plain_errors():
+        build_runner(config, overrides, work_dir, launcher, adapt).train()
+
+
+if __name__ == "__main__":
+    typer.run(train)
