@@ -1,4 +1,4 @@
-"""Draw the digit scenes: ``python -m linsight.datasets.digits_figure docs/assets/digit_scenes.png``."""
+"""Draw the digit scenes: ``python -m linsight.datasets.digits_figure [PNG]``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from .digits import DETECTION, Scene, digit_scene
 
 def draw_digit_scenes(path: str | Path) -> None:
     """Write a picture of what the scenes train: classes; boxes and masks; semantic masks.
+
+    They are drawn without their noise, which a PNG cannot compress.
 
     Args:
         path: the PNG to write, 1200 px wide.
@@ -27,7 +29,7 @@ def draw_digit_scenes(path: str | Path) -> None:
     palette = np.array(
         [(0.09, 0.1, 0.13), *_tab10()]  # Background, then the digits 0 to 9.
     )
-    figure = Figure(figsize=(12, 7.55), dpi=100, facecolor="white")
+    figure = Figure(figsize=(12, 6.85), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     rows = figure.add_gridspec(
         3,
@@ -35,9 +37,9 @@ def draw_digit_scenes(path: str | Path) -> None:
         height_ratios=[1.12, 2.12, 2.12],
         left=0.012,
         right=0.988,
-        top=0.94,
+        top=0.93,
         bottom=0.06,
-        hspace=0.2,
+        hspace=0.14,
     )
 
     def axes(row: int, columns: int, title: str) -> list:
@@ -46,12 +48,12 @@ def draw_digit_scenes(path: str | Path) -> None:
         for cell in cells:
             cell.set_axis_off()
         cells[0].set_title(
-            title, loc="left", fontsize=12, fontweight="bold", pad=20 if row == 0 else 6
+            title, loc="left", fontsize=12, fontweight="bold", pad=21 if row == 0 else 6
         )
         return cells
 
     for index, cell in enumerate(axes(0, 10, "Classification")):
-        scene = digit_scene(index, "train", size=96)
+        scene = digit_scene(index, "train", size=128, noise=0)
         cell.imshow(scene.image)
         cell.text(
             0.5, 1.04, str(scene.labels[0]), transform=cell.transAxes, ha="center", fontsize=12
@@ -83,7 +85,7 @@ def draw_digit_scenes(path: str | Path) -> None:
     )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs={"optimize": True})
 
 
 def _tab10() -> list[tuple[float, float, float]]:
@@ -94,13 +96,13 @@ def _tab10() -> list[tuple[float, float, float]]:
 
 def _crowd(index: int) -> Scene:
     settings = {**DETECTION, "size": (208, 288), "digits": (6, 9), "digit_size": (0.22, 0.42)}
-    return digit_scene(index, "train", seed=5, **settings)
+    return digit_scene(index, "train", seed=5, noise=0, **settings)
 
 
 def _tinted(scene: Scene, palette: np.ndarray) -> np.ndarray:
     """The image with each instance washed in its class's colour."""
     colours = palette[scene.semantic] * 255
-    weight = 0.55 * (scene.semantic > 0)[..., None]
+    weight = 0.5 * (scene.semantic > 0)[..., None]
     return (scene.image * (1 - weight) + colours * weight).astype(np.uint8)
 
 

@@ -1,12 +1,11 @@
-"""The digit data sets under mmengine's registry.
+"""The segmentation of digit scenes under mmengine's registry.
 
 In a config: ``custom_imports = dict(imports=["linsight.datasets.digits_mmengine"])``, then
-``dataset=dict(type="DigitClassification", split="train", transform=...)``.
+``dataset=dict(type="DigitSegmentation", split="train")``.
 """
 
 from mmengine.registry import DATASETS
 
-from .digits import DigitClassification, DigitSegmentation
+from .digits import DigitSegmentation
 
-for dataset in (DigitClassification, DigitSegmentation):
-    DATASETS.register_module(module=dataset)
+DATASETS.register_module(module=DigitSegmentation)
