@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import deque
@@ -109,17 +110,14 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
             with torch.serialization.safe_globals(_SAFE_GLOBALS):
                 content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        # The legacy format has no end mark: only a whole pickle says what it calls.
-        call = re.search(r"(?:GLOBAL|Unsupported global:?|class) ([\w.]+)", str(error))
-        if call is None and not zipfile.is_zipfile(path):
+        calls = _foreign_names(path)
+        if not calls:
             raise CheckpointError(
                 f"checkpoint {path} is damaged or no checkpoint ({path.stat().st_size} bytes)"
             ) from error
         raise CheckpointError(
-            f"checkpoint {path} is a Python pickle that wants to run code"
-            + (f" ({call[1]})" if call else "")
-            + "; refused. Load weights as tensors alone: convert the file to safetensors "
-            "where you trust it"
+            f"checkpoint {path} is a Python pickle that wants to run code ({', '.join(calls[:3])}), "
+            "and is refused: take its weights as .safetensors, or as tensors alone"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(
@@ -136,6 +134,29 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
         if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
             return content
     raise CheckpointError(f"checkpoint {path} holds no weights")
+
+
+def _foreign_names(path: Path) -> list[str]:
+    """What a pickle would import and call, apart from data; read, not run."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
+            content = archive.read(name) if name else b""
+    else:
+        content = path.read_bytes()
+    names: list[str] = []
+    strings: list[str] = []
+    try:
+        for opcode, value, _ in pickletools.genops(content):
+            if opcode.name == "GLOBAL":
+                names.append(value.replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                names.append(".".join(strings[-2:]))
+            elif isinstance(value, str):
+                strings.append(value)
+    except Exception:  # It ends early, or is no pickle: what was found until there counts.
+        pass
+    return [name for name in names if not name.startswith(("torch.", "collections.", "numpy."))]
 
 
 @CheckpointLoader.register_scheme(prefixes="", force=True)

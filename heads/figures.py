@@ -79,10 +79,11 @@ def draw_learning_curve(
     left.plot(epochs[::thin], losses[::thin], color="#9ec5e8", linewidth=0.7)
     if whole:
         means = losses[:whole].reshape(-1, epoch_length).mean(1)
-        left.plot(np.arange(1, len(means) + 1), means, marker=".", **_STYLE)
+        left.plot(np.arange(1, len(means) + 1), means, marker=".", label="mean of epoch", **_STYLE)
+        left.legend(frameon=False)
         # The first iterations of a training would flatten the rest.
         left.set_ylim(*_span(losses, means))
-    left.set_title("Training loss (each iteration, epoch's mean)")
+    left.set_title("Training loss")
 
     middle.set_title(f"Validation {name.replace('/', ' ')} (%)")
     if metric:
@@ -172,8 +173,10 @@ class PredictionsHook(Hook):
         if not is_main_process():
             return
         room = self.rows * self.columns
-        wrong = self.wrong[: max(self.columns, room - len(self.right))]
-        right = self.right[: room - self.columns if wrong else room]
+        # At least the last row for the wrong ones, more where there are few right ones.
+        right = self.right[: room - self.columns * bool(self.wrong)]
+        rows = -(-len(right) // self.columns)
+        wrong = self.wrong[: room - rows * self.columns]
         path = Path(runner.work_dir, "predictions.png")
         draw_predictions(
             right,
@@ -203,9 +206,7 @@ def draw_predictions(
     mean, std = (torch.tensor(metainfo.get(k, v)) for k, v in (("mean", [0.0]), ("std", [1.0])))
     right_rows, wrong_rows = (-(-len(part) // columns) for part in (right, wrong))
     rows = max(1, right_rows + wrong_rows)
-    longest = max((len(str(c)) for c in classes), default=0) if classes else 4
-    wide = min(2.2, max(1.15, 0.085 * 2 * longest))
-    figure = Figure(figsize=(wide * columns, 1.4 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.25 * columns, 1.6 * rows + 0.5), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -217,11 +218,12 @@ def draw_predictions(
         image, label, guess = cell
         picture = image.float() * std[:, None, None] + mean[:, None, None]
         axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
-        guess_name, label_name = (_short(classes[i]) if classes else i for i in (guess, label))
+        names = [_short(classes[i] if classes else i) for i in (guess, label)]
         if guess == label:
-            axes.set_title(guess_name, fontsize=9, pad=3)
+            axes.set_title(names[0], fontsize=9, pad=3)
             continue
-        axes.set_title(f"{guess_name} (is {label_name})", fontsize=9, pad=3, color=_WRONG)
+        between = " " if len("".join(names)) < 8 else "\n"
+        axes.set_title(f"{names[0]}{between}(is {names[1]})", fontsize=9, pad=3, color=_WRONG)
         axes.axis("on")
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():
@@ -229,6 +231,6 @@ def draw_predictions(
     return figure
 
 
-def _short(name: Any, most: int = 14) -> str:
+def _short(name: Any, most: int = 15) -> str:
     name = str(name)
     return name if len(name) <= most else name[: most - 1] + "…"

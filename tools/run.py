@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 import sys
@@ -14,13 +13,11 @@ from typing import Any, Literal
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from linsight.datasets.classification import DataError
 from linsight.heads.checkpoint import CheckpointError
-from linsight.heads.hooks import ProgressBarHook
 from linsight.tools.config import ConfigError, load_config
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
@@ -41,6 +38,8 @@ _NOT_FOR_USERS = (
     r".*\"FileClient\" will be deprecated.*",
     r".*\"HardDiskBackend\" is the alias.*",
 )
+
+_MMENGINES = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 
 
 class QuietRunner(Runner):
@@ -81,7 +80,11 @@ def build_runner(
     cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem))
     cfg.launcher = launcher
     adapt(cfg)
-    wrapper = cfg.get("optim_wrapper", {})
+    # mmengine takes None, "without this hook", for its own alone.
+    hooks = cfg.get("default_hooks", {})
+    for name in [name for name, hook in hooks.items() if hook is None and name not in _MMENGINES]:
+        del hooks[name]
+    wrapper = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper" and not torch.cuda.is_available():
         print("No GPU found: training in float32 on the CPU", file=sys.stderr)
         wrapper.type = "OptimWrapper"

@@ -1,0 +1,123 @@
+"""Checkpoints: written whole or not at all, read without running code, refused when foreign."""
+
+import errno
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from mmengine.fileio import get_file_backend
+from mmengine.logging import MessageHub
+from mmengine.runner import save_checkpoint
+from torch import nn
+
+from linsight.heads.checkpoint import CheckpointError, check_fit, read_checkpoint
+
+STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)}
+
+
+class TestWriting:
+    def test_full_disk_leaves_the_old_file(self, tmp_path, monkeypatch):
+        path = tmp_path / "epoch_1.pth"
+        save_checkpoint({"state_dict": STATE}, str(path))
+        before = path.read_bytes()
+
+        def full(fd):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"epoch_1.pth: No space left on device.*before"):
+            save_checkpoint({"state_dict": {}}, str(path))
+        assert path.read_bytes() == before
+        assert os.listdir(tmp_path) == ["epoch_1.pth"]
+
+    def test_a_part_is_never_under_the_name(self, tmp_path, monkeypatch):
+        path = tmp_path / "last_checkpoint"
+        backend = get_file_backend(str(path))
+        backend.put_text("old", path)
+        seen = []
+        monkeypatch.setattr(os, "fsync", lambda fd: seen.append(path.read_text()))
+        backend.put_text("new", path)
+        assert seen[0] == "old"
+        assert path.read_text() == "new"
+
+
+class TestReading:
+    def test_mmengines_with_its_log_history(self, tmp_path):
+        hub = MessageHub.get_instance("test_reading")
+        hub.update_scalar("train/loss", 0.5)
+        hub.update_info("epoch", 3)
+        path = tmp_path / "a.pth"
+        save_checkpoint({"state_dict": STATE, "message_hub": hub.state_dict()}, str(path))
+        content = read_checkpoint(path)
+        assert torch.equal(content["state_dict"]["weight"], STATE["weight"])
+        history = content["message_hub"]["log_scalars"]["train/loss"]
+        assert history.data[0].tolist() == [0.5]
+        assert history.mean() == 0.5
+
+    @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}])
+    def test_bare_weights_and_the_authors(self, tmp_path, wrap):
+        torch.save(wrap(STATE), tmp_path / "a.pth")
+        assert torch.equal(read_checkpoint(tmp_path / "a.pth")["state_dict"]["bias"], STATE["bias"])
+
+    def test_safetensors(self, tmp_path):
+        path = tmp_path / "a.safetensors"
+        safetensors.torch.save_file(STATE, path)
+        assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], STATE["weight"])
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_code_is_refused_and_not_run(self, tmp_path, zipped):
+        class Payload:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "ran"),)
+
+        path = tmp_path / "a.pth"
+        if zipped:
+            torch.save({"state_dict": STATE, "x": Payload()}, path)
+        else:
+            path.write_bytes(pickle.dumps({"state_dict": STATE, "x": Payload()}))
+        with pytest.raises(CheckpointError, match=r"a.pth is a Python pickle .*code.*safetensors"):
+            read_checkpoint(path)
+        assert not (tmp_path / "ran").exists()
+
+    def test_getattr_reaches_log_statistics_alone(self, tmp_path):
+        class Reach:
+            def __reduce__(self):
+                return getattr, (torch.Tensor, "__init__")
+
+        path = tmp_path / "a.pth"
+        torch.save({"state_dict": STATE, "x": Reach()}, path)
+        with pytest.raises(CheckpointError, match="a.pth"):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+    @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+    def test_truncated(self, tmp_path, suffix, kept):
+        path = tmp_path / f"a.{suffix}"
+        if suffix == "pth":
+            torch.save({"state_dict": STATE}, path)
+        else:
+            safetensors.torch.save_file(STATE, path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(kept * len(whole))])
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_checkpoint(path)
+
+    def test_no_weights_and_no_file(self, tmp_path):
+        torch.save({"meta": 1}, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match="no weights"):
+            read_checkpoint(tmp_path / "a.pth")
+        with pytest.raises(FileNotFoundError, match="b.pth does not exist"):
+            read_checkpoint(tmp_path / "b.pth")
+
+
+def test_fit_names_what_differs():
+    model = nn.Linear(3, 2)
+    check_fit(STATE, model, "x.pth")
+    with pytest.raises(CheckpointError, match=r"x.pth .*1 weights missing \(bias\)"):
+        check_fit({"weight": STATE["weight"]}, model, "x.pth")
+    with pytest.raises(CheckpointError, match=r"1 weights unexpected \(scale\)"):
+        check_fit({**STATE, "scale": STATE["bias"]}, model, "x.pth")
+    with pytest.raises(CheckpointError, match=r"weight is \(2, 3\), the model's \(4, 3\)"):
+        check_fit(STATE, nn.Linear(3, 4), "x.pth")

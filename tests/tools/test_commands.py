@@ -1,0 +1,221 @@
+"""predict, export, models and info, as a user calls them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from linsight.tools import main, models
+from linsight.tools.config import load_config
+from linsight.tools.model import class_names, open_model
+
+from ..backbones.conftest import lively
+
+
+@pytest.fixture(scope="module")
+def app():
+    main.mount()
+    return main.app
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A training checkpoint of the demonstration's model, without the training."""
+    model = lively(timm.create_model("rala_vit_nano", num_classes=10))
+    meta = {
+        "cfg": load_config("rala_vit_nano_digits").pretty_text,
+        "dataset_meta": {"classes": [f"digit {i}" for i in range(10)]},
+    }
+    state = {f"backbone.{name}": value for name, value in model.state_dict().items()}
+    path = tmp_path_factory.mktemp("run") / "epoch_5.pth"
+    torch.save({"meta": meta, "state_dict": state}, path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("wide.png", (70, 130)), ("grey.jpg", (64, 64)), ("tiny.png", (8, 9))):
+        image = Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8))
+        (image.convert("L") if name == "grey.jpg" else image).save(folder / name)
+    return folder
+
+
+def run(app, *words):
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+def test_open_a_training_checkpoint(checkpoint):
+    model = open_model(checkpoint)
+    assert model.pretrained_cfg["input_size"] == (3, 64, 64)
+    assert class_names(model)[3] == "digit 3"
+    wanted = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert torch.equal(model.head.fc.weight, wanted["backbone.head.fc.weight"])
+
+
+def test_predict(app, checkpoint, pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"no picture")
+    result = run(app, "predict", checkpoint, pictures, "--out", tmp_path / "out", "--topk", 2)
+    assert result.exit_code == 0, result.output
+    assert "1 of 4 pictures could not be read" in result.output
+    drawings = sorted(p.name for p in (tmp_path / "out").glob("*.png"))
+    assert drawings == ["grey.png", "tiny.png", "wide.png"]
+    lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 2
+    assert lines[0] == "picture,class,probability"
+
+    model = open_model(checkpoint)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    with torch.inference_mode():
+        scores = model(transform(Image.open(pictures / "wide.png"))[None])[0].softmax(-1)
+    name, share = next(line for line in lines if "wide" in line).split(",")[1:]
+    assert name == f"digit {scores.argmax()}"
+    assert float(share) == pytest.approx(scores.max().item(), abs=1e-4)
+
+
+def test_predict_without_a_readable_picture(app, checkpoint, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"")
+    result = run(app, "predict", checkpoint, tmp_path / "broken.png", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no picture could be read" in result.output
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("rala_vit_tinny", "nearest models are rala_vit_tiny"),
+        ("no/such/file.pth", "neither a file nor a model"),
+    ],
+)
+def test_an_unknown_model(app, pictures, source, message):
+    result = run(app, "predict", source, pictures)
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_export_round_trip(app, checkpoint, tmp_path):
+    folder = tmp_path / "digits"
+    result = run(app, "export", checkpoint, "--out", folder)
+    assert result.exit_code == 0, result.output
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "rala_vit_nano"
+    assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
+    assert config["label_names"][7] == "digit 7"
+    original = open_model(checkpoint)
+    overlay = {"file": str(folder / "model.safetensors"), "num_classes": 10}
+    x = torch.randn(2, 3, 64, 64)
+    for loaded in (
+        open_model(folder),
+        open_model(folder / "model.safetensors"),
+        timm.create_model(
+            "rala_vit_nano", pretrained=True, num_classes=10, pretrained_cfg_overlay=overlay
+        ).eval(),
+    ):
+        assert torch.equal(loaded(x), original(x))
+    assert class_names(open_model(folder))[7] == "digit 7"
+
+
+@pytest.mark.parametrize(("to", "name"), [("onnx", "model.onnx"), ("torch", "model.pt2")])
+def test_export_programs(app, checkpoint, tmp_path, to, name):
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    result = run(app, "export", checkpoint, "--to", to, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "largest relative difference" in result.output
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_failed_export_leaves_what_was_there(app, checkpoint, tmp_path, monkeypatch):
+    run(app, "export", checkpoint, "--out", tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("linsight.tools.export.save_for_hf", full_disk)
+    result = run(app, "export", checkpoint, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "No space left" in result.output
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_wrong_export_is_not_written(app, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "linsight.tools.export.timm.create_model",
+        lambda *_, **__: lambda images: torch.zeros(len(images), 10),
+    )
+    result = run(app, "export", checkpoint, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "differs by" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_authors_checkpoint_needs_a_name(app, tmp_path):
+    torch.save(timm.create_model("rala_vit_nano").state_dict(), tmp_path / "w.pth")
+    result = run(app, "export", tmp_path / "w.pth", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "--model NAME" in result.output
+    result = run(
+        app, "export", tmp_path / "w.pth", "--model", "rala_vit_nano", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    result = run(app, "export", tmp_path / "w.pth", "--model", "rala_vit_tiny")
+    assert result.exit_code == 1
+    assert "not of rala_vit_tiny" in result.output
+
+
+def test_models(app):
+    result = run(app, "models", "rala_vit_[nt]*")
+    assert result.exit_code == 0
+    assert "rala_vit_nano" in result.output
+    assert "82.8" in result.output
+    assert run(app, "models", "rula*").exit_code == 1
+
+
+def test_multiply_adds_are_near_the_published():
+    """The paper rounds to 2.4 and 4.6 G, and does not say what it counts."""
+    assert models.count("rala_vit_tiny")[1] == pytest.approx(2.4e9, rel=0.05)
+    assert models.count("rala_vit_small")[1] == pytest.approx(4.6e9, rel=0.05)
+
+
+def test_info(app):
+    result = run(app, "info")
+    assert torch.__version__.split("+")[0] in result.output
+    assert "linsight[train]" in result.output
+
+
+def test_without_the_training_packages():
+    """A message that says what to install, and the commands that need nothing still run."""
+    block = (
+        "import sys; sys.modules['mmengine'] = None; from linsight.tools.main import main; main()"
+    )
+    needy = subprocess.run(
+        [sys.executable, "-c", block, "train", "x"], capture_output=True, text=True, check=False
+    )
+    assert needy.returncode == 1
+    assert "pip install 'linsight[train]'" in needy.stderr
+    plain = subprocess.run(
+        [sys.executable, "-c", block, "info"], capture_output=True, text=True, check=False
+    )
+    assert plain.returncode == 0, plain.stderr
+
+
+def test_importing_linsight_imports_no_more_than_the_models_need():
+    code = (
+        "import sys, linsight;"
+        "print([m for m in ('mmengine', 'mmdet', 'triton', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path("/")
+    )
+    assert done.stdout.strip() == "[]"

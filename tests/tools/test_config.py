@@ -1,0 +1,102 @@
+"""Configs: every one of ours builds, and a misspelt word has the nearest right one."""
+
+import re
+
+import pytest
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
+
+from linsight.tools.config import CONFIGS, ConfigError, find_config, load_config
+
+OURS = sorted(path.stem for path in CONFIGS.glob("[!_]*/*.py"))
+
+
+def test_the_recipe_of_each_size():
+    rates = {"tiny": 0.1, "small": 0.15, "base": 0.4, "large": 0.55}
+    for size, rate in rates.items():
+        cfg = load_config(f"rala_vit_{size}_300e_in1k")
+        assert cfg.model.backbone == {"model_name": f"rala_vit_{size}", "drop_path_rate": rate}
+        assert cfg.default_hooks.ema.momentum == pytest.approx(1 - 0.99996 ** (1024 / 512))
+        assert cfg.train_cfg.max_epochs == 300
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_builds(name, tmp_path):
+    cfg = load_config(name)
+    if not re.search("base|large", name):
+        assert MODELS.build(cfg.model).num_classes == cfg.model.num_classes
+    for hook in cfg.default_hooks.values():
+        assert HOOKS.build(hook)
+    METRICS.build(cfg.val_evaluator)
+    if cfg.train_dataloader.dataset.type == "TimmDataset":
+        from .conftest import write_images
+
+        root = write_images(tmp_path / "images")
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            loader.dataset.root = str(root)
+            assert DATASETS.build(loader.dataset)[0][0].shape == (3, 224, 224)
+
+
+def test_found_by_name_and_by_path(tmp_path, monkeypatch):
+    path = find_config("rala_vit_nano_digits")
+    assert find_config("rala_vit_nano_digits.py") == path
+    assert find_config(path) == path
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="the nearest are rala_vit_nano_digits"):
+        find_config("rala_vit_nano_digit")
+    with pytest.raises(ConfigError, match="neither a file"):
+        find_config("elsewhere/rala_vit_nano_digits.py")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.num_clases=3", "model.num_clases: ImageClassifier takes no .*num_classes"),
+        ("model.type=ImageClasifier", "model.type: nothing is registered .*ImageClassifier"),
+        ("model.backbone.model_name=rala_vit_tiy", "timm has no model .*rala_vit_tiny"),
+        ("model.mixup.mixup_alpa=1", "Mixup takes no .*mixup_alpha"),
+        ("train_dataloader.batch_sze=3", "train_dataloader.batch_sze: .*batch_size"),
+        ("train_dataloader.sampler.type=DefaltSampler", "DefaultSampler"),
+        ("train_dataloader.dataset.transform.hflp=1", "create_transform takes no .*hflip"),
+        ("train_cfg.max_epoch=3", "EpochBasedTrainLoop takes no .*max_epochs"),
+        ("param_scheduler.0.strt=1", "param_scheduler.0.strt: LinearLR takes no .*start_factor"),
+        ("param_scheduler.7.end=1", "Index 7"),
+        ("default_hooks.logger.intervall=3", "LoggerHook takes no .*interval"),
+        ("optim_wrapper.optimizer.weigth_decay=1", "takes no .*weight_decay"),
+        ("optim_wrapper.optimizer.opt=adamv", "timm has no optimizer 'adamv'.*adam"),
+        ("optm_wrapper.lr=1", "the config has no such key; the nearest are optim_wrapper"),
+        ("unheard=1", "unheard: the config has no such key"),
+        ("train_cfg", "key=value, got 'train_cfg'"),
+    ],
+)
+def test_misspelt_override(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("rala_vit_nano_digits", [override])
+
+
+def test_misspelt_in_the_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f'_base_ = "{find_config("rala_vit_nano_digits")}"\nparam_schedulers = []\n')
+    with pytest.raises(ConfigError, match="did you mean 'param_scheduler'"):
+        load_config(path)
+    path.write_text("model = dict(\n")
+    with pytest.raises(ConfigError, match="mine.py"):
+        load_config(path)
+    path.write_text('_base_ = "nowhere.py"\n')
+    with pytest.raises(ConfigError, match="nowhere.py"):
+        load_config(path)
+
+
+def test_overrides_may_add_what_is_a_parameter():
+    cfg = load_config(
+        "rala_vit_nano_digits",
+        [
+            "optim_wrapper.optimizer.betas=(0.9,0.95)",
+            "optim_wrapper.clip_grad.max_norm=1.0",
+            "model.backbone.drop_rate=0.1",
+            "param_scheduler.1.end=7",
+            "model.mixup.mixup_alpha=0.2",
+        ],
+    )
+    assert cfg.optim_wrapper.optimizer.betas == (0.9, 0.95)
+    assert cfg.param_scheduler[1].end == 7
+    assert cfg.model.mixup == {"mixup_alpha": 0.2}
