@@ -3,6 +3,7 @@
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
 from .linear_attention import linear_attention
+from .projected_attention import projected_linear_attention
 from .rotary import Rotary, apply_rotary, rotary_tables
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "depthwise_conv2d",
     "force",
     "linear_attention",
+    "projected_linear_attention",
     "rotary_tables",
 ]

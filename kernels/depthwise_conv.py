@@ -2,10 +2,15 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import LIBRARY, register, runs_triton
+
 Activation = Literal["gelu"]
+
+TRITON_KERNELS = (3, 5, 7)
 
 
 def reference(
@@ -43,14 +48,16 @@ def depthwise_conv2d(
 
     Args:
         x: (B, H, W, C), any strides with the last axis contiguous.
-        weight: (C, 1, k, k), k odd.
+        weight: (C, 1, k, k), k odd, in the dtype of `x` or, under autocast, any. On CUDA a k of
+            3, 5 or 7 runs the Triton kernel, any other the reference.
         bias: (C,) or none.
         stride: 1 or 2; the output has ceil(H / stride) rows.
         activation: a, applied to the input first: 'gelu' (exact, erf) or none.
         residual: add a(x) to the result; needs stride 1.
 
     Returns:
-        (B, ceil(H / stride), ceil(W / stride), C), in the dtype of `x`; sums are in float32.
+        (B, ceil(H / stride), ceil(W / stride), C), in the dtype of `x` or, under autocast, in the
+        one that PyTorch's own operators would give; sums are in float32.
 
     Raises:
         ValueError: if shapes disagree or an option is out of range.
@@ -68,4 +75,93 @@ def depthwise_conv2d(
         raise ValueError(f"activation is {activation!r}, expected None or 'gelu'")
     if residual and stride != 1:
         raise ValueError(f"residual needs stride 1, got stride {stride}")
+    dtype = _result_dtype(x, weight, bias, residual)
+    if kernel in TRITON_KERNELS and runs_triton(x):
+        return _forward(x, weight, bias, stride, activation == "gelu", residual, dtype)
     return reference(x, weight, bias, stride, activation, residual)
+
+
+def _result_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> torch.dtype:
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return torch.promote_types(x.dtype, dtype) if residual else dtype
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and parameter.dtype != x.dtype:
+            raise ValueError(
+                f"{name} is {parameter.dtype}, but x is {x.dtype}: cast one of them, or run "
+                "under torch.autocast"
+            )
+    return x.dtype
+
+
+# The Triton side. Triton itself is imported at the first launch, not before.
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    gelu: bool,
+    residual: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    from . import depthwise_conv_triton as kernels
+
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = _run_fake(x, weight, bias, stride, gelu, residual, dtype)
+    kernels.forward(x, weight.contiguous(), bias, stride, gelu, residual, out)
+    return out
+
+
+def _run_fake(x, weight, bias, stride, gelu, residual, dtype):
+    batch, height, width, channels = x.shape
+    return x.new_empty(batch, -(-height // stride), -(-width // stride), channels, dtype=dtype)
+
+
+def _run_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, gelu: bool, residual: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from . import depthwise_conv_triton as kernels
+
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    kernels.input_gradient(grad, x, weight.contiguous(), stride, gelu, residual, dx)
+    dweight, dbias = kernels.weight_gradient(grad, x, weight.shape[-1], stride, gelu)
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def _run_backward_fake(grad, x, weight, stride, gelu, residual):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+_forward = register(
+    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, bool gelu, "
+    "bool residual, ScalarType dtype) -> Tensor",
+    _run,
+    _run_fake,
+)
+_backward = register(
+    "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int stride, bool gelu, "
+    "bool residual) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
+)
+
+
+def _save(ctx, inputs, output):
+    x, weight, bias, *ctx.options, _ = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _differentiate(ctx, grad):
+    dx, dweight, dbias = _backward(grad, *ctx.saved_tensors, *ctx.options)
+    dbias = None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype)
+    return dx, dweight, dbias, None, None, None, None
+
+
+torch.library.register_autograd(
+    "linsight::depthwise_conv2d", _differentiate, setup_context=_save, lib=LIBRARY
+)

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .backend import LIBRARY, register, runs_triton
 from .rotary import Rotary, apply_rotary
 
 FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity"]
@@ -22,6 +23,7 @@ KeyWeights = Literal["uniform", "global_query"]
 Readout = Literal["normalized", "magnitude_aware", "subtractive"]
 
 EPSILON = 1e-6
+WIDEST_TRITON_HEAD = 128
 
 
 def feature(x: Tensor, feature_map: FeatureMap) -> Tensor:
@@ -80,7 +82,28 @@ def reference(
     return y.to(dtype)
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, **options) -> None:
+def check_options(
+    tokens: int, rotary: Rotary | None, feature_map: str, key_weights: str, readout: str
+) -> None:
+    """Raise ValueError unless the options are known and the tables fit the tokens."""
+    for name, got, kind in (
+        ("feature_map", feature_map, FeatureMap),
+        ("key_weights", key_weights, KeyWeights),
+        ("readout", readout, Readout),
+    ):
+        if got not in get_args(kind):
+            raise ValueError(f"{name} is {got!r}, expected one of {', '.join(get_args(kind))}")
+    if rotary is not None:
+        height, width = rotary[0].shape[1], rotary[1].shape[1]
+        if height * width != tokens:
+            raise ValueError(
+                f"rotary tables are for a map of {height} x {width} tokens, but query has {tokens}"
+            )
+
+
+def _check_tensors(
+    query: Tensor, key: Tensor, value: Tensor, local: Tensor | None, gate: Tensor | None
+) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (B, N, heads, D)")
@@ -89,19 +112,9 @@ def _check(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, **o
             "query, key and value must have one shape, got "
             f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
         )
-    for name, x in (("local", options.pop("local")), ("gate", options.pop("gate"))):
+    for name, x in (("local", local), ("gate", gate)):
         if x is not None and x.shape != query.shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {tuple(query.shape)}")
-    for (name, got), kind in zip(options.items(), (FeatureMap, KeyWeights, Readout), strict=True):
-        if got not in get_args(kind):
-            raise ValueError(f"{name} is {got!r}, expected one of {', '.join(get_args(kind))}")
-    if rotary is not None:
-        height, width = rotary[0].shape[1], rotary[1].shape[1]
-        if height * width != query.shape[1]:
-            raise ValueError(
-                f"rotary tables are for a map of {height} x {width} tokens, "
-                f"but query has {query.shape[1]}"
-            )
 
 
 def linear_attention(
@@ -120,7 +133,8 @@ def linear_attention(
 
     Args:
         query, key, value: (B, N, heads, D), float32, float64, float16 or bfloat16. Any strides
-            with the last axis contiguous, so that a packed projection is read in place.
+            with the last axis contiguous, so that a packed projection is read in place. On
+            CUDA, float64 and heads wider than 128 run the reference.
         feature_map: phi, elementwise: 'elu_plus_one', 'relu', 'exp' or 'identity'.
         key_weights: 'uniform' (w = 1) or 'global_query', RALA's N * softmax over tokens of
             D^-0.5 mean_i(phi(q_i)) . phi(k_j) (arXiv:2411.07635, eq. 5).
@@ -140,15 +154,121 @@ def linear_attention(
     Raises:
         ValueError: if shapes disagree or an option is unknown.
     """
-    _check(
+    _check_tensors(query, key, value, local, gate)
+    check_options(query.shape[1], rotary, feature_map, key_weights, readout)
+    if query.shape[-1] > WIDEST_TRITON_HEAD or not runs_triton(query):
+        return reference(query, key, value, feature_map, key_weights, readout, rotary, local, gate)
+    rows, columns = (None, None) if rotary is None else rotary
+    return _forward(
+        query, key, value, rows, columns, local, gate, feature_map, key_weights, readout
+    )[0]
+
+
+# The Triton side. Triton itself is imported at the first launch, not before.
+
+
+def rows_contiguous(x: Tensor | None) -> Tensor | None:
+    """`x` itself when its last axis is contiguous, else a copy."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def new_state(query: Tensor, rows: int, width: int) -> Tensor:
+    """An empty state, as linear_attention_triton lays it out."""
+    padded = max(16, 1 << (int(width) - 1).bit_length())
+    return query.new_empty(rows, padded + 4, padded, dtype=torch.float32)
+
+
+def _run(query, key, value, rows, columns, local, gate, feature_map, key_weights, readout):
+    from . import linear_attention_triton as kernels
+
+    query, key, value, local, gate = map(rows_contiguous, (query, key, value, local, gate))
+    rotary = None if rows is None else (rows, columns)
+    problem = kernels.Problem(query, rotary, feature_map, key_weights, readout)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    return out, kernels.forward(problem, query, key, value, local, gate, out)
+
+
+def _run_fake(query, key, value, rows, columns, local, gate, feature_map, key_weights, readout):
+    batch, _, heads, width = query.shape
+    return query.new_empty(query.shape), new_state(query, batch * heads, width)
+
+
+def _run_backward(
+    grad, query, key, value, rows, columns, local, gate, state, feature_map, key_weights, readout
+):
+    from . import linear_attention_triton as kernels
+
+    grad, query, key, value, local, gate = map(
+        rows_contiguous, (grad, query, key, value, local, gate)
+    )
+    rotary = None if rows is None else (rows, columns)
+    problem = kernels.Problem(query, rotary, feature_map, key_weights, readout)
+    dquery, dkey, dvalue, dlocal, dgate = _run_backward_fake(
+        grad, query, key, value, rows, columns, local, gate, state, "", "", ""
+    )
+    kernels.backward(
+        problem,
+        grad,
         query,
         key,
         value,
-        rotary,
-        local=local,
-        gate=gate,
-        feature_map=feature_map,
-        key_weights=key_weights,
-        readout=readout,
+        local,
+        gate,
+        state,
+        dquery,
+        dkey,
+        dvalue,
+        None if local is None else dlocal,
+        None if gate is None else dgate,
     )
-    return reference(query, key, value, feature_map, key_weights, readout, rotary, local, gate)
+    return dquery, dkey, dvalue, dlocal, dgate
+
+
+def _run_backward_fake(
+    grad, query, key, value, rows, columns, local, gate, state, feature_map, key_weights, readout
+):
+    # An operator returns a fixed number of tensors: an empty one stands for none.
+    return tuple(
+        query.new_empty(0) if x is None else x.new_empty(x.shape)
+        for x in (query, key, value, local, gate)
+    )
+
+
+_forward = register(
+    "linear_attention(Tensor query, Tensor key, Tensor value, Tensor? rows, Tensor? columns, "
+    "Tensor? local, Tensor? gate, str feature_map, str key_weights, str readout) "
+    "-> (Tensor, Tensor)",
+    _run,
+    _run_fake,
+)
+_backward = register(
+    "linear_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
+    "Tensor? rows, Tensor? columns, Tensor? local, Tensor? gate, Tensor state, "
+    "str feature_map, str key_weights, str readout) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
+)
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.feature_map, ctx.key_weights, ctx.readout = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad, _):
+    if grad is None:
+        return (None,) * 10
+    dquery, dkey, dvalue, dlocal, dgate = _backward(
+        grad, *ctx.saved_tensors, ctx.feature_map, ctx.key_weights, ctx.readout
+    )
+    local, gate = ctx.saved_tensors[5:7]
+    dlocal = None if local is None else dlocal
+    dgate = None if gate is None else dgate
+    return dquery, dkey, dvalue, None, None, dlocal, dgate, None, None, None
+
+
+torch.library.register_autograd(
+    "linsight::linear_attention", _differentiate, setup_context=_save, lib=LIBRARY
+)

@@ -1,0 +1,453 @@
+# ruff: noqa: RUF005 -- Triton's compiler knows a tuple's sum, not its unpacking
+"""The Triton kernels of `depthwise_conv2d`: the convolution, its input and its weight gradient.
+
+At stride 1 a program walks down the map over a strip of columns. The window's rows live in
+registers, as sums not yet complete, so that a pixel is loaded, converted and activated once a
+strip and not once a tap. Few channels a thread (two, for k = 5) leave room for the k * k taps.
+At stride 2 the taps are gathered one by one.
+
+The weight gradient is summed in a fixed order, in two stages, so two runs agree bit for bit.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _normal_cdf(x, EXACT: tl.constexpr):
+    if EXACT:
+        return 0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476)
+    else:
+        # Half + x P(x^2), fitted for |x gelu| < 7e-5: a third of erf's arithmetic, which would
+        # cost more than reading and writing half-precision values does.
+        x = tl.minimum(tl.maximum(x, -4.25), 4.25)
+        u = x * x
+        p = u * 4.546623841306108e-11 - 4.514943530153914e-09
+        p = p * u + 1.9860387112657918e-07
+        p = p * u - 5.147298452357063e-06
+        p = p * u + 8.84869004948996e-05
+        p = p * u - 0.0010790643282234669
+        p = p * u + 0.00971873290836811
+        p = p * u - 0.066190205514431
+        p = p * u + 0.3988191783428192
+        return 0.5 + x * p
+
+
+@triton.jit
+def _gelu(x, EXACT: tl.constexpr):
+    return x * _normal_cdf(x, EXACT)
+
+
+@triton.jit
+def _gelu_gradient(x, EXACT: tl.constexpr):
+    return _normal_cdf(x, EXACT) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+_SCALARS = ["height", "width", "out_height", "out_width", "channels", "rows", "groups", "parts"]
+
+
+@triton.jit(do_not_specialize=_SCALARS)
+def _convolve(
+    x, weight, bias, pre, add, y,
+    x_b, x_r, x_c, p_b, p_r, p_c, a_b, a_r, a_c, y_b, y_r, y_c,
+    height, width, channels, rows, groups,
+    K: tl.constexpr, P: tl.constexpr, STRIPS: tl.constexpr, BC: tl.constexpr,
+    GELU: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BACKWARD: tl.constexpr, ADD: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Stride 1. Forward: y = conv(a(x)) + bias. Backward: x is the gradient of the output, the
+    window is turned round, and y is the gradient of `pre`, the input before the activation.
+    """
+    PAD: tl.constexpr = K // 2
+    b = tl.program_id(2).to(tl.int64)
+    c = (tl.program_id(0) // groups) * BC + tl.arange(0, BC)[None, :]
+    live = c < channels
+    w = ((tl.program_id(0) % groups) * STRIPS + tl.arange(0, STRIPS)[:, None]) * P
+    first = tl.program_id(1) * rows
+    last = tl.minimum(first + rows, height)
+    x += b * x_b + (first - PAD).to(tl.int64) * x_r
+    y += b * y_b + (first - 2 * PAD).to(tl.int64) * y_r
+    if BACKWARD and GELU:
+        pre += b * p_b + (first - 2 * PAD).to(tl.int64) * p_r
+    if ADD:
+        add += b * a_b + (first - 2 * PAD).to(tl.int64) * a_r
+
+    taps = ()
+    for i in tl.static_range(K * K):
+        tap = tl.load(weight + c * (K * K) + i, mask=live, other=0.0).to(tl.float32)
+        if RESIDUAL and i == K * K // 2:
+            tap += 1.0
+        taps = taps + (tap,)
+    start = tl.zeros((STRIPS, BC), tl.float32)
+    if BIAS:
+        start += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
+    sums = ()
+    for _ in tl.static_range(P * K):
+        sums = sums + (start,)
+    ahead = ()
+    for i in tl.static_range(P + K - 1):
+        column = w + (i - PAD)
+        ok = live & (column >= 0) & (column < width) & (first >= PAD)
+        ahead = ahead + (tl.load(x + column * x_c + c, mask=ok, other=0.0),)
+    for row in range(first - PAD, last + PAD):
+        window = ()
+        for i in tl.static_range(P + K - 1):
+            value = ahead[i].to(tl.float32)
+            if GELU and not BACKWARD:
+                value = _gelu(value, EXACT)
+            window = window + (value,)
+        ahead = ()
+        x += x_r
+        inside = (row + 1 >= 0) & (row + 1 < height)
+        for i in tl.static_range(P + K - 1):
+            column = w + (i - PAD)
+            ok = live & (column >= 0) & (column < width) & inside
+            ahead = ahead + (tl.load(x + column * x_c + c, mask=ok, other=0.0),)
+        fresh = ()
+        for p in tl.static_range(P):
+            for j in tl.static_range(K):
+                total = sums[p * K + j]
+                for i in tl.static_range(K):
+                    if BACKWARD:
+                        total += taps[j * K + (K - 1 - i)] * window[p + i]
+                    else:
+                        total += taps[(K - 1 - j) * K + i] * window[p + i]
+                fresh = fresh + (total,)
+        sums = ()
+        done = row - PAD
+        for p in tl.static_range(P):
+            ok = live & (w + p < width) & (done >= first)
+            total = fresh[p * K]
+            if BACKWARD and GELU:
+                at = pre + (w + p) * p_c + c
+                total *= _gelu_gradient(tl.load(at, mask=ok, other=0.0).to(tl.float32), EXACT)
+            if ADD:
+                at = add + (w + p) * a_c + c
+                total += tl.load(at, mask=ok, other=0.0).to(tl.float32)
+            tl.store(y + (w + p) * y_c + c, total.to(y.dtype.element_ty), mask=ok)
+            for j in tl.static_range(K - 1):
+                sums = sums + (fresh[p * K + j + 1],)
+            sums = sums + (start,)
+        y += y_r
+        if BACKWARD and GELU:
+            pre += p_r
+        if ADD:
+            add += a_r
+
+
+@triton.jit(do_not_specialize=_SCALARS)
+def _weigh(
+    x, grad, parts,
+    x_b, x_r, x_c, g_b, g_r, g_c,
+    height, width, channels, rows, groups,
+    K: tl.constexpr, P: tl.constexpr, STRIPS: tl.constexpr, BC: tl.constexpr,
+    GELU: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Stride 1: one program's part of the weight gradient, (K * K + 1, channels), bias last.
+
+    The strips partition the columns of x and the row chunks those of the gradient, so that
+    every product is counted once.
+    """
+    PAD: tl.constexpr = K // 2
+    b = tl.program_id(2).to(tl.int64)
+    group = tl.program_id(0) % groups
+    c = (tl.program_id(0) // groups) * BC + tl.arange(0, BC)[None, :]
+    live = c < channels
+    w = (group * STRIPS + tl.arange(0, STRIPS)[:, None]) * P
+    first = tl.program_id(1) * rows
+    last = tl.minimum(first + rows, height)
+    x += b * x_b + (first - PAD).to(tl.int64) * x_r
+    grad += b * g_b + first.to(tl.int64) * g_r
+
+    sums = ()
+    for _ in tl.static_range(K * K + 1):
+        sums = sums + (tl.zeros((STRIPS, BC), tl.float32),)
+    # Rows first - PAD .. first + PAD - 1 of x; the loop brings the K-th of its window.
+    window = ()
+    for j in tl.static_range(K - 1):
+        row = first + (j - PAD)
+        for p in tl.static_range(P):
+            ok = live & (w + p < width) & (row >= 0) & (row < height)
+            value = tl.load(x + (w + p) * x_c + c, mask=ok, other=0.0).to(tl.float32)
+            if GELU:
+                value = _gelu(value, EXACT)
+            window = window + (value,)
+        x += x_r
+    for row in range(first, last):
+        slopes = ()
+        for i in tl.static_range(P + K - 1):
+            column = w + (i - PAD)
+            ok = live & (column >= 0) & (column < width)
+            value = tl.load(grad + column * g_c + c, mask=ok, other=0.0)
+            slopes = slopes + (value.to(tl.float32),)
+        grad += g_r
+        for p in tl.static_range(P):
+            ok = live & (w + p < width) & (row + PAD < height)
+            value = tl.load(x + (w + p) * x_c + c, mask=ok, other=0.0).to(tl.float32)
+            if GELU:
+                value = _gelu(value, EXACT)
+            window = window + (value,)
+        x += x_r
+        fresh = ()
+        for j in tl.static_range(K):
+            for i in tl.static_range(K):
+                total = sums[j * K + i]
+                for p in tl.static_range(P):
+                    total += window[j * P + p] * slopes[p + (K - 1 - i)]
+                fresh = fresh + (total,)
+        total = sums[K * K]
+        for p in tl.static_range(P):
+            total += tl.where(w + p < width, slopes[p + PAD], 0.0)
+        sums = fresh + (total,)
+        kept = ()
+        for p in tl.static_range(P * (K - 1)):
+            kept = kept + (window[P + p],)
+        window = kept
+
+    place = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * groups + group
+    parts += place.to(tl.int64) * (K * K + 1) * channels
+    c = (tl.program_id(0) // groups) * BC + tl.arange(0, BC)
+    for i in tl.static_range(K * K + 1):
+        tl.store(parts + i * channels + c, tl.sum(sums[i], 0), mask=c < channels)
+
+
+@triton.jit(do_not_specialize=_SCALARS)
+def _gather(
+    x, weight, bias, pre, y,
+    x_b, x_r, x_c, p_b, p_r, p_c, y_b, y_r, y_c,
+    height, width, out_height, out_width, channels,
+    K: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
+    GELU: tl.constexpr, BIAS: tl.constexpr, BACKWARD: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Stride 2, tap by tap; the map of `x` is height x width, that of `y` out_height x out_width.
+
+    Backward as in `_convolve`: an output pixel gathers the taps that fall on even places.
+    """
+    PAD: tl.constexpr = K // 2
+    b = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
+    live = c < channels
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    valid = live & (pixel < out_height * out_width)
+    row = pixel // out_width
+    column = pixel - row * out_width
+    total = tl.zeros((BLOCK, BC), tl.float32)
+    if BIAS:
+        total += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
+    x += b * x_b
+    for tap in tl.static_range(K * K):
+        if BACKWARD:
+            r = row + (PAD - tap // K)
+            s = column + (PAD - tap % K)
+            ok = valid & (r % 2 == 0) & (s % 2 == 0)
+            r = r // 2
+            s = s // 2
+        else:
+            r = row * 2 + (tap // K - PAD)
+            s = column * 2 + (tap % K - PAD)
+            ok = valid
+        ok = ok & (r >= 0) & (r < height) & (s >= 0) & (s < width)
+        value = tl.load(x + r.to(tl.int64) * x_r + s * x_c + c, mask=ok, other=0.0).to(tl.float32)
+        if GELU and not BACKWARD:
+            value = _gelu(value, EXACT)
+        factor = tl.load(weight + c * (K * K) + tap, mask=live, other=0.0).to(tl.float32)
+        total += value * factor
+    if BACKWARD and GELU:
+        at = pre + b * p_b + row.to(tl.int64) * p_r + column * p_c + c
+        total *= _gelu_gradient(tl.load(at, mask=valid, other=0.0).to(tl.float32), EXACT)
+    at = y + b * y_b + row.to(tl.int64) * y_r + column * y_c + c
+    tl.store(at, total.to(y.dtype.element_ty), mask=valid)
+
+
+@triton.jit(do_not_specialize=_SCALARS)
+def _weigh_gathered(
+    x, grad, parts,
+    x_b, x_r, x_c, g_b, g_r, g_c,
+    height, width, out_height, out_width, channels, rows,
+    K: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
+    GELU: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Stride 2: one tap's part of the weight gradient over one chunk of the output's pixels."""
+    PAD: tl.constexpr = K // 2
+    b = tl.program_id(2).to(tl.int64)
+    tap = tl.program_id(1) % (K * K + 1)
+    chunk = tl.program_id(1) // (K * K + 1)
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    live = (c < channels)[None, :]
+    x += b * x_b
+    grad += b * g_b
+    total = tl.zeros((BLOCK, BC), tl.float32)
+    last = tl.minimum((chunk + 1) * rows, out_height) * out_width
+    for start in range(chunk * rows * out_width, last, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)[:, None]
+        row = pixel // out_width
+        column = pixel - row * out_width
+        ok = live & (pixel < last)
+        at = grad + row.to(tl.int64) * g_r + column * g_c + c[None, :]
+        slope = tl.load(at, mask=ok, other=0.0).to(tl.float32)
+        r = row * 2 + (tap // K - PAD)
+        s = column * 2 + (tap % K - PAD)
+        ok = ok & (r >= 0) & (r < height) & (s >= 0) & (s < width) & (tap < K * K)
+        at = x + r.to(tl.int64) * x_r + s * x_c + c[None, :]
+        value = tl.load(at, mask=ok, other=0.0).to(tl.float32)
+        if GELU:
+            value = _gelu(value, EXACT)
+        total += slope * tl.where(tap < K * K, value, 1.0)
+    chunks = tl.num_programs(1) // (K * K + 1)
+    place = (tl.program_id(2) * chunks + chunk) * (K * K + 1) + tap
+    tl.store(parts + place.to(tl.int64) * channels + c, tl.sum(total, 0), mask=c < channels)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Columns a strip, strips and channels a program, warps, programs wanted a multiprocessor."""
+
+    columns: int
+    strips: int
+    channels: int
+    warps: int
+    programs: int
+
+
+# By kernel size; measured on an H100, see docs/performance.md.
+CONVOLVE = {3: Tile(4, 4, 64, 4, 4), 5: Tile(4, 4, 64, 4, 4), 7: Tile(4, 4, 64, 4, 3)}
+WEIGH = {3: Tile(4, 4, 64, 4, 4), 5: Tile(4, 4, 64, 4, 4), 7: Tile(4, 4, 64, 4, 2)}
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cpu":
+        return 2  # Triton's interpreter: few programs, but more than one chunk
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _plan(tile: Tile, x: Tensor, kernel: int) -> tuple[tuple[int, int, int], dict]:
+    """Grid, and the sizes that the stride-1 kernels share."""
+    batch, height, width, channels = x.shape
+    block = tile.channels if channels % tile.channels == 0 else tile.channels // 2
+    strips = tile.strips * tile.channels // block
+    groups = triton.cdiv(width, tile.columns * strips)
+    across = triton.cdiv(channels, block) * groups
+    wanted = triton.cdiv(tile.programs * _multiprocessors(x.device), across * batch)
+    rows = triton.cdiv(height, max(1, min(wanted, height // (2 * kernel))))
+    grid = (across, triton.cdiv(height, rows), batch)
+    sizes = {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "rows": rows,
+        "groups": groups,
+        "K": kernel,
+        "P": tile.columns,
+        "STRIPS": strips,
+        "BC": block,
+        "EXACT": x.dtype == torch.float32,
+        "num_warps": tile.warps,
+        "num_stages": 1,
+    }
+    return grid, sizes
+
+
+def _strides(x: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0) if x is None else x.stride()[:3]
+
+
+def _gather_sizes(kernel: int, x: Tensor) -> dict:
+    return {
+        "K": kernel,
+        "BLOCK": 32,
+        "BC": 64,
+        "EXACT": x.dtype == torch.float32,
+        "num_warps": 4,
+    }
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    gelu: bool,
+    residual: bool,
+    out: Tensor,
+) -> None:
+    """Write the convolution of `x` to `out`."""
+    kernel = weight.shape[-1]
+    flags = {"GELU": gelu, "BIAS": bias is not None, "BACKWARD": False}
+    biases = weight if bias is None else bias
+    if stride == 1:
+        grid, sizes = _plan(CONVOLVE[kernel], x, kernel)
+        _convolve[grid](
+            x, weight, biases, x, x, out, *_strides(x), 0, 0, 0, 0, 0, 0, *_strides(out),
+            RESIDUAL=residual, ADD=False, **flags, **sizes,
+        )  # fmt: skip
+        return
+    batch, height, width, channels = out.shape
+    grid = (triton.cdiv(height * width, 32), triton.cdiv(channels, 64), batch)
+    _gather[grid](
+        x, weight, biases, x, out, *_strides(x), 0, 0, 0, *_strides(out),
+        x.shape[1], x.shape[2], height, width, channels, **flags, **_gather_sizes(kernel, x),
+    )  # fmt: skip
+
+
+def input_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    gelu: bool,
+    residual: bool,
+    out: Tensor,
+    add: Tensor | None = None,
+) -> None:
+    """Write the gradient of `x` to `out`, plus `add` if it is there (which may be `out`)."""
+    kernel = weight.shape[-1]
+    flags = {"GELU": gelu, "BIAS": False, "BACKWARD": True}
+    if stride == 1:
+        grid, sizes = _plan(CONVOLVE[kernel], x, kernel)
+        _convolve[grid](
+            grad, weight, weight, x, grad if add is None else add, out,
+            *_strides(grad), *_strides(x), *_strides(add), *_strides(out),
+            RESIDUAL=residual, ADD=add is not None, **flags, **sizes,
+        )  # fmt: skip
+        return
+    batch, height, width, channels = x.shape
+    grid = (triton.cdiv(height * width, 32), triton.cdiv(channels, 64), batch)
+    _gather[grid](
+        grad, weight, weight, x, out, *_strides(grad), *_strides(x), *_strides(out),
+        grad.shape[1], grad.shape[2], height, width, channels,
+        **flags, **_gather_sizes(kernel, x),
+    )  # fmt: skip
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, kernel: int, stride: int, gelu: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight (channels, 1, k, k) and bias, in float32."""
+    batch, height, width, channels = grad.shape
+    taps = kernel * kernel
+    if stride == 1:
+        grid, sizes = _plan(WEIGH[kernel], x, kernel)
+        count = grid[1] * grid[2] * sizes["groups"]
+        parts = torch.empty((count, taps + 1, channels), dtype=torch.float32, device=x.device)
+        _weigh[grid](x, grad, parts, *_strides(x), *_strides(grad), GELU=gelu, **sizes)
+    else:
+        rows = triton.cdiv(height, 4)
+        chunks = triton.cdiv(height, rows)
+        parts = torch.empty(
+            (batch * chunks, taps + 1, channels), dtype=torch.float32, device=x.device
+        )
+        grid = (triton.cdiv(channels, 64), chunks * (taps + 1), batch)
+        _weigh_gathered[grid](
+            x, grad, parts, *_strides(x), *_strides(grad),
+            x.shape[1], x.shape[2], height, width, channels, rows,
+            GELU=gelu, **_gather_sizes(kernel, x),
+        )  # fmt: skip
+    total = parts.sum(0)
+    dweight = total[:taps].t().contiguous()
+    return dweight.view(channels, 1, kernel, kernel), total[taps].clone()
