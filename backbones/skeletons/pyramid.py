@@ -241,7 +241,7 @@ class PyramidVisionTransformer(nn.Module):
         blocks = [
             (r"^stages\.(\d+)\.downsample", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^head\.(projection|norm)", (99999,)),
+            (r"^head\.(?:projection|norm)", (99999,)),
         ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 

@@ -1,0 +1,44 @@
+"""Models under torch.compile, torch.export and ONNX; TorchScript is not supported."""
+
+import pytest
+import torch
+from torch.export import Dim
+
+SIZES = [(2, 64, 64), (1, 33, 96), (3, 97, 131)]
+# A side of 32 pixels leaves one row, which torch.export would take for a constant.
+SIDES = {"min": 33, "max": 4096}
+DYNAMIC = ({0: Dim("batch", min=1, max=1024), 2: Dim("height", **SIDES), 3: Dim("width", **SIDES)},)
+
+
+def relative(got, wanted):
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+def test_compile(nano):
+    compiled = torch.compile(nano, fullgraph=True)
+    with torch.inference_mode():
+        for _, height, width in SIZES:
+            x = torch.randn(2, 3, height, width)
+            assert relative(compiled(x), nano(x)) < 1e-5
+
+
+def test_export(nano):
+    program = torch.export.export(nano, (torch.randn(2, 3, 64, 96),), dynamic_shapes=DYNAMIC)
+    with torch.inference_mode():
+        for batch, height, width in SIZES:
+            x = torch.randn(batch, 3, height, width)
+            assert relative(program.module()(x), nano(x)) < 1e-6
+
+
+def test_onnx(nano, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = str(tmp_path / "nano.onnx")
+    example = (torch.randn(2, 3, 64, 96),)
+    torch.onnx.export(nano, example, dynamo=True, dynamic_shapes=DYNAMIC, verbose=False).save(path)
+    session = onnxruntime.InferenceSession(path)
+    for batch, height, width in SIZES:
+        x = torch.randn(batch, 3, height, width)
+        got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+        with torch.inference_mode():
+            assert relative(torch.from_numpy(got), nano(x)) < 1e-4

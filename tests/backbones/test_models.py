@@ -1,0 +1,193 @@
+"""The backbone contract: what a user of timm may ask of a model."""
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+from linsight.backbones import ZOO
+from linsight.backbones.mixers import MIXERS
+
+PARAMETERS = {
+    "rala_vit_tiny": 14_897_768,
+    "rala_vit_small": 25_591_208,
+    "rala_vit_base": 48_241_288,
+    "rala_vit_large": 95_242_440,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts_are_the_authors(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+def test_nano_is_small():
+    with torch.device("meta"):
+        model = timm.create_model("rala_vit_nano")
+    assert sum(p.numel() for p in model.parameters()) <= 2_000_000
+
+
+@settings(max_examples=15, deadline=None)
+@given(height=st.integers(32, 140), width=st.integers(32, 140), batch=st.integers(1, 3))
+def test_any_size(height, width, batch):
+    model = timm.create_model("rala_vit_nano", num_classes=7).eval()
+    with torch.inference_mode():
+        features = model.forward_features(torch.randn(batch, 3, height, width))
+        assert features.shape == (batch, -(-height // 32), -(-width // 32), 192)
+        assert model.forward_head(features).shape == (batch, 7)
+
+
+def test_a_batch_is_its_images(nano):
+    """No statistic runs across images in evaluation."""
+    x = torch.randn(3, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(nano(x), torch.cat([nano(i[None]) for i in x]))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 31, 64), (1, 3, 64, 8), (1, 4, 64, 64), (3, 64, 64)])
+def test_an_impossible_image_is_refused(nano, shape):
+    with pytest.raises(ValueError, match=r"images (are|have shape)"):
+        nano(torch.randn(shape))
+
+
+def test_img_size_is_checked():
+    timm.create_model("rala_vit_nano", img_size=(64, 96))
+    with pytest.raises(ValueError, match="img_size is 16"):
+        timm.create_model("rala_vit_nano", img_size=16)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_stands_in_the_pyramid(mixer):
+    model = timm.create_model("rala_vit_nano", mixer=mixer, num_classes=3)
+    model(torch.randn(2, 3, 32, 64)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_an_unknown_mixer_names_its_neighbours():
+    with pytest.raises(ValueError, match="did you mean rala"):
+        timm.create_model("rala_vit_nano", mixer="ralla")
+
+
+def test_features(nano):
+    backbone = timm.create_model("rala_vit_nano", features_only=True, out_indices=(1, 3))
+    maps = backbone(torch.randn(1, 3, 96, 64))
+    assert [tuple(m.shape) for m in maps] == [(1, 64, 12, 8), (1, 192, 3, 2)]
+    assert backbone.feature_info.channels() == [64, 192]
+    assert backbone.feature_info.reduction() == [8, 32]
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        final, stages = nano.forward_intermediates(x, output_fmt="NHWC")
+        assert torch.equal(final, nano.forward_features(x))
+        assert torch.equal(stages[3], final)
+        early = nano.forward_intermediates(x, indices=[0], stop_early=True, intermediates_only=True)
+        assert torch.equal(early[0].permute(0, 2, 3, 1), stages[0])
+
+
+def test_gradient_checkpointing_changes_nothing(nano):
+    x = torch.randn(2, 3, 64, 64)
+    nano(x).square().sum().backward()
+    plain = [p.grad.clone() for p in nano.parameters()]
+    nano.zero_grad()
+    nano.set_grad_checkpointing()
+    nano(x).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in nano.parameters()], plain)
+
+
+def test_weight_decay_as_the_authors(nano):
+    """Vectors and biases do not decay; layer scales, of rank 4, do."""
+    kept, decayed = param_groups_weight_decay(nano, 0.05)
+    assert kept["weight_decay"] == 0
+    assert all(p.ndim <= 1 for p in kept["params"])
+    scales = {id(p) for name, p in nano.named_parameters() if "gamma" in name}
+    assert scales <= {id(p) for p in decayed["params"]}
+
+
+def test_layer_decay_grows_with_depth(nano):
+    groups = param_groups_layer_decay(nano, 0.05, layer_decay=0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    names = ["stem.0.weight"]
+    names += [f"stages.{s}.blocks.0.mlp.fc1.weight" for s in range(4)] + ["head.fc.weight"]
+    parameters = dict(nano.named_parameters())
+    scales = [scale[id(parameters[name])] for name in names]
+    assert scales == sorted(scales)
+    assert len(set(scales)) == 6
+    assert scale[id(parameters["stages.1.downsample.conv.weight"])] < scales[2]
+
+
+def test_drop_path_grows_linearly():
+    model = timm.create_model("rala_vit_tiny", drop_path_rate=0.11)
+    rates = [getattr(b.drop_path1, "drop_prob", 0.0) for s in model.stages for b in s.blocks]
+    assert rates == pytest.approx([0.11 * i / 11 for i in range(12)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(nano, dtype):
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = nano(x)
+        got = nano.to(dtype)(x.to(dtype))
+    assert got.dtype == dtype
+    assert (got - wanted).norm() / wanted.norm() < (1e-5 if dtype == torch.float64 else 3e-2)
+
+
+def test_every_row_says_where_its_paper_is():
+    assert all(model.family.paper.startswith("arXiv:") for model in ZOO.values())
+
+
+class TestCheckpoints:
+    """What is loaded is the right model's, or the message says what is wrong."""
+
+    @staticmethod
+    def load(path, name="rala_vit_nano", **kwargs):
+        return timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs
+        )
+
+    def test_our_own(self, nano, tmp_path):
+        torch.save(nano.state_dict(), tmp_path / "w.pth")
+        overlay = {"file": str(tmp_path / "w.pth"), "num_classes": 10}
+        model = timm.create_model(
+            "rala_vit_nano", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=10
+        )
+        x = torch.randn(1, 3, 64, 64)
+        assert torch.equal(model.eval()(x), nano(x))
+
+    def test_other_classes_and_channels(self, nano, tmp_path):
+        torch.save(nano.state_dict(), tmp_path / "w.pth")
+        model = self.load(tmp_path / "w.pth", num_classes=4, in_chans=1)
+        assert model(torch.randn(2, 1, 64, 64)).shape == (2, 4)
+        assert torch.equal(
+            model.stages[2].blocks[0].mixer.in_proj.weight,
+            nano.stages[2].blocks[0].mixer.in_proj.weight,
+        )
+
+    def test_another_models(self, tmp_path):
+        torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=r"not of rala_vit_nano: .* missing .* unknown"):
+            self.load(tmp_path / "w.pth")
+
+    def test_another_size(self, nano, tmp_path):
+        torch.save(nano.state_dict(), tmp_path / "w.pth")
+        with pytest.raises(ValueError, match="not of rala_vit_tiny"):
+            self.load(tmp_path / "w.pth", "rala_vit_tiny")
+
+    def test_truncated(self, nano, tmp_path):
+        torch.save(nano.state_dict(), tmp_path / "w.pth")
+        whole = (tmp_path / "w.pth").read_bytes()
+        (tmp_path / "w.pth").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(RuntimeError, match="zip archive"):
+            self.load(tmp_path / "w.pth")
+
+    def test_code_is_never_run(self, tmp_path):
+        class Malicious:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "ran"), "w"))
+
+        torch.save({"model": Malicious()}, tmp_path / "w.pth")
+        with pytest.raises(RuntimeError, match="weights_only"):
+            self.load(tmp_path / "w.pth")
+        assert not (tmp_path / "ran").exists()

@@ -1,0 +1,174 @@
+"""Export a model: `linsight export MODEL --to safetensors|onnx|torch`."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import timm
+import torch
+import typer
+from timm.models import push_to_hf_hub, save_for_hf
+from torch import Tensor, nn
+from torch.export import Dim
+
+from linsight.backbones import ZOO
+from linsight.heads.checkpoint import CheckpointError
+from linsight.kernels import force
+from linsight.tools.model import open_model
+from linsight.tools.run import plain_errors
+
+
+class Format(str, Enum):
+    """What a model is exported to."""
+
+    safetensors = "safetensors"
+    onnx = "onnx"
+    torch = "torch"
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(help="A checkpoint, an exported folder, or a model with published weights."),
+    ],
+    to: Annotated[Format, typer.Option(help="torch is torch.export's .pt2.")] = Format.safetensors,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default: exports/ and the model's name.")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option("--model", help="timm's name, where MODEL does not say it.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Also push to the Hugging Face hub.")
+    ] = None,
+) -> None:
+    """Write a model for others to load, and check that what was written computes the same."""
+    with plain_errors():
+        opened = open_model(model, model_name)
+        out = out or Path("exports", opened.pretrained_cfg["architecture"])
+        write = {
+            Format.safetensors: write_safetensors,
+            Format.onnx: write_onnx,
+            Format.torch: write_torch,
+        }[to]
+        path, error = write(opened, out)
+        print(f"{path}: largest relative difference from the model {error:.1e}")
+        if to is Format.safetensors:
+            name = opened.pretrained_cfg["architecture"]
+            print(f'Load it with timm.create_model("local-dir:{out}", pretrained=True), or')
+            print(
+                f'  timm.create_model("{name}", pretrained=True, num_classes={opened.num_classes}, '
+                f'pretrained_cfg_overlay=dict(file="{path}", num_classes={opened.num_classes}))'
+            )
+        if push_to_hub:
+            push_to_hf_hub(opened, push_to_hub, model_config=_config(opened))
+            print(f"Pushed to {push_to_hub}")
+
+
+def write_safetensors(model: nn.Module, folder: Path) -> tuple[Path, float]:
+    """``model.safetensors`` and timm's ``config.json``; returns the file and its error."""
+    with replacing(folder, "model.safetensors", "config.json") as beside:
+        save_for_hf(model, beside, model_config=_config(model), safe_serialization=True)
+        loaded = timm.create_model(f"local-dir:{beside}", pretrained=True).eval()
+        error = compare(model, loaded, limit=0.0)
+    return folder / "model.safetensors", error
+
+
+def write_onnx(model: nn.Module, folder: Path) -> tuple[Path, float]:
+    """``model.onnx``, checked in ONNX Runtime; returns the file and its error."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
+    if missing:
+        raise CheckpointError(f"ONNX needs {', '.join(missing)}: pip install 'linsight[export]'")
+    import onnxruntime
+
+    with replacing(folder, "model.onnx") as beside, force("reference"):
+        program = torch.onnx.export(
+            model,
+            (_images(model)[0],),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=_dynamic(model),
+            dynamo=True,
+            verbose=False,
+        )
+        program.save(beside / "model.onnx")
+        session = onnxruntime.InferenceSession(beside / "model.onnx")
+
+        def run(images: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+        error = compare(model, run, limit=1e-4)
+    return folder / "model.onnx", error
+
+
+def write_torch(model: nn.Module, folder: Path) -> tuple[Path, float]:
+    """``model.pt2`` of `torch.export`; returns the file and its error."""
+    with replacing(folder, "model.pt2") as beside, force("reference"):
+        program = torch.export.export(model, (_images(model)[0],), dynamic_shapes=_dynamic(model))
+        torch.export.save(program, beside / "model.pt2")
+        error = compare(model, torch.export.load(beside / "model.pt2").module(), limit=1e-5)
+    return folder / "model.pt2", error
+
+
+@contextmanager
+def replacing(folder: Path, *names: str) -> Iterator[Path]:
+    """A fresh folder whose files `names` take their places in `folder` only if all goes well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    try:
+        yield beside
+        for name in names:
+            os.replace(beside / name, folder / name)
+    finally:
+        shutil.rmtree(beside)
+
+
+def compare(model: nn.Module, other: Callable[[Tensor], Tensor], limit: float) -> float:
+    """The largest relative L2 difference of the outputs over a few random batches.
+
+    Raises:
+        CheckpointError: it is above `limit`.
+    """
+    worst = 0.0
+    with torch.inference_mode():
+        for images in _images(model):
+            wanted = model(images)
+            worst = max(worst, ((other(images) - wanted).norm() / wanted.norm()).item())
+    if not worst <= limit:
+        raise CheckpointError(
+            f"the exported model differs by {worst:.1e}, more than {limit:.0e}; nothing was written"
+        )
+    return worst
+
+
+def _any_size(model: nn.Module) -> bool:
+    return model.pretrained_cfg["architecture"] in ZOO
+
+
+def _images(model: nn.Module) -> list[Tensor]:
+    channels, height, width = model.pretrained_cfg["input_size"]
+    sizes = [(2, height, width)]
+    if _any_size(model):
+        sizes += [(1, height + 32, width), (3, 75, 97)]
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randn(b, channels, h, w, generator=draw) for b, h, w in sizes]
+
+
+def _dynamic(model: nn.Module) -> tuple[dict[int, Any]]:
+    shape = {0: Dim("batch", min=1, max=4096)}
+    if _any_size(model):
+        # A side of 32 pixels leaves one row, which torch.export would take for a constant.
+        shape |= {2: Dim("height", min=33, max=8192), 3: Dim("width", min=33, max=8192)}
+    return (shape,)
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """What timm's config.json says beyond the model's own configuration."""
+    labels = model.pretrained_cfg.get("label_names")
+    return {"num_classes": model.num_classes} | ({"label_names": list(labels)} if labels else {})

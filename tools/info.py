@@ -1,0 +1,47 @@
+"""Print what runs here: `linsight info`."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import linsight
+from linsight.kernels import backend
+
+EXTRAS = {
+    "train": ("mmengine", "cv2", "sklearn", "pycocotools", "matplotlib", "tensorboard"),
+    "det": ("mmcv", "mmdet"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+}
+
+
+def info() -> None:
+    """Versions, devices, and which kernels the operators run on: what a bug report needs."""
+    table = Table(show_header=False)
+    table.add_row("linsight", linsight.__version__)
+    table.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
+    for name in ("torch", "torchvision", "timm", "triton"):
+        table.add_row(name, _version(name))
+    for extra, modules in EXTRAS.items():
+        found = ", ".join(f"{name} {_version(name)}" for name in modules)
+        table.add_row(escape(f"linsight[{extra}]"), found)
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    table.add_row("GPUs", ", ".join(devices) or "none")
+    table.add_row("operators run", _operators(bool(devices)))
+    Console().print(table)
+
+
+def _operators(gpu: bool) -> str:
+    return "Triton kernels" if gpu and backend.HAS_TRITON else "the PyTorch reference"
+
+
+def _version(module: str) -> str:
+    """Of the distribution that a module comes from: forks keep the name of the original."""
+    names = packages_distributions().get(module, [module])
+    try:
+        return version(names[0]) + (f" ({names[0]})" if names[0] != module else "")
+    except PackageNotFoundError:
+        return "not installed"

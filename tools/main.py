@@ -1,0 +1,47 @@
+"""The command line: `linsight COMMAND`."""
+
+import sys
+
+import typer
+
+from linsight.tools import info, models
+
+TRAINING = ("demo", "train", "test", "predict", "export")
+
+app = typer.Typer(
+    name="linsight",
+    help="Vision backbones with linear attention: train, test, predict, export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(models.models)
+app.command()(info.info)
+
+
+def mount() -> None:
+    """Add the commands that need the training packages.
+
+    Raises:
+        ModuleNotFoundError: if one is missing.
+    """
+    from linsight.tools import demo, export, predict, test, train
+
+    for command in (demo.demo, train.train, test.test, predict.predict, export.export):
+        app.command()(command)
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    try:
+        mount()
+    except ModuleNotFoundError as error:
+        if sys.argv[1:2] and sys.argv[1] in TRAINING:
+            sys.exit(
+                f"error: linsight {sys.argv[1]} needs {error.name}: pip install 'linsight[train]'"
+            )
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Print the zoo: `linsight models [PATTERN]`."""
+
+import difflib
+import sys
+from fnmatch import fnmatch
+from typing import Annotated
+
+import timm
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from linsight.backbones import ZOO
+from linsight.kernels import force
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(help="Names to list, such as 'rala_*'.")] = "*",
+) -> None:
+    """List the models: parameters, multiply-adds at 224 px, published accuracy, weights."""
+    names = [name for name in ZOO if fnmatch(name, pattern)]
+    if not names:
+        near = difflib.get_close_matches(pattern, ZOO) or list(ZOO)[:5]
+        print(f"error: no model matches {pattern!r}; there are {', '.join(near)}", file=sys.stderr)
+        raise SystemExit(1)
+    table = Table()
+    table.add_column("model", no_wrap=True)
+    for heading in ("parameters (M)", "GMACs", "top-1 (%)"):
+        table.add_column(heading, justify="right")
+    table.add_column("weights")
+    table.add_column("paper", no_wrap=True)
+    for name in names:
+        row = ZOO[name]
+        parameters, macs = count(name)
+        table.add_row(
+            name,
+            f"{parameters / 1e6:.1f}",
+            f"{macs / 1e9:.2f}",
+            f"{row.top1:.1f}" if row.top1 else "-",
+            ", ".join(row.weights) or "-",
+            row.family.paper,
+        )
+    Console().print(table)
+
+
+def count(name: str, size: int = 224) -> tuple[int, int]:
+    """Parameters of a model, and multiply-adds of its matrix products for one square image."""
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+    shapes = {key: (x.shape, x.dtype) for key, x in model.state_dict().items()}
+    with FakeTensorMode(), force("reference"), torch.inference_mode():
+        state = {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in shapes.items()}
+        with FlopCounterMode(display=False) as counter:
+            functional_call(model, state, torch.empty(1, 3, size, size))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
