@@ -116,8 +116,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
                 f"checkpoint {path} is damaged or no checkpoint ({path.stat().st_size} bytes)"
             ) from error
         raise CheckpointError(
-            f"checkpoint {path} is a Python pickle that wants to run code ({', '.join(calls[:3])}), "
-            "and is refused: take its weights as .safetensors, or as tensors alone"
+            f"checkpoint {path} is a Python pickle that wants to run code "
+            f"({', '.join(calls[:3])}), and is refused: take its weights as .safetensors, or as "
+            "tensors alone"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(

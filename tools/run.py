@@ -77,7 +77,9 @@ def build_runner(
         adapt: changes the config before the runner is built.
     """
     cfg = load_config(config, overrides)
-    cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem))
+    cfg.work_dir = str(
+        work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
+    )
     cfg.launcher = launcher
     adapt(cfg)
     # mmengine takes None, "without this hook", for its own alone.

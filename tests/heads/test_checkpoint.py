@@ -88,7 +88,7 @@ class TestReading:
 
         path = tmp_path / "a.pth"
         torch.save({"state_dict": STATE, "x": Reach()}, path)
-        with pytest.raises(CheckpointError, match="a.pth"):
+        with pytest.raises(CheckpointError, match=r"a\.pth"):
             read_checkpoint(path)
 
     @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -108,7 +108,7 @@ class TestReading:
         torch.save({"meta": 1}, tmp_path / "a.pth")
         with pytest.raises(CheckpointError, match="no weights"):
             read_checkpoint(tmp_path / "a.pth")
-        with pytest.raises(FileNotFoundError, match="b.pth does not exist"):
+        with pytest.raises(FileNotFoundError, match=r"b\.pth does not exist"):
             read_checkpoint(tmp_path / "b.pth")
 
 

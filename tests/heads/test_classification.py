@@ -51,9 +51,9 @@ class TestImageClassifier:
     def test_mixup_is_timms(self, batch):
         settings = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
         model = classifier(mixup=settings, label_smoothing=0.1).eval()
-        np.random.seed(3)
+        np.random.seed(3)  # noqa: NPY002
         loss = model(batch[0].clone(), batch[1], mode="loss")["loss"]
-        np.random.seed(3)
+        np.random.seed(3)  # noqa: NPY002
         mixup = timm.data.Mixup(**settings, label_smoothing=0.1, num_classes=7)
         images, targets = mixup(batch[0].clone(), batch[1])
         expected = -(targets * model(images).log_softmax(1)).sum(1).mean()

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+# Threads that wait for one another are slower than one where several processes share few cores.
+torch.set_num_threads(1)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -68,7 +72,7 @@ def write_images(root: Path, classes: int = 3, images: int = 4) -> Path:
             folder.mkdir(parents=True)
             for index in range(images):
                 picture = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
-                picture[..., label] += 150
+                picture[..., label % 3] += 150
                 Image.fromarray(picture).save(folder / f"{index}.png")
     return root
 

@@ -27,7 +27,9 @@ def start(config: Path, work_dir: Path, resume: bool, kill_at: int | None = None
         return pid
     status = 1
     try:
-        log = os.open(work_dir.parent / f"{work_dir.name}.log", os.O_CREAT | os.O_APPEND | os.O_RDWR)
+        log = os.open(
+            work_dir.parent / f"{work_dir.name}.log", os.O_CREAT | os.O_APPEND | os.O_RDWR
+        )
         os.dup2(log, 1)
         os.dup2(log, 2)
         torch.set_num_threads(1)
@@ -46,7 +48,7 @@ def start(config: Path, work_dir: Path, resume: bool, kill_at: int | None = None
         # Figures take longer than these trainings.
         words = ["default_hooks.learning_curve=None", "default_hooks.predictions=None"]
         train(str(config), words, work_dir=work_dir, resume=resume)
-        (work_dir.parent / f"{work_dir.name}.steps").write_text(str(steps))
+        Path(f"{work_dir}.steps").write_text(str(steps))
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -86,7 +88,7 @@ def main(folder: Path) -> None:
                 break
             pid = start(config, work_dir, resume=True)
         code = finish(start(config, work_dir, resume=True))
-        assert code == 0, f"{work_dir}.log: exit code {code}\n{(folder / f'{work_dir.name}.log').read_text()[-2000:]}"
+        assert code == 0, Path(f"{work_dir}.log").read_text()[-2000:]
         found = torch.load(work_dir / "epoch_3.pth", weights_only=False)
         for part in ("state_dict", "ema_state_dict"):
             for key, value in wanted[part].items():

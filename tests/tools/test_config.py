@@ -79,10 +79,10 @@ def test_misspelt_in_the_file(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'param_scheduler'"):
         load_config(path)
     path.write_text("model = dict(\n")
-    with pytest.raises(ConfigError, match="mine.py"):
+    with pytest.raises(ConfigError, match=r"mine\.py"):
         load_config(path)
     path.write_text('_base_ = "nowhere.py"\n')
-    with pytest.raises(ConfigError, match="nowhere.py"):
+    with pytest.raises(ConfigError, match=r"nowhere\.py"):
         load_config(path)
 
 

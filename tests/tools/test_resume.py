@@ -1,0 +1,17 @@
+"""Killed by SIGKILL at any moment and resumed, a training ends as if nothing had happened."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="the drill forks")
+def test_killed_trainings_end_bit_for_bit_alike(tiny):
+    drill = Path(__file__).with_name("resume_drill.py")
+    result = subprocess.run(
+        [sys.executable, str(drill), str(tiny.parent)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "end alike" in result.stdout

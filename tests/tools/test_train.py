@@ -1,0 +1,171 @@
+"""`train` and `test` from the command line, on a training of seconds."""
+
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+import typer
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.visualization import Visualizer
+from PIL import Image
+from typer.testing import CliRunner
+
+from linsight.tools.test import test as run_test
+from linsight.tools.train import train
+
+from .conftest import write_config, write_images
+
+
+def command(function):
+    app = typer.Typer()
+    app.command()(function)
+
+    def call(*arguments, expect=0):
+        # mmengine names its loggers by the second, and finds them again.
+        for shared in (MMLogger, MessageHub, Visualizer):
+            shared._instance_dict.clear()
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        if result.exit_code != expect:
+            raise AssertionError(result.output) from result.exception
+        assert "Traceback" not in result.output
+        return result.output
+
+    return call
+
+
+cli_train, cli_test = command(train), command(run_test)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished training: (config, work dir)."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_images(folder / "images")
+    (folder / "images" / "train" / "class_1" / "2.png").write_bytes(b"no image")
+    config = write_config(folder, workers=1)
+    output = cli_train(config, "--work-dir", folder / "run", "--tensorboard")
+    (folder / "output.txt").write_text(output)
+    return config, folder / "run"
+
+
+class TestTrain:
+    def test_leaves_weights_figures_and_logs(self, trained):
+        _, work_dir = trained
+        # Of three checkpoints the last is kept, and the best.
+        assert {p.name for p in work_dir.glob("epoch_*")} == {"epoch_3.pth"}
+        assert len(list(work_dir.glob("best_accuracy_top1_epoch_*.pth"))) == 1
+        assert (work_dir / "last_checkpoint").read_text() == str(work_dir / "epoch_3.pth")
+        for figure in ("learning_curve.png", "predictions.png"):
+            with Image.open(work_dir / figure) as picture:
+                assert min(picture.size) > 300
+        assert list(work_dir.glob("*/vis_data/events.out.tfevents*"))
+
+    def test_says_what_concerns_the_user(self, trained):
+        output = (trained[1].parent / "output.txt").read_text()
+        assert "Epoch(train) [1][3/3]" in output
+        assert "accuracy/top1" in output
+        assert "1 of 12 images could not be read: class_1/2.png" in output
+        assert "System environment" not in output
+        assert "deprecated" not in output
+        # The log file has all of it.
+        (log,) = trained[1].glob("*/*.log")
+        assert "System environment" in log.read_text()
+
+    def test_checkpoint_is_safe_to_load(self, trained):
+        best = next(trained[1].glob("best*"))
+        content = torch.load(trained[1] / "epoch_3.pth", weights_only=False)
+        assert content["meta"]["dataset_meta"]["classes"] == ["class_0", "class_1", "class_2"]
+        assert content["meta"]["epoch"] == 3
+        assert content["ema_state_dict"]["steps"] == 9
+        assert best.stat().st_size > 1000
+
+    def test_fine_tunes_other_classes_from_it(self, trained, tmp_path):
+        write_images(tmp_path / "images", classes=4, images=2)
+        config = write_config(tmp_path)
+        output = cli_train(
+            config,
+            "--work-dir",
+            tmp_path / "run",
+            "--cfg-options",
+            "model.num_classes=4",
+            "train_cfg.max_epochs=1",
+            f"load_from={trained[1] / 'epoch_3.pth'}",
+            "default_hooks.learning_curve=None",
+            "default_hooks.predictions=None",
+        )
+        assert "was trained for 3 classes, and the config has 4" in output
+        assert not (tmp_path / "run" / "predictions.png").exists()
+
+    def test_resumes_from_a_named_file(self, trained, tmp_path):
+        output = cli_train(
+            trained[0],
+            "--work-dir",
+            tmp_path,
+            "--resume",
+            trained[1] / "epoch_3.pth",
+            "--cfg-options",
+            "default_hooks.learning_curve=None",
+            "default_hooks.predictions=None",
+        )
+        assert "resumed epoch: 3" in output
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["model.num_classes=5"], "has 3 classes, and model.num_classes is 5"),
+            (["train_dataloader.dataset.root=nowhere"], "'nowhere' does not exist"),
+            (["model.num_clases=5"], "num_classes"),
+            (["load_from=nowhere.pth"], "nowhere.pth does not exist"),
+        ],
+    )
+    def test_faults_are_one_line(self, tiny, words, message):
+        output = cli_train(tiny, "--work-dir", tiny.parent, "--cfg-options", *words, expect=1)
+        last = output.strip().splitlines()[-1]
+        assert last.startswith("error: ")
+        assert message in last
+
+    def test_a_work_dir_that_cannot_be_written(self, tiny):
+        (tiny.parent / "file").write_text("")
+        output = cli_train(tiny, "--work-dir", tiny.parent / "file" / "run", expect=1)
+        assert output.strip().splitlines()[-1].startswith("error: ")
+
+
+class TestTest:
+    def test_mmengines_and_safetensors_give_the_same(self, trained, tmp_path):
+        config, work_dir = trained
+        output = cli_test(config, work_dir / "epoch_3.pth", "--work-dir", tmp_path)
+        (line,) = [line for line in output.splitlines() if line.startswith("top1:")]
+        state = torch.load(work_dir / "epoch_3.pth", weights_only=False)["state_dict"]
+        state = {k.removeprefix("backbone."): v.contiguous() for k, v in state.items()}
+        safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+        again = cli_test(config, tmp_path / "model.safetensors", "--work-dir", tmp_path)
+        assert line in again.splitlines()
+        assert (tmp_path / "predictions.png").is_file()
+
+    def test_another_models_checkpoint(self, trained, tmp_path):
+        state = {f"layers.{i}.weight": torch.zeros(2) for i in range(9)}
+        torch.save(state, tmp_path / "other.pth")
+        output = cli_test(trained[0], tmp_path / "other.pth", "--work-dir", tmp_path, expect=1)
+        last = output.strip().splitlines()[-1]
+        assert "weights missing (backbone.conv1" in last
+        assert "9 weights unexpected (backbone.layers.0.weight" in last
+
+    def test_another_number_of_classes(self, trained, tmp_path):
+        output = cli_test(
+            trained[0],
+            trained[1] / "epoch_3.pth",
+            "--work-dir",
+            tmp_path,
+            "--cfg-options",
+            "model.num_classes=7",
+            expect=1,
+        )
+        assert "was trained for 3 classes, and the config has 7: set model.num_classes=3" in output
+
+    def test_truncated(self, trained, tmp_path):
+        shutil.copy(trained[1] / "epoch_3.pth", tmp_path / "cut.pth")
+        with open(tmp_path / "cut.pth", "r+b") as file:
+            file.truncate(5000)
+        output = cli_test(trained[0], tmp_path / "cut.pth", "--work-dir", tmp_path, expect=1)
+        assert "cut.pth is truncated or damaged (5000 bytes)" in output
