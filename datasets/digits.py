@@ -13,10 +13,10 @@ repeats, so a longer training set is only a larger ``length``.
 optdigits, whose documentation says that 13 people wrote it, and no more: the writer of a
 digit is not recorded. The order tells more. The labels run 14 times through one fixed
 sequence of 130 digits (``0123456789 0123456789 0123456789 09565...``), a few lost each time:
-14 filled-in forms, one after the other, which :data:`FORM_STARTS` marks. The test split is
+14 filled-in forms, it seems, one after the other, which :data:`FORM_STARTS` marks. The test split is
 the last three forms (382 digits), the training split the eleven before them (1,415). So no
 form, and no digit image, is in both. That no *writer* is in both is likely, not certain: 14
-forms by 13 people make one person the writer of two, and nothing says which two. Judged by
+forms by 13 people would make one person the writer of two, and nothing says which. Judged by
 the distances between equal digits, they are the tenth and the eleventh, both in training.
 """
 
@@ -113,10 +113,10 @@ def digit_scene(
     seed: int = 0,
     size: int | tuple[int, int] = 64,
     digits: int | tuple[int, int] = 1,
-    digit_size: tuple[float, float] = (0.55, 0.9),
+    digit_size: tuple[float, float] = (0.65, 0.95),
     max_overlap: float = 0.05,
-    clutter: int = 3,
-    noise: float = 0.04,
+    clutter: int = 2,
+    noise: float = 0.02,
 ) -> Scene:
     """Compose scene number ``index`` of a split.
 

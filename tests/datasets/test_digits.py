@@ -146,7 +146,7 @@ def test_ink_stands_out_from_paper():
         ({"index": 0.5}, "index must be .* 0.5"),
         ({"split": "val"}, "split must be 'train' or 'test', got 'val'"),
         ({"seed": -1}, "seed must be"),
-        ({"size": 10}, "too small for digit_size .* take a size of 15 or more"),
+        ({"size": 10}, "too small for digit_size .* take a size of 13 or more"),
         ({"size": "64"}, "size must be a whole number"),
         ({"size": (64, 64, 3)}, "size must be a whole number"),
         ({"digits": (3, 2)}, r"digits must be .* got \(3, 2\)"),
