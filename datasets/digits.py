@@ -13,11 +13,11 @@ repeats, so a longer training set is only a larger ``length``.
 optdigits, whose documentation says that 13 people wrote it, and no more: the writer of a
 digit is not recorded. The order tells more. The labels run 14 times through one fixed
 sequence of 130 digits (``0123456789 0123456789 0123456789 09565...``), a few lost each time:
-14 filled-in forms, it seems, one after the other, which :data:`FORM_STARTS` marks. The test split is
-the last three forms (382 digits), the training split the eleven before them (1,415). So no
-form, and no digit image, is in both. That no *writer* is in both is likely, not certain: 14
-forms by 13 people would make one person the writer of two, and nothing says which. Judged by
-the distances between equal digits, they are the tenth and the eleventh, both in training.
+14 filled-in forms, it seems, one after the other; :data:`FORM_STARTS` says where. The test
+split is the last three (382 digits), the training split the eleven before them (1,415). So
+no form, and no digit image, is in both. That no *writer* is in both is likely, not certain:
+14 forms by 13 people would make one person the writer of two, and nothing says which. Judged
+by the distances between equal digits, they are the tenth and the eleventh, both in training.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def draw_digit_scenes(path: str | Path) -> None:
         )
         return cells
 
-    for index, cell in enumerate(axes(0, 10, "Classification")):
+    for index, cell in enumerate(axes(0, 10, "Classification"), 516):  # A form from its start.
         scene = digit_scene(index, "train", size=128, noise=0)
         cell.imshow(scene.image)
         cell.text(
