@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import random
 import sys
@@ -107,6 +108,8 @@ class ProgressBarHook(Hook):
             accuracy="-",
         )
         self.progress.start()
+        # A training that ends by an error leaves the terminal in order too.
+        atexit.register(self.close)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -115,7 +118,7 @@ class ProgressBarHook(Hook):
             return
         fields = {"completed": runner.iter + 1, "epoch": runner.epoch + 1}
         if self.every_n_train_iters(runner, self.interval):
-            fields["loss"] = f"{float(outputs['loss']):.3f}"
+            fields["loss"] = f"{outputs['loss'].item():.3f}"
         self.progress.update(self.task, **fields)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
@@ -130,6 +133,7 @@ class ProgressBarHook(Hook):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+            atexit.unregister(self.close)
             for handler, level in self.levels:
                 handler.setLevel(level)
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from mmengine.config import Config
@@ -105,5 +105,18 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _leave(error)
+    except TypeError as error:
+        # What **kwargs hid from the check of the config.
+        if "unexpected keyword argument" not in str(error):
+            raise
+        _leave(error)
+
+
+def _leave(error: Exception) -> NoReturn:
+    # A data worker sends its error with a traceback; the last line is the error.
+    message = str(error).strip()
+    if "DataLoader worker process" in message:
+        message = message.splitlines()[-1].partition(": ")[2]
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1) from None

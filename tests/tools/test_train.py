@@ -90,6 +90,7 @@ class TestTrain:
             "--cfg-options",
             "model.num_classes=4",
             "train_cfg.max_epochs=1",
+            "model.compile.backend=eager",
             f"load_from={trained[1] / 'epoch_3.pth'}",
             "default_hooks.learning_curve=None",
             "default_hooks.predictions=None",
@@ -124,6 +125,15 @@ class TestTrain:
         last = output.strip().splitlines()[-1]
         assert last.startswith("error: ")
         assert message in last
+
+    def test_too_many_corrupt_images_in_a_worker(self, tmp_path):
+        write_images(tmp_path / "images")
+        for picture in (tmp_path / "images" / "train" / "class_0").iterdir():
+            picture.write_bytes(b"no image")
+        config = write_config(tmp_path, workers=1)
+        output = cli_train(config, "--work-dir", tmp_path / "run", expect=1)
+        last = output.strip().splitlines()[-1]
+        assert last.startswith("error: 2 of 12 images could not be read: class_0/")
 
     def test_a_work_dir_that_cannot_be_written(self, tiny):
         (tiny.parent / "file").write_text("")
