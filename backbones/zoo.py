@@ -1,5 +1,7 @@
 """The zoo: one row a model. A new paper adds its family and its rows."""
 
+from dataclasses import replace
+
 from .registry import Family, Model, Weights, register
 from .skeletons import pyramid
 from .skeletons.pyramid import PyramidVisionTransformer
@@ -12,6 +14,14 @@ RALA = Family(
     first_conv="stem.0",
     classifier="head.fc",
     config={"mixer": ("rala", "rala", "gated_softmax", "gated_softmax")},
+)
+
+# No tag with weights: their repository on the hub does not print the names of its files.
+MALA = replace(
+    RALA,
+    paper="arXiv:2507.00698",
+    origin="https://github.com/qhfan/MALA",
+    config={"mixer": ("mala", "mala", "gated_softmax", "gated_softmax"), "head_dim": 2048},
 )
 
 # RAVLT and MAViT have one set of shapes, and differ in the mixer and the head.
@@ -44,6 +54,11 @@ def _ravlt(letter: str) -> dict[str, Weights]:
 register(
     __name__,
     {
+        "mala_vit_nano": Model(MALA, PYRAMID_NANO),
+        "mala_vit_tiny": Model(MALA, PYRAMID_TINY, top1=82.9),
+        "mala_vit_small": Model(MALA, PYRAMID_SMALL, top1=84.7),
+        "mala_vit_base": Model(MALA, PYRAMID_BASE, top1=85.7),
+        "mala_vit_large": Model(MALA, PYRAMID_LARGE | {"head_dim": 2560}, top1=86.0),
         "rala_vit_nano": Model(RALA, PYRAMID_NANO),
         "rala_vit_tiny": Model(RALA, PYRAMID_TINY, _ravlt("T"), top1=82.8),
         "rala_vit_small": Model(RALA, PYRAMID_SMALL, _ravlt("S"), top1=84.4),

@@ -2,12 +2,14 @@
 
 from difflib import get_close_matches
 
+from .magnitude_aware import MagnitudeAware
 from .projected import ProjectedMixer
 from .rank_augmented import RankAugmented
 from .softmax import GatedSoftmax, Softmax
 
 MIXERS: dict[str, type[ProjectedMixer]] = {
     "gated_softmax": GatedSoftmax,
+    "mala": MagnitudeAware,
     "rala": RankAugmented,
     "softmax": Softmax,
 }

@@ -9,7 +9,7 @@ from ..layers import DepthwiseConv2d
 
 
 class ProjectedMixer(nn.Module):
-    """out_proj(attend(q, k, v)), with q, k, v (and a gate) read in place from one projection.
+    """out_proj(attend(in_proj(x))), where one projection packs q, k, v and, if asked, a gate.
 
     Subclasses say how tokens attend to each other. Every mixer is called the same way, so
     that any skeleton can hold it: ``mixer(x, size, rotary)``.
@@ -32,7 +32,6 @@ class ProjectedMixer(nn.Module):
         if dim % num_heads:
             raise ValueError(f"dim is {dim}, which num_heads = {num_heads} does not divide")
         self.num_heads = num_heads
-        self.gate = gate
         self.in_proj = nn.Linear(dim, (4 if gate else 3) * dim)
         self.local = DepthwiseConv2d(dim, local_kernel) if local_kernel else None
         self.out_proj = nn.Linear(dim, dim)
@@ -48,22 +47,23 @@ class ProjectedMixer(nn.Module):
         Returns:
             (B, H * W, C).
         """
-        packed = self.in_proj(x).unflatten(-1, (-1, self.num_heads, x.shape[-1] // self.num_heads))
-        query, key, value, *gate = packed.unbind(2)
-        local = None
-        if self.local is not None:
-            local = self.local(value.flatten(2).unflatten(1, size)).view(value.shape)
-        y = self.attend(query, key, value, rotary, local, gate[0] if gate else None)
-        return self.out_proj(y.flatten(2))
+        projection = self.in_proj(x).unflatten(1, size)
+        return self.out_proj(self.attend(projection, rotary).flatten(1, 2))
 
     @abstractmethod
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rotary: Rotary | None,
-        local: Tensor | None,
-        gate: Tensor | None,
-    ) -> Tensor:
-        """(attention + local) * gate; all tensors are (B, N, heads, D)."""
+    def attend(self, projection: Tensor, rotary: Rotary | None) -> Tensor:
+        """(attention + local) * gate, (B, H, W, C), of the packed blocks (B, H, W, 3 or 4 C)."""
+
+    def unpack(self, projection: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Query, key, value and gate (or none) as views (B, N, heads, D)."""
+        width = self.out_proj.in_features // self.num_heads
+        blocks = projection.flatten(1, 2).unflatten(-1, (-1, self.num_heads, width)).unbind(2)
+        return blocks if len(blocks) == 4 else (*blocks, None)
+
+    def enhance(self, projection: Tensor) -> Tensor | None:
+        """The local branch of the values, (B, N, heads, D), or none."""
+        if self.local is None:
+            return None
+        dim = self.out_proj.in_features
+        local = self.local(projection[..., 2 * dim : 3 * dim])
+        return local.flatten(1, 2).unflatten(-1, (self.num_heads, -1))

@@ -12,23 +12,18 @@ from .projected import ProjectedMixer
 class Softmax(ProjectedMixer):
     """softmax(D^-0.5 q k^T) v, with q and k rotated where the skeleton gives rotary tables."""
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rotary: Rotary | None,
-        local: Tensor | None,
-        gate: Tensor | None,
-    ) -> Tensor:
+    def attend(self, projection: Tensor, rotary: Rotary | None) -> Tensor:
+        query, key, value, gate = self.unpack(projection)
         if rotary is not None:
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         y = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         ).transpose(1, 2)
-        if local is not None:
+        if (local := self.enhance(projection)) is not None:
             y = y + local
-        return y if gate is None else y * gate
+        if gate is not None:
+            y = y * gate
+        return y.flatten(2).unflatten(1, projection.shape[1:3])
 
 
 @register_notrace_module

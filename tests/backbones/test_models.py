@@ -11,6 +11,10 @@ from linsight.backbones import ZOO
 from linsight.backbones.mixers import MIXERS
 
 PARAMETERS = {
+    "mala_vit_tiny": 16_449_128,
+    "mala_vit_small": 27_142_568,
+    "mala_vit_base": 49_792_648,
+    "mala_vit_large": 97_766_088,
     "rala_vit_tiny": 14_897_768,
     "rala_vit_small": 25_591_208,
     "rala_vit_base": 48_241_288,
@@ -25,9 +29,10 @@ def test_parameter_counts_are_the_authors(name):
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
-def test_nano_is_small():
+@pytest.mark.parametrize("name", ["mala_vit_nano", "rala_vit_nano"])
+def test_nano_is_small(name):
     with torch.device("meta"):
-        model = timm.create_model("rala_vit_nano")
+        model = timm.create_model(name)
     assert sum(p.numel() for p in model.parameters()) <= 2_000_000
 
 

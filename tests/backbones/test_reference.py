@@ -86,6 +86,6 @@ def test_gradient_norms(reference):
     }
     run(model, manifest, "224")
     wanted = manifest["cases"]["224"]["grad_norms"]
-    got = {ours[name]: p.grad.norm().item() for name, p in model.named_parameters()}
+    got = {ours[name]: p.grad.double().norm().item() for name, p in model.named_parameters()}
     assert got.keys() == set(authors)
     assert got == pytest.approx(wanted, rel=1e-4)

@@ -1,0 +1,42 @@
+"""Linear attention of one template, of which each mechanism is three choices."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from ...kernels import Rotary, linear_attention, projected_linear_attention
+from .projected import ProjectedMixer
+
+
+class LinearMixer(ProjectedMixer):
+    """Attention at a cost linear in the number of tokens; see `linsight.kernels`.
+
+    Subclasses name the choices of `linear_attention`.
+    """
+
+    feature_map: ClassVar[str]
+    key_weights: ClassVar[str] = "uniform"
+    readout: ClassVar[str] = "normalized"
+
+    def __init__(
+        self, dim: int, num_heads: int, *, gate: bool = True, local_kernel: int = 5
+    ) -> None:
+        super().__init__(dim, num_heads, gate=gate, local_kernel=local_kernel)
+        self.fused = gate and local_kernel > 0
+
+    def attend(self, projection: Tensor, rotary: Rotary | None) -> Tensor:
+        mechanism = {
+            "feature_map": self.feature_map,
+            "key_weights": self.key_weights,
+            "readout": self.readout,
+            "rotary": rotary,
+        }
+        if self.fused:
+            return projected_linear_attention(
+                projection, self.local.weight, self.local.bias, heads=self.num_heads, **mechanism
+            )
+        query, key, value, gate = self.unpack(projection)
+        y = linear_attention(
+            query, key, value, local=self.enhance(projection), gate=gate, **mechanism
+        )
+        return y.flatten(2).unflatten(1, projection.shape[1:3])
