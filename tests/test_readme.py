@@ -1,0 +1,85 @@
+"""Every example of the README and of CONTRIBUTING, in their order, run as written.
+
+Training alone is cut short, to one epoch of a few scenes.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["train_cfg.max_epochs=1", "train_dataloader.dataset.length=2000"]
+SHORT += ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
+SHORT += ["test_dataloader.num_workers=0"]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text()
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a reader stands: a folder with some pictures."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "pictures").mkdir()
+    Image.new("RGB", (80, 60), "teal").save(folder / "pictures" / "teal.png")
+    return folder
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_python(document, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    examples = blocks(document, "python")
+    assert examples
+    for example in examples:
+        exec(compile(example, document, "exec"), {"__name__": "__main__"})
+
+
+def test_the_new_mixer_stands_in_a_model(monkeypatch):
+    """CONTRIBUTING's example, taken to where it says that it leads."""
+    import timm
+    import torch
+
+    from linsight.backbones.mixers import MIXERS
+
+    scope = {"__name__": "example"}
+    exec(blocks("CONTRIBUTING.md", "python")[0], scope)
+    monkeypatch.setitem(MIXERS, "exponential", scope["Exponential"])
+    model = timm.create_model("rala_vit_nano", mixer="exponential", num_classes=3)
+    model(torch.randn(2, 3, 64, 32)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+COMMANDS = [
+    line
+    for block in blocks("README.md", "console")
+    for line in block.splitlines()
+    if line.startswith("linsight ")
+]
+
+
+def test_readme_has_an_example_of_every_command():
+    named = {line.split()[1] for line in COMMANDS}
+    assert named == {"train", "test", "predict", "export", "models", "info"}
+
+
+# One after the other: what a command writes, the next reads.
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(command, folder):
+    words = command.split()[1:]
+    if words[0] in ("train", "test"):
+        words += ["--cfg-options", *SHORT]
+    done = subprocess.run(
+        [sys.executable, "-m", "linsight.tools.main", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
