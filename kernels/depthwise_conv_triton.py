@@ -48,7 +48,8 @@ def _gelu_gradient(x, EXACT: tl.constexpr):
     return _normal_cdf(x, EXACT) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
 
 
-_SCALARS = ["height", "width", "out_height", "out_width", "channels", "rows", "groups", "parts"]
+# Not `channels`: that it is a multiple of 16 is what lets two of them be one load.
+_SCALARS = ["height", "width", "out_height", "out_width", "rows", "groups"]
 
 
 @triton.jit(do_not_specialize=_SCALARS)
@@ -305,18 +306,28 @@ def _weigh_gathered(
 
 @dataclass(frozen=True)
 class Tile:
-    """Columns a strip, strips and channels a program, warps, programs wanted a multiprocessor."""
+    """Columns a strip, strips times channels a program, the arithmetic an element relative to
+    the other tiles, and the programs that a multiprocessor holds at once."""
 
     columns: int
-    strips: int
-    channels: int
-    warps: int
-    programs: int
+    span: int
+    cost: int
+    resident: int
 
 
-# By kernel size; measured on an H100, see docs/performance.md.
-CONVOLVE = {3: Tile(4, 4, 64, 4, 4), 5: Tile(4, 4, 64, 4, 4), 7: Tile(4, 4, 64, 4, 3)}
-WEIGH = {3: Tile(4, 4, 64, 4, 4), 5: Tile(4, 4, 64, 4, 4), 7: Tile(4, 4, 64, 4, 2)}
+# By kernel size. Seven columns divide 224's maps, 56 .. 7, without a rest. Cost and residence
+# are read off the machine code, see docs/performance.md.
+CONVOLVE = {
+    3: (Tile(4, 512, 36, 3), Tile(7, 256, 39, 3)),
+    5: (Tile(4, 256, 40, 3), Tile(7, 256, 39, 2)),
+    7: (Tile(4, 256, 66, 2),),
+}
+WEIGH = {
+    3: (Tile(4, 512, 36, 3), Tile(7, 256, 40, 3)),
+    5: (Tile(4, 256, 49, 3), Tile(7, 256, 48, 2)),
+    7: (Tile(4, 256, 80, 2),),
+}
+WARPS = 4
 
 
 @lru_cache
@@ -326,16 +337,37 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _plan(tile: Tile, x: Tensor, kernel: int) -> tuple[tuple[int, int, int], dict]:
+@lru_cache
+def _layout(
+    tiles: tuple[Tile, ...], kernel: int, shape: torch.Size, multiprocessors: int
+) -> tuple[Tile, int, int]:
+    """The tile that pads the map least, its channels a program, and the rows a program."""
+    batch, height, width, channels = shape
+
+    def work(choice: tuple[Tile, int]) -> int:
+        tile, block = choice
+        across = triton.cdiv(width, tile.columns * tile.span // block)
+        return tile.cost * tile.span * tile.columns * triton.cdiv(channels, block) * across
+
+    tile, block = min(((tile, block) for tile in tiles for block in (64, 32, 128, 256)), key=work)
+    across = triton.cdiv(width, tile.columns * tile.span // block) * triton.cdiv(channels, block)
+
+    def time(chunks: int) -> int:
+        rows = triton.cdiv(height, chunks)
+        programs = across * batch * triton.cdiv(height, rows)
+        return triton.cdiv(programs, tile.resident * multiprocessors) * (rows + kernel + 1)
+
+    chunks = min(range(1, max(1, height // kernel) + 1), key=time)
+    return tile, block, triton.cdiv(height, chunks)
+
+
+def _plan(tiles: tuple[Tile, ...], x: Tensor, kernel: int) -> tuple[tuple[int, int, int], dict]:
     """Grid, and the sizes that the stride-1 kernels share."""
     batch, height, width, channels = x.shape
-    block = tile.channels if channels % tile.channels == 0 else tile.channels // 2
-    strips = tile.strips * tile.channels // block
+    tile, block, rows = _layout(tiles, kernel, x.shape, _multiprocessors(x.device))
+    strips = tile.span // block
     groups = triton.cdiv(width, tile.columns * strips)
-    across = triton.cdiv(channels, block) * groups
-    wanted = triton.cdiv(tile.programs * _multiprocessors(x.device), across * batch)
-    rows = triton.cdiv(height, max(1, min(wanted, height // (2 * kernel))))
-    grid = (across, triton.cdiv(height, rows), batch)
+    grid = (triton.cdiv(channels, block) * groups, triton.cdiv(height, rows), batch)
     sizes = {
         "height": height,
         "width": width,
@@ -347,7 +379,7 @@ def _plan(tile: Tile, x: Tensor, kernel: int) -> tuple[tuple[int, int, int], dic
         "STRIPS": strips,
         "BC": block,
         "EXACT": x.dtype == torch.float32,
-        "num_warps": tile.warps,
+        "num_warps": WARPS,
         "num_stages": 1,
     }
     return grid, sizes

@@ -8,10 +8,10 @@ fills the device:
                 state           S = sum p R(f(k))^T v, mean p f(k), mean v  partial, per split
                 merge           the partial sums in a fixed order, rescaled to one maximum
                 readout         y = a(n) R(f(q)) S + b(n) mean v, epilogue
-    backward    query gradient  dS, d mean k, d mean v; dgate, dlocal; dq with uniform weights
+    backward    output gradient dS, d mean k, d mean v; dgate, dlocal
                 merge
                 key gradient    dk, dv and, per split, d mean q
-                query finish    dq, which needs d mean q                    (key weights only)
+                query gradient  dq, which with key weights needs d mean q
 
 Nothing of size N is stored besides inputs and outputs: softmax and feature maps are
 recomputed. Every sum has a fixed order, so two runs agree bit for bit.
@@ -32,6 +32,7 @@ from torch import Tensor
 
 EPSILON = tl.constexpr(1e-6)
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+PTX = tl.constexpr(torch.version.cuda is not None and not INTERPRETED.value)
 
 
 @triton.jit
@@ -42,14 +43,28 @@ def _exp(x, EXACT: tl.constexpr):
         whole = tl.floor(x * 1.4426950408889634 + 0.5)
         r = (x - whole * 0.693359375) + whole * 2.12194440e-4
         return tl.exp2(r * 1.4426950408889634) * tl.exp2(whole)
+    elif PTX:
+        # tl.exp spends three instructions more on results below 2^-126.
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * 1.4426950408889634], tl.float32, True, 1
+        )
     else:
         return tl.exp(x)
 
 
 @triton.jit
+def _absent(MAP: tl.constexpr):
+    """What stands for a missing token or channel: phi of it is zero."""
+    return 0.0 if MAP == "identity" else -1e4
+
+
+@triton.jit
 def _feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
     if MAP == "elu_plus_one":
-        return tl.where(x > 0, x + 1.0, _exp(tl.minimum(x, 0.0), EXACT))
+        if EXACT:
+            return tl.where(x > 0, x + 1.0, _exp(tl.minimum(x, 0.0), EXACT))
+        else:
+            return tl.where(x > 0, x + 1.0, _exp(x, EXACT))
     elif MAP == "relu":
         return tl.maximum(x, 0.0)
     elif MAP == "exp":
@@ -86,13 +101,14 @@ def _readout(n, scale, READOUT: tl.constexpr):
 
 @triton.jit
 def _angles(
-    rows, columns, n, last, width, row_stride, column_stride, D: tl.constexpr, P: tl.constexpr
-):
+    rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
+    D: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
     """Cosines and sines of the tokens `n`, (tokens, P / 2), from the separable tables."""
     quarter: tl.constexpr = D // 4
     i = tl.arange(0, P // 2)[None, :]
     n = tl.minimum(n, last - 1)  # a tile reaches past the last token, the tables do not
-    row = n // width
+    row = ((n.to(tl.int64) * reciprocal) >> shift).to(tl.int32)
     column = n - row * width
     in_rows = i < quarter
     pointers = tl.where(
@@ -122,12 +138,9 @@ def _rotate(x, cosine, sine):
 
 
 @triton.jit
-def _low(x, IEEE: tl.constexpr):
-    """What rounding to bfloat16 leaves off: x = high + low to 16 bits."""
-    if IEEE:
-        return x
-    else:
-        return (x - x.to(tl.bfloat16).to(tl.float32)).to(tl.bfloat16)
+def _cut(x):
+    """The upper 16 bits of float32: bfloat16 rounded towards zero, at one instruction."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -135,7 +148,16 @@ def _high(x, IEEE: tl.constexpr):
     if IEEE:
         return x.to(tl.float32)
     else:
-        return x.to(tl.bfloat16)
+        return _cut(x).to(tl.bfloat16)
+
+
+@triton.jit
+def _low(x, IEEE: tl.constexpr):
+    """What `_high` leaves off: x = high + low to 16 bits."""
+    if IEEE:
+        return x
+    else:
+        return (x - _cut(x)).to(tl.bfloat16)
 
 
 @triton.jit
@@ -156,29 +178,26 @@ def _dot(a, b, accumulator, IEEE: tl.constexpr):
     """
     if IEEE:
         return tl.dot(a, b, accumulator, input_precision="ieee")
+    elif b.dtype == tl.bfloat16:
+        accumulator = _multiply(_high(a, False), b, accumulator)
+        return _multiply(_low(a, False), b, accumulator)
     else:
-        a_high = a.to(tl.bfloat16)
-        b_high = b.to(tl.bfloat16)
-        accumulator = _multiply(a_high, b_high, accumulator)
-        if a.dtype != tl.bfloat16:
-            accumulator = _multiply(_low(a, False), b_high, accumulator)
-        if b.dtype != tl.bfloat16:
-            accumulator = _multiply(a_high, _low(b, False), accumulator)
-        return accumulator
+        return _dot_halves(a, _high(b, False), _low(b, False), accumulator, False)
 
 
 @triton.jit
 def _dot_halves(a, b_high, b_low, accumulator, IEEE: tl.constexpr):
-    """`_dot` with a `b` that was split before the loop."""
+    """`_dot` with a `b` that is split already."""
     if IEEE:
         return tl.dot(a, b_high, accumulator, input_precision="ieee")
+    elif a.dtype == tl.bfloat16:
+        accumulator = _multiply(a, b_high, accumulator)
+        return _multiply(a, b_low, accumulator)
     else:
-        a_high = a.to(tl.bfloat16)
+        a_high = _high(a, False)
         accumulator = _multiply(a_high, b_high, accumulator)
         accumulator = _multiply(a_high, b_low, accumulator)
-        if a.dtype != tl.bfloat16:
-            accumulator = _multiply(_low(a, False), b_high, accumulator)
-        return accumulator
+        return _multiply(_low(a, False), b_high, accumulator)
 
 
 @triton.jit
@@ -188,6 +207,21 @@ def _operand(x, IEEE: tl.constexpr):
         return x.to(tl.float32)
     else:
         return x
+
+
+@triton.jit
+def _fold(x, ROWS: tl.constexpr):
+    """(T, P) to (ROWS, P), by sums over rows that one thread holds: registers, no exchange."""
+    T: tl.constexpr = x.shape[0]
+    return tl.sum(tl.reshape(x, (T // ROWS, ROWS, x.shape[1])), 0)
+
+
+@triton.jit
+def _fold_accumulated(x):
+    """`_fold` for the tensor cores' layout of sums, where a thread holds rows 8 apart."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.sum(tl.reshape(x, (T // 16, 2, 8, P)), 1), (T // 2, P))
 
 
 @triton.jit
@@ -208,6 +242,8 @@ _SCALARS = [
     "splits",
     "heads",
     "width",
+    "reciprocal",
+    "shift",
     "row_stride",
     "column_stride",
     "query_splits",
@@ -218,7 +254,8 @@ _SCALARS = [
 def _query_sums(
     q, parts, q_b, q_n, q_h,
     tokens, per_split, heads,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, MAP: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
+    MAP: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
@@ -227,12 +264,14 @@ def _query_sums(
     d = tl.arange(0, P)[None, :]
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    total = tl.zeros((BLOCK, P), tl.float32)
+    total = tl.zeros((FOLD, P), tl.float32)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & (d < D)
-        x = tl.load(q + n.to(tl.int64)[:, None] * q_n + d, mask=ok, other=0.0).to(tl.float32)
-        total += tl.where(ok, _feature(x, MAP, EXACT), 0.0)
+        x = tl.load(q + n.to(tl.int64)[:, None] * q_n + d, mask=ok, other=_absent(MAP)).to(
+            tl.float32
+        )
+        total += _fold(_feature(x, MAP, EXACT), FOLD)
     at = bh.to(tl.int64) * tl.num_programs(1) + split
     tl.store(parts + at * P + tl.arange(0, P), tl.sum(total, 0))
 
@@ -241,8 +280,10 @@ def _query_sums(
 def _state(
     k, v, rows, columns, query_parts, parts,
     k_b, k_n, k_h, v_b, v_n, v_h,
-    tokens, per_split, heads, width, row_stride, column_stride, query_splits, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, MAP: tl.constexpr,
+    tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride,
+    query_splits, scale,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
+    MAP: tl.constexpr,
     WEIGHTED: tl.constexpr, ROTARY: tl.constexpr, MEAN_VALUE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
@@ -260,17 +301,17 @@ def _state(
         query = (query * (scale / tokens))[None, :]
     maximum = -float("inf")
     mass = tl.zeros((BLOCK,), tl.float32)
-    key_sum = tl.zeros((BLOCK, P), tl.float32)
-    value_sum = tl.zeros((BLOCK, P), tl.float32)
+    key_sum = tl.zeros((FOLD, P), tl.float32)
+    value_sum = tl.zeros((FOLD, P), tl.float32)
     state = tl.zeros((P, P), tl.float32)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         valid = n < last
         ok = valid[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
-        x = tl.load(k + at * k_n + d, mask=ok, other=0.0).to(tl.float32)
+        x = tl.load(k + at * k_n + d, mask=ok, other=_absent(MAP)).to(tl.float32)
         value = tl.load(v + at * v_n + d, mask=ok, other=0.0)
-        f = tl.where(ok, _feature(x, MAP, EXACT), 0.0)
+        f = _feature(x, MAP, EXACT)
         if WEIGHTED:
             score = tl.where(valid, tl.sum(f * query, 1), -float("inf"))
             higher = tl.maximum(maximum, tl.max(score, 0))
@@ -279,14 +320,16 @@ def _state(
             maximum = higher
             mass = mass * shrink + weight
             f *= weight[:, None]
-            key_sum = key_sum * shrink + f
+            key_sum = key_sum * shrink + _fold(f, FOLD)
             state *= shrink
         else:
-            key_sum += f
+            key_sum += _fold(f, FOLD)
         if MEAN_VALUE:
-            value_sum += value.to(tl.float32)
+            value_sum += _fold(value.to(tl.float32), FOLD)
         if ROTARY:
-            cosine, sine = _angles(rows, columns, n, last, width, row_stride, column_stride, D, P)
+            cosine, sine = _angles(
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
+            )
             f = _rotate(f, cosine, sine)
         # Transposed, v^T is the operand that the tensor cores read where it was loaded.
         state = _dot(tl.trans(_operand(value, IEEE)), f, state, IEEE)
@@ -383,8 +426,9 @@ def _merge(
 def _read(
     q, rows, columns, local, gate, state, out,
     q_b, q_n, q_h, l_b, l_n, l_h, g_b, g_n, g_h, o_b, o_n, o_h,
-    tokens, per_split, heads, width, row_stride, column_stride, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, MAP: tl.constexpr,
+    tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride, scale,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    MAP: tl.constexpr,
     READOUT: tl.constexpr, ROTARY: tl.constexpr, LOCAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
@@ -413,13 +457,13 @@ def _read(
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
-        x = tl.load(q + at * q_n + d, mask=ok, other=0.0).to(tl.float32)
+        x = tl.load(q + at * q_n + d, mask=ok, other=_absent(MAP)).to(tl.float32)
         f = _feature(x, MAP, EXACT)
-        if D != P:
-            f = tl.where(d < D, f, 0.0)
         a, b_, _, _ = _readout(tl.sum(f * key, 1), scale, READOUT)
         if ROTARY:
-            cosine, sine = _angles(rows, columns, n, last, width, row_stride, column_stride, D, P)
+            cosine, sine = _angles(
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
+            )
             f = _rotate(f, cosine, sine)
         y = _dot_halves(f, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT) * a[:, None]
         if READOUT != "normalized":
@@ -432,13 +476,14 @@ def _read(
 
 
 @triton.jit(do_not_specialize=_SCALARS)
-def _query_gradient(
-    q, go, rows, columns, local, gate, state, parts, dq, dlocal, dgate,
+def _output_gradient(
+    q, go, rows, columns, local, gate, state, parts, dlocal, dgate,
     q_b, q_n, q_h, go_b, go_n, go_h, l_b, l_n, l_h, g_b, g_n, g_h,
-    dq_b, dq_n, dq_h, dl_b, dl_n, dl_h, dg_b, dg_n, dg_h,
-    tokens, per_split, heads, width, row_stride, column_stride, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, MAP: tl.constexpr,
-    WEIGHTED: tl.constexpr, READOUT: tl.constexpr, ROTARY: tl.constexpr,
+    dl_b, dl_n, dl_h, dg_b, dg_n, dg_h,
+    tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride, scale,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    MAP: tl.constexpr,
+    READOUT: tl.constexpr, ROTARY: tl.constexpr,
     LOCAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
@@ -448,7 +493,6 @@ def _query_gradient(
     h = bh % heads
     q += b * q_b + h * q_h
     go += b * go_b + h * go_h
-    dq += b * dq_b + h * dq_h
     if LOCAL:
         local += b * l_b + h * l_h
         dlocal += b * dl_b + h * dl_h
@@ -466,22 +510,22 @@ def _query_gradient(
         mean_value = tl.load(state + (P + 1) * P + d)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    dkey_sum = tl.zeros((BLOCK, P), tl.float32)
-    dvalue_sum = tl.zeros((BLOCK, P), tl.float32)
+    dkey_sum = tl.zeros((BLOCK // 2, P), tl.float32)
+    dvalue_sum = tl.zeros((BLOCK // 2, P), tl.float32)
     dstate = tl.zeros((P, P), tl.float32)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
-        x = tl.load(q + at * q_n + d, mask=ok, other=0.0).to(tl.float32)
+        x = tl.load(q + at * q_n + d, mask=ok, other=_absent(MAP)).to(tl.float32)
         grad = tl.load(go + at * go_n + d, mask=ok, other=0.0)
         f = _feature(x, MAP, EXACT)
-        if D != P:
-            f = tl.where(d < D, f, 0.0)
         a, b_, da, db = _readout(tl.sum(f * key, 1), scale, READOUT)
         r = f
         if ROTARY:
-            cosine, sine = _angles(rows, columns, n, last, width, row_stride, column_stride, D, P)
+            cosine, sine = _angles(
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
+            )
             r = _rotate(f, cosine, sine)
         if GATE:
             # Rounded once and used so everywhere: the gradient of a dy that is off by one
@@ -507,9 +551,7 @@ def _query_gradient(
                 (y * grad.to(tl.float32)).to(dgate.dtype.element_ty),
                 mask=ok,
             )
-        if LOCAL:
-            tl.store(dlocal + at * dl_n + d, dy.to(dlocal.dtype.element_ty), mask=ok)
-        if not (GATE and WEIGHTED):
+        else:
             t = _dot_halves(
                 dy_operand,
                 tl.trans(s_high),
@@ -518,17 +560,13 @@ def _query_gradient(
                 EXACT,
             )
             dn = da * tl.sum(r * t, 1)
+        if LOCAL:
+            tl.store(dlocal + at * dl_n + d, dy.to(dlocal.dtype.element_ty), mask=ok)
         if READOUT != "normalized":
             dn += db * tl.sum(dy * mean_value, 1)
-            dvalue_sum += b_[:, None] * dy
-        dkey_sum += dn[:, None] * f
+            dvalue_sum += _fold_accumulated(b_[:, None] * dy)
+        dkey_sum += _fold_accumulated(dn[:, None] * f)
         dstate = _dot(tl.trans(dy_operand), r * a[:, None], dstate, EXACT)
-        if not WEIGHTED:
-            t *= a[:, None]
-            if ROTARY:
-                t = _rotate(t, cosine, -sine)
-            t = _feature_gradient(x, f, t + dn[:, None] * key, MAP)
-            tl.store(dq + at * dq_n + d, t.to(dq.dtype.element_ty), mask=ok)
 
     parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * ((P + 3) * P)
     tl.store(parts + d * P + column[:, None], dstate)
@@ -541,8 +579,9 @@ def _query_gradient(
 def _key_gradient(
     k, v, rows, columns, state, dtotal, query_parts, dk, dv,
     k_b, k_n, k_h, v_b, v_n, v_h, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
-    tokens, per_split, heads, width, row_stride, column_stride, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, MAP: tl.constexpr,
+    tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride, scale,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    MAP: tl.constexpr,
     WEIGHTED: tl.constexpr, ROTARY: tl.constexpr, MEAN_VALUE: tl.constexpr,
     PIECES: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
@@ -570,7 +609,7 @@ def _key_gradient(
         maximum = tl.load(state + (P + 3) * P)
         inverse = 1.0 / tl.load(state + (P + 3) * P + 1)
         inner = tl.sum(tl.load(dtotal + (P + 3) * P + column, mask=column < PIECES, other=0.0), 0)
-        dquery_sum = tl.zeros((BLOCK, P), tl.float32)
+        dquery_sum = tl.zeros((BLOCK // 2, P), tl.float32)
     else:
         weight = 1.0 / tokens
     first = split * per_split
@@ -580,14 +619,14 @@ def _key_gradient(
         valid = n < last
         ok = valid[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
-        x = tl.load(k + at * k_n + d, mask=ok, other=0.0).to(tl.float32)
+        x = tl.load(k + at * k_n + d, mask=ok, other=_absent(MAP)).to(tl.float32)
         value = _operand(tl.load(v + at * v_n + d, mask=ok, other=0.0), EXACT)
         f = _feature(x, MAP, EXACT)
-        if D != P:
-            f = tl.where(d < D, f, 0.0)
         r = f
         if ROTARY:
-            cosine, sine = _angles(rows, columns, n, last, width, row_stride, column_stride, D, P)
+            cosine, sine = _angles(
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
+            )
             r = _rotate(f, cosine, sine)
         t = _dot_halves(
             value, tl.trans(ds_high), tl.trans(ds_low), tl.zeros((BLOCK, P), tl.float32), EXACT
@@ -600,7 +639,7 @@ def _key_gradient(
             weight = _exp(score, EXACT) * inverse
             dscore = weight * (tl.sum(f * t, 1) - inner)
             t = t * weight[:, None] + dscore[:, None] * query
-            dquery_sum += (dscore * scale)[:, None] * f
+            dquery_sum += _fold_accumulated((dscore * scale)[:, None] * f)
         else:
             t *= weight
         t = _feature_gradient(x, f, t, MAP)
@@ -621,12 +660,14 @@ def _key_gradient(
 
 
 @triton.jit(do_not_specialize=_SCALARS)
-def _query_finish(
+def _query_gradient(
     q, go, rows, columns, gate, state, query_parts, dq,
     q_b, q_n, q_h, go_b, go_n, go_h, g_b, g_n, g_h, dq_b, dq_n, dq_h,
-    tokens, per_split, heads, width, row_stride, column_stride, query_splits, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, MAP: tl.constexpr,
-    READOUT: tl.constexpr, ROTARY: tl.constexpr, GATE: tl.constexpr,
+    tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride,
+    query_splits, scale,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    MAP: tl.constexpr,
+    WEIGHTED: tl.constexpr, READOUT: tl.constexpr, ROTARY: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
@@ -647,56 +688,63 @@ def _query_finish(
     key = tl.load(state + P * P + d)
     if READOUT != "normalized":
         mean_value = tl.load(state + (P + 1) * P + d)
-    dquery = _sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P, 16)
-    dquery = (dquery / tokens)[None, :]
+    if WEIGHTED:
+        dquery = _sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P, 16)
+        dquery = (dquery / tokens)[None, :]
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
-        x = tl.load(q + at * q_n + d, mask=ok, other=0.0).to(tl.float32)
+        x = tl.load(q + at * q_n + d, mask=ok, other=_absent(MAP)).to(tl.float32)
         dy = tl.load(go + at * go_n + d, mask=ok, other=0.0)
         if GATE:
             factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0).to(tl.float32)
             dy = (dy.to(tl.float32) * factor).to(dy.dtype)
         f = _feature(x, MAP, EXACT)
-        if D != P:
-            f = tl.where(d < D, f, 0.0)
         a, _, da, db = _readout(tl.sum(f * key, 1), scale, READOUT)
         t = _dot_halves(_operand(dy, EXACT), s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
         if ROTARY:
-            cosine, sine = _angles(rows, columns, n, last, width, row_stride, column_stride, D, P)
+            cosine, sine = _angles(
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
+            )
             t = _rotate(t, cosine, -sine)
         # A rotation turned back on one factor of a product turns the other forth.
         dn = da * tl.sum(f * t, 1)
         if READOUT != "normalized":
             dn += db * tl.sum(dy.to(tl.float32) * mean_value, 1)
-        t = _feature_gradient(x, f, t * a[:, None] + dn[:, None] * key + dquery, MAP)
+        t = t * a[:, None] + dn[:, None] * key
+        if WEIGHTED:
+            t += dquery
+        t = _feature_gradient(x, f, t, MAP)
         tl.store(dq + at * dq_n + d, t.to(dq.dtype.element_ty), mask=ok)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How a kernel runs: tokens a step, warps, pipeline stages, programs wanted a multiprocessor,
-    and the fewest tokens worth a program."""
+    """How a kernel runs: tokens a step, warps, pipeline stages, the programs that a
+    multiprocessor holds at once, and the fewest tokens worth a program."""
 
     block: int
     warps: int
     stages: int
-    programs: int
+    resident: int
     least: int
 
 
-# By kernel and padded head width; measured on an H100, see docs/performance.md.
+# By kernel, for 16-bit inputs and padded head widths up to 64 and up to 128; chosen by
+# registers, spills and instructions in the machine code, see docs/performance.md.
 TILES = {
-    "query_sums": {64: Tile(64, 4, 1, 4, 128), 128: Tile(64, 8, 1, 4, 128)},
-    "state": {64: Tile(64, 4, 3, 4, 256), 128: Tile(64, 8, 2, 2, 512)},
-    "read": {64: Tile(64, 4, 2, 4, 128), 128: Tile(64, 8, 2, 2, 128)},
-    "query_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(32, 8, 2, 1, 512)},
-    "key_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(32, 8, 1, 1, 256)},
-    "query_finish": {64: Tile(64, 4, 2, 4, 128), 128: Tile(64, 8, 2, 2, 128)},
+    "query_sums": {64: Tile(64, 4, 1, 8, 128), 128: Tile(64, 8, 1, 4, 128)},
+    "state": {64: Tile(64, 4, 2, 3, 256), 128: Tile(64, 8, 1, 1, 512)},
+    "read": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "output_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(64, 8, 1, 1, 512)},
+    "key_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
+    "query_gradient": {64: Tile(64, 4, 1, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
 }
+# float32 multiplies without tensor cores, and holds its operands in registers.
+WIDE_TILES = {64: Tile(16, 8, 1, 2, 128), 128: Tile(16, 16, 1, 1, 128)}
 
 
 @lru_cache
@@ -704,6 +752,22 @@ def _multiprocessors(device: torch.device) -> int:
     if device.type == "cpu":
         return 2  # Triton's interpreter: few programs, but more than one split
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache
+def _split(tile: Tile, rows: int, tokens: int, multiprocessors: int) -> tuple[int, int]:
+    """Programs a head, and tokens a program, for the fewest steps of the whole device."""
+    steps = triton.cdiv(tokens, tile.block)
+
+    def time(splits: int) -> int:
+        each = triton.cdiv(steps, splits)
+        programs = rows * triton.cdiv(steps, each)
+        # Starting and ending a program costs about two steps.
+        return triton.cdiv(programs, tile.resident * multiprocessors) * (each + 2)
+
+    splits = min(range(1, max(1, min(512, tokens // tile.least)) + 1), key=time)
+    each = triton.cdiv(steps, splits) * tile.block
+    return triton.cdiv(tokens, each), each
 
 
 class Problem:
@@ -721,6 +785,7 @@ class Problem:
         self.padded = max(16, triton.next_power_of_2(self.width))
         self.rows = self.batch * self.heads
         self.device = query.device
+        self.itemsize = query.element_size()
         self.scale = self.width**-0.5
         self.weighted = key_weights == "global_query"
         self.readout = readout
@@ -728,25 +793,26 @@ class Problem:
         self.map = feature_map
         self.rotary = rotary is not None
         if rotary is None:
-            self.tables = (query, query, 1, 0, 0)
+            self.tables = (query, query, 1, 1 << 31, 31, 0, 0)
         else:
             rows, columns = (table.float().contiguous() for table in rotary)
+            width = columns.shape[1]
+            # n // width = n * reciprocal >> shift, exactly, for every n < 2^31.
+            shift = 31 + (width - 1).bit_length()
+            reciprocal = -(-(1 << shift) // width)
             self.tables = (
-                rows, columns, columns.shape[1], rows.stride(0), columns.stride(0),
+                rows, columns, width, reciprocal, shift, rows.stride(0), columns.stride(0),
             )  # fmt: skip
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def tile(self, kernel: str) -> Tile:
-        return TILES[kernel][64 if self.padded <= 64 else 128]
+        width = 64 if self.padded <= 64 else 128
+        return WIDE_TILES[width] if self.itemsize == 4 else TILES[kernel][width]
 
     def split(self, tile: Tile) -> tuple[int, int]:
-        """Number of programs a head, and tokens a program."""
-        wanted = triton.cdiv(tile.programs * _multiprocessors(self.device), self.rows)
-        wanted = max(1, min(wanted, self.tokens // tile.least))
-        tokens = triton.cdiv(triton.cdiv(self.tokens, wanted), tile.block) * tile.block
-        return triton.cdiv(self.tokens, tokens), tokens
+        return _split(tile, self.rows, self.tokens, _multiprocessors(self.device))
 
     def options(self, tile: Tile) -> dict:
         return {
@@ -758,13 +824,17 @@ class Problem:
             "num_stages": tile.stages,
         }
 
+    def fold(self, tile: Tile) -> int:
+        """The rows that a program's warps load at once, 16 bytes a thread."""
+        return min(tile.block, tile.warps * 512 // (self.padded * self.itemsize))
+
     def query_sums(self, query: Tensor) -> Tensor:
         tile = self.tile("query_sums")
         splits, per_split = self.split(tile)
         parts = self.empty(self.rows, splits, self.padded)
         _query_sums[(self.rows, splits)](
             query, parts, *query.stride()[:3], self.tokens, per_split, self.heads,
-            **self.options(tile),
+            FOLD=self.fold(tile), **self.options(tile),
         )  # fmt: skip
         return parts
 
@@ -778,6 +848,7 @@ class Problem:
             *key.stride()[:3], *value.stride()[:3],
             self.tokens, per_split, self.heads, *table,
             0 if query_parts is None else query_parts.shape[1], self.scale,
+            FOLD=self.fold(tile),
             WEIGHTED=self.weighted, ROTARY=self.rotary, MEAN_VALUE=self.mean_value,
             **self.options(tile),
         )  # fmt: skip
@@ -814,28 +885,27 @@ class Problem:
             LOCAL=local is not None, GATE=gate is not None, **self.options(tile),
         )  # fmt: skip
 
-    def query_gradient(
+    def output_gradient(
         self,
         query: Tensor,
         grad: Tensor,
         state: Tensor,
         local: Tensor | None,
         gate: Tensor | None,
-        dquery: Tensor,
         dlocal: Tensor | None,
         dgate: Tensor | None,
     ) -> Tensor:
-        tile = self.tile("query_gradient")
+        tile = self.tile("output_gradient")
         splits, per_split = self.split(tile)
         parts = self.empty(self.rows, splits, self.padded + 3, self.padded)
         rows, columns, *table = self.tables
-        _query_gradient[(self.rows, splits)](
+        _output_gradient[(self.rows, splits)](
             query, grad, rows, columns, _or(local, query), _or(gate, query), state, parts,
-            dquery, _or(dlocal, query), _or(dgate, query),
+            _or(dlocal, query), _or(dgate, query),
             *_strides(query), *_strides(grad), *_strides(local), *_strides(gate),
-            *_strides(dquery), *_strides(dlocal), *_strides(dgate),
+            *_strides(dlocal), *_strides(dgate),
             self.tokens, per_split, self.heads, *table, self.scale,
-            WEIGHTED=self.weighted, READOUT=self.readout, ROTARY=self.rotary,
+            READOUT=self.readout, ROTARY=self.rotary,
             LOCAL=local is not None, GATE=gate is not None, **self.options(tile),
         )  # fmt: skip
         return self.merge(parts, state=state)
@@ -864,7 +934,7 @@ class Problem:
         )  # fmt: skip
         return query_parts
 
-    def query_finish(
+    def query_gradient(
         self,
         query: Tensor,
         grad: Tensor,
@@ -873,15 +943,15 @@ class Problem:
         gate: Tensor | None,
         dquery: Tensor,
     ) -> None:
-        tile = self.tile("query_finish")
+        tile = self.tile("query_gradient")
         splits, per_split = self.split(tile)
         rows, columns, *table = self.tables
-        _query_finish[(self.rows, splits)](
+        _query_gradient[(self.rows, splits)](
             query, grad, rows, columns, _or(gate, query), state, query_parts, dquery,
             *_strides(query), *_strides(grad), *_strides(gate), *_strides(dquery),
             self.tokens, per_split, self.heads, *table, query_parts.shape[1], self.scale,
-            READOUT=self.readout, ROTARY=self.rotary, GATE=gate is not None,
-            **self.options(tile),
+            WEIGHTED=self.weighted, READOUT=self.readout, ROTARY=self.rotary,
+            GATE=gate is not None, **self.options(tile),
         )  # fmt: skip
 
 
@@ -927,14 +997,13 @@ def backward(
 ) -> None:
     """Write every gradient. `between` runs once `dlocal` is complete, and may leave in `dvalue`
     what comes through the local branch: the gradient here is then added to it."""
-    dstate = problem.query_gradient(query, grad, state, local, gate, dquery, dlocal, dgate)
+    dstate = problem.output_gradient(query, grad, state, local, gate, dlocal, dgate)
     if between is not None:
         between()
     query_parts = problem.key_gradient(
         key, value, state, dstate, dkey, dvalue, add=between is not None
     )
-    if problem.weighted:
-        if dlocal is not None:
-            # The product grad * gate is there already: one tensor to read, not two.
-            grad, gate = dlocal, None
-        problem.query_finish(query, grad, state, query_parts, gate, dquery)
+    if dlocal is not None:
+        # The product grad * gate is there already: one tensor to read, not two.
+        grad, gate = dlocal, None
+    problem.query_gradient(query, grad, state, query_parts, gate, dquery)
