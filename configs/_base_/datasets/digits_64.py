@@ -1,21 +1,31 @@
 # Scenes of one handwritten digit, made on the fly; training and test share no handwriting.
-# Every scene is different, so that it needs no augmentation.
 train_dataloader = dict(
     batch_size=32,
     num_workers=1,
     # Workers take their seeds as they start: starting anew each epoch makes resuming exact.
     persistent_workers=False,
     drop_last=True,
-    # Each epoch draws a seventh of the scenes.
-    sampler=dict(type="RepeatAugSampler", num_repeats=1, selected_ratio=7),
+    # Each epoch draws a tenth of the scenes.
+    sampler=dict(type="RepeatAugSampler", num_repeats=1, selected_ratio=10),
     collate_fn=dict(type="default_collate"),
     worker_init_fn=dict(type="torch_worker_seed"),
     dataset=dict(
         type="DigitClassification",
         split="train",
-        length=28300,
+        length=42450,
         size=64,
-        transform=dict(input_size=64, crop_pct=1.0),
+        digit_size=(0.7, 0.95),
+        clutter=2,
+        # Other hands: turned, sheared, stretched. Never mirrored: that is another digit.
+        transform=dict(
+            input_size=64,
+            is_training=True,
+            scale=(0.8, 1.0),
+            ratio=(0.8, 1.25),
+            hflip=0.0,
+            color_jitter=0.0,
+            auto_augment="rand-m5-n2-mstd0.5",
+        ),
     ),
 )
 val_dataloader = dict(
@@ -29,6 +39,8 @@ val_dataloader = dict(
         split="test",
         length=764,
         size=64,
+        digit_size=(0.7, 0.95),
+        clutter=2,
         transform=dict(input_size=64, crop_pct=1.0),
     ),
 )
