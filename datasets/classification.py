@@ -250,11 +250,11 @@ class DataCheckHook(Hook):
     """
 
     def before_train(self, runner: Any) -> None:
-        loaders = {"training": runner.train_dataloader, "validation": runner.val_dataloader}
+        loops = {"training": runner.train_loop, "validation": runner.val_loop}
         named = {
-            split: getattr(loader.dataset, "metainfo", {}).get("classes")
-            for split, loader in loaders.items()
-            if loader is not None
+            split: getattr(loop.dataloader.dataset, "metainfo", {}).get("classes")
+            for split, loop in loops.items()
+            if loop is not None
         }
         named = {split: classes for split, classes in named.items() if classes}
         model = getattr(runner.model, "module", runner.model)

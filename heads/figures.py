@@ -90,15 +90,8 @@ def draw_learning_curve(
         middle.plot(list(metric), list(metric.values()), marker=".", **_STYLE)
         best = max(metric, key=metric.get)
         middle.axhline(metric[best], color="0.6", linewidth=0.8, linestyle="--")
-        middle.annotate(
-            f"{metric[best]:.2f} in epoch {best}",
-            (1, metric[best]),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, -4),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-        )
+        text = f"best: {metric[best]:.2f} in epoch {best}"
+        middle.text(0.98, 0.04, text, transform=middle.transAxes, ha="right")
     right.plot(epochs[::thin], rates[::thin], **_STYLE)
     right.set_title("Learning rate")
     right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -206,7 +199,7 @@ def draw_predictions(
     mean, std = (torch.tensor(metainfo.get(k, v)) for k, v in (("mean", [0.0]), ("std", [1.0])))
     right_rows, wrong_rows = (-(-len(part) // columns) for part in (right, wrong))
     rows = max(1, right_rows + wrong_rows)
-    figure = Figure(figsize=(1.25 * columns, 1.6 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.25 * columns, 1.5 * rows + 0.5), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
