@@ -29,7 +29,8 @@ WIDEST_TRITON_HEAD = 128
 def feature(x: Tensor, feature_map: FeatureMap) -> Tensor:
     """phi(x), elementwise. elu(x) + 1 is written so that it never rounds to zero."""
     if feature_map == "elu_plus_one":
-        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+        # Not clamp, whose gradient at zero is 0 in some versions of PyTorch: phi's is 1.
+        return torch.where(x > 0, x + 1, x.masked_fill(x > 0, 0).exp())
     if feature_map == "relu":
         return x.relu()
     if feature_map == "exp":

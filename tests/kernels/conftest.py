@@ -1,0 +1,60 @@
+"""How the kernels' tests find a device for the Triton code.
+
+On a machine with a GPU it runs there. Without one it runs under Triton's interpreter, which
+must be chosen before Triton is first imported, and then holds for the whole process: so these
+tests are skipped in the main run, and test_interpreter.py runs them in a process of their own.
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("triton") and DEVICE.type == "cpu" and not INTERPRETED:
+            item.add_marker(pytest.mark.skip(reason="no GPU: test_interpreter.py runs it"))
+        if item.get_closest_marker("gpu") and DEVICE.type == "cpu":
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "triton: runs Triton kernels, on a GPU or under Triton's interpreter"
+    )
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return DEVICE
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A fresh seed, printed when the test fails; LINSIGHT_TEST_SEED repeats one."""
+    seed = int(os.environ.get("LINSIGHT_TEST_SEED", torch.seed() % 2**31))
+    torch.manual_seed(seed)
+    print(f"LINSIGHT_TEST_SEED={seed} {request.node.name}")
+    return seed
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the interpreter, tiles so small that a small map has several tiles and splits."""
+    if INTERPRETED:
+        from linsight.kernels import linear_attention_triton as kernels
+
+        tile = kernels.Tile(block=16, warps=1, stages=1, resident=2, least=16)
+        monkeypatch.setattr(kernels.Problem, "tile", lambda problem, kernel: tile)
+
+
+def compiled(function: Callable) -> Callable:
+    """`function` under torch.compile, whole; without a GPU the graph alone is under test."""
+    torch.compiler.reset()
+    backend = "inductor" if DEVICE.type == "cuda" else "aot_eager"
+    return torch.compile(function, fullgraph=True, backend=backend)

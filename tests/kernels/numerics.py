@@ -1,0 +1,72 @@
+"""The acceptance rule of the kernels: errors against float64, relative to eager PyTorch's own."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from linsight.kernels import force
+
+from .conftest import INTERPRETED
+
+# How many times eager's own error a kernel may be off, in its result and in its gradients.
+RESULT, GRADIENT = 2.0, 3.0
+# Errors below this many roundings of the dtype are rounding's luck, not the kernel's.
+ROUNDINGS = {torch.float32: 4.0, torch.float16: 0.5, torch.bfloat16: 0.5}
+
+
+def leaves(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Copies in `dtype` with the strides of the originals, each wanting a gradient."""
+    copies = []
+    for x in tensors:
+        if x is not None:
+            copy = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
+            x = copy.copy_(x.detach()).requires_grad_()
+        copies.append(x)
+    return copies
+
+
+def outcome(
+    function: Callable[..., Tensor],
+    tensors: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    slope: Tensor,
+    choice: str,
+) -> list[Tensor]:
+    """Result and gradients of `function(*tensors)` in `dtype`, on the backend `choice`."""
+    with force(choice):
+        copies = leaves(tensors, dtype)
+        result = function(*copies)
+        wanted = [x for x in copies if x is not None]
+        gradients = torch.autograd.grad(result, wanted, slope.to(result.dtype))
+    return [result.detach(), *gradients]
+
+
+def distance(x: Tensor, truth: Tensor) -> float:
+    return ((x.double() - truth).norm() / truth.norm().clamp(min=1e-300)).item()
+
+
+def assert_as_exact_as_eager(
+    function: Callable[..., Tensor],
+    tensors: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    slope: Tensor,
+) -> None:
+    """Both runs of the Triton kernels agree bit for bit, and err little more than eager does."""
+    rounded = [x if x is None else x.to(dtype) for x in tensors]
+    slope = slope.to(dtype)
+    truth = outcome(function, rounded, torch.float64, slope, "reference")
+    eager = outcome(function, rounded, dtype, slope, "reference")
+    ours = outcome(function, rounded, dtype, slope, "triton")
+    again = outcome(function, rounded, dtype, slope, "triton")
+    # The interpreter rounds to bfloat16 towards zero: twice the error, and again in each factor.
+    slack = 2.0 if INTERPRETED and dtype == torch.bfloat16 else 1.0
+    floor = ROUNDINGS[dtype] * torch.finfo(dtype).eps
+    for i, (x, y, best, same) in enumerate(zip(ours, eager, truth, again, strict=True)):
+        assert torch.equal(x, same), f"output {i} differs between two runs"
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        bound = slack * (RESULT if i == 0 else GRADIENT) * max(distance(y, best), floor)
+        assert distance(x, best) <= bound, (
+            f"output {i}: error {distance(x, best):.2e}, eager's {distance(y, best):.2e}"
+        )

@@ -1,0 +1,303 @@
+"""Linear attention: the reference against the equations, the Triton kernels against both."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from linsight.kernels import force, linear_attention, rotary_tables
+
+from .conftest import compiled
+from .numerics import assert_as_exact_as_eager, distance, leaves, outcome
+
+FEATURES = ("elu_plus_one", "relu", "exp", "identity")
+WEIGHTS = ("uniform", "global_query")
+READOUTS = ("normalized", "magnitude_aware", "subtractive")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def direct(q: Tensor, k: Tensor, v: Tensor, feature: str, weights: str, readout: str) -> Tensor:
+    """One head, token by token: q, k, v are (N, D)."""
+    phi = {
+        "elu_plus_one": lambda x: torch.nn.functional.elu(x) + 1,
+        "relu": torch.relu,
+        "exp": torch.exp,
+        "identity": lambda x: x,
+    }[feature]
+    f, g = phi(q), phi(k)
+    tokens, width = q.shape
+    p = torch.full((tokens,), 1 / tokens, dtype=q.dtype)
+    if weights == "global_query":
+        p = (g @ f.mean(0) / width**0.5).softmax(0)
+    similarity = (f @ g.T) * p  # (tokens, tokens): what the operator never forms
+    n = similarity.sum(1, keepdim=True)
+    if readout == "normalized":
+        return similarity @ v / (n + 1e-6)
+    s = width**-0.5
+    if readout == "magnitude_aware":
+        beta = 1 + 1 / (s * n + 1e-6)
+        return beta * s * (similarity @ v) - s * n * v.mean(0)
+    return s * (similarity @ v) - (s * n - 1) * v.mean(0)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("readout", READOUTS)
+def test_reference_is_the_equation(feature: str, weights: str, readout: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 7, 3, 8, dtype=torch.float64)
+    options = {"feature_map": feature, "key_weights": weights, "readout": readout}
+    y = linear_attention(q, k, v, **options)
+    for b in range(2):
+        for h in range(3):
+            head = direct(q[b, :, h], k[b, :, h], v[b, :, h], feature, weights, readout)
+            torch.testing.assert_close(y[b, :, h], head, rtol=1e-9, atol=1e-9)
+    local, gate = torch.randn(2, 2, 7, 3, 8, dtype=torch.float64)
+    gated = linear_attention(q, k, v, **options, local=local, gate=gate)
+    torch.testing.assert_close(gated, (y + local) * gate)
+
+
+def test_constant_values_come_back() -> None:
+    # The weights of a query sum to one in every readout, so equal values give that value.
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 9, 2, 8, dtype=torch.float64)
+    v = torch.full_like(q, 3.0)
+    for readout in READOUTS:
+        y = linear_attention(q, k, v, readout=readout)
+        torch.testing.assert_close(y, v, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("feature", "weights", "readout"),
+    [
+        ("elu_plus_one", "global_query", "normalized"),
+        ("elu_plus_one", "uniform", "magnitude_aware"),
+        ("identity", "uniform", "subtractive"),
+        ("exp", "global_query", "normalized"),
+    ],
+)
+def test_reference_gradient(feature: str, weights: str, readout: str) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, 6, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(5)]
+    rotary = rotary_tables((2, 3), 4, torch.float64, torch.device("cpu"))
+
+    def function(q: Tensor, k: Tensor, v: Tensor, local: Tensor, gate: Tensor) -> Tensor:
+        return linear_attention(
+            q,
+            k,
+            v,
+            feature_map=feature,
+            key_weights=weights,
+            readout=readout,
+            rotary=rotary,
+            local=local,
+            gate=gate,
+        )
+
+    assert torch.autograd.gradcheck(function, tensors)
+
+
+def test_errors_name_the_argument() -> None:
+    x = torch.randn(1, 6, 2, 4)
+    with pytest.raises(ValueError, match=r"query has shape \(6, 2, 4\)"):
+        linear_attention(x[0], x, x)
+    with pytest.raises(ValueError, match="must have one shape"):
+        linear_attention(x, x[:, :3], x)
+    with pytest.raises(ValueError, match="gate has shape"):
+        linear_attention(x, x, x, gate=x[:, :1])
+    with pytest.raises(ValueError, match="feature_map is 'softmax', expected one of elu_plus_one"):
+        linear_attention(x, x, x, feature_map="softmax")
+    tables = rotary_tables((2, 2), 4, x.dtype, x.device)
+    with pytest.raises(ValueError, match="2 x 2 tokens, but query has 6"):
+        linear_attention(x, x, x, rotary=tables)
+
+
+def case(
+    size: tuple[int, int],
+    heads: int,
+    width: int,
+    device: torch.device,
+    magnitude: float = 1.0,
+    batch: int = 1,
+) -> list[Tensor]:
+    """q, k, v and gate sliced out of one packed projection, and a local branch."""
+    tokens = size[0] * size[1]
+    packed = torch.randn(batch, tokens, 4, heads, width, device=device).clamp(-20, 20) * magnitude
+    local = torch.randn(batch, tokens, heads, width, device=device)
+    return [*packed.unbind(2), local]
+
+
+def operator(size, width, device, rotary=True, **options):
+    def function(q, k, v, gate=None, local=None):
+        tables = rotary_tables(size, width, q.dtype, device) if rotary else None
+        return linear_attention(q, k, v, rotary=tables, gate=gate, local=local, **options)
+
+    return function
+
+
+def options(feature="elu_plus_one", weights="uniform", readout="normalized"):
+    return {"feature_map": feature, "key_weights": weights, "readout": readout}
+
+
+RALA = options(weights="global_query")
+MALA = options(readout="magnitude_aware")
+CASES = [
+    *((RALA, dtype) for dtype in DTYPES),
+    *((MALA, dtype) for dtype in DTYPES),
+    (options("exp", "uniform", "subtractive"), torch.float32),
+    (options("relu", "global_query", "magnitude_aware"), torch.float16),
+]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("choice", "dtype"), CASES, ids=str)
+def test_error_against_float64(choice, dtype, device, seed) -> None:
+    size, width = ((3, 11), 32) if device.type == "cpu" else ((56, 56), 64)
+    tensors = case(size, 2, width, device)
+    slope = torch.randn_like(tensors[0])
+    function = operator(size, width, device, **choice)
+    assert_as_exact_as_eager(function, tensors, dtype, slope)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [(16, torch.float16), (24, torch.float32), (96, torch.float16), (128, torch.float32)],
+)
+def test_head_widths(width, dtype, device, seed) -> None:
+    size = (5, 7)
+    tensors = case(size, 1, width, device, batch=1)
+    slope = torch.randn_like(tensors[0])
+    function = operator(size, width, device, **RALA)
+    assert_as_exact_as_eager(function, tensors, dtype, slope)
+
+
+@pytest.mark.triton
+def test_random_shapes(device, seed) -> None:
+    draw = random.Random(seed)
+    for _ in range(2 if device.type == "cpu" else 20):
+        size = (draw.choice((5, 7, 11)), draw.choice((1, 3, 13)))
+        heads, width = draw.choice((1, 2, 3)), draw.choice((16, 32, 48))
+        choice = options(draw.choice(FEATURES[:2]), draw.choice(WEIGHTS), draw.choice(READOUTS))
+        epilogue = draw.choice((0, 1, 2))
+        print(size, heads, width, choice, epilogue)
+        tensors = case(size, heads, width, device, batch=draw.choice((1, 2)))
+        function = operator(size, width, device, draw.random() < 0.5, **choice)
+        slope = torch.randn_like(tensors[0])
+        dtype = draw.choice(DTYPES[:2])
+        assert_as_exact_as_eager(function, tensors[: 3 + epilogue], dtype, slope)
+
+
+@pytest.mark.triton
+def test_one_token(device, seed) -> None:
+    # One token attends to itself: the gradients of q and k are zero but for rounding.
+    tensors = case((1, 1), 2, 16, device)
+    slope = torch.randn_like(tensors[0])
+    function = operator((1, 1), 16, device, **RALA)
+    ours, expected = (
+        outcome(function, tensors, torch.float32, slope, choice)
+        for choice in ("triton", "reference")
+    )
+    for x, y in zip(ours, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.triton
+def test_large_values_and_zeros(device, seed) -> None:
+    size = (6, 9)
+    tensors = case(size, 1, 32, device, magnitude=7.0)
+    tensors[0].clamp_(-20, 20)[:, ::3] = 0
+    tensors[1].clamp_(-20, 20)[:, ::5] = 0
+    function = operator(size, 32, device, **RALA)
+    slope = torch.randn_like(tensors[0])
+    for dtype in (torch.float32, torch.float16):
+        assert_as_exact_as_eager(function, tensors, dtype, slope)
+    # A query of all zeros after relu has normaliser zero: 0 / 1e-6, not 0 / 0.
+    zeros = [torch.zeros(1, 5, 1, 16, device=device) for _ in range(3)]
+    with force("triton"):
+        assert linear_attention(*zeros, feature_map="relu").eq(0).all()
+
+
+@pytest.mark.triton
+def test_every_element_is_written(device, monkeypatch) -> None:
+    allocate = torch.Tensor.new_empty
+
+    def poisoned(self: Tensor, *size, **kwargs) -> Tensor:
+        return allocate(self, *size, **kwargs).fill_(float("nan"))
+
+    empty = torch.empty
+
+    def poisoned_too(*size, **kwargs) -> Tensor:
+        return empty(*size, **kwargs).fill_(float("nan"))
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    monkeypatch.setattr(torch, "empty", poisoned_too)
+    size = (5, 13)
+    for choice in (RALA, MALA):
+        tensors = leaves(case(size, 2, 24, device), torch.float32)
+        with force("triton"):
+            y = operator(size, 24, device, **choice)(*tensors)
+            gradients = torch.autograd.grad(y.sum(), tensors)
+        assert all(x.isfinite().all() for x in (y, *gradients))
+
+
+@pytest.mark.triton
+def test_registration(device) -> None:
+    q, k, v, gate, local = (x.requires_grad_() for x in case((2, 3), 1, 16, device))
+    rows, columns = rotary_tables((2, 3), 16, q.dtype, device)
+    torch.library.opcheck(
+        torch.ops.linsight.linear_attention.default,
+        (q, k, v, rows, columns, local, gate, "elu_plus_one", "global_query", "normalized"),
+    )
+    torch.library.opcheck(
+        torch.ops.linsight.linear_attention.default,
+        (q, k, v, None, None, None, None, "relu", "uniform", "magnitude_aware"),
+    )
+
+
+@pytest.mark.triton
+def test_compiles_without_a_graph_break(device) -> None:
+    def function(packed: Tensor) -> Tensor:
+        q, k, v, gate = packed.unbind(2)
+        return linear_attention(q, k, v, key_weights="global_query", gate=gate) * 2
+
+    whole = compiled(function)
+    for tokens in (12, 35, 64):
+        packed = torch.randn(1, tokens, 4, 2, 16, device=device, requires_grad=True)
+        with force("triton"):
+            y, z = function(packed), whole(packed)
+            slope = torch.randn_like(y)
+            torch.testing.assert_close(z, y)
+            torch.testing.assert_close(
+                *(torch.autograd.grad(result, packed, slope) for result in (z, y))
+            )
+
+
+@pytest.mark.triton
+def test_autocast_keeps_the_dtype_of_the_query(device) -> None:
+    q, k, v, gate, local = case((4, 5), 2, 16, device)
+    q, k, v, gate = (x.bfloat16() for x in (q, k, v, gate))
+    for choice in ("reference", "triton"):
+        with force(choice), torch.autocast(device.type, torch.bfloat16):
+            assert linear_attention(q, k, v, gate=gate, local=local).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_beyond_two_to_the_31_elements(device) -> None:
+    tokens = 2**31 // (4 * 64) + 1000
+    packed = torch.randn(1, tokens, 4, 1, 64, device=device, dtype=torch.bfloat16)
+    q, k, v, gate = packed.unbind(2)
+    y = linear_attention(q, k, v, gate=gate)
+    with torch.no_grad():
+        size = 1 << 20  # the same state from the reference, a million tokens at a time
+        f, g = (
+            x.where(x > 0, x.float().exp() - 1).float() + 1 for x in (q[0, -64:, 0], k[0, :, 0])
+        )
+        state = sum(
+            g[i : i + size].T.double() @ v[0, i : i + size, 0].double()
+            for i in range(0, tokens, size)
+        )
+        expected = (f.double() @ state) / (f.double() @ g.double().sum(0))[:, None]
+    expected = expected * gate[0, -64:, 0].double()
+    assert distance(y[0, -64:, 0], expected) < 0.01

@@ -1,0 +1,116 @@
+"""The gated mixer core of a packed projection against the two operators it is made of."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from linsight.kernels import (
+    depthwise_conv2d,
+    force,
+    linear_attention,
+    projected_linear_attention,
+    rotary_tables,
+)
+
+from .conftest import compiled
+from .numerics import assert_as_exact_as_eager
+
+RALA = {"key_weights": "global_query", "readout": "normalized"}
+MALA = {"key_weights": "uniform", "readout": "magnitude_aware"}
+
+
+def case(
+    size: tuple[int, int], channels: int, device: torch.device, batch: int = 2, kernel: int = 5
+) -> list[Tensor]:
+    projection = torch.randn(batch, *size, 4 * channels, device=device)
+    weight = torch.randn(channels, 1, kernel, kernel, device=device) / kernel
+    return [projection, weight, torch.randn(channels, device=device)]
+
+
+@pytest.mark.parametrize("options", [RALA, MALA], ids=["rala", "mala"])
+def test_reference_is_the_composition(options: dict) -> None:
+    torch.manual_seed(0)
+    projection, weight, bias = case((4, 6), 16, torch.device("cpu"))
+    rotary = rotary_tables((4, 6), 8, projection.dtype, projection.device)
+    q, k, v, gate = (x.reshape(2, 24, 2, 8) for x in projection.chunk(4, -1))
+    local = depthwise_conv2d(projection[..., 32:48], weight, bias).reshape(2, 24, 2, 8)
+    expected = linear_attention(q, k, v, rotary=rotary, local=local, gate=gate, **options)
+    y = projected_linear_attention(projection, weight, bias, heads=2, rotary=rotary, **options)
+    torch.testing.assert_close(y, expected.reshape(2, 4, 6, 16))
+
+
+def test_errors_name_the_argument() -> None:
+    projection, weight, bias = case((4, 6), 16, torch.device("cpu"))
+    with pytest.raises(ValueError, match="multiple of heads = 3"):
+        projected_linear_attention(projection, weight, bias, heads=3)
+    with pytest.raises(ValueError, match=r"weight has shape .* expected \(16, 1, k, k\)"):
+        projected_linear_attention(projection, weight[:8], bias, heads=2)
+    with pytest.raises(ValueError, match="readout is 'mean'"):
+        projected_linear_attention(projection, weight, bias, heads=2, readout="mean")
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [(RALA, torch.float32), (RALA, torch.bfloat16), (MALA, torch.float16)],
+    ids=["rala-float32", "rala-bfloat16", "mala-float16"],
+)
+def test_error_against_float64(options, dtype, device, seed) -> None:
+    small = device.type == "cpu"
+    size, channels, batch, kernel = ((3, 7), 32, 1, 3) if small else ((56, 56), 128, 4, 5)
+    tensors = case(size, channels, device, batch, kernel)
+
+    def function(projection: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rotary = rotary_tables(size, channels // 2, projection.dtype, device)
+        return projected_linear_attention(
+            projection, weight, bias, heads=2, rotary=rotary, **options
+        )
+
+    slope = torch.randn(batch, *size, channels, device=device)
+    assert_as_exact_as_eager(function, tensors, dtype, slope)
+
+
+@pytest.mark.triton
+def test_registration(device) -> None:
+    projection, weight, bias = (x.requires_grad_() for x in case((2, 3), 32, device, 1, 3))
+    rows, columns = rotary_tables((2, 3), 16, projection.dtype, device)
+    torch.library.opcheck(
+        torch.ops.linsight.projected_linear_attention.default,
+        (projection, weight, bias, rows, columns, 2, "elu_plus_one", *RALA.values()),
+    )
+
+
+@pytest.mark.triton
+def test_compiles_without_a_graph_break(device) -> None:
+    _, weight, bias = (x.requires_grad_() for x in case((1, 1), 32, device, 1, 3))
+
+    def function(x: Tensor) -> Tensor:
+        return projected_linear_attention(x.cos(), weight, bias, heads=2, **MALA) * 2
+
+    whole = compiled(function)
+    for size in ((2, 3), (3, 3), (4, 2)):
+        x = torch.randn(1, *size, 128, device=device, requires_grad=True)
+        with force("triton"):
+            y, z = function(x), whole(x)
+            torch.testing.assert_close(z, y)
+            for ours, eager in zip(
+                *(torch.autograd.grad(r.square().sum(), (x, weight, bias)) for r in (z, y)),
+                strict=True,
+            ):
+                torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.triton
+def test_autocast_takes_float32_weights(device) -> None:
+    projection, weight, bias = case((3, 5), 32, device, 1, 3)
+    projection = projection.bfloat16().requires_grad_()
+    weight.requires_grad_()
+    results = []
+    for choice in ("reference", "triton"):
+        with force(choice), torch.autocast(device.type, torch.bfloat16):
+            y = projected_linear_attention(projection, weight, bias, heads=2, **RALA)
+        results.append([y, *torch.autograd.grad(y.float().sum(), (projection, weight))])
+    for ours, eager in zip(*results, strict=True):
+        assert ours.dtype == eager.dtype
+        scale = eager.float().abs().max().item()
+        torch.testing.assert_close(ours, eager, rtol=0.05, atol=0.03 * scale)
