@@ -1,51 +1,64 @@
-"""What the checkpoint filters of all families share."""
+"""What everything that loads weights shares."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 # Training scripts wrap the weights with their optimiser and arguments; timm's order of choice.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+SHOWN = 3
 
 
-def unwrap(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, does not fit, or cannot be written."""
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """The state dict inside a training checkpoint, its averaged weights first, or itself."""
     for key in WRAPPERS:
-        if isinstance(checkpoint.get(key), dict):
+        if isinstance(checkpoint.get(key), Mapping):
             return checkpoint[key]
     return checkpoint
 
 
-def check_fits(state_dict: dict[str, Tensor], model: nn.Module) -> None:
-    """Raise unless `state_dict` has the tensors of `model`.
+def check_fit(
+    state_dict: Mapping[str, Tensor],
+    model: nn.Module,
+    message: str,
+    ignore: tuple[str, ...] = (),
+) -> None:
+    """Refuse weights that are not this model's.
 
-    The classifier and the channels of the first convolution are left to timm, which adapts them.
+    Args:
+        state_dict: the weights.
+        model: where they are to go.
+        message: what to say of weights that do not fit; how they differ follows.
+        ignore: prefixes of the weights that may be missing, left over or of another shape.
 
     Raises:
-        ValueError: with how many tensors are missing, unknown or of another shape, and one each.
+        CheckpointError: a weight is missing, left over, or of another shape.
     """
-    config = model.pretrained_cfg
-    adapted = (f"{config['classifier']}.", f"{config['first_conv']}.")
-    wanted, got = (
+    own, got = (
         {
-            name: tuple(value.shape)
-            for name, value in tensors.items()
-            if not name.startswith(adapted) and not name.endswith("num_batches_tracked")
+            key: tuple(value.shape)
+            for key, value in weights.items()
+            # Weights from before torch counted batches have no counter.
+            if not key.startswith(ignore) and not key.endswith("num_batches_tracked")
         }
-        for tensors in (model.state_dict(), state_dict)
+        for weights in (model.state_dict(), state_dict)
     )
     faults = []
-    if missing := [name for name in wanted if name not in got]:
-        faults.append(f"{len(missing)} of its {len(wanted)} tensors missing ({missing[0]}, ...)")
-    if unknown := [name for name in got if name not in wanted]:
-        faults.append(f"{len(unknown)} unknown ({unknown[0]}, ...)")
-    if reshaped := [name for name in wanted if got.get(name, wanted[name]) != wanted[name]]:
-        name = reshaped[0]
-        faults.append(
-            f"{len(reshaped)} of another shape ({name} is {got[name]}, expected {wanted[name]})"
-        )
+    for fault, keys in (
+        ("missing", [key for key in own if key not in got]),
+        ("unexpected", [key for key in got if key not in own]),
+    ):
+        if keys:
+            more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+            faults.append(f"{len(keys)} weights {fault} ({', '.join(keys[:SHOWN])}{more})")
+    reshaped = [key for key in own if got.get(key, own[key]) != own[key]]
+    faults += [f"{key} is {got[key]}, the model's {own[key]}" for key in reshaped[:SHOWN]]
+    if len(reshaped) > SHOWN:
+        faults.append(f"and {len(reshaped) - SHOWN} more of another shape")
     if faults:
-        raise ValueError(
-            f"the checkpoint is not of {config.get('architecture', type(model).__name__)}: "
-            + "; ".join(faults)
-        )
+        raise CheckpointError(f"{message}: {'; '.join(faults)}")

@@ -27,9 +27,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from torch import Tensor
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, does not fit, or cannot be written."""
+from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
 
 
 @register_backend("local", prefixes="", force=True)
@@ -128,9 +126,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
     if isinstance(content, Mapping):
         content = dict(content)
         if "state_dict" not in content:
-            # Where authors keep it; without any, the file is the state itself.
-            state = next((content[k] for k in ("model", "model_ema") if k in content), content)
-            content = {"state_dict": state}
+            content = {"state_dict": unwrap(content)}
         state = content["state_dict"]
         if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
             return content
@@ -177,43 +173,6 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: str | Non
     return read_checkpoint(target, map_location or "cpu")
 
 
-def check_fit(
-    state_dict: Mapping[str, Tensor], model: torch.nn.Module, source: str, ignore: str = ""
-) -> None:
-    """Refuse weights that are not this model's.
-
-    Args:
-        state_dict: the weights.
-        model: where they are to go.
-        source: the file, for the message.
-        ignore: prefix of the weights that may be missing.
-
-    Raises:
-        CheckpointError: a weight is missing, left over, or of another shape.
-    """
-    own = model.state_dict()
-    faults = []
-    for fault, keys in (
-        (
-            "missing",
-            [k for k in own if k not in state_dict and not (ignore and k.startswith(ignore))],
-        ),
-        ("unexpected", [k for k in state_dict if k not in own]),
-    ):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            faults.append(f"{len(keys)} weights {fault} ({', '.join(keys[:3])}{more})")
-    for key, value in state_dict.items():
-        if key in own and own[key].shape != value.shape:
-            faults.append(f"{key} is {tuple(value.shape)}, the model's {tuple(own[key].shape)}")
-    if faults:
-        kept, rest = faults[:4], faults[4:]
-        raise CheckpointError(
-            f"checkpoint {source} does not fit the model of the config: {'; '.join(kept)}"
-            + (f"; and {len(rest)} more" if rest else "")
-        )
-
-
 @HOOKS.register_module()
 class CheckedLoadHook(Hook):
     """Refuse a checkpoint of another model before mmengine loads what happens to fit.
@@ -241,9 +200,10 @@ class CheckedLoadHook(Hook):
 
         classifier = _classifier_of(model)
         shapes = {k: v.shape for k, v in state.items() if classifier and k.startswith(classifier)}
+        message = f"checkpoint {source} does not fit the model of the config"
         other = [k for k, shape in shapes.items() if k in own and own[k].shape != shape]
         if not other:
-            check_fit(state, model, source)
+            check_fit(state, model, message)
             return
         classes = f"{shapes[other[0]][0]} classes, and the config has {own[other[0]].shape[0]}"
         fine_tuning = not isinstance(runner._train_loop, dict | None) and not runner._resume
@@ -255,7 +215,7 @@ class CheckedLoadHook(Hook):
         runner.logger.warning(f"{source} was trained for {classes}: its classifier is left out")
         for key in shapes:
             del state[key]
-        check_fit(state, model, source, ignore=classifier)
+        check_fit(state, model, message, ignore=(classifier,))
 
 
 def _classifier_of(model: torch.nn.Module) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from linsight.backbones import ZOO
-from linsight.heads.checkpoint import CheckpointError
+from linsight.backbones.checkpoint import CheckpointError
 from linsight.kernels import force
 from linsight.tools.model import open_model
 from linsight.tools.run import plain_errors

@@ -10,7 +10,8 @@ import timm
 from mmengine.config import Config
 from torch import nn
 
-from linsight.heads.checkpoint import CheckpointError, check_fit, read_checkpoint
+from linsight.backbones.checkpoint import CheckpointError, check_fit
+from linsight.heads.checkpoint import read_checkpoint
 from linsight.heads.classification import create_backbone
 
 
@@ -90,7 +91,7 @@ def _trained(path: Path, checkpoint: dict[str, Any], config: Config) -> nn.Modul
         for name, value in checkpoint["state_dict"].items()
         if name.startswith("backbone.")
     }
-    check_fit(state, model, str(path))
+    check_fit(state, model, f"checkpoint {path} does not fit the model that it names")
     model.load_state_dict(state)
     return model.eval()
 

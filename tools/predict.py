@@ -87,7 +87,9 @@ def _pictures(sources: list[Path]) -> list[Path]:
         if source.is_dir():
             found = sorted(f for f in source.rglob("*") if f.suffix.lower() in get_img_extensions())
             if not found:
-                raise DataError(f"folder {source} holds no pictures ({', '.join(get_img_extensions())})")
+                raise DataError(
+                    f"folder {source} holds no pictures ({', '.join(get_img_extensions())})"
+                )
             files += found
         elif source.is_file():
             files.append(source)

@@ -16,8 +16,8 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from linsight.backbones.checkpoint import CheckpointError
 from linsight.datasets.classification import DataError
-from linsight.heads.checkpoint import CheckpointError
 from linsight.tools.config import ConfigError, load_config
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]

@@ -21,7 +21,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ...kernels import Rotary, rotary_tables
-from ..checkpoint import check_fits, unwrap
+from ..checkpoint import check_fit, unwrap
 from ..layers import ConvMlp, ConvNorm, DepthwiseConv2d
 from ..mixers import get_mixer
 
@@ -348,7 +348,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     """A checkpoint of RAVLT's or MAViT's authors, or of this library, under our names and shapes.
 
     Raises:
-        ValueError: if it is the checkpoint of another model.
+        CheckpointError: if it is the checkpoint of another model.
     """
     state_dict = unwrap(state_dict)
     if "patch_embed.proj.0.weight" in state_dict:
@@ -365,7 +365,14 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         else value
         for name, value in state_dict.items()
     }
-    check_fits(state_dict, model)
+    config = model.pretrained_cfg
+    check_fit(
+        state_dict,
+        model,
+        f"the checkpoint is not of {config['architecture']}",
+        # timm adapts the classifier to the classes and the first convolution to the channels.
+        ignore=(f"{config['classifier']}.", f"{config['first_conv']}."),
+    )
     return state_dict
 
 

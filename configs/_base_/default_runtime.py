@@ -1,4 +1,4 @@
-custom_imports = dict(imports=["linsight", "linsight.datasets", "linsight.heads"])
+custom_imports = dict(imports=["linsight", "linsight.datasets.classification", "linsight.heads"])
 default_scope = "mmengine"
 
 default_hooks = dict(

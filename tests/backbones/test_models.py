@@ -173,7 +173,7 @@ class TestCheckpoints:
 
     def test_another_models(self, tmp_path):
         torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pth")
-        with pytest.raises(ValueError, match=r"not of rala_vit_nano: .* missing .* unknown"):
+        with pytest.raises(ValueError, match=r"not of rala_vit_nano: .* missing .* unexpected"):
             self.load(tmp_path / "w.pth")
 
     def test_another_size(self, nano, tmp_path):
