@@ -17,8 +17,8 @@ Nothing of size N is stored besides inputs and outputs: softmax and feature maps
 recomputed. Every sum has a fixed order, so two runs agree bit for bit.
 
 The *state* that forward leaves for backward is float32, (B heads, P + 4, P) with P the head
-width padded to a power of two: rows 0 .. P - 1 hold S, then follow mean k, mean v, mean q, and
-the softmax's maximum and sum.
+width padded to a power of two: rows 0 .. P - 1 hold S, then follow mean k, mean v,
+D^-0.5 mean q, and the softmax's maximum and sum.
 """
 
 import os
@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 EPSILON = tl.constexpr(1e-6)
+MOST_SPLITS = tl.constexpr(512)
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 PTX = tl.constexpr(torch.version.cuda is not None and not INTERPRETED.value)
 
@@ -298,7 +299,7 @@ def _state(
 
     if WEIGHTED:
         query = _sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P, 16)
-        query = (query * (scale / tokens))[None, :]
+        query = (query * (scale / tokens))[None, :]  # rounded as in _merge: equal scores
     maximum = -float("inf")
     mass = tl.zeros((BLOCK,), tl.float32)
     key_sum = tl.zeros((FOLD, P), tl.float32)
@@ -347,7 +348,7 @@ def _state(
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _merge(
-    parts, query_parts, total, state, tokens, splits, query_splits,
+    parts, query_parts, total, state, tokens, splits, query_splits, scale,
     P: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     WEIGHTED: tl.constexpr, MEAN_VALUE: tl.constexpr, BACKWARD: tl.constexpr,
 ):  # fmt: skip
@@ -417,7 +418,7 @@ def _merge(
             query += _sum_splits(
                 query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P, 16
             )
-        tl.store(total + (P + 2) * P + column, query / tokens)
+        tl.store(total + (P + 2) * P + column, query * (scale / tokens))
         softmax = tl.where(column == 0, maximum, tl.where(column == 1, mass, 0.0))
         tl.store(total + (P + 3) * P + column, softmax)
 
@@ -577,14 +578,22 @@ def _output_gradient(
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _key_gradient(
-    k, v, rows, columns, state, dtotal, query_parts, dk, dv,
+    k, v, rows, columns, state, dtotal, query_parts, excess, dk, dv,
     k_b, k_n, k_h, v_b, v_n, v_h, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
-    tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride, scale,
+    tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride,
+    query_splits, scale,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     MAP: tl.constexpr,
     WEIGHTED: tl.constexpr, ROTARY: tl.constexpr, MEAN_VALUE: tl.constexpr,
-    PIECES: tl.constexpr, ADD: tl.constexpr,
+    PIECES: tl.constexpr, ADD: tl.constexpr, MEASURE: tl.constexpr, CORRECT: tl.constexpr,
 ):  # fmt: skip
+    """dk, dv and the partial sums of d mean q.
+
+    A softmax that is nearly one-hot leaves of dp - sum(p dp) only roundings, unless the sum is
+    of the very dp that it is taken from. So float32 and float16 first MEASURE, in a run that
+    writes nothing else, by how much that sum exceeds <S, dS> + <mean k, d mean k>, and then
+    CORRECT it. bfloat16 cannot tell.
+    """
     bh = tl.program_id(0)
     split = tl.program_id(1)
     EXACT: tl.constexpr = k.dtype.element_ty == tl.float32
@@ -605,11 +614,16 @@ def _key_gradient(
     if MEAN_VALUE:
         dvalue = tl.load(dtotal + (P + 1) * P + d) / tokens
     if WEIGHTED:
-        query = tl.load(state + (P + 2) * P + d) * scale
+        query = tl.load(state + (P + 2) * P + d)
         maximum = tl.load(state + (P + 3) * P)
         inverse = 1.0 / tl.load(state + (P + 3) * P + 1)
         inner = tl.sum(tl.load(dtotal + (P + 3) * P + column, mask=column < PIECES, other=0.0), 0)
+        if CORRECT:
+            piece = tl.arange(0, MOST_SPLITS)
+            pieces = excess + bh.to(tl.int64) * query_splits + piece
+            inner += tl.sum(tl.load(pieces, mask=piece < query_splits, other=0.0), 0)
         dquery_sum = tl.zeros((BLOCK // 2, P), tl.float32)
+        excess_sum = tl.zeros((BLOCK,), tl.float32)
     else:
         weight = 1.0 / tokens
     first = split * per_split
@@ -639,24 +653,29 @@ def _key_gradient(
             weight = _exp(score, EXACT) * inverse
             dscore = weight * (tl.sum(f * t, 1) - inner)
             t = t * weight[:, None] + dscore[:, None] * query
+            excess_sum += tl.where(valid, dscore, 0.0)
             dquery_sum += _fold_accumulated((dscore * scale)[:, None] * f)
         else:
             t *= weight
-        t = _feature_gradient(x, f, t, MAP)
-        tl.store(dk + at * dk_n + d, t.to(dk.dtype.element_ty), mask=ok)
-        y = _dot_halves(r, ds_high, ds_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
-        if WEIGHTED:
-            y *= weight[:, None]
-        else:
-            y *= weight
-        if MEAN_VALUE:
-            y += dvalue
-        if ADD:
-            y += tl.load(dv + at * dv_n + d, mask=ok, other=0.0).to(tl.float32)
-        tl.store(dv + at * dv_n + d, y.to(dv.dtype.element_ty), mask=ok)
+        if not MEASURE:
+            t = _feature_gradient(x, f, t, MAP)
+            tl.store(dk + at * dk_n + d, t.to(dk.dtype.element_ty), mask=ok)
+            y = _dot_halves(r, ds_high, ds_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
+            if WEIGHTED:
+                y *= weight[:, None]
+            else:
+                y *= weight
+            if MEAN_VALUE:
+                y += dvalue
+            if ADD:
+                y += tl.load(dv + at * dv_n + d, mask=ok, other=0.0).to(tl.float32)
+            tl.store(dv + at * dv_n + d, y.to(dv.dtype.element_ty), mask=ok)
     if WEIGHTED:
         place = bh.to(tl.int64) * tl.num_programs(1) + split
-        tl.store(query_parts + place * P + column, tl.sum(dquery_sum, 0))
+        if MEASURE:
+            tl.store(excess + place, tl.sum(excess_sum, 0))
+        else:
+            tl.store(query_parts + place * P + column, tl.sum(dquery_sum, 0))
 
 
 @triton.jit(do_not_specialize=_SCALARS)
@@ -765,7 +784,7 @@ def _split(tile: Tile, rows: int, tokens: int, multiprocessors: int) -> tuple[in
         # Starting and ending a program costs about two steps.
         return triton.cdiv(programs, tile.resident * multiprocessors) * (each + 2)
 
-    splits = min(range(1, max(1, min(512, tokens // tile.least)) + 1), key=time)
+    splits = min(range(1, max(1, min(MOST_SPLITS.value, tokens // tile.least)) + 1), key=time)
     each = triton.cdiv(steps, splits) * tile.block
     return triton.cdiv(tokens, each), each
 
@@ -864,7 +883,7 @@ class Problem:
         _merge[(self.rows, triton.cdiv(self.padded + 2, rows))](
             parts, parts if query_parts is None else query_parts, total,
             total if state is None else state, self.tokens, parts.shape[1],
-            0 if query_parts is None else query_parts.shape[1],
+            0 if query_parts is None else query_parts.shape[1], self.scale,
             P=self.padded, ROWS=rows, CHUNK=max(2, 4096 // (rows * self.padded)),
             WEIGHTED=self.weighted and not backward, MEAN_VALUE=self.mean_value,
             BACKWARD=backward, num_warps=4,
@@ -923,15 +942,18 @@ class Problem:
         tile = self.tile("key_gradient")
         splits, per_split = self.split(tile)
         query_parts = self.empty(self.rows, splits, self.padded)
+        excess = self.empty(self.rows, splits)
         rows, columns, *table = self.tables
-        _key_gradient[(self.rows, splits)](
-            key, value, rows, columns, state, dstate, query_parts, dkey, dvalue,
-            *_strides(key), *_strides(value), *_strides(dkey), *_strides(dvalue),
-            self.tokens, per_split, self.heads, *table, self.scale,
-            WEIGHTED=self.weighted, ROTARY=self.rotary, MEAN_VALUE=self.mean_value,
-            PIECES=triton.cdiv(self.padded + 2, 16 if self.rows >= 32 else 2), ADD=add,
-            **self.options(tile),
-        )  # fmt: skip
+        correct = self.weighted and key.dtype != torch.bfloat16
+        for measure in (True, False) if correct else (False,):
+            _key_gradient[(self.rows, splits)](
+                key, value, rows, columns, state, dstate, query_parts, excess, dkey, dvalue,
+                *_strides(key), *_strides(value), *_strides(dkey), *_strides(dvalue),
+                self.tokens, per_split, self.heads, *table, splits, self.scale,
+                WEIGHTED=self.weighted, ROTARY=self.rotary, MEAN_VALUE=self.mean_value,
+                PIECES=triton.cdiv(self.padded + 2, 16 if self.rows >= 32 else 2), ADD=add,
+                MEASURE=measure, CORRECT=correct and not measure, **self.options(tile),
+            )  # fmt: skip
         return query_parts
 
     def query_gradient(

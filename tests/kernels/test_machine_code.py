@@ -1,0 +1,82 @@
+"""Without a GPU: the kernels compile for one, through the very launches that would run them.
+
+The interpreter takes Python that Triton's compiler does not; this finds the difference.
+"""
+
+import pytest
+import torch
+
+from linsight.kernels import rotary_tables
+from linsight.kernels.backend import HAS_TRITON
+
+from .conftest import DEVICE, INTERPRETED
+
+pytestmark = [
+    pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile"),
+    pytest.mark.skipif(DEVICE.type == "cuda", reason="the other tests compile and run them"),
+    pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed"),
+]
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels compiled for an H100 where they would be launched."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    class Absent:
+        """The driver of a GPU that is not there."""
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    names = []
+
+    def launch(kernel: JITFunction, grid: tuple) -> object:
+        def run(*args, **kwargs) -> None:
+            code = kernel.run(*args, grid=grid, warmup=True, **kwargs)
+            assert code.asm["cubin"]
+            assert code.metadata.shared <= 227 * 1024, "more shared memory than an H100 has"
+            names.append(kernel.__name__)
+
+        return run
+
+    monkeypatch.setattr(JITFunction, "__getitem__", launch, raising=False)
+    monkeypatch.setattr(driver, "_active", Absent())
+    return names
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "mechanism"),
+    [
+        (64, torch.bfloat16, ("elu_plus_one", "global_query", "normalized")),
+        (96, torch.float16, ("elu_plus_one", "uniform", "magnitude_aware")),
+    ],
+)
+def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, compiled: list) -> None:
+    projection = torch.zeros(2, 14, 13, 4 * width, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(width, 1, 5, 5, requires_grad=True)
+    rows, columns = rotary_tables((14, 13), width, dtype, projection.device)
+    y, *_ = torch.ops.linsight.projected_linear_attention(
+        projection, weight, None, rows, columns, 1, *mechanism
+    )
+    y.backward(y.detach())
+    assert {"_state", "_read", "_key_gradient", "_query_gradient", "_weigh"} < set(compiled)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution(stride: int, compiled: list) -> None:
+    x = torch.zeros(2, 14, 13, 48, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(48, 1, 3, 3, requires_grad=True)
+    y = torch.ops.linsight.depthwise_conv2d(
+        x, weight, weight[:, 0, 0, 0], stride, True, stride == 1, torch.bfloat16
+    )
+    y.backward(y.detach())
+    assert len(compiled) == 3
