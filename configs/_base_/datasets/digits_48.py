@@ -13,18 +13,17 @@ train_dataloader = dict(
         type="DigitClassification",
         split="train",
         length=42450,
-        size=64,
+        size=48,
         digit_size=(0.7, 0.95),
         clutter=2,
-        # Other hands: turned, sheared, stretched. Never mirrored: that is another digit.
+        # Stretched into other hands; never mirrored, which is another digit.
         transform=dict(
-            input_size=64,
+            input_size=48,
             is_training=True,
-            scale=(0.8, 1.0),
-            ratio=(0.8, 1.25),
+            scale=(0.75, 1.0),
+            ratio=(0.75, 1.33),
             hflip=0.0,
             color_jitter=0.0,
-            auto_augment="rand-m5-n2-mstd0.5",
         ),
     ),
 )
@@ -38,10 +37,10 @@ val_dataloader = dict(
         type="DigitClassification",
         split="test",
         length=764,
-        size=64,
+        size=48,
         digit_size=(0.7, 0.95),
         clutter=2,
-        transform=dict(input_size=64, crop_pct=1.0),
+        transform=dict(input_size=48, crop_pct=1.0),
     ),
 )
 test_dataloader = val_dataloader
