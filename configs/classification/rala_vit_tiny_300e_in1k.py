@@ -1,6 +1,7 @@
-# RAVLT's recipe for ImageNet-1K (arXiv:2411.07635). It differs from the authors' code in two
+# RAVLT's recipe for ImageNet-1K (arXiv:2411.07635). It differs from the authors' code in three
 # points: the schedule moves in each iteration, where theirs moves once an epoch and one epoch
-# late; and the averaged weights alone are evaluated, where theirs take the better of the two.
+# late; the cosine starts at the full rate after the warm-up, where theirs counts the warm-up
+# in (0.07 % less); and the averaged weights alone are evaluated, where theirs take the better.
 _base_ = [
     "../_base_/datasets/imagenet_224.py",
     "../_base_/schedules/in1k_adamw_300e.py",
