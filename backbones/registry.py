@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
@@ -111,15 +113,22 @@ def register(module: ModuleType | str, rows: dict[str, Model]) -> None:
 
 
 def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build_model_with_cfg(
-            model.family.skeleton,
-            name,
-            pretrained,
-            pretrained_filter_fn=model.family.filter_fn,
-            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-            **(model.family.config | model.config | kwargs),
-        )
+    def create(
+        pretrained: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        with nullcontext() if device is None else torch.device(device):
+            built = build_model_with_cfg(
+                model.family.skeleton,
+                name,
+                pretrained,
+                pretrained_filter_fn=model.family.filter_fn,
+                feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+                **(model.family.config | model.config | kwargs),
+            )
+        return built.to(dtype=dtype)
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = module

@@ -82,7 +82,8 @@ def depthwise_conv2d(
 
 
 def _result_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> torch.dtype:
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         return torch.promote_types(x.dtype, dtype) if residual else dtype
     for name, parameter in (("weight", weight), ("bias", bias)):

@@ -10,6 +10,7 @@ Every member computes, per head, with feature map phi, key weights w and rotatio
 so its cost is linear in the number of tokens N.
 """
 
+from contextlib import nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -52,7 +53,9 @@ def reference(
     """The equations above as a reader of the papers would write them; see `linear_attention`."""
     dtype = query.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    with torch.autocast(query.device.type, enabled=False):
+    device = query.device.type
+    # The meta device, on which shapes alone are computed, knows no autocast.
+    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
         q = feature(query.to(wide), feature_map)
         k = feature(key.to(wide), feature_map)
         v = value.to(wide)

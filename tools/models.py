@@ -10,8 +10,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch._subclasses import FakeTensorMode
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from linsight.backbones import ZOO
@@ -48,12 +46,9 @@ def models(
 
 
 def count(name: str, size: int = 224) -> tuple[int, int]:
-    """Parameters of a model, and multiply-adds of its matrix products for one square image."""
-    with torch.device("meta"):
+    """Parameters, and multiply-adds of convolutions and matrix products, for one square image."""
+    with torch.device("meta"), force("reference"), torch.inference_mode():
         model = timm.create_model(name).eval()
-    shapes = {key: (x.shape, x.dtype) for key, x in model.state_dict().items()}
-    with FakeTensorMode(), force("reference"), torch.inference_mode():
-        state = {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in shapes.items()}
         with FlopCounterMode(display=False) as counter:
-            functional_call(model, state, torch.empty(1, 3, size, size))
+            model(torch.empty(1, 3, size, size))
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2

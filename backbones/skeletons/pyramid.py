@@ -146,6 +146,7 @@ class PyramidHead(nn.Module):
             if num_classes
             else nn.Identity()
         )
+        self.train(self.training)  # new modules start in training mode
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.norm(self.projection(x).permute(0, 3, 1, 2))

