@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -95,20 +94,19 @@ def _default_cfgs(name: str, model: Model) -> dict[str, dict[str, Any]]:
     }
 
 
-def register(module: ModuleType | str, rows: dict[str, Model]) -> None:
+def register(module: str, rows: dict[str, Model]) -> None:
     """Register every row in timm, as `module`'s, and in `ZOO`.
 
     Args:
-        module: the module (or its name) that the models are listed under.
+        module: name of the module that the models are listed under.
         rows: models by their timm names.
     """
-    module = sys.modules[module] if isinstance(module, str) else module
     configs = {}
     for name, model in rows.items():
         configs |= _default_cfgs(name, model)
-    module.default_cfgs = generate_default_cfgs(configs)
+    sys.modules[module].default_cfgs = generate_default_cfgs(configs)
     for name, model in rows.items():
-        register_model(_entrypoint(module.__name__, name, model))
+        register_model(_entrypoint(module, name, model))
     ZOO.update(rows)
 
 

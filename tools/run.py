@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
+import typer
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
@@ -21,6 +22,23 @@ from linsight.datasets.classification import DataError
 from linsight.tools.config import ConfigError, load_config
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
+
+# The command-line parameters of `train` and `test` alike.
+ConfigName = Annotated[str, typer.Argument(help="Name of one of linsight's configs, or a path.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Further words after --cfg-options."),
+]
+WorkDir = Annotated[
+    Path | None, typer.Option(help="Where the results go; default: work_dirs/<config>.")
+]
+LauncherOption = Annotated[
+    Launcher, typer.Option(help="What started the processes of a distributed run.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Change the config: a.b=1 c=2 ..."),
+]
 
 # Said by mmengine, timm or torch of their own doings: nothing that a user could change.
 _NOT_FOR_USERS = (

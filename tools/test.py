@@ -1,35 +1,31 @@
 """Measure a checkpoint: `linsight test CONFIG CHECKPOINT`, or `python tools/test.py ...`."""
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from mmengine.config import Config
 
-from linsight.tools.run import build_runner, plain_errors
+from linsight.tools.run import (
+    ConfigName,
+    LauncherOption,
+    Overrides,
+    Words,
+    WorkDir,
+    build_runner,
+    plain_errors,
+)
 
 
 def test(
-    config: Annotated[str, typer.Argument(help="Name of one of linsight's configs, or a path.")],
+    config: ConfigName,
     checkpoint: Annotated[
         str,
         typer.Argument(help="A .pth or .safetensors file, or 'pretrained' for the published ones."),
     ],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Further words after --cfg-options."),
-    ] = None,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where the results go; default: work_dirs/<config>.")
-    ] = None,
-    launcher: Annotated[
-        Literal["none", "pytorch", "slurm", "mpi"],
-        typer.Option(help="What started the processes of a distributed run."),
-    ] = "none",
-    cfg_options: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Change the config: a.b=1 c=2 ..."),
-    ] = None,
+    words: Words = None,
+    work_dir: WorkDir = None,
+    launcher: LauncherOption = "none",
+    cfg_options: Overrides = None,
 ) -> None:
     """Print top-1 and top-5 of a checkpoint, and draw some of its predictions."""
 

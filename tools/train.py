@@ -1,23 +1,25 @@
 """Train what a config describes: `linsight train CONFIG`, or `python tools/train.py CONFIG`."""
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from mmengine.config import Config
 
-from linsight.tools.run import build_runner, plain_errors
+from linsight.tools.run import (
+    ConfigName,
+    LauncherOption,
+    Overrides,
+    Words,
+    WorkDir,
+    build_runner,
+    plain_errors,
+)
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="Name of one of linsight's configs, or a path.")],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Further words after --cfg-options."),
-    ] = None,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where the results go; default: work_dirs/<config>.")
-    ] = None,
+    config: ConfigName,
+    words: Words = None,
+    work_dir: WorkDir = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -30,14 +32,8 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log for TensorBoard as well.")
     ] = False,
-    launcher: Annotated[
-        Literal["none", "pytorch", "slurm", "mpi"],
-        typer.Option(help="What started the processes of a distributed run."),
-    ] = "none",
-    cfg_options: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Change the config: a.b=1 c=2 ..."),
-    ] = None,
+    launcher: LauncherOption = "none",
+    cfg_options: Overrides = None,
 ) -> None:
     """Train; weights, logs and figures go to the work dir."""
     words = words or []

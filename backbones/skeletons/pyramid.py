@@ -114,10 +114,7 @@ class PyramidStage(nn.Module):
         x = self.downsample(x)
         rotary = rotary_tables(x.shape[1:3], self.head_dim, x.dtype, x.device)
         for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, rotary)
-            else:
-                x = block(x, rotary)
+            x = checkpoint(block, x, rotary) if self.grad_checkpointing else block(x, rotary)
         return x
 
 
@@ -231,12 +228,10 @@ class PyramidVisionTransformer(nn.Module):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names beyond vectors and biases that weight decay leaves out: none."""
         return set()
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm's layer decay."""
         blocks = [
@@ -246,13 +241,11 @@ class PyramidVisionTransformer(nn.Module):
         ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head.fc
