@@ -58,7 +58,7 @@ class Case:
         batch: images.
         shape: of what is computed on, in words.
         build: makes the module on a device.
-        inputs: makes its arguments but in 'models', which take images.
+        inputs: makes its arguments, and last the gradient of its result; models take images.
         moved: elements that must be read or written, forward and backward; none for models.
         kernels: which kernels run: 'auto' or 'reference'.
     """
@@ -154,9 +154,7 @@ class ProjectedAttention(Rotated):
 class Mixer(Rotated):
     """A token mixer from projection to projection, on tokens (B, N, C)."""
 
-    def __init__(
-        self, name: str, stage: int, size: tuple[int, int], device: torch.device
-    ) -> None:
+    def __init__(self, name: str, stage: int, size: tuple[int, int], device: torch.device) -> None:
         super().__init__(size, device)
         model = timm.create_model("rala_vit_small", mixer=name)
         self.mixer = model.stages[stage].blocks[0].mixer
@@ -178,9 +176,7 @@ def operators(resolution: int, batch: int) -> Iterator[Case]:
                 )
 
 
-def _operators(
-    size: tuple[int, int], heads: int, resolution: int, batch: int
-) -> Iterator[Case]:
+def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -> Iterator[Case]:
     height, width = size
     tokens, channels = height * width, heads * HEAD
 
@@ -198,11 +194,12 @@ def _operators(
             return Attention(name, size, device)
 
         def packed(noise: Noise) -> list[Tensor]:
-            return list(noise(tokens, 3, heads, HEAD).unbind(2))
+            return [*noise(tokens, 3, heads, HEAD).unbind(2), noise(tokens, heads, HEAD)]
 
         def gated(noise: Noise) -> list[Tensor]:
             query, key, value, gate = noise(tokens, 4, heads, HEAD).unbind(2)
-            return [query, key, value, noise(tokens, heads, HEAD), gate]
+            local, slope = noise(tokens, heads, HEAD), noise(tokens, heads, HEAD)
+            return [query, key, value, local, gate, slope]
 
         yield case(f"{name}_attention", build, packed, (4 + more, 9), channels)
         yield case(f"{name}_attention_gated", build, gated, (6 + more, 13), channels)
@@ -211,7 +208,7 @@ def _operators(
             return ProjectedAttention(name, size, heads, device)
 
         def projection(noise: Noise) -> list[Tensor]:
-            return [noise(height, width, 4 * channels)]
+            return [noise(height, width, 4 * channels), noise(height, width, channels)]
 
         yield case(f"{name}_projected", project, projection, (6 + more, 14), channels)
     hidden = channels * 7 // 2
@@ -228,7 +225,7 @@ def _operators(
             return DepthwiseConv2d(dim, kernel, **options)
 
         def maps(noise: Noise, dim: int = dim) -> list[Tensor]:
-            return [noise(height, width, dim)]
+            return [noise(height, width, dim), noise(height, width, dim)]
 
         yield case(name, convolution, maps, (2, 3), dim)
 
@@ -248,7 +245,7 @@ def mixers(resolution: int, batch: int) -> Iterator[Case]:
                 return Mixer(name, stage, size, device)
 
             def inputs(noise: Noise, tokens: int = tokens, channels: int = channels) -> list:
-                return [noise(tokens, channels)]
+                return [noise(tokens, channels), noise(tokens, channels)]
 
             case = Case(
                 "mixers",
