@@ -6,6 +6,7 @@ import csv
 import os
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -88,7 +89,7 @@ class Job:
 
     build: Callable[[], Operator | Model]
     measure: Callable[[Any, Row], dict[str, Any]]
-    kernels: str
+    reference: bool
     rows: list[Row]
 
 
@@ -157,6 +158,8 @@ def benchmark(
         raise typer.BadParameter("names need 'operators', 'mixers' or 'models' before them")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = place.type == "cuda"
+    if gpu and not torch.cuda.is_available():
+        raise typer.BadParameter(f"--device {device}: PyTorch sees no GPU")
     setting = Setting(
         place,
         _words(dtype or ("bfloat16" if gpu else "float32"), "--dtype", tuple(DTYPES))[0],
@@ -172,7 +175,7 @@ def benchmark(
     if not jobs:
         raise typer.BadParameter(f"nothing to measure is called {', '.join(names)} in these modes")
     if gpu:
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(place.index or 0)
     try:
         run(jobs, setting, out / RESULTS, console)
     finally:
@@ -236,7 +239,7 @@ def _operator_jobs(
                 return operator.measure(row.phase, row.mode.endswith("graph"))
 
             if rows:
-                yield Job(build, measure, case.kernels, rows)
+                yield Job(build, measure, case.reference, rows)
 
 
 def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[Job]:
@@ -252,7 +255,7 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
                     return Model(case, dtype, setting.device, compile, setting.seconds, phase)
 
                 row = _row(case, "compile" if compile else "eager", phase, setting)
-                yield Job(build, lambda model, row: model.measure(), case.kernels, [row])
+                yield Job(build, lambda model, row: model.measure(), case.reference, [row])
 
 
 def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:
@@ -301,7 +304,7 @@ def results_of(job: Job, bandwidth: float, setting: Setting) -> Iterator[Row]:
     release()
     medians: dict[tuple[str, str], float] = {}
     floors = {}
-    with force(job.kernels):
+    with force("reference") if job.reference else nullcontext():
         subject, fault = _attempt(job.build)
         for row in job.rows:
             values = None

@@ -60,7 +60,7 @@ class Case:
         build: makes the module on a device.
         inputs: makes its arguments, and last the gradient of its result; models take images.
         moved: elements that must be read or written, forward and backward; none for models.
-        kernels: which kernels run: 'auto' or 'reference'.
+        reference: whether the operators run their eager references.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class Case:
     build: Callable[[torch.device], nn.Module]
     inputs: Callable[[Noise], list[Tensor]] | None = None
     moved: tuple[int, int] | None = None
-    kernels: str = "auto"
+    reference: bool = False
 
 
 def default_batch(kind: str, resolution: int, device: torch.device) -> int:
@@ -156,7 +156,7 @@ class Mixer(Rotated):
 
     def __init__(self, name: str, stage: int, size: tuple[int, int], device: torch.device) -> None:
         super().__init__(size, device)
-        model = timm.create_model("rala_vit_small", mixer=name)
+        model = timm.create_model("rala_vit_small", mixer=name, depths=(1, 1, 1, 1))
         self.mixer = model.stages[stage].blocks[0].mixer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def operators(resolution: int, batch: int) -> Iterator[Case]:
         size = (max(1, resolution // stride),) * 2
         for case in _operators(size, heads, resolution, batch):
             yield case
-            yield replace(case, name="reference", peer_of=case.name, kernels="reference")
+            yield replace(case, name="reference", peer_of=case.name, reference=True)
             if case.name == "rala_attention":
                 yield replace(
                     case, name="sdpa", peer_of=case.name, build=lambda device: SoftmaxAttention()
@@ -260,7 +260,7 @@ def mixers(resolution: int, batch: int) -> Iterator[Case]:
             )
             yield case
             if name in MECHANISMS:
-                yield replace(case, name="reference", peer_of=name, kernels="reference")
+                yield replace(case, name="reference", peer_of=name, reference=True)
 
 
 def model(name: str, resolution: int, batch: int) -> Case:

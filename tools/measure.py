@@ -32,7 +32,7 @@ def check(
     """Hold a result, the first of each sequence, and its gradients to the tolerance.
 
     Args:
-        ours: what is under test.
+        ours: what is under test; may hold the images of the other two several times over.
         eager: the same from PyTorch's eager operators in `dtype`.
         exact: the same in a wider dtype.
 
@@ -50,9 +50,32 @@ def check(
 
 
 def _distance(x: Tensor, truth: Tensor) -> float:
-    """Of `x`, which may hold the images of `truth` several times over, relative to the truth."""
+    """Of the worst of the repetitions in `x`, relative to the truth."""
     x = x.reshape(-1, *truth.shape).to(truth.dtype)
-    return ((x - truth).norm() / (truth.norm() * math.sqrt(len(x))).clamp(min=1e-300)).item()
+    length = truth.norm().clamp(min=torch.finfo(truth.dtype).tiny)
+    return ((x - truth).flatten(1).norm(dim=1).max() / length).item()
+
+
+def check_if_exact_fits(
+    ours: Sequence[Tensor], exact: Callable[[], Sequence[Sequence[Tensor]]], dtype: torch.dtype
+) -> str:
+    """'ok' after `check` of `ours`, or why that was not possible.
+
+    Args:
+        ours: what is under test.
+        exact: makes the other two arguments of `check`.
+
+    Raises:
+        Disagreement: see `check`; in any case if a result is not finite.
+    """
+    if not all(x.isfinite().all() for x in ours):
+        raise Disagreement("the result is not finite")
+    try:
+        eager, truth = exact()
+    except torch.OutOfMemoryError:
+        return "unchecked: the reference ran out of memory"
+    check(ours, eager, truth, dtype)
+    return "ok"
 
 
 def distinct(batch: int) -> int:
@@ -61,19 +84,46 @@ def distinct(batch: int) -> int:
     return batch if batch < 4 else math.gcd(batch, 2)
 
 
-class Operator:
-    """An operator or a mixer, in one dtype throughout; built, called and checked."""
+class Subject:
+    """What a case builds, as it is called; after its first call, and checked.
+
+    Attributes:
+        check: 'ok', or why it could not be checked.
+        first_call: seconds of the first call, with what it compiled.
+    """
 
     def __init__(
         self, case: Case, dtype: torch.dtype, device: torch.device, compile: bool, seconds: float
     ) -> None:
         self.case, self.dtype, self.device, self.seconds = case, dtype, device, seconds
         with torch.device(device):
-            self.module = case.build(device).to(device, dtype)
-        self.function = _compiled(self.module) if compile else self.module
+            self.module = case.build(device).to(device)
+        self.function: nn.Module = self.module
+        if compile:
+            # The limit on recompilations counts those of earlier cases.
+            torch.compiler.reset()
+            self.function = torch.compile(self.module, dynamic=False)
+
+    def values(self, times: Sequence[float], peak: float | None) -> dict[str, Any]:
+        """What all measurements have."""
+        return dict(zip(("p20_ms", "p50_ms", "p80_ms"), times, strict=True)) | {
+            "peak_mib": peak,
+            "first_call_s": self.first_call,
+            "check": self.check,
+        }
+
+
+class Operator(Subject):
+    """An operator or a mixer, in one dtype throughout."""
+
+    def __init__(
+        self, case: Case, dtype: torch.dtype, device: torch.device, compile: bool, seconds: float
+    ) -> None:
+        super().__init__(case, dtype, device, compile, seconds)
+        self.module.to(dtype)
         inputs = self.inputs()
         self.first_call = elapsed(lambda: self.forward(inputs), device)
-        self._check(inputs)
+        self.check = self._check(inputs)
 
     def inputs(self) -> list[Tensor]:
         """Fresh arguments, and the gradient of the result last."""
@@ -92,19 +142,23 @@ class Operator:
     def forward_backward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return _with_gradients(self.function, inputs)
 
-    def _check(self, inputs: Sequence[Tensor]) -> None:
+    def _check(self, inputs: Sequence[Tensor]) -> str:
         different = distinct(self.case.batch)
         few = [x[:different] for x in inputs]
-        with force("reference"):
-            eager = _with_gradients(self.module, few)
-            wide = deepcopy(self.module).double()
-            exact = _with_gradients(wide, [x.double() for x in few])
-        ours = self.forward_backward(inputs)
+
+        def exact() -> list[list[Tensor]]:
+            with force("reference"):
+                eager = _with_gradients(self.module, few)
+                wide = deepcopy(self.module).double()
+                return [eager, _with_gradients(wide, [x.double() for x in few])]
+
+        result, *gradients = self.forward_backward(inputs)
         # A parameter's gradient is summed over all images.
-        for i in range(len(inputs), len(ours)):
-            ours[i] = ours[i].double() * (different / self.case.batch)
-        check(ours, eager, exact, self.dtype)
-        check([self.forward(inputs)], eager[:1], exact[:1], self.dtype)
+        for i in range(len(inputs) - 1, len(gradients)):
+            gradients[i] = gradients[i].double() * (different / self.case.batch)
+        # With gradients and without: two computations, and of torch.compile two programs.
+        result = torch.cat((self.forward(inputs), result))
+        return check_if_exact_fits([result, *gradients], exact, self.dtype)
 
     def measure(self, phase: str, graph: bool) -> dict[str, Any]:
         """Time and memory of 'forward' or 'forward+backward'.
@@ -123,7 +177,7 @@ class Operator:
                 call()
 
         times = quantiles(captured(calls) if graph else one_by_one, self.device, self.seconds)
-        return _values([t / len(calls) for t in times], peak, self.first_call)
+        return self.values([t / len(calls) for t in times], peak)
 
 
 def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -135,8 +189,8 @@ def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -
     return [result.detach(), *gradients]
 
 
-class Model:
-    """A model under autocast, in inference or in training; built, called and checked."""
+class Model(Subject):
+    """A model under autocast, in inference or in training."""
 
     def __init__(
         self,
@@ -147,40 +201,29 @@ class Model:
         seconds: float,
         phase: str,
     ) -> None:
-        self.case, self.dtype, self.device, self.seconds = case, dtype, device, seconds
+        super().__init__(case, dtype, device, compile, seconds)
         self.training = phase == "training"
-        with torch.device(device):
-            self.module = case.build(device).train(self.training)
-        self.function = _compiled(self.module) if compile else self.module
+        self.module.train(self.training)
         different = distinct(case.batch)
-        few = torch.randn(different, 3, case.resolution, case.resolution, device=device)
+        images = torch.randn(different, 3, case.resolution, case.resolution, device=device)
         labels = torch.randint(1000, (different,), device=device)
         again = case.batch // different
-        self.images, self.labels = few.repeat(again, 1, 1, 1), labels.repeat(again)
-        self.check = "ok"
-        exact = self._exact(few, labels)
+        self.images, self.labels = images.repeat(again, 1, 1, 1), labels.repeat(again)
+        # Before the first call, which in training moves the statistics of batch norm.
+        copy = deepcopy(self.module)
         ours: list[Tensor] = []
 
         def first() -> None:
             ours.extend(self._outcome(self.function, self.images, self.labels))
 
-        self.first_call = elapsed(first, device)
-        if exact:
-            check(ours, *exact, dtype)
-        elif not all(x.isfinite().all() for x in ours):
-            raise Disagreement("the result is not finite")
-
-    def _exact(self, images: Tensor, labels: Tensor) -> list[list[Tensor]]:
-        """The outcomes of the eager references in this dtype and in a wider one, if they fit."""
-        wide = torch.float64 if self.dtype == torch.float32 else torch.float32
-        try:
+        def exact() -> list[list[Tensor]]:
+            wide = torch.float64 if dtype == torch.float32 else torch.float32
             with force("reference"):
-                eager = self._outcome(deepcopy(self.module), images, labels)
-                module = deepcopy(self.module).to(wide)
-                return [eager, self._outcome(module, images.to(wide), labels, exact=True)]
-        except torch.OutOfMemoryError:
-            self.check = "unchecked: the reference ran out of memory"
-            return []
+                eager = self._outcome(deepcopy(copy), images, labels)
+                return [eager, self._outcome(copy.to(wide), images.to(wide), labels, exact=True)]
+
+        self.first_call = elapsed(first, device)
+        self.check = check_if_exact_fits(ours, exact, dtype)
 
     def _outcome(
         self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
@@ -230,22 +273,4 @@ class Model:
 
         peak = peak_memory(call, self.device)
         times = quantiles(call, self.device, self.seconds)
-        values = _values(times, peak, self.first_call)
-        return values | {
-            "images_per_second": 1e3 * self.case.batch / times[1],
-            "check": self.check,
-        }
-
-
-def _compiled(module: nn.Module) -> nn.Module:
-    # Else the limit on recompilations, which counts those of earlier cases, ends compilation.
-    torch.compiler.reset()
-    return torch.compile(module, dynamic=False)
-
-
-def _values(times: Sequence[float], peak: float | None, first_call: float) -> dict[str, Any]:
-    names = ("p20_ms", "p50_ms", "p80_ms")
-    return dict(zip(names, times, strict=True)) | {
-        "peak_mib": peak,
-        "first_call_s": first_call,
-    }
+        return self.values(times, peak) | {"images_per_second": 1e3 * self.case.batch / times[1]}
