@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import os
+import gc
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,62 +24,20 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 import linsight
 from linsight.kernels import force
 from linsight.tools import benchmark_cases as cases
 from linsight.tools.benchmark_cases import Case
-from linsight.tools.measure import Disagreement, Model, Operator
-from linsight.tools.timing import copy_bandwidth, release, synchronize
+from linsight.tools.benchmark_measure import Disagreement, Model, Operator
+from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
+from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
 
 What = Literal["all", "mixers", "models", "operators", "draw"]
 Mode = Literal["eager", "graph", "compile"]
 Phase = Literal["inference", "training"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RESULTS = "results.csv"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement, a line of the CSV; what was not taken is empty.
-
-    Attributes:
-        mode: 'eager' (plain calls), 'graph' (replayed from a CUDA graph), 'compile'
-            (torch.compile, plain calls) or 'compile graph'.
-        phase: 'inference' and 'training' of models; 'forward', 'forward+backward' and their
-            difference 'backward' of operators.
-        peak_mib: most memory that tensors held.
-        floor_us: bytes that must be moved over the bandwidth of a copy.
-        fraction: the floor over the median.
-        first_call_s: the first call at this resolution, with what it compiles.
-        check: 'ok', or why there are no times.
-    """
-
-    kind: str
-    name: str
-    peer_of: str
-    mode: str
-    phase: str
-    dtype: str
-    resolution: int
-    shape: str
-    batch: int
-    p20_ms: float | None = None
-    p50_ms: float | None = None
-    p80_ms: float | None = None
-    images_per_second: float | None = None
-    peak_mib: float | None = None
-    floor_us: float | None = None
-    fraction: float | None = None
-    first_call_s: float | None = None
-    check: str = "ok"
-    device: str = ""
-    torch: str = ""
-    triton: str = ""
-    timm: str = ""
-    linsight: str = ""
-    date: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,9 +133,13 @@ def benchmark(
         raise typer.BadParameter(f"nothing to measure is called {', '.join(names)} in these modes")
     if gpu:
         torch.cuda.set_device(place.index or 0)
+    # Each job ends with a collection of garbage, which would walk over all of PyTorch.
+    gc.collect()
+    gc.freeze()
     try:
         run(jobs, setting, out / RESULTS, console)
     finally:
+        gc.unfreeze()
         if (out / RESULTS).exists():
             draw([out / RESULTS], out, console)
 
@@ -271,6 +232,7 @@ def run(jobs: list[Job], setting: Setting, path: Path, console: Console) -> None
     bandwidth = copy_bandwidth(setting.device, setting.seconds)
     console.print(f"{_device(setting.device)}: copies at {bandwidth / 1e12:.3f} TB/s")
     results = Results(path)
+    before = len(results.rows)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -283,7 +245,7 @@ def run(jobs: list[Job], setting: Setting, path: Path, console: Console) -> None
         speed_estimate_period=1e9,
     )
     origin = _origin(setting.device)
-    _print(console, None)
+    print_row(console, None)
     with progress:
         task = progress.add_task("", total=sum(len(job.rows) for job in jobs))
         for job in jobs:
@@ -292,10 +254,12 @@ def run(jobs: list[Job], setting: Setting, path: Path, console: Console) -> None
             for row in results_of(job, bandwidth, setting):
                 row = replace(row, **origin, date=_now())
                 results.add(row)
-                _print(progress.console, row)
+                print_row(progress.console, row)
             progress.advance(task, len(job.rows))
             # A fault that leaves the device unusable would fail every case that follows.
             synchronize(setting.device)
+    if faults := sum(row["check"] != "ok" for row in results.rows[before:]):
+        console.print(f"{faults} of {len(results.rows) - before} rows are not as they should be")
     console.print(f"Results: {path}")
 
 
@@ -303,28 +267,24 @@ def results_of(job: Job, bandwidth: float, setting: Setting) -> Iterator[Row]:
     """The rows of a job with times, or with the reason why there are none."""
     release()
     medians: dict[tuple[str, str], float] = {}
-    floors = {}
     with force("reference") if job.reference else nullcontext():
         subject, fault = _attempt(job.build)
         for row in job.rows:
-            values = None
+            values, reason = None, fault
             if not fault:
                 values, reason = _attempt(lambda row=row: job.measure(subject, row))
             if values is None:
-                yield replace(row, check=fault or reason)
+                yield replace(row, check=reason)
                 continue
             row = replace(row, **values)
-            if subject.case.moved:
-                floors[row.phase] = _floor(subject.case, row.phase, bandwidth, setting)
-                row = _against(row, floors[row.phase])
             medians[row.mode, row.phase] = row.p50_ms
-            yield row
-            whole = medians.get((row.mode, "forward+backward"))
+            yield _against_floor(row, subject.case, bandwidth, setting)
+            whole = medians.get((row.mode, "forward+backward"), 0.0)
             half = medians.get((row.mode, "forward"))
-            if whole and half and row.phase in ("forward", "forward+backward"):
-                rest = replace(row, phase="backward", p20_ms=None, p50_ms=whole - half, p80_ms=None)
-                floor = _floor(subject.case, "backward", bandwidth, setting)
-                yield _against(replace(rest, peak_mib=None), floor)
+            if half and whole > half:
+                empty = dict.fromkeys(("p20_ms", "p80_ms", "peak_mib"))
+                rest = replace(row, phase="backward", p50_ms=whole - half, **empty)
+                yield _against_floor(rest, subject.case, bandwidth, setting)
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
@@ -332,70 +292,21 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
     try:
         return action(), ""
     except torch.OutOfMemoryError:
-        fault = "out of memory"
+        return None, "out of memory"
     except Disagreement as error:
-        fault = f"failed: {error}"
+        return None, f"failed: {error}"
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        fault = f"error: {type(error).__name__}: {lines[0][:200]}"
-    # Here the error, whose frames held tensors, is gone.
-    release()
-    return None, fault
+        return None, f"error: {type(error).__name__}: {lines[0][:200]}"
 
 
-def _floor(case: Case, phase: str, bandwidth: float, setting: Setting) -> float:
+def _against_floor(row: Row, case: Case, bandwidth: float, setting: Setting) -> Row:
+    if case.moved is None:
+        return row
     forward, backward = case.moved
-    elements = {"forward": forward, "backward": backward}.get(phase, forward + backward)
-    return 1e6 * elements * DTYPES[setting.dtype].itemsize / bandwidth
-
-
-def _against(row: Row, floor: float) -> Row:
+    elements = {"forward": forward, "backward": backward}.get(row.phase, forward + backward)
+    floor = 1e6 * elements * DTYPES[setting.dtype].itemsize / bandwidth
     return replace(row, floor_us=floor, fraction=floor / (1e3 * row.p50_ms))
-
-
-class Results:
-    """A CSV that is whole at every moment: written beside, then renamed.
-
-    Rows that the file already has stay.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows = read(path) if path.exists() else []
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    def add(self, row: Row) -> None:
-        self.rows.append(
-            {
-                field: ""
-                if value is None
-                else f"{value:.6g}"
-                if isinstance(value, float)
-                else value
-                for field, value in asdict(row).items()
-            }
-        )
-        beside = self.path.with_suffix(".csv.new")
-        with open(beside, "w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(beside, self.path)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV of `linsight benchmark`.
-
-    Raises:
-        typer.BadParameter: there is no such file, or it is another's.
-    """
-    if not path.exists():
-        raise typer.BadParameter(f"{path} does not exist")
-    with open(path, newline="") as file:
-        rows = csv.DictReader(file)
-        if missing := {field.name for field in fields(Row)} - set(rows.fieldnames or ()):
-            raise typer.BadParameter(f"{path} lacks the columns {', '.join(sorted(missing))}")
-        return list(rows)
 
 
 def draw(paths: list[Path], folder: Path, console: Console) -> None:
@@ -411,37 +322,6 @@ def draw(paths: list[Path], folder: Path, console: Console) -> None:
         if (figure := function(rows)) is not None:
             figure.savefig(folder / f"{name}.png", dpi=150)
             console.print(f"Figure: {folder / name}.png")
-
-
-WIDTH = 132
-COLUMNS = (
-    # Heading, width, alignment, and the text of a row.
-    ("name", 29, "left", lambda r: ("  " if r.peer_of else "") + r.name),
-    ("of", 22, "left", lambda r: r.shape),
-    ("mode", 13, "left", lambda r: r.mode),
-    ("phase", 16, "left", lambda r: r.phase),
-    ("median ms", 9, "right", lambda r: _number(r.p50_ms)),
-    ("images/s", 8, "right", lambda r: _number(r.images_per_second)),
-    ("MiB", 7, "right", lambda r: _number(r.peak_mib)),
-    ("floor", 5, "right", lambda r: "" if r.fraction is None else f"{r.fraction:.0%}"),
-    ("first s", 7, "right", lambda r: _number(r.first_call_s)),
-)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-
-
-def _print(console: Console, row: Row | None) -> None:
-    """One line of the table that grows as the run goes on; its head for none."""
-    table = Table(box=None, show_header=row is None, padding=(0, 1, 0, 0))
-    for heading, width, justify, _ in COLUMNS:
-        table.add_column(heading, width=width, justify=justify, no_wrap=justify == "right")
-    if row is not None:
-        table.add_row(*(text(row) for *_, text in COLUMNS))
-    console.print(table)
-    if row is not None and row.check != "ok":
-        console.print(f"  {row.check}", style="yellow" if row.p50_ms else "red", markup=False)
 
 
 def _origin(device: torch.device) -> dict[str, str]:

@@ -7,8 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 from linsight.kernels import backend, linear_attention
-from linsight.tools import benchmark, benchmark_cases, main, measure
-from linsight.tools.timing import copies, copy_bandwidth, quantiles
+from linsight.tools import benchmark, benchmark_cases, main
+from linsight.tools import benchmark_measure as measure
+from linsight.tools.benchmark_timing import copies, copy_bandwidth, quantiles
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from linsight.kernels import force
 from linsight.tools.benchmark_cases import Case
-from linsight.tools.timing import captured, copies, elapsed, peak_memory, quantiles
+from linsight.tools.benchmark_timing import captured, copies, elapsed, peak_memory, quantiles
 
 # How many times eager PyTorch's own error a result and a gradient may be off.
 RESULT, GRADIENT = 2.0, 3.0

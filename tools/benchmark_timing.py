@@ -76,7 +76,6 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
     """The most memory that tensors held during `call`, in MiB, with all that stood before it."""
     if device.type != "cuda":
         return None
-    release()
     torch.cuda.reset_peak_memory_stats(device)
     call()
     synchronize(device)
