@@ -99,10 +99,10 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(rows)
 
 
-WIDTH = 133
+WIDTH = 134
 COLUMNS = (
     # Heading, width, alignment, and the text of a row.
-    ("name", 29, "left", lambda r: ("  " if r.peer_of else "") + r.name),
+    ("name", 30, "left", lambda r: ("  " if r.peer_of else "") + r.name),
     ("of", 22, "left", lambda r: r.shape),
     ("mode", 13, "left", lambda r: r.mode),
     ("phase", 16, "left", lambda r: r.phase),
