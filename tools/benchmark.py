@@ -98,7 +98,7 @@ def benchmark(
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:1; default: a GPU if there is one.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="To repeat each measurement for.")] = 0.2,
+    seconds: Annotated[float, typer.Option(min=1e-4, help="To repeat each measurement for.")] = 0.2,
     out: Annotated[
         Path, typer.Option(help="Folder of results.csv, which grows, and of the figures.")
     ] = Path("work_dirs/benchmark"),
@@ -113,10 +113,8 @@ def benchmark(
         return
     if what == "all" and names:
         raise typer.BadParameter("names need 'operators', 'mixers' or 'models' before them")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
     gpu = place.type == "cuda"
-    if gpu and not torch.cuda.is_available():
-        raise typer.BadParameter(f"--device {device}: PyTorch sees no GPU")
     setting = Setting(
         place,
         _words(dtype or ("bfloat16" if gpu else "float32"), "--dtype", tuple(DTYPES))[0],
@@ -144,6 +142,18 @@ def benchmark(
             draw([out / RESULTS], out, console)
 
 
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise typer.BadParameter(f"--device {name!r}: expected such as cpu or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"--device {name}: only cpu and cuda are timed")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise typer.BadParameter(f"--device {name}: PyTorch sees no such GPU")
+    return device
+
+
 def _words(text: str, option: str, known: tuple[str, ...]) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     for word in words:
@@ -163,16 +173,16 @@ def _sizes(text: str) -> list[int]:
 
 
 def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
-    """All jobs, those that take minutes to compile last."""
+    """All jobs: those that take minutes to compile last, the many operators after the models."""
     for compile in (False, True):
         if compile and "compile" not in setting.modes:
             continue
-        if what in ("all", "operators"):
-            yield from _operator_jobs(cases.operators, names, compile, setting)
         if what in ("all", "mixers"):
             yield from _operator_jobs(cases.mixers, names, compile, setting)
         if what in ("all", "models") and (compile or "eager" in setting.modes):
             yield from _model_jobs(names or list(cases.MODELS), compile, setting)
+        if what in ("all", "operators"):
+            yield from _operator_jobs(cases.operators, names, compile, setting)
 
 
 def _operator_jobs(
@@ -230,7 +240,7 @@ def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:
 def run(jobs: list[Job], setting: Setting, path: Path, console: Console) -> None:
     """Measure all jobs; print each row and write it to the CSV as soon as it is there."""
     bandwidth = copy_bandwidth(setting.device, setting.seconds)
-    console.print(f"{_device(setting.device)}: copies at {bandwidth / 1e12:.3f} TB/s")
+    console.print(f"{_device_name(setting.device)}: copies at {bandwidth / 1e12:.3f} TB/s")
     results = Results(path)
     before = len(results.rows)
     progress = Progress(
@@ -330,7 +340,7 @@ def _origin(device: torch.device) -> dict[str, str]:
     except PackageNotFoundError:
         triton = ""
     return {
-        "device": _device(device),
+        "device": _device_name(device),
         "torch": torch.__version__,
         "triton": triton,
         "timm": timm.__version__,
@@ -338,7 +348,7 @@ def _origin(device: torch.device) -> dict[str, str]:
     }
 
 
-def _device(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator
 Rows = list[dict[str, str]]
 
 # What tells one measurement from another; of two the newer counts.
-KEY = ("kind", "name", "peer_of", "mode", "phase", "dtype", "shape", "batch", "device")
+KEY = ("kind", "name", "peer_of", "mode", "phase", "shape", "batch")
 LINES = {"eager": "--", "compile": "-"}
 PANELS: tuple[tuple[str, str, Callable[[dict[str, str]], float | None]], ...] = (
     ("throughput", "images/s", lambda row: _number(row, "images_per_second")),
@@ -32,18 +32,23 @@ COLORS = {
     "linsight compiled": "#67a9cf",
     "reference": "0.75",
     "reference compiled": "0.45",
+    "softmax": "#d95f02",
+    "softmax compiled": "#fdb863",
 }
-# softmax, where it stands beside linear attention
-OTHER = {False: "#d95f02", True: "#fdb863"}
 
 
 def _number(row: dict[str, str], field: str) -> float | None:
     return float(row[field]) if row[field] else None
 
 
-def newest(rows: Rows) -> Rows:
-    """The last row of each measurement that has a time."""
-    return list({tuple(row[k] for k in KEY): row for row in rows if row["p50_ms"]}.values())
+def newest(rows: Rows, *kinds: str) -> Rows:
+    """The last row of each measurement of these kinds that has a time.
+
+    Of several devices or dtypes, which one figure must not mix, those of the last row.
+    """
+    rows = [row for row in rows if row["kind"] in kinds and row["p50_ms"]]
+    same = [row for row in rows if all(row[k] == rows[-1][k] for k in ("device", "dtype"))]
+    return list({tuple(row[k] for k in KEY): row for row in same}.values())
 
 
 def draw_models(rows: Rows) -> Figure | None:
@@ -52,7 +57,7 @@ def draw_models(rows: Rows) -> Figure | None:
     Args:
         rows: of the CSV, the newest last.
     """
-    rows = [row for row in newest(rows) if row["kind"] == "models"]
+    rows = newest(rows, "models")
     if not rows:
         return None
     phases = [phase for phase in ("inference", "training") if _with(rows, phase=phase)]
@@ -114,20 +119,21 @@ def draw_operators(rows: Rows) -> Figure | None:
     Args:
         rows: of the CSV, the newest last.
     """
-    rows = [row for row in newest(rows) if row["kind"] != "models"]
+    rows = newest(rows, "operators", "mixers")
     if not rows:
         return None
     phases = [p for p in ("forward", "forward+backward") if _with(rows, phase=p)]
-    places = sorted({_place(row) for row in rows})
-    figure = Figure(figsize=(7 * len(phases), 0.42 * len(places) + 1.5), layout="constrained")
+    sizes = {_place(row): (row["peer_of"] or row["name"], int(row["resolution"])) for row in rows}
+    places = sorted(sizes, key=lambda place: (sizes[place], place))
+    thick = 0.9 / len(COLORS)
+    figure = Figure(figsize=(7 * len(phases), 0.5 * len(places) + 1.5), layout="constrained")
     panels = figure.subplots(1, len(phases), sharey=True, squeeze=False)[0]
     for axes, phase in zip(panels, phases, strict=True):
         bars = _bars(_with(rows, phase=phase))
-        for i, label in enumerate(dict.fromkeys(label for label, _ in bars)):
-            color = COLORS.get(label, OTHER[label.endswith("compiled")])
-            here = {place: fraction for (got, place), fraction in bars.items() if got == label}
-            heights = [places.index(place) + 0.2 * i for place in here]
-            axes.barh(heights, [100 * f for f in here.values()], 0.2, color=color, label=label)
+        for i, (label, color) in enumerate(COLORS.items()):
+            here = {place: 100 * share for (got, place), share in bars.items() if got == label}
+            heights = [places.index(place) + thick * (i - 2.5) for place in here]
+            axes.barh(heights, list(here.values()), thick, color=color, label=label)
         axes.axvline(100, color="0.4", linewidth=0.8)
         axes.set(title=phase, xlabel="% of the bytes' floor")
         axes.set_xlim(0, max(105, axes.get_xlim()[1]))
@@ -146,10 +152,12 @@ def _place(row: dict[str, str]) -> str:
 
 
 def _bars(rows: Rows) -> dict[tuple[str, str], float]:
-    """The largest fraction by label and place; softmax by its own name."""
+    """The largest fraction of all modes, by label and place."""
     bars: dict[tuple[str, str], float] = {}
     for row in rows:
-        label = row["name"] if row["peer_of"] else "linsight"
+        label = "linsight" if not row["peer_of"] else "softmax"
+        if row["name"] == "reference":
+            label = "reference"
         if row["mode"].startswith("compile"):
             label += " compiled"
         key = label, _place(row)

@@ -204,10 +204,12 @@ def test_draw_again(tmp_path):
 
 def test_the_newest_row_of_a_measurement_is_drawn():
     figures = pytest.importorskip("linsight.tools.benchmark_figures")
-    row = dict.fromkeys(figures.KEY, "x") | {"p50_ms": "1"}
+    row = dict.fromkeys((*figures.KEY, "device", "dtype"), "x") | {"p50_ms": "1"}
     again = row | {"p50_ms": "2"}
     failed = row | {"p50_ms": ""}
-    assert figures.newest([row, again, failed]) == [again]
+    other = row | {"kind": "y"}
+    elsewhere = row | {"device": "y"}
+    assert figures.newest([elsewhere, row, again, failed, other], "x") == [again]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +229,13 @@ def test_mistakes_are_named(tmp_path, words, message):
     assert result.exit_code == 2
     assert message in result.output
     assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize("device", ["cpuu", "cuda:99", "meta"])
+def test_devices_that_cannot_be_timed(tmp_path, device):
+    result = run(tmp_path, "operators", device=device)
+    assert result.exit_code == 2
+    assert device in result.output
 
 
 def test_default_batches_shrink_with_the_resolution():
