@@ -57,6 +57,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("width", "dtype", "mechanism"),
     [
         (64, torch.bfloat16, ("elu_plus_one", "global_query", "normalized")),
+        (64, torch.float16, ("elu_plus_one", "global_query", "subtractive")),
         (96, torch.float16, ("elu_plus_one", "uniform", "magnitude_aware")),
     ],
 )
