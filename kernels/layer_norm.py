@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton, without_autocast
+from .backend import Operator, runs_triton, without_autocast
 
 WIDEST_TRITON_ROW = 4096
 
@@ -177,21 +177,6 @@ def _run_backward_fake(dtotal, dnorm, total, branch, scale, weight, bias, eps):
     )
 
 
-_forward = register(
-    "layer_norm(Tensor x, Tensor? branch, Tensor? scale, Tensor? weight, Tensor? bias, "
-    "float eps) -> (Tensor, Tensor)",
-    _run,
-    _run_fake,
-)
-_backward = register(
-    "layer_norm_backward(Tensor? dtotal, Tensor? dnorm, Tensor? total, Tensor? branch, "
-    "Tensor? scale, Tensor? weight, Tensor? bias, float eps) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
-
-
 def _save(ctx, inputs, output):
     x, branch, scale, weight, bias, ctx.eps = inputs
     ctx.branch_dtype = None if branch is None else branch.dtype
@@ -223,6 +208,18 @@ def _differentiate(ctx, dtotal, dnorm):
     return dx, dbranch, dscale, dweight, dbias, None
 
 
-torch.library.register_autograd(
-    "linsight::layer_norm", _differentiate, setup_context=_save, lib=LIBRARY
+_forward = Operator(
+    "layer_norm(Tensor x, Tensor? branch, Tensor? scale, Tensor? weight, Tensor? bias, "
+    "float eps) -> (Tensor, Tensor)",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)
+_backward = Operator(
+    "layer_norm_backward(Tensor? dtotal, Tensor? dnorm, Tensor? total, Tensor? branch, "
+    "Tensor? scale, Tensor? weight, Tensor? bias, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
 )

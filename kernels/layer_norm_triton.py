@@ -51,7 +51,7 @@ def _forward(
 def _backward(
     dtotal, dnorm, total, branch, scale, weight, dx, dbranch, parts, tokens, eps,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
-    TOTAL: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr,
+    TOTAL: tl.constexpr, SCALE: tl.constexpr, NORM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx, dbranch and this program's part (3, P) of the gradients of scale, weight and bias."""
     row = tl.arange(0, ROWS)[:, None]
@@ -64,7 +64,8 @@ def _backward(
         w = tl.load(weight + c, mask=live, other=0.0).to(tl.float32)
         dweight = tl.zeros((ROWS, P), tl.float32)
         dbias = tl.zeros((ROWS, P), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(tokens, ROWS), tl.num_programs(0)):
+    tiles = tl.cdiv(tokens, ROWS)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         n = tile * ROWS + row
         ok = (n < tokens) & live
         at = n.to(tl.int64) * C + c
@@ -115,6 +116,7 @@ FORWARD_ELEMENTS = 4096
 BACKWARD_ELEMENTS = 2048
 RESIDENT = 4
 WARPS = 4
+STAGES = 3
 # The sum of the programs' parts: many rows in flight, as it waits for little else.
 SUM_ROWS, SUM_COLUMNS = 128, 16
 
@@ -124,6 +126,16 @@ def _most_programs(device: torch.device) -> int:
     if device.type == "cpu":
         return 2  # Triton's interpreter: few programs, but more than one part
     return RESIDENT * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache
+def _tiles(shape: torch.Size, elements: int) -> tuple[int, int, int, int, int]:
+    """Channels and the power of two that they are padded to, rows, rows a tile, and tiles."""
+    channels = shape[-1]
+    padded = triton.next_power_of_2(channels)
+    tokens = shape.numel() // channels
+    rows = max(1, elements // padded)
+    return channels, padded, tokens, rows, triton.cdiv(tokens, rows)
 
 
 def forward(
@@ -137,13 +149,10 @@ def forward(
     norm: Tensor,
 ) -> None:
     """Write the sum to `total` if there is a branch, and its norm to `norm` if a weight."""
-    channels = x.shape[-1]
-    padded = triton.next_power_of_2(channels)
-    rows = max(1, FORWARD_ELEMENTS // padded)
-    tokens = x.numel() // channels
+    channels, padded, tokens, rows, tiles = _tiles(x.shape, FORWARD_ELEMENTS)
     if not tokens:
         return
-    _forward[(triton.cdiv(tokens, rows),)](
+    _forward[(tiles,)](
         x, x if branch is None else branch, x if scale is None else scale,
         x if weight is None else weight, x if bias is None else bias, total, norm, tokens, eps,
         C=channels, P=padded, ROWS=rows,
@@ -170,11 +179,8 @@ def backward(
     is there, those of x, weight and bias. (Without it the gradient of x is `dtotal`.)"""
     scaled, normed = scale is not None, dnorm is not None
     given = dtotal if dnorm is None else dnorm
-    channels = given.shape[-1]
-    padded = triton.next_power_of_2(channels)
-    rows = max(1, BACKWARD_ELEMENTS // padded)
-    tokens = given.numel() // channels
-    programs = min(triton.cdiv(tokens, rows), _most_programs(given.device))
+    channels, padded, tokens, rows, tiles = _tiles(given.shape, BACKWARD_ELEMENTS)
+    programs = min(tiles, _most_programs(given.device))
     parts = torch.empty((programs, 3, padded), dtype=torch.float32, device=given.device)
     if programs:
         _backward[(programs,)](
@@ -183,9 +189,9 @@ def backward(
             given if scale is None else scale, given if weight is None else weight,
             dx, dbranch, parts, tokens, eps,
             C=channels, P=padded, ROWS=rows,
-            TOTAL=dtotal is not None, SCALE=scaled, NORM=normed, num_warps=WARPS,
+            TOTAL=dtotal is not None, SCALE=scaled, NORM=normed, STAGES=STAGES, num_warps=WARPS,
         )  # fmt: skip
-    _sum_parts[(scaled + 2 * normed, triton.cdiv(channels, SUM_COLUMNS))](
+    _sum_parts[(scaled + 2 * normed, -(-channels // SUM_COLUMNS))](
         parts, dscale, dweight, dbias, programs,
         C=channels, P=padded, ROWS=SUM_ROWS, BLOCK=SUM_COLUMNS, FIRST=0 if scaled else 1,
         num_warps=WARPS,

@@ -1,7 +1,11 @@
 """Two-dimensional rotary position embedding (RAVLT, arXiv:2411.07635; RoPE, arXiv:2104.09864)."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+from .backend import unwatched
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -32,18 +36,34 @@ def rotary_tables(
             f"head_dim is {head_dim}; a two-dimensional rotary embedding pairs channels along "
             "two axes and needs a multiple of 4"
         )
+    dtype = torch.promote_types(dtype, torch.float32)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if unwatched() and not capturing:
+        return _kept_tables(*size, head_dim, dtype, device)
+    return _make_tables(*size, head_dim, dtype, device)
+
+
+def _make_tables(
+    height: int, width: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> Rotary:
     # The authors round the frequencies to float32, whatever the precision of the model.
     frequency = 1.0 / 10000 ** torch.linspace(
         0, 1, head_dim // 4, dtype=torch.float32, device=device
     )
-    dtype = torch.promote_types(dtype, torch.float32)
     frequency = frequency.to(dtype)
 
     def table(length: int) -> Tensor:
         angle = torch.arange(length, dtype=dtype, device=device)[:, None] * frequency
         return torch.stack((angle.cos(), angle.sin()))
 
-    return table(size[0]), table(size[1])
+    return table(height), table(width)
+
+
+@lru_cache(maxsize=64)
+def _kept_tables(*key) -> Rotary:
+    """`_make_tables`, whose many small operations would cost the host more than a layer."""
+    with torch.inference_mode(False):  # so that a later call may save them for its gradient
+        return _make_tables(*key)
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
