@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import launch
 from .triton_math import exp2_approximate, reciprocal_approximate, sum_rows
 
 
@@ -475,14 +476,16 @@ def forward(
     biases = weight if bias is None else bias
     if stride == 1:
         grid, sizes = _plan(CONVOLVE[kernel], x, kernel)
-        _convolve[grid](
+        launch(
+            _convolve, grid,
             x, weight, biases, x, x, out, *_strides(x), 0, 0, 0, 0, 0, 0, *_strides(out),
             RESIDUAL=residual, ADD=False, **flags, **sizes,
         )  # fmt: skip
         return
     batch, height, width, channels = out.shape
     grid = (triton.cdiv(height * width, 32), triton.cdiv(channels, 64), batch)
-    _gather[grid](
+    launch(
+        _gather, grid,
         x, weight, biases, x, out, *_strides(x), 0, 0, 0, *_strides(out),
         x.shape[1], x.shape[2], height, width, channels, **flags, **_gather_sizes(kernel, x),
     )  # fmt: skip
@@ -503,7 +506,8 @@ def input_gradient(
     flags = {"GELU": gelu, "BIAS": False, "BACKWARD": True}
     if stride == 1:
         grid, sizes = _plan(CONVOLVE[kernel], x, kernel)
-        _convolve[grid](
+        launch(
+            _convolve, grid,
             grad, weight, weight, x, grad if add is None else add, out,
             *_strides(grad), *_strides(x), *_strides(add), *_strides(out),
             RESIDUAL=residual, ADD=add is not None, **flags, **sizes,
@@ -511,7 +515,8 @@ def input_gradient(
         return
     batch, height, width, channels = x.shape
     grid = (triton.cdiv(height * width, 32), triton.cdiv(channels, 64), batch)
-    _gather[grid](
+    launch(
+        _gather, grid,
         grad, weight, weight, x, out, *_strides(grad), *_strides(x), *_strides(out),
         grad.shape[1], grad.shape[2], height, width, channels,
         **flags, **_gather_sizes(kernel, x),
@@ -533,15 +538,17 @@ def weight_gradient(
         count = batch * triton.cdiv(height, rows)
     parts = torch.empty((count, taps + 1, channels), dtype=torch.float32, device=x.device)
     if stride == 1:
-        _weigh[grid](x, grad, parts, *_strides(x), *_strides(grad), GELU=gelu, **sizes)
+        launch(_weigh, grid, x, grad, parts, *_strides(x), *_strides(grad), GELU=gelu, **sizes)
     else:
         grid = (triton.cdiv(channels, 64), triton.cdiv(height, rows) * (taps + 1), batch)
-        _weigh_gathered[grid](
+        launch(
+            _weigh_gathered, grid,
             x, grad, parts, *_strides(x), *_strides(grad),
             x.shape[1], x.shape[2], height, width, channels, rows,
             GELU=gelu, **_gather_sizes(kernel, x),
         )  # fmt: skip
-    _sum_parts[(taps + 1, -(-channels // SUM_COLUMNS))](
+    launch(
+        _sum_parts, (taps + 1, -(-channels // SUM_COLUMNS)),
         parts, dweight, dbias, count, channels,
         TAPS=taps, ROWS=SUM_ROWS, BLOCK=SUM_COLUMNS, num_warps=WARPS,
     )  # fmt: skip

@@ -11,14 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import launch
 from .triton_math import sum_rows
 
 
 @triton.jit
 def _standardize(x, live, eps, C: tl.constexpr):
     """(x - mean) / sqrt(var + eps) and the factor, per row; zero beyond the last channel."""
-    centered = tl.where(live, x - (tl.sum(x, 1) / C)[:, None], 0.0)
-    factor = tl.rsqrt(tl.sum(centered * centered, 1) / C + eps)[:, None]
+    centered = tl.where(live, x - (tl.sum(x, 1) * (1.0 / C))[:, None], 0.0)
+    factor = tl.rsqrt(tl.sum(centered * centered, 1) * (1.0 / C) + eps)[:, None]
     return centered * factor, factor
 
 
@@ -67,8 +68,8 @@ def _backward(
         dweight += dy * y
         dbias += dy
         dy *= w
-        inner = (tl.sum(dy * y, 1) / C)[:, None]
-        ds = inverse * (dy - (tl.sum(dy, 1) / C)[:, None] - y * inner)
+        inner = (tl.sum(dy * y, 1) * (1.0 / C))[:, None]
+        ds = inverse * (dy - (tl.sum(dy, 1) * (1.0 / C))[:, None] - y * inner)
         if TOTAL:
             ds += tl.load(dtotal + at, mask=ok, other=0.0).to(tl.float32)
         tl.store(dx + at, ds.to(dx.dtype.element_ty), mask=ok)
@@ -93,11 +94,12 @@ def _sum_parts(
 
 
 # Elements a program holds: 16 bytes a load and thread, and several rows in flight.
-FORWARD_ELEMENTS = 4096
-BACKWARD_ELEMENTS = 2048
-RESIDENT = 4
+ELEMENTS = 4096
+# Of the backward pass: programs a multiprocessor, and tiles that are fetched ahead, which pays
+# as long as a tile has many rows.
+RESIDENT = 2
+STAGES, ROWS_WORTH_STAGES = 3, 32
 WARPS = 4
-STAGES = 3
 # The sum of the programs' parts: many rows in flight, as it waits for little else.
 SUM_ROWS, SUM_COLUMNS = 128, 16
 
@@ -110,12 +112,12 @@ def _most_programs(device: torch.device) -> int:
 
 
 @lru_cache
-def _tiles(shape: torch.Size, elements: int) -> tuple[int, int, int, int, int]:
+def _tiles(shape: torch.Size) -> tuple[int, int, int, int, int]:
     """Channels and the power of two that they are padded to, rows, rows a tile, and tiles."""
     channels = shape[-1]
     padded = triton.next_power_of_2(channels)
     tokens = shape.numel() // channels
-    rows = max(1, elements // padded)
+    rows = max(1, ELEMENTS // padded)
     return channels, padded, tokens, rows, triton.cdiv(tokens, rows)
 
 
@@ -129,10 +131,11 @@ def forward(
     norm: Tensor,
 ) -> None:
     """Write the sum to `total` if there is a branch, and its norm to `norm`."""
-    channels, padded, tokens, rows, tiles = _tiles(x.shape, FORWARD_ELEMENTS)
+    channels, padded, tokens, rows, tiles = _tiles(x.shape)
     if not tokens:
         return
-    _forward[(tiles,)](
+    launch(
+        _forward, (tiles,),
         x, x if branch is None else branch, weight, bias, total, norm, tokens, eps,
         C=channels, P=padded, ROWS=rows, BRANCH=branch is not None, num_warps=WARPS,
     )  # fmt: skip
@@ -149,16 +152,19 @@ def backward(
     dbias: Tensor,
 ) -> None:
     """Write the gradients of the sum (with `dtotal`, if there is one), of weight and of bias."""
-    channels, padded, tokens, rows, tiles = _tiles(total.shape, BACKWARD_ELEMENTS)
+    channels, padded, tokens, rows, tiles = _tiles(total.shape)
     programs = min(tiles, _most_programs(total.device))
+    stages = STAGES if rows >= ROWS_WORTH_STAGES else 1
     parts = torch.empty((programs, 2, padded), dtype=torch.float32, device=total.device)
     if programs:
-        _backward[(programs,)](
+        launch(
+            _backward, (programs,),
             dnorm if dtotal is None else dtotal, dnorm, total, weight, dx, parts, tokens, eps,
-            C=channels, P=padded, ROWS=rows, TOTAL=dtotal is not None, STAGES=STAGES,
+            C=channels, P=padded, ROWS=rows, TOTAL=dtotal is not None, STAGES=stages,
             num_warps=WARPS,
         )  # fmt: skip
-    _sum_parts[(2, -(-channels // SUM_COLUMNS))](
+    launch(
+        _sum_parts, (2, -(-channels // SUM_COLUMNS)),
         parts, dweight, dbias, programs,
         C=channels, P=padded, ROWS=SUM_ROWS, BLOCK=SUM_COLUMNS, num_warps=WARPS,
     )  # fmt: skip

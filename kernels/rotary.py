@@ -37,8 +37,7 @@ def rotary_tables(
             "two axes and needs a multiple of 4"
         )
     dtype = torch.promote_types(dtype, torch.float32)
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if unwatched() and not capturing:
+    if unwatched() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return _kept_tables(*size, head_dim, dtype, device)
     return _make_tables(*size, head_dim, dtype, device)
 

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import launch
+
 
 @triton.jit(do_not_specialize=["count", "tokens", "heads", "width", "row_stride", "column_stride"])
 def _turn(
@@ -47,7 +49,8 @@ def turn(x: Tensor, rows: Tensor, columns: Tensor, back: bool, out: Tensor) -> N
     padded = 1 << (width - 1).bit_length()
     block = max(1, 4096 // padded)
     if count:
-        _turn[(-(-count // block),)](
+        launch(
+            _turn, (-(-count // block),),
             x, rows, columns, out, *x.stride()[:3],
             count, tokens, heads, columns.shape[1], rows.stride(0), columns.stride(0),
             D=width, P=padded, BLOCK=block, BACK=back, num_warps=4,
