@@ -2,7 +2,9 @@
 
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
+from .gaussian_attention import gaussian_attention, gaussian_kernel
 from .linear_attention import linear_attention
+from .newton_inverse import newton_inverse
 from .projected_attention import projected_linear_attention
 from .rotary import Rotary, apply_rotary, rotary_tables
 
@@ -11,7 +13,10 @@ __all__ = [
     "apply_rotary",
     "depthwise_conv2d",
     "force",
+    "gaussian_attention",
+    "gaussian_kernel",
     "linear_attention",
+    "newton_inverse",
     "projected_linear_attention",
     "rotary_tables",
 ]

@@ -35,6 +35,7 @@ from .linear_attention_triton import (
     _operand,
     _split,
 )
+from .newton_inverse_triton import PRECISION
 
 
 @triton.jit
@@ -91,8 +92,8 @@ _SCALARS = ["tokens", "per_split", "splits", "marks", "heads", "rows"]
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _gather(
-    q, l, x, parts,
-    q_b, q_n, q_h, l_b, l_n, l_h, x_b, x_n, x_h,
+    q, k, x, parts,
+    q_b, q_n, q_h, k_b, k_n, k_h, x_b, x_n, x_h,
     tokens, per_split, marks, heads,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
@@ -104,11 +105,11 @@ def _gather(
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h
-    l += b * l_b + h * l_h
+    k += b * k_b + h * k_h
     x += b * x_b + h * x_h
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    mark = _rows(l, m, marks, l_n, D, P, BM)
+    mark = _rows(k, m, marks, k_n, D, P, BM)
     mark_half = _half_square(mark)[:, None]
     total = tl.zeros((BM, P), tl.float32)
     for start in range(first, last, BLOCK):
@@ -166,12 +167,12 @@ def _apply(
             at = row[:, None].to(tl.int64) * marks + column[None, :]
         a = tl.load(inverse + at, mask=mask, other=0.0)
         other = _sum_parts(parts, start, splits, marks, P, BM)
-        result = tl.dot(a, other, result, input_precision="ieee")
+        result = tl.dot(a, other, result, input_precision=PRECISION)
         if BACKWARD:
             gathered = tl.load(
                 u + column[:, None] * P + d, mask=(column < marks)[:, None], other=0.0
             )
-            gradient = tl.dot(own, tl.trans(gathered), input_precision="ieee")
+            gradient = tl.dot(own, tl.trans(gathered), input_precision=PRECISION)
             at = row[:, None].to(tl.int64) * marks + column[None, :]
             tl.store(dinverse + at, gradient, mask=mask)
     tl.store(product + row[:, None] * P + d, result, mask=live)
@@ -179,8 +180,8 @@ def _apply(
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _scatter(
-    q, l, w, local, out,
-    q_b, q_n, q_h, l_b, l_n, l_h, c_b, c_n, c_h, o_b, o_n, o_h,
+    q, k, w, local, out,
+    q_b, q_n, q_h, k_b, k_n, k_h, c_b, c_n, c_h, o_b, o_n, o_h,
     tokens, per_split, marks, heads,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
     WHOLE: tl.constexpr, LOCAL: tl.constexpr,
@@ -192,7 +193,7 @@ def _scatter(
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h
-    l += b * l_b + h * l_h
+    k += b * k_b + h * k_h
     local += b * c_b + h * c_h
     out += b * o_b + h * o_h
     w += bh.to(tl.int64) * marks * P
@@ -200,7 +201,7 @@ def _scatter(
     last = tl.minimum(first + per_split, tokens)
     d = tl.arange(0, P)[None, :]
     if WHOLE:
-        mark = _rows(l, 0, marks, l_n, D, P, BM)
+        mark = _rows(k, 0, marks, k_n, D, P, BM)
         weight = _rows(w, 0, marks, P, P, P, BM)
         mark_half = _half_square(mark)[None, :]
         high = _high(weight, IEEE)
@@ -214,7 +215,7 @@ def _scatter(
             y = _dot_halves(_exp(score, IEEE), high, low, y, IEEE)
         else:
             for m in range(0, marks, BM):
-                mark = _rows(l, m, marks, l_n, D, P, BM)
+                mark = _rows(k, m, marks, k_n, D, P, BM)
                 weight = _rows(w, m, marks, P, P, P, BM)
                 score = _product(query, tl.trans(mark), IEEE) - query_half
                 score -= _half_square(mark)[None, :]
@@ -246,8 +247,8 @@ def _tile_gradient(
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _token_gradient(
-    q, l, v, grad, w, d_u, dq, dv, parts,
-    q_b, q_n, q_h, l_b, l_n, l_h, v_b, v_n, v_h, g_b, g_n, g_h,
+    q, k, v, grad, w, d_u, dq, dv, parts,
+    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, g_b, g_n, g_h,
     dq_b, dq_n, dq_h, dv_b, dv_n, dv_h,
     tokens, per_split, marks, heads,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
@@ -260,7 +261,7 @@ def _token_gradient(
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h
-    l += b * l_b + h * l_h
+    k += b * k_b + h * k_h
     v += b * v_b + h * v_h
     grad += b * g_b + h * g_h
     dq += b * dq_b + h * dq_h
@@ -271,7 +272,7 @@ def _token_gradient(
     last = tl.minimum(first + per_split, tokens)
     d = tl.arange(0, P)[None, :]
     if WHOLE:
-        mark = _rows(l, 0, marks, l_n, D, P, BM)
+        mark = _rows(k, 0, marks, k_n, D, P, BM)
         weight = _rows(w, 0, marks, P, P, P, BM)
         du = _rows(d_u, 0, marks, P, P, P, BM)
         dmark = tl.zeros((BM, P), tl.float32)
@@ -294,7 +295,7 @@ def _token_gradient(
             for m in range(0, marks, BM):
                 _, dvalue, dquery, mass = _tile_gradient(
                     query, value, dy, query_half,
-                    _rows(l, m, marks, l_n, D, P, BM),
+                    _rows(k, m, marks, k_n, D, P, BM),
                     _rows(w, m, marks, P, P, P, BM),
                     _rows(d_u, m, marks, P, P, P, BM),
                     dvalue, dquery, mass, IEEE,
@@ -314,8 +315,8 @@ def _token_gradient(
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _landmark_gradient(
-    q, l, v, grad, w, d_u, parts,
-    q_b, q_n, q_h, l_b, l_n, l_h, v_b, v_n, v_h, g_b, g_n, g_h,
+    q, k, v, grad, w, d_u, parts,
+    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, g_b, g_n, g_h,
     tokens, per_split, marks, heads,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
@@ -327,12 +328,12 @@ def _landmark_gradient(
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h
-    l += b * l_b + h * l_h
+    k += b * k_b + h * k_h
     v += b * v_b + h * v_h
     grad += b * g_b + h * g_h
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    mark = _rows(l, m, marks, l_n, D, P, BM)
+    mark = _rows(k, m, marks, k_n, D, P, BM)
     mark_half = _half_square(mark)[:, None]
     weight = _rows(w + bh.to(tl.int64) * marks * P, m, marks, P, P, P, BM)
     du = _rows(d_u + bh.to(tl.int64) * marks * P, m, marks, P, P, P, BM)
@@ -355,22 +356,31 @@ def _landmark_gradient(
     tl.store(parts + row * P + tl.arange(0, P)[None, :], dmark, mask=row < marks)
 
 
-# By kernel, for 16-bit inputs and padded head widths up to 64 and up to 128.
+# By kernel and padded head width, for 16-bit inputs; chosen by registers and spills in the
+# machine code.
 TILES = {
-    "gather": {64: Tile(64, 4, 2, 4, 128), 128: Tile(64, 8, 1, 1, 256)},
-    "scatter": {64: Tile(64, 4, 2, 4, 64), 128: Tile(64, 8, 1, 1, 128)},
-    "token_gradient": {64: Tile(64, 4, 1, 2, 128), 128: Tile(64, 8, 1, 1, 128)},
-    "landmark_gradient": {64: Tile(64, 4, 1, 2, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "gather": {32: Tile(64, 4, 2, 4, 128), 64: Tile(64, 4, 2, 4, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "scatter": {32: Tile(64, 4, 2, 4, 64), 64: Tile(64, 4, 2, 3, 64), 128: Tile(64, 8, 1, 1, 128)},
+    "token_gradient": {
+        32: Tile(64, 4, 1, 2, 128),
+        64: Tile(32, 4, 1, 2, 128),
+        128: Tile(32, 8, 1, 1, 128),
+    },
+    "landmark_gradient": {
+        32: Tile(64, 4, 1, 3, 128),
+        64: Tile(32, 4, 1, 2, 128),
+        128: Tile(32, 8, 1, 1, 256),
+    },
 }
 # float32 multiplies without tensor cores, and holds its operands in registers.
-WIDE_TILES = {64: Tile(16, 8, 1, 2, 64), 128: Tile(16, 16, 1, 1, 64)}
+WIDE_TILES = {32: Tile(16, 8, 1, 2, 64), 64: Tile(16, 8, 1, 2, 64), 128: Tile(16, 16, 1, 1, 64)}
 MOST_LANDMARKS = 64  # a program
 
 
 def choose_tile(kernel: str, padded: int, itemsize: int) -> Tile:
     """The tile of a kernel by head width and dtype."""
-    width = 64 if padded <= 64 else 128
-    return WIDE_TILES[width] if itemsize == 4 else TILES[kernel][width]
+    tiles = WIDE_TILES if itemsize == 4 else TILES[kernel]
+    return tiles[max(32, padded)]
 
 
 class _Problem:
@@ -446,9 +456,7 @@ class _Problem:
         parts = self.empty(self.rows, splits, self.marks, self.padded) if whole else w
         inputs = (self.query, self.landmarks, value, grad, w, du)
         strides = [
-            stride
-            for x in (self.query, self.landmarks, value, grad)
-            for stride in x.stride()[:3]
+            stride for x in (self.query, self.landmarks, value, grad) for stride in x.stride()[:3]
         ]
         sizes = (self.marks, self.heads)
         _token_gradient[(self.rows, splits)](

@@ -1,6 +1,6 @@
 """The Triton kernels of `newton_inverse`.
 
-A matrix of up to 128 x 128 stays on the chip, one program a matrix: all iterations of the
+A matrix of up to 64 x 64 stays on the chip, one program a matrix: all iterations of the
 forward pass are one launch. Beyond, every product is a launch over tiles of all matrices; as
 V' = 2 V - (V P) V is symmetric, its upper triangle alone is computed and mirrored. V P is
 symmetric too, but mirrored it diverges: the iteration wipes out an error E of V because E P,
@@ -19,11 +19,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# "ieee" multiplies float32 without tensor cores. "bf16x6" and "tf32x3" split it for them.
-PRECISION = tl.constexpr("ieee")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-LARGEST_ON_CHIP = 16 if INTERPRETED else 128
+# float32 split into three bfloat16 for the tensor cores, 24 bits in all: as exact as "ieee",
+# which does without them, spills, and outgrows the instruction cache. See docs/performance.md.
+PRECISION = tl.constexpr("ieee" if INTERPRETED else "bf16x6")
+LARGEST_ON_CHIP = 16 if INTERPRETED else 64
 TILE = 16 if INTERPRETED else 64
+WARPS = 4
 
 
 @triton.jit
@@ -122,7 +124,7 @@ def _product(
     matrix = tl.program_id(1).to(tl.int64) * size * size
     i = tl.program_id(0) // tiles
     j = tl.program_id(0) % tiles
-    if SYMMETRIC:
+    if SYMMETRIC:  # noqa: SIM102 (a constexpr and a tensor do not join)
         if j < i:
             return
     a += matrix
@@ -145,7 +147,7 @@ def _product(
     if ADD:
         total += beta * tl.load(c + matrix + row * size + column, mask=mask, other=0.0)
     tl.store(out + row * size + column, total, mask=mask)
-    if SYMMETRIC:
+    if SYMMETRIC:  # noqa: SIM102
         if j > i:
             tl.store(out + column * size + row, total, mask=mask)
 
@@ -155,9 +157,7 @@ def _fits(size: int) -> bool:
 
 
 def _launch(size: int) -> dict:
-    """The padded size, and the warps that hold 32 or 64 floats of a matrix a thread."""
-    padded = max(16, triton.next_power_of_2(size))
-    return {"M": padded, "num_warps": 8 if padded == 128 else 4, "num_stages": 1}
+    return {"M": max(16, triton.next_power_of_2(size)), "num_warps": WARPS, "num_stages": 1}
 
 
 def _multiplied(
@@ -224,9 +224,7 @@ def unrolled_gradient(
     matrices, size, _ = x.shape
     if not _fits(size):
         return _large_unrolled_gradient(grad, x, alpha, ridge, iterations)
-    iterates = torch.empty(
-        (matrices, iterations, size, size), dtype=torch.float32, device=x.device
-    )
+    iterates = torch.empty((matrices, iterations, size, size), dtype=torch.float32, device=x.device)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dalpha = torch.empty(alpha.shape, dtype=alpha.dtype, device=x.device)
     _unrolled_gradient[(matrices,)](

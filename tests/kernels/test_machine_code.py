@@ -80,3 +80,27 @@ def test_convolution(stride: int, compiled: list) -> None:
     )
     y.backward(y.detach())
     assert len(compiled) == 3
+
+
+@pytest.mark.parametrize(("marks", "dtype"), [(49, torch.bfloat16), (81, torch.float16)])
+def test_gaussian_attention(marks: int, dtype: torch.dtype, compiled: list) -> None:
+    query = torch.zeros(2, 196, 2, 32, dtype=dtype, requires_grad=True)
+    landmarks = torch.zeros(2, marks, 2, 32, dtype=dtype)
+    y, _ = torch.ops.linsight.gaussian_attention(
+        query, landmarks, query, torch.zeros(2, 2, marks, marks), query
+    )
+    y.backward(y.detach())
+    assert {"_gather", "_apply", "_scatter", "_token_gradient"} <= set(compiled)
+    assert ("_landmark_gradient" in compiled) == (marks > 64)
+
+
+@pytest.mark.parametrize("size", [49, 81])
+def test_newton_inverse(size: int, compiled: list) -> None:
+    x = torch.zeros(2, size, size, requires_grad=True)
+    alpha = torch.zeros(2)
+    for operator in (torch.ops.linsight.newton_implicit, torch.ops.linsight.newton_unrolled):
+        y = operator(x, alpha, 0.01, 1)
+        y.backward(y.detach())
+    torch.ops.linsight.newton_residuals(x.detach(), alpha)
+    on_chip = {"_iterate", "_implicit_gradient", "_unrolled_gradient", "_residuals"}
+    assert set(compiled) == (on_chip if size <= 64 else {"_product"})
