@@ -3,6 +3,7 @@
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
 from .gaussian_attention import gaussian_attention, gaussian_kernel
+from .layer_norm import add_layer_norm, layer_norm, scaled_add
 from .linear_attention import linear_attention
 from .newton_inverse import newton_inverse
 from .projected_attention import projected_linear_attention
@@ -10,13 +11,16 @@ from .rotary import Rotary, apply_rotary, rotary_tables
 
 __all__ = [
     "Rotary",
+    "add_layer_norm",
     "apply_rotary",
     "depthwise_conv2d",
     "force",
     "gaussian_attention",
     "gaussian_kernel",
+    "layer_norm",
     "linear_attention",
     "newton_inverse",
     "projected_linear_attention",
     "rotary_tables",
+    "scaled_add",
 ]

@@ -1,11 +1,9 @@
 """Attention through the Gaussian kernel and landmarks, without a softmax (SOFT)."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton
+from .backend import LIBRARY, register, runs_triton, without_autocast
 from .linear_attention import WIDEST_TRITON_HEAD, rows_contiguous
 
 
@@ -16,26 +14,26 @@ def gaussian_kernel(a: Tensor, b: Tensor) -> Tensor:
     (..., N, M). SOFT (arXiv:2110.11945), eq. 3.
     """
     wide = torch.promote_types(a.dtype, torch.float32)
-    with _no_autocast(a):
+    with without_autocast(a):
         a, b = a.to(wide), b.to(wide)
         lengths = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
         return torch.exp(a @ b.mT - 0.5 * lengths)
 
 
-def _no_autocast(x: Tensor):
-    # The meta device, on which shapes alone are computed, knows no autocast.
-    device = x.device.type
-    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
-
-
 def reference(
-    query: Tensor, landmarks: Tensor, value: Tensor, inverse: Tensor, local: Tensor | None
+    query: Tensor,
+    landmarks: Tensor,
+    value: Tensor,
+    inverse: Tensor,
+    local: Tensor | None,
+    scale: float,
 ) -> Tensor:
     """The equation as a reader of the paper would write it; see `gaussian_attention`."""
     dtype = query.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    with _no_autocast(query):
-        kernel = gaussian_kernel(query.transpose(1, 2), landmarks.transpose(1, 2))
+    with without_autocast(query):
+        query = scale * query.to(wide).transpose(1, 2)
+        kernel = gaussian_kernel(query, landmarks.transpose(1, 2))
         gathered = kernel.mT @ value.to(wide).transpose(1, 2)
         y = (kernel @ (inverse.to(wide) @ gathered)).transpose(1, 2)
         if local is not None:
@@ -49,8 +47,10 @@ def gaussian_attention(
     value: Tensor,
     inverse: Tensor,
     local: Tensor | None = None,
+    *,
+    scale: float = 1.0,
 ) -> Tensor:
-    """K inverse K^T v + local, per head, with K_ij = exp(-|q_i - l_j|^2 / 2), N x M.
+    """K inverse K^T v + local, per head, with K_ij = exp(-|scale q_i - l_j|^2 / 2), N x M.
 
     The softmax-free attention of SOFT (arXiv:2110.11945, eq. 9), where keys equal queries and
     `inverse` is that of the landmarks' own Gaussian kernel (`newton_inverse`). K is never
@@ -63,6 +63,7 @@ def gaussian_attention(
         landmarks: (B, M, heads, D), in the dtype of `query`.
         inverse: (B, heads, M, M), float32 or wider.
         local: (B, N, heads, D), added to the result, or none.
+        scale: a factor of the queries alone; SOFT's is D^-1/4.
 
     Returns:
         (B, N, heads, D) contiguous, in the dtype of `query`; sums are in float32 or wider.
@@ -88,38 +89,40 @@ def gaussian_attention(
     if inverse.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"inverse is {inverse.dtype}, expected float32: a float16 has no room")
     if width > WIDEST_TRITON_HEAD or not runs_triton(query):
-        return reference(query, landmarks, value, inverse, local)
-    return _forward(query, landmarks, value, inverse, local)[0]
+        return reference(query, landmarks, value, inverse, local, scale)
+    return _forward(query, landmarks, value, inverse, local, scale)[0]
 
 
 # The Triton side. Triton itself is imported at the first launch, not before.
 
 
-def _run(query, landmarks, value, inverse, local):
+def _run(query, landmarks, value, inverse, local, scale):
     from . import gaussian_attention_triton as kernels
 
     query, landmarks, value, local = map(rows_contiguous, (query, landmarks, value, local))
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    return out, kernels.forward(query, landmarks, value, inverse.float().contiguous(), local, out)
+    inverse = inverse.float().contiguous()
+    return out, kernels.forward(query, landmarks, value, inverse, local, scale, out)
 
 
-def _run_fake(query, landmarks, value, inverse, local):
+def _run_fake(query, landmarks, value, inverse, local, scale):
     batch, marks, heads, width = landmarks.shape
     padded = max(16, 1 << (int(width) - 1).bit_length())
     state = query.new_empty(2, batch * heads, marks, padded, dtype=torch.float32)
     return query.new_empty(query.shape), state
 
 
-def _run_backward(grad, query, landmarks, value, inverse, state):
+def _run_backward(grad, query, landmarks, value, inverse, state, scale):
     from . import gaussian_attention_triton as kernels
 
     grad, query, landmarks, value = map(rows_contiguous, (grad, query, landmarks, value))
-    results = _run_backward_fake(grad, query, landmarks, value, inverse, state)
-    kernels.backward(grad, query, landmarks, value, inverse.float().contiguous(), state, *results)
+    results = _run_backward_fake(grad, query, landmarks, value, inverse, state, scale)
+    inverse = inverse.float().contiguous()
+    kernels.backward(grad, query, landmarks, value, inverse, state, scale, *results)
     return results
 
 
-def _run_backward_fake(grad, query, landmarks, value, inverse, state):
+def _run_backward_fake(grad, query, landmarks, value, inverse, state, scale):
     return (
         *(x.new_empty(x.shape) for x in (query, landmarks, value)),
         inverse.new_empty(inverse.shape),
@@ -128,20 +131,20 @@ def _run_backward_fake(grad, query, landmarks, value, inverse, state):
 
 _forward = register(
     "gaussian_attention(Tensor query, Tensor landmarks, Tensor value, Tensor inverse, "
-    "Tensor? local) -> (Tensor, Tensor)",
+    "Tensor? local, float scale) -> (Tensor, Tensor)",
     _run,
     _run_fake,
 )
 _backward = register(
     "gaussian_attention_backward(Tensor grad, Tensor query, Tensor landmarks, Tensor value, "
-    "Tensor inverse, Tensor state) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor inverse, Tensor state, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _run_backward_fake,
 )
 
 
 def _save(ctx, inputs, output):
-    *tensors, local = inputs
+    *tensors, local, ctx.scale = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.local_dtype = None if local is None else local.dtype
     ctx.set_materialize_grads(False)
@@ -149,9 +152,9 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad, _):
     if grad is None:
-        return (None,) * 5
+        return (None,) * 6
     dlocal = None if ctx.local_dtype is None else grad.to(ctx.local_dtype)
-    return *_backward(grad, *ctx.saved_tensors), dlocal
+    return *_backward(grad, *ctx.saved_tensors, ctx.scale), dlocal, None
 
 
 torch.library.register_autograd(

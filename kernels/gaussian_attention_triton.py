@@ -12,7 +12,7 @@ dw = K^T dy, du = A^T dw:
                 token gradient   dv = K du;  dq, from E = (dy w^T + v du^T) * K
                 landmark gradient   dl, from E^T; up to 64 landmarks it is part of the former
 
-dq_i = sum_j E_ij (l_j - q_i) and dl_j = sum_i E_ij (q_i - l_j). A landmark or token that is
+dq_i = s sum_j E_ij (l_j - s q_i) and dl_j = sum_i E_ij (s q_i - l_j), s the scale. A landmark or token that is
 not there reads as zero in v, dy, u and w, so that its entry of K is multiplied by zero.
 
 Nothing of size N is stored besides inputs and outputs. Every sum has a fixed order.
@@ -94,7 +94,7 @@ _SCALARS = ["tokens", "per_split", "splits", "marks", "heads", "rows"]
 def _gather(
     q, k, x, parts,
     q_b, q_n, q_h, k_b, k_n, k_h, x_b, x_n, x_h,
-    tokens, per_split, marks, heads,
+    tokens, per_split, marks, heads, scale,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """One split's part of K^T x: BM landmarks of one head a program."""
@@ -115,7 +115,8 @@ def _gather(
     for start in range(first, last, BLOCK):
         query = _rows(q, start, last, q_n, D, P, BLOCK)
         y = _operand(_rows(x, start, last, x_n, D, P, BLOCK), IEEE)
-        score = _product(mark, tl.trans(query), IEEE) - _half_square(query)[None, :] - mark_half
+        score = scale * _product(mark, tl.trans(query), IEEE) - mark_half
+        score -= scale * scale * _half_square(query)[None, :]
         total = _dot(_exp(score, IEEE), y, total, IEEE)
     row = m + tl.arange(0, BM)
     parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * marks * P
@@ -182,7 +183,7 @@ def _apply(
 def _scatter(
     q, k, w, local, out,
     q_b, q_n, q_h, k_b, k_n, k_h, c_b, c_n, c_h, o_b, o_n, o_h,
-    tokens, per_split, marks, heads,
+    tokens, per_split, marks, heads, scale,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
     WHOLE: tl.constexpr, LOCAL: tl.constexpr,
 ):  # fmt: skip
@@ -208,16 +209,16 @@ def _scatter(
         low = _low(weight, IEEE)
     for start in range(first, last, BLOCK):
         query = _rows(q, start, last, q_n, D, P, BLOCK)
-        query_half = _half_square(query)[:, None]
+        query_half = scale * scale * _half_square(query)[:, None]
         y = tl.zeros((BLOCK, P), tl.float32)
         if WHOLE:
-            score = _product(query, tl.trans(mark), IEEE) - query_half - mark_half
+            score = scale * _product(query, tl.trans(mark), IEEE) - query_half - mark_half
             y = _dot_halves(_exp(score, IEEE), high, low, y, IEEE)
         else:
             for m in range(0, marks, BM):
                 mark = _rows(k, m, marks, k_n, D, P, BM)
                 weight = _rows(w, m, marks, P, P, P, BM)
-                score = _product(query, tl.trans(mark), IEEE) - query_half
+                score = scale * _product(query, tl.trans(mark), IEEE) - query_half
                 score -= _half_square(mark)[None, :]
                 y = _dot(_exp(score, IEEE), weight, y, IEEE)
         n = start + tl.arange(0, BLOCK)
@@ -230,11 +231,11 @@ def _scatter(
 
 @triton.jit
 def _tile_gradient(
-    query, value, dy, query_half, mark, weight, du, dvalue, dquery, mass,
+    query, value, dy, query_half, mark, weight, du, dvalue, dquery, mass, scale,
     IEEE: tl.constexpr,
 ):  # fmt: skip
-    """One tile's E, and dv, dq + sum(E) q and sum(E) with its part added."""
-    score = _product(query, tl.trans(mark), IEEE) - query_half - _half_square(mark)[None, :]
+    """One tile's E, and dv, dq / s + s sum(E) q and sum(E) with its part added."""
+    score = scale * _product(query, tl.trans(mark), IEEE) - query_half - _half_square(mark)[None, :]
     kernel = _exp(score, IEEE)
     e = tl.zeros((query.shape[0], mark.shape[0]), tl.float32)
     e = _dot(_operand(dy, IEEE), tl.trans(weight), e, IEEE)
@@ -250,7 +251,7 @@ def _token_gradient(
     q, k, v, grad, w, d_u, dq, dv, parts,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, g_b, g_n, g_h,
     dq_b, dq_n, dq_h, dv_b, dv_n, dv_h,
-    tokens, per_split, marks, heads,
+    tokens, per_split, marks, heads, scale,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -281,13 +282,13 @@ def _token_gradient(
         query = _rows(q, start, last, q_n, D, P, BLOCK)
         value = _rows(v, start, last, v_n, D, P, BLOCK)
         dy = _rows(grad, start, last, g_n, D, P, BLOCK)
-        query_half = _half_square(query)[:, None]
+        query_half = scale * scale * _half_square(query)[:, None]
         dvalue = tl.zeros((BLOCK, P), tl.float32)
         dquery = tl.zeros((BLOCK, P), tl.float32)
         mass = tl.zeros((BLOCK,), tl.float32)
         if WHOLE:
             e, dvalue, dquery, mass = _tile_gradient(
-                query, value, dy, query_half, mark, weight, du, dvalue, dquery, mass, IEEE
+                query, value, dy, query_half, mark, weight, du, dvalue, dquery, mass, scale, IEEE
             )
             dmark = _weigh(tl.trans(e), query, dmark, IEEE)
             mark_mass += tl.sum(e, 0)
@@ -298,16 +299,16 @@ def _token_gradient(
                     _rows(k, m, marks, k_n, D, P, BM),
                     _rows(w, m, marks, P, P, P, BM),
                     _rows(d_u, m, marks, P, P, P, BM),
-                    dvalue, dquery, mass, IEEE,
+                    dvalue, dquery, mass, scale, IEEE,
                 )  # fmt: skip
-        dquery -= mass[:, None] * query.to(tl.float32)
+        dquery = scale * (dquery - (scale * mass)[:, None] * query.to(tl.float32))
         n = start + tl.arange(0, BLOCK)
         at = n.to(tl.int64)[:, None]
         mask = (n < last)[:, None] & (d < D)
         tl.store(dq + at * dq_n + d, dquery.to(dq.dtype.element_ty), mask=mask)
         tl.store(dv + at * dv_n + d, dvalue.to(dv.dtype.element_ty), mask=mask)
     if WHOLE:
-        dmark -= mark_mass[:, None] * mark.to(tl.float32)
+        dmark = scale * dmark - mark_mass[:, None] * mark.to(tl.float32)
         row = tl.arange(0, BM)[:, None]
         parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * marks * P
         tl.store(parts + row * P + d, dmark, mask=row < marks)
@@ -317,7 +318,7 @@ def _token_gradient(
 def _landmark_gradient(
     q, k, v, grad, w, d_u, parts,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, g_b, g_n, g_h,
-    tokens, per_split, marks, heads,
+    tokens, per_split, marks, heads, scale,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """One split's part of dl, of BM landmarks a program."""
@@ -343,14 +344,15 @@ def _landmark_gradient(
         query = _rows(q, start, last, q_n, D, P, BLOCK)
         value = _operand(_rows(v, start, last, v_n, D, P, BLOCK), IEEE)
         dy = _operand(_rows(grad, start, last, g_n, D, P, BLOCK), IEEE)
-        score = _product(mark, tl.trans(query), IEEE) - _half_square(query)[None, :] - mark_half
+        score = scale * _product(mark, tl.trans(query), IEEE) - mark_half
+        score -= scale * scale * _half_square(query)[None, :]
         e = tl.zeros((BM, BLOCK), tl.float32)
         e = _dot(weight, tl.trans(dy), e, IEEE)
         e = _dot(du, tl.trans(value), e, IEEE)
         e = _representable(e * _exp(score, IEEE), IEEE)
         dmark = _weigh(e, query, dmark, IEEE)
         mass += tl.sum(e, 1)
-    dmark -= mass[:, None] * mark.to(tl.float32)
+    dmark = scale * dmark - mass[:, None] * mark.to(tl.float32)
     row = (m + tl.arange(0, BM))[:, None]
     parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * marks * P
     tl.store(parts + row * P + tl.arange(0, P)[None, :], dmark, mask=row < marks)
@@ -386,14 +388,14 @@ def choose_tile(kernel: str, padded: int, itemsize: int) -> Tile:
 class _Problem:
     """One call's sizes, and the launch of each kernel."""
 
-    def __init__(self, query: Tensor, landmarks: Tensor):
+    def __init__(self, query: Tensor, landmarks: Tensor, scale: float):
         self.batch, self.tokens, self.heads, self.width = query.shape
         self.marks = landmarks.shape[1]
         self.rows = self.batch * self.heads
         self.padded = max(16, triton.next_power_of_2(self.width))
         self.block = min(MOST_LANDMARKS, max(16, triton.next_power_of_2(self.marks)))
         self.blocks = triton.cdiv(self.marks, self.block)
-        self.query, self.landmarks = query, landmarks
+        self.query, self.landmarks, self.scale = query, landmarks, scale
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.query.device)
@@ -417,7 +419,7 @@ class _Problem:
         _gather[(self.rows, splits, self.blocks)](
             self.query, self.landmarks, x, parts,
             *self.query.stride()[:3], *self.landmarks.stride()[:3], *x.stride()[:3],
-            self.tokens, each, self.marks, self.heads, **options,
+            self.tokens, each, self.marks, self.heads, self.scale, **options,
         )  # fmt: skip
         return parts
 
@@ -443,7 +445,7 @@ class _Problem:
             self.query, self.landmarks, w, out if local is None else local, out,
             *self.query.stride()[:3], *self.landmarks.stride()[:3],
             *((0, 0, 0) if local is None else local.stride()[:3]), *out.stride()[:3],
-            self.tokens, each, self.marks, self.heads,
+            self.tokens, each, self.marks, self.heads, self.scale,
             WHOLE=self.blocks == 1, LOCAL=local is not None, **options,
         )  # fmt: skip
 
@@ -458,7 +460,7 @@ class _Problem:
         strides = [
             stride for x in (self.query, self.landmarks, value, grad) for stride in x.stride()[:3]
         ]
-        sizes = (self.marks, self.heads)
+        sizes = (self.marks, self.heads, self.scale)
         _token_gradient[(self.rows, splits)](
             *inputs, dquery, dvalue, parts,
             *strides, *dquery.stride()[:3], *dvalue.stride()[:3],
@@ -479,10 +481,11 @@ def forward(
     value: Tensor,
     inverse: Tensor,
     local: Tensor | None,
+    scale: float,
     out: Tensor,
 ) -> Tensor:
     """Write the result to `out`; return u and w, (2, B heads, M, P), for `backward`."""
-    problem = _Problem(query, landmarks)
+    problem = _Problem(query, landmarks, scale)
     state = problem.empty(2, problem.rows, problem.marks, problem.padded)
     problem.apply(problem.gather(value), inverse, *state)
     problem.scatter(state[1], local, out)
@@ -496,13 +499,14 @@ def backward(
     value: Tensor,
     inverse: Tensor,
     state: Tensor,
+    scale: float,
     dquery: Tensor,
     dlandmarks: Tensor,
     dvalue: Tensor,
     dinverse: Tensor,
 ) -> None:
     """Write every gradient."""
-    problem = _Problem(query, landmarks)
+    problem = _Problem(query, landmarks, scale)
     u, w = state
     dw, du = problem.empty(2, problem.rows, problem.marks, problem.padded)
     problem.apply(problem.gather(grad), inverse, dw, du, u, dinverse)

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton
+from .backend import LIBRARY, register, runs_triton, without_autocast
 
 InverseMethod = Literal["regularized", "normalized", "unregularized"]
 
@@ -73,22 +73,25 @@ def newton_inverse(
         )
     if iterations < 0:
         raise ValueError(f"iterations is {iterations}, expected 0 or more")
-    matrices = x.flatten(0, -3) if x.ndim > 2 else x[None]
+    with without_autocast(x):
+        return _inverse(x.flatten(0, -3) if x.ndim > 2 else x[None], method, iterations).view(
+            x.shape
+        )
+
+
+def _inverse(x: Tensor, method: InverseMethod, iterations: int) -> Tensor:
     triton = runs_triton(x)
-    sums = matrices.sum(-1)
+    sums = x.sum(-1)
     if method == "regularized":
         alpha = 1.8 / sums.detach().amax(-1).square()
-        run = _implicit if triton else _implicit_reference
-        return run(matrices, alpha, RIDGE, iterations).view(x.shape)
+        return (_implicit if triton else _implicit_reference)(x, alpha, RIDGE, iterations)
     alpha = 2 / sums.max().square()
-    alpha = alpha * _halvings(matrices.detach(), alpha.detach(), triton)
-    alpha = alpha.expand(len(matrices))
-    run = _unrolled if triton else reference
-    v = run(matrices, alpha, 0.0, iterations)
+    alpha = alpha * _halvings(x.detach(), alpha.detach(), triton)
+    v = (_unrolled if triton else reference)(x, alpha.expand(x.shape[0]), 0.0, iterations)
     if method == "normalized":
         scale = sums.rsqrt()
         v = scale[:, :, None] * v * scale[:, None, :]
-    return v.view(x.shape)
+    return v
 
 
 def _halvings(x: Tensor, alpha: Tensor, triton: bool) -> Tensor:

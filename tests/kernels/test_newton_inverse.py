@@ -152,6 +152,13 @@ def test_random_shapes(device, seed) -> None:
         assert_as_exact_as_eager(function, [x], torch.float32, torch.randn_like(x))
 
 
+def test_autocast_is_kept_out() -> None:
+    x = landmarks_kernel(2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = newton_inverse(x)
+    torch.testing.assert_close(y, newton_inverse(x), rtol=0, atol=0)
+
+
 @pytest.mark.triton
 def test_equal_landmarks_are_survived(device) -> None:
     """Ones in every place: no inverse, but a ridge."""
