@@ -17,14 +17,16 @@ class Weights:
     """Where pretrained weights are: a file in a repository of the Hugging Face hub.
 
     Attributes:
-        hub_id: 'owner/repository'.
+        hub_id: 'owner/repository', or none for weights that are to be had by hand alone.
         filename: of the file in it, as its authors named it.
         config: what differs from the family's data configuration (input_size, crop_pct, ...).
+        arguments: constructor arguments that these weights need; 'name.tag' builds with them.
     """
 
-    hub_id: str
-    filename: str
+    hub_id: str | None = None
+    filename: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Family:
         origin: address of the authors' code, or none.
         first_conv, classifier: parameter names that timm adapts.
         config: constructor arguments common to all sizes.
+        data: what differs from timm's usual data configuration (crop_pct, ...).
     """
 
     skeleton: type[nn.Module]
@@ -47,6 +50,7 @@ class Family:
     first_conv: str
     classifier: str
     config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,10 @@ def _default_cfgs(name: str, model: Model) -> dict[str, dict[str, Any]]:
         "classifier": family.classifier,
         "paper_ids": family.paper,
         "origin_url": family.origin,
-    }
-    if not model.weights:
-        return {name: common}
-    return {
+    } | family.data
+    # The first is the default.
+    plain = {} if any(w.hub_id for w in model.weights.values()) else {name: common}
+    return plain | {
         f"{name}.{tag}": common
         | {"hf_hub_id": weights.hub_id, "hf_hub_filename": weights.filename}
         | weights.config
@@ -117,6 +121,8 @@ def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> nn.Module:
+        tagged = model.weights.get(str(kwargs.get("pretrained_cfg")), Weights())
+        arguments = model.family.config | model.config | tagged.arguments | kwargs
         with nullcontext() if device is None else torch.device(device):
             built = build_model_with_cfg(
                 model.family.skeleton,
@@ -124,7 +130,7 @@ def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module
                 pretrained,
                 pretrained_filter_fn=model.family.filter_fn,
                 feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-                **(model.family.config | model.config | kwargs),
+                **arguments,
             )
         return built.to(dtype=dtype)
 

@@ -12,8 +12,9 @@ dw = K^T dy, du = A^T dw:
                 token gradient   dv = K du;  dq, from E = (dy w^T + v du^T) * K
                 landmark gradient   dl, from E^T; up to 64 landmarks it is part of the former
 
-dq_i = s sum_j E_ij (l_j - s q_i) and dl_j = sum_i E_ij (s q_i - l_j), s the scale. A landmark or token that is
-not there reads as zero in v, dy, u and w, so that its entry of K is multiplied by zero.
+dq_i = s sum_j E_ij (l_j - s q_i) and dl_j = sum_i E_ij (s q_i - l_j), s the scale. A landmark
+or token that is not there reads as zero in v, dy, u and w, so that its entry of K is multiplied
+by zero.
 
 Nothing of size N is stored besides inputs and outputs. Every sum has a fixed order.
 """

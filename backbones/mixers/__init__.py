@@ -10,12 +10,14 @@ from .magnitude_aware import MagnitudeAware
 from .place import Place
 from .rank_augmented import RankAugmented
 from .softmax import GatedSoftmax, Softmax
+from .softmax_free import SoftmaxFree
 
 MIXERS: dict[str, type[nn.Module]] = {
     "gated_softmax": GatedSoftmax,
     "mala": MagnitudeAware,
     "rala": RankAugmented,
     "softmax": Softmax,
+    "softmax_free": SoftmaxFree,
 }
 
 # One mixer; one a stage; or, within a stage, one a block.

@@ -19,6 +19,16 @@ PARAMETERS = {
     "rala_vit_small": 25_591_208,
     "rala_vit_base": 48_241_288,
     "rala_vit_large": 95_242_440,
+    "soft_vit_tiny": 13_069_056,
+    "soft_vit_small": 24_110_092,
+    "soft_vit_medium": 45_812_707,
+    "soft_vit_large": 64_700_646,
+    "soft_vit_huge": 87_108_273,
+    "soft_norm_vit_tiny": 13_069_056,
+    "soft_norm_vit_small": 24_110_092,
+    "soft_norm_vit_medium": 45_812_707,
+    "soft_norm_vit_large": 64_700_646,
+    "soft_norm_vit_huge": 87_108_273,
 }
 
 
