@@ -147,7 +147,8 @@ class TokenHead(nn.Module):
         self.pool_type = pool_type
 
     def reset(self, num_classes: int, pool_type: str | None, like: Tensor) -> None:
-        """Replace the classifier, with the device and dtype of `like`, and the pooling if `pool_type` is given."""
+        """Replace the classifier, by one like `like` in device and dtype, and the pooling if
+        `pool_type` is given."""
         if pool_type is not None:
             self.set_pooling(pool_type)
         self.fc = (
@@ -207,7 +208,7 @@ class PostNormPyramid(HierarchicalVisionTransformer):
         mixer: MixerNames,
         mixer_options: MixerOptions | None = None,
         mlp_ratio: float = 4.0,
-        init_std: float | None | Sequence[float | None] = 0.02,
+        init_std: float | Sequence[float | None] | None = 0.02,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:

@@ -15,13 +15,24 @@ from timm.models import _hub
 
 from linsight.backbones import ZOO
 
+# One of the patterns by which timm names models whose features are tokens, not maps.
+TOKENS = "vit_*"
+
 
 def narrowed(function):
     @functools.wraps(function)
-    def ours(*args, **kwargs):
+    def ours(filter="", *, exclude_filters="", **kwargs):
         # timm's lists of modules with a feature cannot name ours, which have every feature.
         kwargs.pop("module", None)
-        return [name for name in function(*args, **kwargs) if name.split(".")[0] in ZOO]
+        only, never = TOKENS in filter, TOKENS in exclude_filters
+        names = function("" if only else filter, exclude_filters=exclude_filters, **kwargs)
+        return [
+            name
+            for name in names
+            if (row := ZOO.get(name.split(".")[0]))
+            and not (only and row.family.skeleton.output_fmt != "NLC")
+            and not (never and row.family.skeleton.output_fmt == "NLC")
+        ]
 
     return ours
 
