@@ -5,6 +5,7 @@ from .depthwise_conv import depthwise_conv2d
 from .linear_attention import linear_attention
 from .projected_attention import projected_linear_attention
 from .rotary import Rotary, apply_rotary, rotary_tables
+from .window_attention import window_attention
 
 __all__ = [
     "Rotary",
@@ -14,4 +15,5 @@ __all__ = [
     "linear_attention",
     "projected_linear_attention",
     "rotary_tables",
+    "window_attention",
 ]

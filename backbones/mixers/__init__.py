@@ -6,16 +6,20 @@ from typing import Any
 
 from torch import nn
 
+from .cross_window import CrossWindow
 from .magnitude_aware import MagnitudeAware
 from .place import Place
 from .rank_augmented import RankAugmented
 from .softmax import GatedSoftmax, Softmax
+from .window import Window
 
 MIXERS: dict[str, type[nn.Module]] = {
+    "cross_window": CrossWindow,
     "gated_softmax": GatedSoftmax,
     "mala": MagnitudeAware,
     "rala": RankAugmented,
     "softmax": Softmax,
+    "window": Window,
 }
 
 # One mixer; one a stage; or, within a stage, one a block.

@@ -3,8 +3,23 @@
 from abc import abstractmethod
 from typing import Any
 
+from timm.models import register_notrace_function
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+
+REDUCTION = 32
+
+
+@register_notrace_function
+def check_image(x: Tensor, in_chans: int) -> None:
+    """Raise ValueError for an image that the stem and the downsampling cannot take."""
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"images have shape {tuple(x.shape)}, expected (B, {in_chans}, H, W)")
+    if x.shape[2] < REDUCTION or x.shape[3] < REDUCTION:
+        raise ValueError(
+            f"images are {x.shape[2]} x {x.shape[3]} pixels, at least {REDUCTION} x {REDUCTION} "
+            "are needed: the model divides each side by 32; resize or pad them"
+        )
 
 
 class HierarchicalVisionTransformer(nn.Module):
@@ -26,8 +41,13 @@ class HierarchicalVisionTransformer(nn.Module):
         """Parameter groups for timm's layer decay."""
 
     def no_weight_decay(self) -> set[str]:
-        """Names beyond vectors and biases that weight decay leaves out: none."""
-        return set()
+        """Names beyond vectors and biases that weight decay leaves out: what mixers ask for."""
+        return {
+            f"{name}.{parameter}"
+            for name, module in self.named_modules()
+            if module is not self and hasattr(module, "no_weight_decay")
+            for parameter in module.no_weight_decay()
+        }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""
