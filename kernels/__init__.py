@@ -2,6 +2,7 @@
 
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
+from .layer_norm import add_layer_norm, layer_norm, scaled_add
 from .linear_attention import linear_attention
 from .projected_attention import projected_linear_attention
 from .rotary import Rotary, apply_rotary, rotary_tables
@@ -9,11 +10,14 @@ from .window_attention import window_attention
 
 __all__ = [
     "Rotary",
+    "add_layer_norm",
     "apply_rotary",
     "depthwise_conv2d",
     "force",
+    "layer_norm",
     "linear_attention",
     "projected_linear_attention",
     "rotary_tables",
+    "scaled_add",
     "window_attention",
 ]

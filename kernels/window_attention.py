@@ -1,14 +1,13 @@
 """Attention within the windows of a map: shifted windows (Swin), cross-shaped ones (CSwin)."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton
+from .backend import LIBRARY, register, runs_triton, without_autocast
 
 Padding = Literal["end", "end_after_shift", "centre"]
 
@@ -58,10 +57,9 @@ def reference(
     padding: Padding,
 ) -> Tensor:
     """Pad, roll, partition, attend, and back again; see `window_attention`."""
-    dtype, device = projection.dtype, projection.device.type
+    dtype = projection.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    # The meta device, on which shapes alone are computed, knows no autocast.
-    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+    with without_autocast(projection):
         parts = projection.to(wide).unflatten(-1, (3, len(windows), -1)).unbind(4)
         table, fill, weight, bias = (
             None if x is None else x.to(wide) for x in (table, fill, weight, bias)
@@ -322,9 +320,7 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad, _):
     if grad is None:
         return (None,) * 9
-    gradients = _backward(
-        grad, *ctx.saved_tensors, ctx.heads, ctx.windows, ctx.shift, ctx.padding
-    )
+    gradients = _backward(grad, *ctx.saved_tensors, ctx.heads, ctx.windows, ctx.shift, ctx.padding)
     kept = (
         None if x is None else gradient
         for x, gradient in zip(ctx.saved_tensors[:5], gradients, strict=True)

@@ -25,7 +25,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
 from .linear_attention_triton import INTERPRETED, _exp
 from .window_attention import MASK, largest_tile
 
@@ -81,14 +80,14 @@ def _place(window, y, x, geometry):
 @triton.jit
 def _edge(y, x, geometry):
     """Which of the four parts that the roll brought together a token of the last window is in."""
-    height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w = geometry
+    wh, ww, sh, sw = geometry[4], geometry[5], geometry[6], geometry[7]
     return (y >= wh - sh).to(tl.int32) * 2 + (x >= ww - sw).to(tl.int32)
 
 
 @triton.jit
 def _region(window, edge, geometry):
     """Which of those parts it is in, if `window` has any but one."""
-    height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w = geometry
+    rows, columns = geometry[2], geometry[3]
     place = window % (rows * columns)
     below = (place // columns == rows - 1).to(tl.int32)
     right = (place % columns == columns - 1).to(tl.int32)
@@ -154,9 +153,7 @@ def _convolve(
 
 
 @triton.jit
-def _scores(
-    q, k, bias, region, key_region, known, scale, TABLE: tl.constexpr, SHIFT: tl.constexpr
-):
+def _scores(q, k, bias, region, key_region, known, scale, TABLE: tl.constexpr, SHIFT: tl.constexpr):
     T: tl.constexpr = q.shape[0]
     S: tl.constexpr = k.shape[0]
     s = _dot(q, tl.trans(k), tl.zeros((T, S), tl.float32)) * scale
@@ -713,9 +710,7 @@ def forward(
     for branch in problem.branches:
         tiles = triton.cdiv(branch.tokens, branch.tile)
         groups, per = (
-            (branch.total, 1)
-            if branch.streamed
-            else branch.plan(branch.total, 1, problem.device)
+            (branch.total, 1) if branch.streamed else branch.plan(branch.total, 1, problem.device)
         )
         _attend[(groups * tiles * branch.share,)](
             projection, table, fill, weight, projection if bias is None else bias, out,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import unwrap
-from .swin import SwinTransformer, fitted
+from ..layers import LayerNorm
+from .swin import EPSILON, SwinTransformer, fitted
 
 
 class OverlappingPatchEmbed(nn.Module):
@@ -16,7 +17,7 @@ class OverlappingPatchEmbed(nn.Module):
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_chans, dim, 7, stride=4, padding=2)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.proj(x).permute(0, 2, 3, 1).contiguous())
@@ -28,7 +29,7 @@ class ConvMerging(nn.Module):
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, 3, stride=2, padding=1)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous())

@@ -21,11 +21,13 @@ from timm.models import checkpoint, register_notrace_function
 from torch import Tensor, nn
 
 from ..checkpoint import check_fit, unwrap
+from ..layers import AddLayerNorm, LayerNorm
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.window import resize_position_bias
 from .hierarchy import HierarchicalVisionTransformer, check_image
 
 PATCH = 4
+EPSILON = 1e-5
 
 
 @register_notrace_function
@@ -41,7 +43,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_chans, dim, PATCH, stride=PATCH)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_to_multiple(x.permute(0, 2, 3, 1), PATCH).permute(0, 3, 1, 2)
@@ -56,7 +58,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * in_dim)
+        self.norm = LayerNorm(4 * in_dim, eps=EPSILON)
         self.reduction = nn.Linear(4 * in_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,9 +72,9 @@ class SwinBlock(nn.Module):
 
     def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim, eps=EPSILON)
         self.mixer = mixer
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = AddLayerNorm(dim, eps=EPSILON)
         self.mlp = Mlp(dim, int(mlp_ratio * dim))
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
@@ -80,8 +82,8 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[1:3]
         y = self.mixer(self.norm1(x).flatten(1, 2), size).unflatten(1, size)
-        x = x + self.drop_path1(y)
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        x, y = self.norm2(x, self.drop_path1(y))
+        return x + self.drop_path2(self.mlp(y))
 
 
 class SwinStage(nn.Module):
@@ -169,7 +171,7 @@ class SwinTransformer(HierarchicalVisionTransformer):
                 {"num_chs": dim, "reduction": PATCH * 2**i, "module": f"stages.{i}"}
             )
             size = tuple(-(-side // 2) for side in size)
-        self.norm = nn.LayerNorm(self.num_features)
+        self.norm = LayerNorm(self.num_features, eps=EPSILON)
         self.head = ClassifierHead(
             self.num_features, num_classes, global_pool, drop_rate, input_fmt="NHWC"
         )

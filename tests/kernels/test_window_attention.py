@@ -98,7 +98,7 @@ def direct(tensors: list[Tensor], heads: int, options: dict) -> Tensor:
             return (i, j) if 0 <= i < height and 0 <= j < width else None
 
         def row(b, place, block, blocks=blocks):
-            return projection[b, *place, blocks[block]] if place else fill[blocks[block]]
+            return projection[b][place][blocks[block]] if place else fill[blocks[block]]
 
         for b in range(batch):
             for i in range(rows):
@@ -123,7 +123,7 @@ def direct(tensors: list[Tensor], heads: int, options: dict) -> Tensor:
                             if 0 <= dy < 3 and 0 <= dx < 3:
                                 total = total + values[-1] * weight[own, 0, dy, dx]
                     weights = torch.stack(scores).softmax(0)
-                    y[b, *place, own] = weights @ torch.stack(values) + total
+                    y[b][place][own] = weights @ torch.stack(values) + total
     return y
 
 
