@@ -1,27 +1,66 @@
 """Token mixers: one attention mechanism a file, any of which any skeleton can hold."""
 
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
 
 from .magnitude_aware import MagnitudeAware
-from .projected import ProjectedMixer
+from .place import Place
 from .rank_augmented import RankAugmented
 from .softmax import GatedSoftmax, Softmax
 
-MIXERS: dict[str, type[ProjectedMixer]] = {
+MIXERS: dict[str, type[nn.Module]] = {
     "gated_softmax": GatedSoftmax,
     "mala": MagnitudeAware,
     "rala": RankAugmented,
     "softmax": Softmax,
 }
 
+# One mixer; one a stage; or, within a stage, one a block.
+MixerNames = str | Sequence[str | Sequence[str]]
+# By mixer: its keyword arguments, a tuple or list with one entry a stage.
+MixerOptions = Mapping[str, Mapping[str, Any]]
 
-def get_mixer(name: str) -> type[ProjectedMixer]:
-    """The class of the mixer called `name`.
+
+def mixers_by_block(mixer: MixerNames, depths: Sequence[int]) -> list[list[str]]:
+    """The name of every block's mixer, stage by stage.
 
     Raises:
-        ValueError: if there is none; the message has the nearest names.
+        ValueError: if there are not as many names as stages, or as blocks in a stage.
+    """
+    stages = [mixer] * len(depths) if isinstance(mixer, str) else list(mixer)
+    if len(stages) != len(depths):
+        raise ValueError(f"mixer names {len(stages)} stages, the model has {len(depths)}")
+    blocks = [
+        [names] * depth if isinstance(names, str) else list(names)
+        for names, depth in zip(stages, depths, strict=True)
+    ]
+    for i, (names, depth) in enumerate(zip(blocks, depths, strict=True)):
+        if len(names) != depth:
+            raise ValueError(f"mixer names {len(names)} blocks of stage {i}, which has {depth}")
+    return blocks
+
+
+def build_mixer(name: str, place: Place, options: MixerOptions | None = None) -> nn.Module:
+    """The mixer called `name`, for `place`.
+
+    Args:
+        name: a key of `MIXERS`.
+        place: where it is to stand.
+        options: keyword arguments by mixer, of which those of `name` are used; a tuple or list
+            has one entry a stage.
+
+    Raises:
+        ValueError: if there is no such mixer (the message has the nearest names), or if it
+            cannot stand there.
     """
     if name not in MIXERS:
         near = get_close_matches(name, MIXERS) or sorted(MIXERS)
         raise ValueError(f"there is no mixer {name!r}; did you mean {', '.join(near)}?")
-    return MIXERS[name]
+    chosen = {
+        option: value[place.stage] if isinstance(value, (tuple, list)) else value
+        for option, value in (options or {}).get(name, {}).items()
+    }
+    return MIXERS[name](place, **chosen)

@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...kernels import Rotary, linear_attention, projected_linear_attention
+from .place import Place
 from .projected import ProjectedMixer
 
 
@@ -18,13 +19,11 @@ class LinearMixer(ProjectedMixer):
     key_weights: ClassVar[str] = "uniform"
     readout: ClassVar[str] = "normalized"
 
-    def __init__(
-        self, dim: int, num_heads: int, *, gate: bool = True, local_kernel: int = 5
-    ) -> None:
-        super().__init__(dim, num_heads, gate=gate, local_kernel=local_kernel)
-        self.fused = gate and local_kernel > 0
+    def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:
+        super().__init__(place, gate=gate, local_kernel=local_kernel)
+        self.fused = gate and local_kernel > 0 and not place.prefix_tokens
 
-    def attend(self, projection: Tensor, rotary: Rotary | None) -> Tensor:
+    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         mechanism = {
             "feature_map": self.feature_map,
             "key_weights": self.key_weights,
@@ -33,10 +32,12 @@ class LinearMixer(ProjectedMixer):
         }
         if self.fused:
             return projected_linear_attention(
-                projection, self.local.weight, self.local.bias, heads=self.num_heads, **mechanism
-            )
+                projection.unflatten(1, size),
+                self.local.weight,
+                self.local.bias,
+                heads=self.num_heads,
+                **mechanism,
+            ).flatten(1, 2)
         query, key, value, gate = self.unpack(projection)
-        y = linear_attention(
-            query, key, value, local=self.enhance(projection), gate=gate, **mechanism
-        )
-        return y.flatten(2).unflatten(1, projection.shape[1:3])
+        local = self.enhance(projection, size)
+        return linear_attention(query, key, value, local=local, gate=gate, **mechanism).flatten(2)

@@ -2,10 +2,12 @@
 
 from abc import abstractmethod
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import Rotary
 from ..layers import DepthwiseConv2d
+from .place import Place
 
 
 class ProjectedMixer(nn.Module):
@@ -15,23 +17,17 @@ class ProjectedMixer(nn.Module):
     that any skeleton can hold it: ``mixer(x, size, rotary)``.
 
     Args:
-        dim: channels C, a multiple of `num_heads`.
-        num_heads: heads of width D = C / num_heads.
+        place: where the mixer stands.
         gate: project a fourth block that multiplies the result, linearly.
         local_kernel: size k of a depthwise convolution of the values that is added to the
             result (the papers' locally enhanced position encoding); 0 for none.
-
-    Raises:
-        ValueError: if `dim` is not a multiple of `num_heads`.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, *, gate: bool = False, local_kernel: int = 0
-    ) -> None:
+    def __init__(self, place: Place, *, gate: bool = False, local_kernel: int = 0) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim is {dim}, which num_heads = {num_heads} does not divide")
-        self.num_heads = num_heads
+        dim = place.dim
+        self.num_heads = place.num_heads
+        self.prefix_tokens = place.prefix_tokens
         self.in_proj = nn.Linear(dim, (4 if gate else 3) * dim)
         self.local = DepthwiseConv2d(dim, local_kernel) if local_kernel else None
         self.out_proj = nn.Linear(dim, dim)
@@ -40,30 +36,33 @@ class ProjectedMixer(nn.Module):
         """Mix the tokens of a map.
 
         Args:
-            x: (B, H * W, C), tokens in row-major order.
+            x: (B, P + H * W, C), P class tokens and then the map's in row-major order.
             size: (H, W).
-            rotary: tables of `linsight.kernels.rotary_tables` for that size, or none.
+            rotary: tables of `linsight.kernels.rotary_tables` for that size, or none, as for
+                a mixer with class tokens, which have no place in the map.
 
         Returns:
-            (B, H * W, C).
+            (B, P + H * W, C).
         """
-        projection = self.in_proj(x).unflatten(1, size)
-        return self.out_proj(self.attend(projection, rotary).flatten(1, 2))
+        return self.out_proj(self.attend(self.in_proj(x), size, rotary))
 
     @abstractmethod
-    def attend(self, projection: Tensor, rotary: Rotary | None) -> Tensor:
-        """(attention + local) * gate, (B, H, W, C), of the packed blocks (B, H, W, 3 or 4 C)."""
+    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
+        """(attention + local) * gate, (B, N, C), of the packed blocks (B, N, 3 or 4 C)."""
 
     def unpack(self, projection: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Query, key, value and gate (or none) as views (B, N, heads, D)."""
         width = self.out_proj.in_features // self.num_heads
-        blocks = projection.flatten(1, 2).unflatten(-1, (-1, self.num_heads, width)).unbind(2)
+        blocks = projection.unflatten(-1, (-1, self.num_heads, width)).unbind(2)
         return blocks if len(blocks) == 4 else (*blocks, None)
 
-    def enhance(self, projection: Tensor) -> Tensor | None:
-        """The local branch of the values, (B, N, heads, D), or none."""
+    def enhance(self, projection: Tensor, size: tuple[int, int]) -> Tensor | None:
+        """The local branch of the values, (B, N, heads, D), zero at class tokens; or none."""
         if self.local is None:
             return None
         dim = self.out_proj.in_features
-        local = self.local(projection[..., 2 * dim : 3 * dim])
-        return local.flatten(1, 2).unflatten(-1, (self.num_heads, -1))
+        value = projection[:, self.prefix_tokens :, 2 * dim : 3 * dim]
+        local = self.local(value.unflatten(1, size)).flatten(1, 2)
+        if self.prefix_tokens:
+            local = F.pad(local, (0, 0, self.prefix_tokens, 0))
+        return local.unflatten(-1, (self.num_heads, -1))

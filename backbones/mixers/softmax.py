@@ -5,6 +5,7 @@ from timm.models import register_notrace_module
 from torch import Tensor
 
 from ...kernels import Rotary, apply_rotary
+from .place import Place
 from .projected import ProjectedMixer
 
 
@@ -12,25 +13,23 @@ from .projected import ProjectedMixer
 class Softmax(ProjectedMixer):
     """softmax(D^-0.5 q k^T) v, with q and k rotated where the skeleton gives rotary tables."""
 
-    def attend(self, projection: Tensor, rotary: Rotary | None) -> Tensor:
+    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         query, key, value, gate = self.unpack(projection)
         if rotary is not None:
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         y = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         ).transpose(1, 2)
-        if (local := self.enhance(projection)) is not None:
+        if (local := self.enhance(projection, size)) is not None:
             y = y + local
         if gate is not None:
             y = y * gate
-        return y.flatten(2).unflatten(1, projection.shape[1:3])
+        return y.flatten(2)
 
 
 @register_notrace_module
 class GatedSoftmax(Softmax):
     """`Softmax` with the gate and the local branch that RAVLT and MAViT give it."""
 
-    def __init__(
-        self, dim: int, num_heads: int, *, gate: bool = True, local_kernel: int = 5
-    ) -> None:
-        super().__init__(dim, num_heads, gate=gate, local_kernel=local_kernel)
+    def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:
+        super().__init__(place, gate=gate, local_kernel=local_kernel)

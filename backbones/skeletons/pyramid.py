@@ -13,17 +13,18 @@ from timm.layers import (
     DropPath,
     SelectAdaptivePool2d,
     calculate_drop_path_rates,
+    to_2tuple,
     to_ntuple,
     trunc_normal_,
 )
 from timm.models import checkpoint, register_notrace_function
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ...kernels import Rotary, rotary_tables
 from ..checkpoint import check_fit, unwrap
 from ..layers import ConvMlp, ConvNorm, DepthwiseConv2d
-from ..mixers import get_mixer
+from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
+from .hierarchy import HierarchicalVisionTransformer
 
 register_notrace_function(rotary_tables)
 
@@ -65,8 +66,7 @@ class PyramidBlock(nn.Module):
     def __init__(
         self,
         dim: int,
-        num_heads: int,
-        mixer: str,
+        mixer: nn.Module,
         mlp_ratio: float,
         layer_scale: float,
         drop_path: float,
@@ -74,7 +74,7 @@ class PyramidBlock(nn.Module):
         super().__init__()
         self.position = DepthwiseConv2d(dim, 3, residual=True)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.mixer = get_mixer(mixer)(dim, num_heads)
+        self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = ConvMlp(dim, int(mlp_ratio * dim))
         # Of rank 4, so that weight decay, which leaves out vectors, acts on them as the authors'.
@@ -98,16 +98,18 @@ class PyramidStage(nn.Module):
         self,
         in_dim: int | None,
         dim: int,
-        num_heads: int,
+        head_dim: int,
+        mixers: Sequence[nn.Module],
         drop_paths: Sequence[float],
         **block: Any,
     ) -> None:
         super().__init__()
-        self.head_dim = dim // num_heads
+        self.head_dim = head_dim
         self.grad_checkpointing = False
         self.downsample = nn.Identity() if in_dim is None else ConvNorm(in_dim, dim)
         self.blocks = nn.ModuleList(
-            PyramidBlock(dim, num_heads, drop_path=rate, **block) for rate in drop_paths
+            PyramidBlock(dim, mixer, drop_path=rate, **block)
+            for mixer, rate in zip(mixers, drop_paths, strict=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ class PyramidHead(nn.Module):
         return x if pre_logits else self.fc(x)
 
 
-class PyramidVisionTransformer(nn.Module):
+class PyramidVisionTransformer(HierarchicalVisionTransformer):
     """Stem, four stages at strides 4, 8, 16 and 32, and a projecting head.
 
     Args:
@@ -160,7 +162,9 @@ class PyramidVisionTransformer(nn.Module):
         num_classes: classes; 0 for no classifier.
         global_pool: timm's pooling name; '' for none.
         dims, depths, num_heads: width, blocks and heads of each stage.
-        mixer: name of the token mixer (`linsight.backbones.mixers`), one or one a stage.
+        mixer: name of the token mixer (`linsight.backbones.mixers`): one, one a stage, or
+            within a stage one a block.
+        mixer_options: keyword arguments by mixer; a tuple or list has one entry a stage.
         mlp_ratio: hidden width of the feed-forward network over its width.
         layer_scale: initial gamma of the residual branches, one or one a stage.
         head_dim: width P of the head's projection.
@@ -181,7 +185,8 @@ class PyramidVisionTransformer(nn.Module):
         dims: Sequence[int],
         depths: Sequence[int],
         num_heads: Sequence[int],
-        mixer: str | Sequence[str],
+        mixer: MixerNames,
+        mixer_options: MixerOptions | None = None,
         mlp_ratio: float = 3.5,
         layer_scale: float | Sequence[float] = 1.0,
         head_dim: int = 1024,
@@ -189,35 +194,40 @@ class PyramidVisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if img_size is not None and min(to_ntuple(2)(img_size)) < REDUCTION:
+        if img_size is not None and min(to_2tuple(img_size)) < REDUCTION:
             raise ValueError(f"img_size is {img_size}, at least {REDUCTION} is needed")
-        per_stage = to_ntuple(len(dims))
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.output_fmt = "NHWC"
         self.num_features = dims[-1]
         self.head_hidden_size = head_dim
         self.stem = stem(in_chans, dims[0])
+        names = mixers_by_block(mixer, depths)
+        scales = to_ntuple(len(dims))(layer_scale)
         drop_paths = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
         self.stages = nn.ModuleList()
         self.feature_info = []
-        for i, (dim, heads, name, scale, rates) in enumerate(
-            zip(dims, num_heads, per_stage(mixer), per_stage(layer_scale), drop_paths, strict=True)
-        ):
+        for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
+            reduction = 4 * 2**i
+            size = tuple(-(-side // reduction) for side in to_2tuple(img_size or 224))
+            mixers = [
+                build_mixer(name, Place(dim, heads, size, i, j), mixer_options)
+                for j, name in enumerate(names[i])
+            ]
             self.stages.append(
                 PyramidStage(
                     dims[i - 1] if i else None,
                     dim,
-                    heads,
-                    rates,
-                    mixer=name,
+                    dim // heads,
+                    mixers,
+                    drop_paths[i],
                     mlp_ratio=mlp_ratio,
-                    layer_scale=scale,
+                    layer_scale=scales[i],
                 )
             )
             self.feature_info.append(
-                {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"}
+                {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             )
+        self.norm = nn.Identity()
         self.head = PyramidHead(dims[-1], head_dim, num_classes, global_pool, drop_rate)
         self.apply(self._init_weights)
 
@@ -228,10 +238,6 @@ class PyramidVisionTransformer(nn.Module):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def no_weight_decay(self) -> set[str]:
-        """Names beyond vectors and biases that weight decay leaves out: none."""
-        return set()
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm's layer decay."""
         blocks = [
@@ -241,83 +247,10 @@ class PyramidVisionTransformer(nn.Module):
         ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one, and the pooling if `global_pool` is given."""
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Final features and the outputs of the stages in `indices`.
-
-        Args:
-            x: images (B, in_chans, H, W).
-            indices: which stages: the last n for an integer, all for none.
-            norm: accepted for timm's sake; the stages end without a norm.
-            stop_early: do not compute stages after the last that is asked for.
-            output_fmt: 'NCHW' or 'NHWC', of the intermediates.
-            intermediates_only: return the list alone.
-
-        Raises:
-            ValueError: for another `output_fmt`.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'")
-        take, last = feature_take_indices(len(self.stages), indices)
-        intermediates = []
-        x = self.forward_stem(x)
-        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
-            if i in take:
-                intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages (and the head) that the outputs in `indices` do not need."""
-        take, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]
-        if prune_head:
-            self.head = nn.Identity()
-            self.num_classes = 0
-        return take
-
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to (B, ceil(H / 4), ceil(W / 4), dims[0])."""
         check_image(x, self.in_chans)
         return self.stem(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Unpooled features of the last stage, (B, ceil(H / 32), ceil(W / 32), num_features)."""
-        x = self.forward_stem(x)
-        for stage in self.stages:
-            x = stage(x)
-        return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) from features; (B, head_hidden_size) if `pre_logits`."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) from images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
 
 
 AUTHORS_NAMES = {

@@ -1,10 +1,10 @@
-"""The zoo: one row a model. A new paper adds its family and its rows."""
+"""RAVLT and MAViT: linear attention in the convolutional pyramid."""
 
 from dataclasses import replace
 
-from .registry import Family, Model, Weights, register
-from .skeletons import pyramid
-from .skeletons.pyramid import PyramidVisionTransformer
+from ..registry import Family, Model, Weights, register
+from ..skeletons import pyramid
+from ..skeletons.pyramid import PyramidVisionTransformer
 
 RALA = Family(
     skeleton=PyramidVisionTransformer,

@@ -1,0 +1,3 @@
+"""The zoo: one row a model, one file a skeleton. A new paper adds its family and its rows."""
+
+from . import pyramid as pyramid
