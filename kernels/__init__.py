@@ -1,5 +1,6 @@
 """The operators: one public function each, with a reference and a Triton kernel behind it."""
 
+from .agent_attention import agent_attention
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
 from .linear_attention import linear_attention
@@ -8,6 +9,7 @@ from .rotary import Rotary, apply_rotary, rotary_tables
 
 __all__ = [
     "Rotary",
+    "agent_attention",
     "apply_rotary",
     "depthwise_conv2d",
     "force",

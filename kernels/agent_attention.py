@@ -144,9 +144,7 @@ def _run(projection, bias, weight, weight_bias, heads, height, width, rows, colu
     out, agents, values, statistics = _run_fake(
         projection, bias, weight, weight_bias, heads, height, width, rows, columns
     )
-    kernels.forward(
-        problem, weight.contiguous(), weight_bias, out, agents, values, statistics
-    )
+    kernels.forward(problem, weight.contiguous(), weight_bias, out, agents, values, statistics)
     return out, agents, values, statistics
 
 
@@ -172,9 +170,7 @@ def _run_backward(
         rows_contiguous(projection), bias.contiguous(), heads, (height, width), (rows, columns)
     )
     total = torch.empty(projection.shape, dtype=projection.dtype, device=projection.device)
-    dbias = kernels.backward(
-        problem, grad, weight.contiguous(), agents, values, statistics, total
-    )
+    dbias = kernels.backward(problem, grad, weight.contiguous(), agents, values, statistics, total)
     prefix, channels = problem.prefix, grad.shape[2]
     size = (height, width)
     dweight, dweight_bias = convolution.weight_gradient(

@@ -86,8 +86,8 @@ def _convolve(
     mapped = (n >= prefix) & (n < last)
     total = tl.zeros((n.shape[0], P), tl.float32)
     for tap in tl.static_range(K * K):
-        down: tl.constexpr = tap // K - K // 2
-        right: tl.constexpr = tap % K - K // 2
+        down = tap // K - K // 2
+        right = tap % K - K // 2
         r = row + down
         c = column + right
         ok = mapped & (r >= 0) & (r < height) & (c >= 0) & (c < width)
@@ -95,7 +95,7 @@ def _convolve(
         tile = tl.load(
             x + at[:, None] * x_n + d[None, :], mask=ok[:, None] & live[None, :], other=0.0
         )
-        place: tl.constexpr = K * K - 1 - tap if BACKWARD else tap
+        place = K * K - 1 - tap if BACKWARD else tap
         factor = tl.load(weight + (channel + d) * (K * K) + place, mask=live, other=0.0)
         total += tile.to(tl.float32) * factor.to(tl.float32)[None, :]
     return total
@@ -402,7 +402,7 @@ def _broadcast_agent_gradient(
         ok = valid[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
         q = tl.load(x + at * x_n + d, mask=ok, other=0.0)
-        dy = tl.load(grad + at * g_n + d, mask=ok, other=0.0).to(q.dtype)
+        dy = tl.load(grad + at * g_n + d, mask=ok, other=0.0)
         table = bias + i[None, :] * tokens.to(tl.int64) + n[:, None]
         table = tl.load(table, mask=live & valid[:, None], other=0.0)
         p, ds = _broadcast_gradient(
@@ -516,7 +516,7 @@ def _aggregate_token_gradient(
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr,
     BIAS: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv if WRITE; dB1, summed over the images of a chunk, of one block of agents if BIAS."""
+    """dk and dv if WRITE; if BIAS, one block of agents' dB1, summed over the images of a chunk."""
     h = tl.program_id(0)
     chunk = tl.program_id(2)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -536,8 +536,8 @@ def _aggregate_token_gradient(
         table = tl.load(bias + i[None, :] * tokens.to(tl.int64), mask=here, other=0.0)
         total = tl.zeros((BLOCK, AGENTS), tl.float32)
     first = chunk * per_chunk
-    for image in range(first, tl.minimum(first + per_chunk, batch)):
-        b = image.to(tl.int64)
+    b = first.to(tl.int64)
+    for _image in range(first, tl.minimum(first + per_chunk, batch)):
         bh = b * heads + h
         key = x + b * x_b + (heads + h) * D + at * x_n + d
         k = tl.load(key, mask=ok, other=0.0)
@@ -575,6 +575,7 @@ def _aggregate_token_gradient(
             place = dx + b * dx_b + (heads + h) * D + at * dx_n + d
             tl.store(place, (dk * scale).to(dx.dtype.element_ty), mask=ok)
             tl.store(place + heads * D, dv.to(dx.dtype.element_ty), mask=ok)
+        b += 1
     if BIAS:
         part = (chunk * heads + h) * COUNT * tokens.to(tl.int64)
         tl.store(dbias + part + i[None, :] * tokens.to(tl.int64) + n[:, None], total, mask=here)
@@ -582,7 +583,7 @@ def _aggregate_token_gradient(
 
 @triton.jit
 def _cells(i, n, prefix, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Whether token n is in the cell of agent i, (tokens, agents)."""
+    """One where token n is in the cell of agent i, else zero, (tokens, agents)."""
     r = i // COLUMNS
     c = i % COLUMNS
     row = (n - prefix) // width
@@ -590,7 +591,8 @@ def _cells(i, n, prefix, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexp
     inside = (row[:, None] >= (r * height // ROWS)[None, :]) & (n >= prefix)[:, None]
     inside = inside & (row[:, None] < tl.cdiv((r + 1) * height, ROWS)[None, :])
     inside = inside & (column[:, None] >= (c * width // COLUMNS)[None, :])
-    return inside & (column[:, None] < tl.cdiv((c + 1) * width, COLUMNS)[None, :])
+    inside = inside & (column[:, None] < tl.cdiv((c + 1) * width, COLUMNS)[None, :])
+    return tl.where(inside, 1.0, 0.0)
 
 
 @triton.jit(do_not_specialize=_SCALARS)
@@ -602,7 +604,7 @@ def _broadcast_token_gradient(
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     BIAS: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
-    """dq if WRITE; dB2, summed over the images of a chunk, of one block of agents if BIAS."""
+    """dq if WRITE; if BIAS, one block of agents' dB2, summed over the images of a chunk."""
     h = tl.program_id(0)
     chunk = tl.program_id(2)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -623,16 +625,16 @@ def _broadcast_token_gradient(
         table = tl.load(bias + i[None, :] * tokens.to(tl.int64), mask=here, other=0.0)
         total = tl.zeros((BLOCK, AGENTS), tl.float32)
     first = chunk * per_chunk
-    for image in range(first, tl.minimum(first + per_chunk, batch)):
-        b = image.to(tl.int64)
+    b = first.to(tl.int64)
+    for _image in range(first, tl.minimum(first + per_chunk, batch)):
         bh = b * heads + h
         q = tl.load(x + b * x_b + h * D + at * x_n + d, mask=ok, other=0.0)
-        dy = tl.load(grad + b * g_b + h * D + at * g_n + d, mask=ok, other=0.0).to(q.dtype)
+        dy = tl.load(grad + b * g_b + h * D + at * g_n + d, mask=ok, other=0.0)
         softmax = statistics + bh * 2 * tokens
         if BIAS:
             a = _rows(agents + bh * (COUNT * D), i, COUNT, D, P)
             u = _rows(values + bh * (COUNT * D), i, COUNT, D, P).to(a.dtype)
-            _, ds = _broadcast_gradient(
+            p, ds = _broadcast_gradient(
                 q, dy, a, u, table, live, valid, softmax, n, tokens, scale, WHOLE, EXACT
             )
             total += ds
@@ -650,7 +652,7 @@ def _broadcast_token_gradient(
                 a = _rows(agents + bh * (COUNT * D), j + i, COUNT, D, P)
                 u = _rows(values + bh * (COUNT * D), j + i, COUNT, D, P).to(a.dtype)
                 table = tl.load(table, mask=here, other=0.0)
-                _, ds = _broadcast_gradient(
+                _p, ds = _broadcast_gradient(
                     q, dy, a, u, table, live, valid, softmax, n, tokens, scale, WHOLE, EXACT
                 )
                 # The scale is a factor of ds alone.
@@ -661,6 +663,7 @@ def _broadcast_token_gradient(
         if WRITE:
             place = dx + b * dx_b + h * D + at * dx_n + d
             tl.store(place, dq.to(dx.dtype.element_ty), mask=ok)
+        b += 1
     if BIAS:
         part = (chunk * heads + h) * COUNT * tokens.to(tl.int64)
         tl.store(dbias + part + i[None, :] * tokens.to(tl.int64) + n[:, None], total, mask=here)
@@ -777,7 +780,12 @@ class Problem:
             _merge[(self.rows, programs)](*parts, values, statistics, splits, **options)
 
     def broadcast(
-        self, agents: Tensor, values: Tensor, weight: Tensor, weight_bias: Tensor | None, out: Tensor
+        self,
+        agents: Tensor,
+        values: Tensor,
+        weight: Tensor,
+        weight_bias: Tensor | None,
+        out: Tensor,
     ) -> None:
         splits, per_split = self.split(self.rows)
         _broadcast[(self.rows, splits)](
@@ -835,28 +843,26 @@ class Problem:
         )  # fmt: skip
         return self.finish(agent_parts, values, statistics, agent=True)[0], slopes, inner
 
-    def token_gradients(self, launch) -> Tensor:
-        """Run `launch(grid, parts, per_chunk, options)` for every token and for the bias; return
-        the bias' parts, (chunks, heads, A, N)."""
+    def token_gradients(self, launches: tuple) -> Tensor:
+        """Run each `launch(grid, parts, per_chunk, options)` for every token and every bias; return
+        the biases' gradient."""
         tile = self.blocks.chunk
-        programs = self.heads * triton.cdiv(self.tokens, tile.block)
+        grid = (self.heads, triton.cdiv(self.tokens, tile.block))
         wanted = tile.resident * _multiprocessors(self.projection.device)
-        chunks = max(1, min(self.batch, wanted // (programs * self.agent_blocks)))
+        chunks = max(1, min(self.batch, wanted // (grid[0] * grid[1] * self.agent_blocks)))
         per_chunk = triton.cdiv(self.batch, chunks)
         chunks = triton.cdiv(self.batch, per_chunk)
-        parts = self.empty(chunks, self.heads, self.count, self.tokens)
-        grid = (self.heads, triton.cdiv(self.tokens, tile.block))
+        parts = self.empty(2, chunks, self.heads, self.count, self.tokens)
         whole = self.agent_blocks == 1
-        launch(
-            (*grid, chunks * self.agent_blocks), parts, per_chunk,
-            {"BIAS": True, "WRITE": whole, **self.options(tile)},
-        )  # fmt: skip
-        if not whole:
+        options = self.options(tile)
+        for launch, part in zip(launches, parts, strict=True):
             launch(
-                (*grid, self.batch), parts, 1,
-                {"BIAS": False, "WRITE": True, **self.options(tile)},
+                (*grid, chunks * self.agent_blocks), part, per_chunk,
+                {"BIAS": True, "WRITE": whole, **options},
             )  # fmt: skip
-        return parts
+            if not whole:
+                launch((*grid, self.batch), part, 1, {"BIAS": False, "WRITE": True, **options})
+        return parts.sum(1)
 
 
 def forward(
@@ -907,5 +913,4 @@ def backward(
             ROWS=problem.grid[0], COLUMNS=problem.grid[1], **options,
         )  # fmt: skip
 
-    dbias = [problem.token_gradients(launch) for launch in (aggregate, broadcast)]
-    return torch.stack([parts.sum(0) for parts in dbias])
+    return problem.token_gradients((aggregate, broadcast))

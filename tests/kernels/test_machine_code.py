@@ -80,3 +80,27 @@ def test_convolution(stride: int, compiled: list) -> None:
     )
     y.backward(y.detach())
     assert len(compiled) == 3
+
+
+@pytest.mark.parametrize(
+    ("grid", "width", "dtype"),
+    [
+        ((7, 7), 64, torch.bfloat16),
+        ((9, 9), 32, torch.float16),
+        ((12, 12), 64, torch.bfloat16),
+        ((3, 3), 64, torch.float32),
+    ],
+)
+def test_agent_attention(grid: tuple, width: int, dtype: torch.dtype, compiled: list) -> None:
+    count = grid[0] * grid[1]
+    projection = torch.zeros(2, 197, 6 * width, dtype=dtype, requires_grad=True)
+    bias = torch.zeros(2, 2, count, 197, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(2 * width, 1, 3, 3, requires_grad=True)
+    y, *_ = torch.ops.linsight.agent_attention(
+        projection, bias, weight, weight[:, 0, 0, 0], 2, 14, 14, *grid
+    )
+    y.backward(y.detach())
+    forward = {"_pool", "_aggregate", "_broadcast"}
+    token = {"_aggregate_token_gradient", "_broadcast_token_gradient"}
+    agent = {"_aggregate_agent_gradient", "_broadcast_agent_gradient", "_finish"}
+    assert forward | token | agent < set(compiled)
