@@ -85,19 +85,19 @@ def _convolve(
     column = (n - prefix) - row * width
     mapped = (n >= prefix) & (n < last)
     total = tl.zeros((n.shape[0], P), tl.float32)
-    for tap in tl.static_range(K * K):
-        down = tap // K - K // 2
-        right = tap % K - K // 2
-        r = row + down
-        c = column + right
-        ok = mapped & (r >= 0) & (r < height) & (c >= 0) & (c < width)
-        at = (n + down * width + right).to(tl.int64)
-        tile = tl.load(
-            x + at[:, None] * x_n + d[None, :], mask=ok[:, None] & live[None, :], other=0.0
-        )
-        place = K * K - 1 - tap if BACKWARD else tap
-        factor = tl.load(weight + (channel + d) * (K * K) + place, mask=live, other=0.0)
-        total += tile.to(tl.float32) * factor.to(tl.float32)[None, :]
+    # Rows are a loop, so that registers hold the weights of one at a time.
+    for i in range(0, K):
+        r = row + i - K // 2
+        at = (n + (i - K // 2) * width).to(tl.int64)
+        in_row = mapped & (r >= 0) & (r < height)
+        for j in tl.static_range(K):
+            c = column + (j - K // 2)
+            ok = in_row & (c >= 0) & (c < width)
+            pointers = x + (at + (j - K // 2))[:, None] * x_n + d[None, :]
+            tile = tl.load(pointers, mask=ok[:, None] & live[None, :], other=0.0)
+            tap = K * K - 1 - i * K - j if BACKWARD else i * K + j
+            factor = tl.load(weight + (channel + d) * (K * K) + tap, mask=live, other=0.0)
+            total += tile.to(tl.float32) * factor.to(tl.float32)[None, :]
     return total
 
 
@@ -111,6 +111,8 @@ _SCALARS = [
     "batch",
     "per_chunk",
     "splits",
+    "down",
+    "right",
 ]
 
 
@@ -582,24 +584,32 @@ def _aggregate_token_gradient(
 
 
 @triton.jit
-def _cells(i, n, prefix, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """One where token n is in the cell of agent i, else zero, (tokens, agents)."""
-    r = i // COLUMNS
-    c = i % COLUMNS
+def _of_cells(
+    x, n, prefix, height, width, down, right,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """The sum, for each token n, of the rows of x whose cells it is in: (tokens, P)."""
+    d = tl.arange(0, P)[None, :]
     row = (n - prefix) // width
     column = (n - prefix) - row * width
-    inside = (row[:, None] >= (r * height // ROWS)[None, :]) & (n >= prefix)[:, None]
-    inside = inside & (row[:, None] < tl.cdiv((r + 1) * height, ROWS)[None, :])
-    inside = inside & (column[:, None] >= (c * width // COLUMNS)[None, :])
-    inside = inside & (column[:, None] < tl.cdiv((c + 1) * width, COLUMNS)[None, :])
-    return tl.where(inside, 1.0, 0.0)
+    top = row * ROWS // height
+    left = column * COLUMNS // width
+    total = tl.zeros((n.shape[0], P), tl.float32)
+    for step in range(0, down * right):
+        i = top + step // right
+        j = left + step % right
+        ok = (n >= prefix) & (i < ROWS) & (i * height // ROWS <= row)
+        ok = ok & (j < COLUMNS) & (j * width // COLUMNS <= column)
+        pointers = x + (i * COLUMNS + j)[:, None] * D + d
+        total += tl.load(pointers, mask=ok[:, None] & (d < D), other=0.0).to(tl.float32)
+    return total
 
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _broadcast_token_gradient(
     x, grad, agents, values, dagents, bias, statistics, dx, dbias,
     x_b, x_n, g_b, g_n, dx_b, dx_n,
-    tokens, heads, height, width, prefix, batch, per_chunk, scale,
+    tokens, heads, height, width, prefix, batch, per_chunk, scale, down, right,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     BIAS: tl.constexpr, WRITE: tl.constexpr,
@@ -634,15 +644,12 @@ def _broadcast_token_gradient(
         if BIAS:
             a = _rows(agents + bh * (COUNT * D), i, COUNT, D, P)
             u = _rows(values + bh * (COUNT * D), i, COUNT, D, P).to(a.dtype)
-            p, ds = _broadcast_gradient(
+            _p, ds = _broadcast_gradient(
                 q, dy, a, u, table, live, valid, softmax, n, tokens, scale, WHOLE, EXACT
             )
             total += ds
             if WRITE:
-                dq = scale * _dot(ds.to(q.dtype), a, tl.zeros((BLOCK, P), tl.float32))
-                da = _rows(dagents + bh * (COUNT * D), i, COUNT, D, P)
-                inside = _cells(i, n, prefix, height, width, ROWS, COLUMNS)
-                dq = _dot(inside.to(q.dtype), da, dq)
+                dq = _dot(ds.to(q.dtype), a, tl.zeros((BLOCK, P), tl.float32))
         else:
             dq = tl.zeros((BLOCK, P), tl.float32)
             for j in range(0, COUNT, AGENTS):
@@ -655,12 +662,12 @@ def _broadcast_token_gradient(
                 _p, ds = _broadcast_gradient(
                     q, dy, a, u, table, live, valid, softmax, n, tokens, scale, WHOLE, EXACT
                 )
-                # The scale is a factor of ds alone.
-                dq = _dot((ds * scale).to(q.dtype), a, dq)
-                da = _rows(dagents + bh * (COUNT * D), j + i, COUNT, D, P)
-                inside = _cells(j + i, n, prefix, height, width, ROWS, COLUMNS)
-                dq = _dot(inside.to(q.dtype), da, dq)
+                dq = _dot(ds.to(q.dtype), a, dq)
         if WRITE:
+            dq = dq * scale + _of_cells(
+                dagents + bh * (COUNT * D), n, prefix, height, width, down, right,
+                ROWS, COLUMNS, D, P,
+            )  # fmt: skip
             place = dx + b * dx_b + h * D + at * dx_n + d
             tl.store(place, dq.to(dx.dtype.element_ty), mask=ok)
         b += 1
@@ -689,8 +696,12 @@ def _blocks(count: int, padded: int, itemsize: int) -> Blocks:
     if agents > 128:
         agents = 64
     large = agents > 64 or padded > 64
-    tile = Tile(64, 8 if large else 4, 2, 1 if large else 3, 128)
-    return Blocks(agents, tile, Tile(64, 8 if large else 4, 1, 1 if large else 2, 64))
+    # Chosen by registers and spills in the machine code.
+    if large:
+        chunk = Tile(32, 8, 1, 1, 64)
+    else:
+        chunk = Tile(64, 8 if agents > 16 else 4, 1, 1 if agents > 16 else 2, 64)
+    return Blocks(agents, Tile(64, 8 if large else 4, 2, 1 if large else 2, 128), chunk)
 
 
 class Problem:
@@ -730,6 +741,16 @@ class Problem:
         """Programs for each of `rows`, and tokens a program."""
         device = self.projection.device
         return _split(self.blocks.split, rows, self.tokens, _multiprocessors(device))
+
+    def reach(self) -> list[int]:
+        """Of how many rows and columns of agents one token can be in the cells."""
+        return [
+            max(1, cells // length)
+            if length % cells == 0 or cells % length == 0
+            # Cells that overlap, and the first of them at any place within a cell.
+            else (cells - 1) // length + 2
+            for length, cells in zip(self.size, self.grid, strict=True)
+        ]
 
     def options(self, tile: Tile) -> dict:
         return {
@@ -909,7 +930,7 @@ def backward(
     def broadcast(grid: tuple, parts: Tensor, per_chunk: int, options: dict) -> None:
         _broadcast_token_gradient[grid](
             problem.projection, grad, agents, values, dagents, problem.bias, softmax,
-            total, parts, *strides, *sizes(per_chunk),
+            total, parts, *strides, *sizes(per_chunk), *problem.reach(),
             ROWS=problem.grid[0], COLUMNS=problem.grid[1], **options,
         )  # fmt: skip
 
