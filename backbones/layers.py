@@ -1,9 +1,11 @@
 """Layers that several skeletons and mixers share. Maps are channels-last: (B, H, W, C)."""
 
-from timm.models import register_notrace_module
+from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ..kernels import depthwise_conv2d
+from ..kernels import add_layer_norm, depthwise_conv2d, layer_norm, scaled_add
+
+register_notrace_function(scaled_add)
 
 
 @register_notrace_module
@@ -33,6 +35,27 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv2d(
             x, self.weight, self.bias, activation=self.activation, residual=self.residual
         )
+
+
+@register_notrace_module
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over channels, in the dtype of its input even under autocast."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+@register_notrace_module
+class AddLayerNorm(LayerNorm):
+    """x + scale * branch, and the `LayerNorm` of that, in one pass."""
+
+    def forward(
+        self, x: Tensor, branch: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return add_layer_norm(x, branch, self.weight, self.bias, scale=scale, eps=self.eps)
 
 
 class ConvMlp(nn.Module):

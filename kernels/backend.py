@@ -8,7 +8,7 @@ override it. Forced on a CPU tensor, ``triton`` runs under Triton's interpreter,
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -55,6 +55,14 @@ def runs_triton(x: Tensor) -> bool:
             "TRITON_INTERPRET=1 before starting Python to run under Triton's interpreter"
         )
     return True
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Where a reference computes in the precision that it chose, on the device of `x`."""
+    # The meta device, on which shapes alone are computed, knows no autocast.
+    if x.device.type == "meta":
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def register(schema: str, run: Callable, fake: Callable) -> Callable:

@@ -10,13 +10,12 @@ Every member computes, per head, with feature map phi, key weights w and rotatio
 so its cost is linear in the number of tokens N.
 """
 
-from contextlib import nullcontext
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton
+from .backend import LIBRARY, register, runs_triton, without_autocast
 from .rotary import Rotary, apply_rotary
 
 FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity"]
@@ -53,9 +52,7 @@ def reference(
     """The equations above as a reader of the papers would write them; see `linear_attention`."""
     dtype = query.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    device = query.device.type
-    # The meta device, on which shapes alone are computed, knows no autocast.
-    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+    with without_autocast(query):
         q = feature(query.to(wide), feature_map)
         k = feature(key.to(wide), feature_map)
         v = value.to(wide)

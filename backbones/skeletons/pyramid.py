@@ -20,9 +20,9 @@ from timm.layers import (
 from timm.models import checkpoint, register_notrace_function
 from torch import Tensor, nn
 
-from ...kernels import Rotary, rotary_tables
+from ...kernels import Rotary, rotary_tables, scaled_add
 from ..checkpoint import check_fit, unwrap
-from ..layers import ConvMlp, ConvNorm, DepthwiseConv2d
+from ..layers import AddLayerNorm, ConvMlp, ConvNorm, DepthwiseConv2d, LayerNorm
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from .hierarchy import HierarchicalVisionTransformer
 
@@ -73,9 +73,9 @@ class PyramidBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.position = DepthwiseConv2d(dim, 3, residual=True)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim)
         self.mixer = mixer
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = AddLayerNorm(dim)
         self.mlp = ConvMlp(dim, int(mlp_ratio * dim))
         # Of rank 4, so that weight decay, which leaves out vectors, acts on them as the authors'.
         self.gamma1 = nn.Parameter(torch.full((1, 1, 1, dim), layer_scale))
@@ -87,8 +87,8 @@ class PyramidBlock(nn.Module):
         x = self.position(x)
         size = x.shape[1:3]
         y = self.mixer(self.norm1(x).flatten(1, 2), size, rotary).unflatten(1, size)
-        x = x + self.drop_path1(self.gamma1 * y)
-        return x + self.drop_path2(self.gamma2 * self.mlp(self.norm2(x)))
+        x, y = self.norm2(x, self.drop_path1(y), self.gamma1)
+        return scaled_add(x, self.drop_path2(self.mlp(y)), self.gamma2)
 
 
 class PyramidStage(nn.Module):

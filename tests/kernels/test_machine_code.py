@@ -71,6 +71,15 @@ def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, compiled:
     assert {"_state", "_read", "_key_gradient", "_query_gradient", "_weigh"} < set(compiled)
 
 
+@pytest.mark.parametrize("channels", [64, 320])
+def test_layer_norm(channels: int, compiled: list) -> None:
+    x = torch.zeros(2, 14, channels, dtype=torch.bfloat16, requires_grad=True)
+    vector = torch.zeros(channels, requires_grad=True)
+    total, norm = torch.ops.linsight.layer_norm(x, x.detach(), vector, vector, vector, 1e-6)
+    (total + norm).backward(x.detach())
+    assert set(compiled) == {"_forward", "_backward", "_sum_parts"}
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution(stride: int, compiled: list) -> None:
     x = torch.zeros(2, 14, 13, 48, dtype=torch.bfloat16, requires_grad=True)
