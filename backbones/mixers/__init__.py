@@ -6,16 +6,20 @@ from typing import Any
 
 from torch import nn
 
+from .agent import Agent
 from .magnitude_aware import MagnitudeAware
 from .place import Place
 from .rank_augmented import RankAugmented
 from .softmax import GatedSoftmax, Softmax
+from .spatial_reduction import SpatialReduction
 
 MIXERS: dict[str, type[nn.Module]] = {
+    "agent": Agent,
     "gated_softmax": GatedSoftmax,
     "mala": MagnitudeAware,
     "rala": RankAugmented,
     "softmax": Softmax,
+    "spatial_reduction": SpatialReduction,
 }
 
 # One mixer; one a stage; or, within a stage, one a block.

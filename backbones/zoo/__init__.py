@@ -1,3 +1,5 @@
 """The zoo: one row a model, one file a skeleton. A new paper adds its family and its rows."""
 
+from . import deit as deit
+from . import pvt as pvt
 from . import pyramid as pyramid
