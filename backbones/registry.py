@@ -14,16 +14,18 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Weights:
-    """Where pretrained weights are: a file in a repository of the Hugging Face hub.
+    """Where pretrained weights are: in a repository of the Hugging Face hub, or at an address.
 
     Attributes:
-        hub_id: 'owner/repository'.
+        hub_id: 'owner/repository', or none.
         filename: of the file in it, as its authors named it.
+        url: address of a file, where there is no repository.
         config: what differs from the family's data configuration (input_size, crop_pct, ...).
     """
 
-    hub_id: str
-    filename: str
+    hub_id: str | None = None
+    filename: str | None = None
+    url: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -38,6 +40,7 @@ class Family:
         origin: address of the authors' code, or none.
         first_conv, classifier: parameter names that timm adapts.
         config: constructor arguments common to all sizes.
+        out_indices: which maps `features_only` gives, unless told: the last n for an integer.
     """
 
     skeleton: type[nn.Module]
@@ -47,6 +50,7 @@ class Family:
     first_conv: str
     classifier: str
     config: dict[str, Any] = field(default_factory=dict)
+    out_indices: int | tuple[int, ...] = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,11 @@ def _default_cfgs(name: str, model: Model) -> dict[str, dict[str, Any]]:
         return {name: common}
     return {
         f"{name}.{tag}": common
-        | {"hf_hub_id": weights.hub_id, "hf_hub_filename": weights.filename}
+        | {
+            "hf_hub_id": weights.hub_id,
+            "hf_hub_filename": weights.filename,
+            "url": weights.url or "",
+        }
         | weights.config
         for tag, weights in model.weights.items()
     }
@@ -123,7 +131,10 @@ def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module
                 name,
                 pretrained,
                 pretrained_filter_fn=model.family.filter_fn,
-                feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+                feature_cfg={
+                    "out_indices": model.family.out_indices,
+                    "feature_cls": "getter",
+                },
                 **(model.family.config | model.config | kwargs),
             )
         return built.to(dtype=dtype)

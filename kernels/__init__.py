@@ -1,5 +1,6 @@
 """The operators: one public function each, with a reference and a Triton kernel behind it."""
 
+from .agent_attention import agent_attention
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
 from .layer_norm import add_layer_norm, layer_norm, scaled_add
@@ -11,6 +12,7 @@ from .window_attention import window_attention
 __all__ = [
     "Rotary",
     "add_layer_norm",
+    "agent_attention",
     "apply_rotary",
     "depthwise_conv2d",
     "force",

@@ -45,7 +45,9 @@ def reference(request, tmp_path_factory):
 def run(model, manifest, case):
     """Logits, stage outputs (B, C, H, W) and the gradient of the image."""
     image = torch.from_numpy(fill.image(manifest, case)).requires_grad_()
-    features, stages = model.forward_intermediates(image)
+    count = len(manifest["cases"][case]["features"])
+    # The reference of a plain transformer is its last map, normed.
+    features, stages = model.forward_intermediates(image, indices=count, norm=count == 1)
     logits = model.forward_head(features)
     model.zero_grad()
     logits.backward(torch.from_numpy(fill.cotangent(case, logits.shape)))
@@ -60,6 +62,8 @@ def test_parameters(reference):
 @pytest.mark.parametrize("case", ["224", "rect"])
 def test_outputs(reference, case):
     manifest, wanted, model = reference
+    if case not in manifest["cases"]:
+        pytest.skip("the authors' code runs at one size only")
     logits, stages, gradient = run(model, manifest, case)
     limit = max(1e-5, 10 * manifest["cases"][case]["float32_error"])
     assert error(logits, wanted[f"{case}.logits"]) < limit
@@ -73,19 +77,21 @@ def test_outputs(reference, case):
 
 
 def test_gradient_norms(reference):
-    """Of every parameter, found through the filter: a reference's shapes may differ from ours."""
+    """Of every parameter, found through the filter, which packs, stacks and reshapes theirs."""
     manifest, _, model = reference
-    authors = list(manifest["cases"]["224"]["grad_norms"])
-    shapes = {name: manifest["state"][name]["shape"] for name in manifest["state"]}
-    tags = {name: torch.full(shapes[name], float(i)) for i, name in enumerate(shapes)}
-    ours = {
-        name: list(shapes)[int(tag.flatten()[0])]
-        for name, tag in ZOO[model.pretrained_cfg["architecture"]]
-        .family.filter_fn(tags, model)
-        .items()
+    authors = list(manifest["state"])
+    tags = {
+        name: torch.full(manifest["state"][name]["shape"], float(i))
+        for i, name in enumerate(authors)
     }
+    tags = ZOO[model.pretrained_cfg["architecture"]].family.filter_fn(tags, model)
     run(model, manifest, "224")
+    squares = dict.fromkeys(authors, 0.0)
+    for name, parameter in model.named_parameters():
+        for tag in tags[name].unique():
+            part = parameter.grad.reshape(tags[name].shape)[tags[name] == tag]
+            squares[authors[int(tag)]] += part.double().square().sum().item()
     wanted = manifest["cases"]["224"]["grad_norms"]
-    got = {ours[name]: p.grad.double().norm().item() for name, p in model.named_parameters()}
-    assert got.keys() == set(authors)
-    assert got == pytest.approx(wanted, rel=1e-4)
+    got = {name: squares[name] ** 0.5 for name in wanted}
+    # Of what no logit depends on, a norm is zero but for rounding.
+    assert got == pytest.approx(wanted, rel=1e-4, abs=1e-6 * max(wanted.values()))

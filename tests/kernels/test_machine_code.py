@@ -117,3 +117,27 @@ def test_window_attention(windows, shift, width, local, dtype, compiled) -> None
     assert streamed <= set(compiled) if max(windows) > 7 and width > 24 else "_gradient" in compiled
     assert ("_sum_pairs" in compiled) == (table is not None)
     assert ("_weight_gradient" in compiled) == local
+
+
+@pytest.mark.parametrize(
+    ("grid", "width", "dtype"),
+    [
+        ((7, 7), 64, torch.bfloat16),
+        ((9, 9), 32, torch.float16),
+        ((12, 12), 64, torch.bfloat16),
+        ((3, 3), 64, torch.float32),
+    ],
+)
+def test_agent_attention(grid: tuple, width: int, dtype: torch.dtype, compiled: list) -> None:
+    count = grid[0] * grid[1]
+    projection = torch.zeros(2, 197, 6 * width, dtype=dtype, requires_grad=True)
+    bias = torch.zeros(2, 2, count, 197, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(2 * width, 1, 3, 3, requires_grad=True)
+    y, *_ = torch.ops.linsight.agent_attention(
+        projection, bias, weight, weight[:, 0, 0, 0], 2, 14, 14, *grid
+    )
+    y.backward(y.detach())
+    forward = {"_pool", "_aggregate", "_broadcast"}
+    token = {"_aggregate_token_gradient", "_broadcast_token_gradient"}
+    agent = {"_aggregate_agent_gradient", "_broadcast_agent_gradient", "_finish"}
+    assert forward | token | agent < set(compiled)
