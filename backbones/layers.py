@@ -90,13 +90,16 @@ class TransformerBlock(nn.Module):
         mixer: the token mixer, called `mixer(x, size)`.
         mlp_ratio: hidden width of the feed-forward network over its width.
         drop_path: rate of stochastic depth of both branches.
+        eps: of the norms.
     """
 
-    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(
+        self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float, eps: float = 1e-6
+    ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = LayerNorm(dim, eps)
         self.mixer = mixer
-        self.norm2 = AddLayerNorm(dim)
+        self.norm2 = AddLayerNorm(dim, eps)
         self.mlp = Mlp(dim, int(mlp_ratio * dim))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 

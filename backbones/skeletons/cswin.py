@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import unwrap
 from ..layers import LayerNorm
+from ..mixers.agent import pack_tables
 from .swin import EPSILON, SwinTransformer, fitted
 
 
@@ -38,8 +39,12 @@ class ConvMerging(nn.Module):
 class CSwinTransformer(SwinTransformer):
     """`SwinTransformer` whose patches overlap, in the embedding and in the merging."""
 
-    embedding = OverlappingPatchEmbed
+    multiple = 1
     merging = ConvMerging
+
+    @staticmethod
+    def embedding(in_chans: int, dim: int) -> nn.Module:
+        return OverlappingPatchEmbed(in_chans, dim)
 
 
 AUTHORS_NAMES = {
@@ -60,7 +65,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     state_dict = unwrap(state_dict)
     if "stage1_conv_embed.0.weight" in state_dict:
         halves: dict[str, list[Tensor]] = {}
-        for name, value in state_dict.items():
+        for name, value in pack_tables(state_dict).items():
             # A convolution for the vertical stripes and one for the horizontal ones, in order.
             halves.setdefault(_our_name(name), []).append(value)
         state_dict = {

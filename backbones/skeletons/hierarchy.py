@@ -3,23 +3,8 @@
 from abc import abstractmethod
 from typing import Any
 
-from timm.models import register_notrace_function
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-
-REDUCTION = 32
-
-
-@register_notrace_function
-def check_image(x: Tensor, in_chans: int) -> None:
-    """Raise ValueError for an image that the stem and the downsampling cannot take."""
-    if x.ndim != 4 or x.shape[1] != in_chans:
-        raise ValueError(f"images have shape {tuple(x.shape)}, expected (B, {in_chans}, H, W)")
-    if x.shape[2] < REDUCTION or x.shape[3] < REDUCTION:
-        raise ValueError(
-            f"images are {x.shape[2]} x {x.shape[3]} pixels, at least {REDUCTION} x {REDUCTION} "
-            "are needed: the model divides each side by 32; resize or pad them"
-        )
 
 
 class HierarchicalVisionTransformer(nn.Module):

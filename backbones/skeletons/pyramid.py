@@ -24,9 +24,23 @@ from ...kernels import Rotary, rotary_tables, scaled_add
 from ..checkpoint import check_fit, unwrap
 from ..layers import AddLayerNorm, ConvMlp, ConvNorm, DepthwiseConv2d, LayerNorm
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
-from .hierarchy import REDUCTION, HierarchicalVisionTransformer, check_image
+from .hierarchy import HierarchicalVisionTransformer
 
 register_notrace_function(rotary_tables)
+
+REDUCTION = 32
+
+
+@register_notrace_function
+def check_image(x: Tensor, in_chans: int) -> None:
+    """Raise ValueError for an image that the stem and the downsampling cannot take."""
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"images have shape {tuple(x.shape)}, expected (B, {in_chans}, H, W)")
+    if x.shape[2] < REDUCTION or x.shape[3] < REDUCTION:
+        raise ValueError(
+            f"images are {x.shape[2]} x {x.shape[3]} pixels, at least {REDUCTION} x {REDUCTION} "
+            "are needed: the model divides each side by 32; resize or pad them"
+        )
 
 
 def stem(in_channels: int, channels: int) -> nn.Sequential:

@@ -8,46 +8,20 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from timm.layers import (
-    ClassifierHead,
-    DropPath,
-    Mlp,
-    calculate_drop_path_rates,
-    to_2tuple,
-    trunc_normal_,
-)
-from timm.models import checkpoint, register_notrace_function
+from timm.layers import ClassifierHead, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..checkpoint import check_fit, unwrap
-from ..layers import AddLayerNorm, LayerNorm
+from ..layers import LayerNorm, TransformerBlock, checked_image, padded
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
+from ..mixers.agent import pack_tables, resize_tables
 from ..mixers.window import resize_position_bias
-from .hierarchy import HierarchicalVisionTransformer, check_image
+from .hierarchy import HierarchicalVisionTransformer
+from .pvt import PatchEmbed
 
 PATCH = 4
 EPSILON = 1e-5
-
-
-@register_notrace_function
-def pad_to_multiple(x: Tensor, side: int) -> Tensor:
-    """(B, H, W, C) padded with zeros at the bottom and the right to multiples of `side`."""
-    below, right = -x.shape[1] % side, -x.shape[2] % side
-    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
-
-
-class PatchEmbed(nn.Module):
-    """Patches of 4 x 4 pixels, projected and normed: (B, 3, H, W) to (B, H / 4, W / 4, C)."""
-
-    def __init__(self, in_chans: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, PATCH, stride=PATCH)
-        self.norm = LayerNorm(dim, eps=EPSILON)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = pad_to_multiple(x.permute(0, 2, 3, 1), PATCH).permute(0, 3, 1, 2)
-        return self.norm(self.proj(x).permute(0, 2, 3, 1).contiguous())
 
 
 class PatchMerging(nn.Module):
@@ -62,28 +36,9 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * in_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_to_multiple(x, 2)
+        x = padded(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
         return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
-
-
-class SwinBlock(nn.Module):
-    """x <- x + mixer(norm1(x)); x <- x + mlp(norm2(x)), on a map (B, H, W, C)."""
-
-    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(dim, eps=EPSILON)
-        self.mixer = mixer
-        self.norm2 = AddLayerNorm(dim, eps=EPSILON)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim))
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[1:3]
-        y = self.mixer(self.norm1(x).flatten(1, 2), size).unflatten(1, size)
-        x, y = self.norm2(x, self.drop_path1(y))
-        return x + self.drop_path2(self.mlp(y))
 
 
 class SwinStage(nn.Module):
@@ -97,15 +52,18 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
+        size = x.shape[1:3]
+        x = x.flatten(1, 2)
         for block in self.blocks:
-            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
-        return x
+            x = checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
+        return x.unflatten(1, size)
 
 
 class SwinTransformer(HierarchicalVisionTransformer):
     """Patch embedding, four stages at strides 4, 8, 16 and 32, norm, and a pooling head.
 
-    Every size from 32 px runs, padded where it is no multiple of a patch or of a merging.
+    Every size runs: images and maps that a patch or a merging does not divide are padded with
+    zeros at the bottom and right.
 
     Args:
         img_size: (H, W) or side of the images that the mixers' tables are made for.
@@ -125,7 +83,7 @@ class SwinTransformer(HierarchicalVisionTransformer):
         ValueError: for an unknown mixer, or one that cannot stand here.
     """
 
-    embedding: ClassVar[type[nn.Module]] = PatchEmbed
+    multiple: ClassVar[int] = PATCH  # of which the sides of a padded image are
     merging: ClassVar[type[nn.Module]] = PatchMerging
 
     def __init__(
@@ -157,11 +115,12 @@ class SwinTransformer(HierarchicalVisionTransformer):
         for i, heads in enumerate(num_heads):
             dim = embed_dim * 2**i
             blocks = [
-                SwinBlock(
+                TransformerBlock(
                     dim,
                     build_mixer(name, Place(dim, heads, size, i, j), mixer_options),
                     mlp_ratio,
                     rate,
+                    EPSILON,
                 )
                 for j, (name, rate) in enumerate(zip(names[i], drop_paths[i], strict=True))
             ]
@@ -176,6 +135,10 @@ class SwinTransformer(HierarchicalVisionTransformer):
             self.num_features, num_classes, global_pool, drop_rate, input_fmt="NHWC"
         )
         self.apply(self._init_weights)
+
+    @staticmethod
+    def embedding(in_chans: int, dim: int) -> nn.Module:
+        return PatchEmbed(in_chans, dim, PATCH)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
@@ -195,7 +158,7 @@ class SwinTransformer(HierarchicalVisionTransformer):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to a quarter of the sides, (B, H / 4, W / 4, embed_dim)."""
-        check_image(x, self.in_chans)
+        x = checked_image(x, self.in_chans, self.multiple)
         return self.patch_embed(x.contiguous(memory_format=torch.channels_last))
 
 
@@ -224,7 +187,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         late = "layers.0.downsample.norm.weight" in state_dict
         state_dict = {
             _our_name(name, late): value
-            for name, value in state_dict.items()
+            for name, value in pack_tables(state_dict).items()
             if not name.endswith(BUFFERS)
         }
     return fitted(state_dict, model)
@@ -236,12 +199,12 @@ def fitted(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    own = model.state_dict()
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
     state_dict = {
-        name: resize_position_bias(value, own[name].shape[0])
-        if name.endswith("relative_position_bias_table") and name in own
+        name: resize_position_bias(value, shapes[name][0])
+        if name.endswith("relative_position_bias_table") and name in shapes
         else value
-        for name, value in state_dict.items()
+        for name, value in resize_tables(state_dict, shapes).items()
     }
     config = model.pretrained_cfg
     check_fit(
