@@ -18,7 +18,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..checkpoint import check_fit, unwrap
-from ..layers import LayerNorm, TransformerBlock, checked_image, padded
+from ..layers import LayerNorm, TransformerBlock, checked_image
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.agent import pack_tables, resize_tables
 from .hierarchy import HierarchicalVisionTransformer
@@ -33,7 +33,7 @@ class PatchEmbed(nn.Module):
         self.norm = LayerNorm(dim, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(padded(x, self.proj.stride[0]))
+        x = self.proj(checked_image(x, self.proj.in_channels, self.proj.stride[0]))
         return self.norm(x.permute(0, 2, 3, 1))
 
 
@@ -236,7 +236,7 @@ class PyramidVisionTransformerV1(HierarchicalVisionTransformer):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to (B, ceil(H / 4), ceil(W / 4), dims[0])."""
-        return self.stem(checked_image(x, self.in_chans, 1))
+        return self.stem(x)
 
     def forward_intermediates(
         self,

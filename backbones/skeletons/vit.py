@@ -24,14 +24,15 @@ POOLS = ("", "token", "avg", "max", "avgmax")
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches, each projected: (B, in_chans, H, W) to (B, H / P, W / P, C)."""
+    """Patches of a padded image, each projected: (B, in_chans, H, W) to (B, H / P, W / P, C)."""
 
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).permute(0, 2, 3, 1)
+        x = self.proj(checked_image(x, self.proj.in_channels, self.proj.stride[0]))
+        return x.permute(0, 2, 3, 1)
 
 
 class VisionTransformer(nn.Module):
@@ -81,7 +82,6 @@ class VisionTransformer(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.embed_dim = self.head_hidden_size = dim
-        self.patch_size = patch_size
         self.size = tuple(-(-side // patch_size) for side in to_2tuple(img_size or 224))
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(in_chans, dim, patch_size)
@@ -154,7 +154,7 @@ class VisionTransformer(nn.Module):
 
     def forward_tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images to the first block's tokens (B, 1 + H * W, C), and (H, W)."""
-        x = self.patch_embed(checked_image(x, self.in_chans, self.patch_size))
+        x = self.patch_embed(x)
         size = x.shape[1:3]
         x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x.flatten(1, 2)), 1)
         position = resample_abs_pos_embed(self.pos_embed, size, self.size, num_prefix_tokens=1)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..registry import Family, Model, register
+from ..registry import Family, Model, Weights, register
 from ..skeletons import pvt
 from ..skeletons.pvt import PyramidVisionTransformerV1
 
@@ -34,13 +34,18 @@ MEDIUM = {"depths": (3, 4, 18, 3)}
 LARGE = {"depths": (3, 8, 27, 3)}
 
 
+def _pvt(size: str) -> dict[str, Weights]:
+    releases = "https://github.com/whai362/PVT/releases/download/v2"
+    return {"in1k": Weights(url=f"{releases}/pvt_{size}.pth")}
+
+
 register(
     __name__,
     {
-        "softmax_pvt_tiny": Model(SOFTMAX, TINY, top1=75.1),
-        "softmax_pvt_small": Model(SOFTMAX, SMALL, top1=79.8),
-        "softmax_pvt_medium": Model(SOFTMAX, MEDIUM, top1=81.2),
-        "softmax_pvt_large": Model(SOFTMAX, LARGE, top1=81.7),
+        "softmax_pvt_tiny": Model(SOFTMAX, TINY, _pvt("tiny"), top1=75.1),
+        "softmax_pvt_small": Model(SOFTMAX, SMALL, _pvt("small"), top1=79.8),
+        "softmax_pvt_medium": Model(SOFTMAX, MEDIUM, _pvt("medium"), top1=81.2),
+        "softmax_pvt_large": Model(SOFTMAX, LARGE, _pvt("large"), top1=81.7),
         "agent_pvt_tiny": Model(AGENT, TINY, top1=78.4),
         "agent_pvt_small": Model(AGENT, SMALL, top1=82.2),
         "agent_pvt_medium": Model(AGENT, MEDIUM, top1=83.4),
