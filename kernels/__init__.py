@@ -1,5 +1,6 @@
 """The operators: one public function each, with a reference and a Triton kernel behind it."""
 
+from .agent_attention import agent_attention
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
 from .gaussian_attention import gaussian_attention, gaussian_kernel
@@ -8,10 +9,12 @@ from .linear_attention import linear_attention
 from .newton_inverse import newton_inverse
 from .projected_attention import projected_linear_attention
 from .rotary import Rotary, apply_rotary, rotary_tables
+from .window_attention import window_attention
 
 __all__ = [
     "Rotary",
     "add_layer_norm",
+    "agent_attention",
     "apply_rotary",
     "depthwise_conv2d",
     "force",
@@ -23,4 +26,5 @@ __all__ = [
     "projected_linear_attention",
     "rotary_tables",
     "scaled_add",
+    "window_attention",
 ]

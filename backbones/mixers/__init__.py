@@ -6,18 +6,32 @@ from typing import Any
 
 from torch import nn
 
+from .agent import Agent
+from .cross_window import CrossWindow
 from .magnitude_aware import MagnitudeAware
 from .place import Place
 from .rank_augmented import RankAugmented
 from .softmax import GatedSoftmax, Softmax
+<<<<<<< HEAD
 from .softmax_free import SoftmaxFree
+=======
+from .spatial_reduction import SpatialReduction
+from .window import Window
+>>>>>>> window
 
 MIXERS: dict[str, type[nn.Module]] = {
+    "agent": Agent,
+    "cross_window": CrossWindow,
     "gated_softmax": GatedSoftmax,
     "mala": MagnitudeAware,
     "rala": RankAugmented,
     "softmax": Softmax,
+<<<<<<< HEAD
     "softmax_free": SoftmaxFree,
+=======
+    "spatial_reduction": SpatialReduction,
+    "window": Window,
+>>>>>>> window
 }
 
 # One mixer; one a stage; or, within a stage, one a block.

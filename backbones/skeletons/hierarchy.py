@@ -31,8 +31,13 @@ class HierarchicalVisionTransformer(nn.Module):
         return x
 
     def no_weight_decay(self) -> set[str]:
-        """Names beyond vectors and biases that weight decay leaves out: none."""
-        return set()
+        """Names beyond vectors and biases that weight decay leaves out: what mixers ask for."""
+        return {
+            f"{name}.{parameter}"
+            for name, module in self.named_modules()
+            if module is not self and hasattr(module, "no_weight_decay")
+            for parameter in module.no_weight_decay()
+        }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""
