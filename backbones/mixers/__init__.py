@@ -12,12 +12,9 @@ from .magnitude_aware import MagnitudeAware
 from .place import Place
 from .rank_augmented import RankAugmented
 from .softmax import GatedSoftmax, Softmax
-<<<<<<< HEAD
 from .softmax_free import SoftmaxFree
-=======
 from .spatial_reduction import SpatialReduction
 from .window import Window
->>>>>>> window
 
 MIXERS: dict[str, type[nn.Module]] = {
     "agent": Agent,
@@ -26,12 +23,9 @@ MIXERS: dict[str, type[nn.Module]] = {
     "mala": MagnitudeAware,
     "rala": RankAugmented,
     "softmax": Softmax,
-<<<<<<< HEAD
     "softmax_free": SoftmaxFree,
-=======
     "spatial_reduction": SpatialReduction,
     "window": Window,
->>>>>>> window
 }
 
 # One mixer; one a stage; or, within a stage, one a block.

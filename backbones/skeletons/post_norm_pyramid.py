@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import (
-    DropPath,
     Mlp,
     calculate_drop_path_rates,
+    global_pool_nlc,
+    resample_abs_pos_embed,
     to_2tuple,
     to_ntuple,
     trunc_normal_,
@@ -22,16 +22,17 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..checkpoint import check_fit, unwrap
-from ..layers import AddLayerNorm, ConvNorm, LayerNorm
+from ..layers import AddLayerNorm, ConvNorm, LayerNorm, TransformerBlock
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from .hierarchy import HierarchicalVisionTransformer
-from .pyramid import REDUCTION, check_image
+from .pyramid import REDUCTION, Stem
 
 STEM_WIDTH = 32
+POOLS = ("", "token", "avg", "max", "avgmax")
 
 
-def stem(in_channels: int, channels: int) -> nn.Sequential:
-    """Three 3 x 3 convolutions, batch norms and ReLUs on (B, C, H, W), strides 2, 1 and 2."""
+def stem(in_channels: int, channels: int) -> Stem:
+    """Three 3 x 3 convolutions, batch norms and ReLUs, of strides 2, 1 and 2."""
     layers: list[nn.Module] = []
     for i, o, stride in (
         (in_channels, STEM_WIDTH, 2),
@@ -39,17 +40,7 @@ def stem(in_channels: int, channels: int) -> nn.Sequential:
         (STEM_WIDTH, channels, 2),
     ):
         layers += [nn.Conv2d(i, o, 3, stride=stride, padding=1), nn.BatchNorm2d(o), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position embeddings (1, P + H * W, C), P of class tokens first, for another map's size."""
-    if tuple(old) == tuple(new):
-        return table
-    prefix = table.shape[1] - old[0] * old[1]
-    grid = table[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=tuple(new), mode="bilinear", align_corners=False)
-    return torch.cat([table[:, :prefix], grid.flatten(2).mT], 1)
+    return Stem(*layers)
 
 
 class PostNormBlock(nn.Module):
@@ -66,22 +57,6 @@ class PostNormBlock(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = self.norm1(x, self.drop(self.mixer(x, size)))[1]
         return self.norm2(x, self.drop(self.mlp(x)))[1]
-
-
-class PreNormBlock(nn.Module):
-    """x <- x + mixer(norm1(x)); x <- x + mlp(norm2(x)), with stochastic depth."""
-
-    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, drop: float) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(dim)
-        self.mixer = mixer
-        self.norm2 = AddLayerNorm(dim)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim))
-        self.drop_path = DropPath(drop) if drop else nn.Identity()
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        x, y = self.norm2(x, self.drop_path(self.mixer(self.norm1(x), size)))
-        return x + self.drop_path(self.mlp(y))
 
 
 class PostNormStage(nn.Module):
@@ -107,9 +82,10 @@ class PostNormStage(nn.Module):
         self.downsample = (
             nn.Identity() if in_dim is None else nn.Sequential(ConvNorm(in_dim, dim), nn.ReLU())
         )
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
-        tokens = class_token + size[0] * size[1]
-        self.position = nn.Parameter(torch.zeros(1, tokens, dim))
+        self.prefix_tokens = int(class_token)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        tokens = self.prefix_tokens + size[0] * size[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
         self.blocks = nn.ModuleList(
             block(dim, mixer, mlp_ratio, drop) for mixer, drop in zip(mixers, drops, strict=True)
         )
@@ -118,12 +94,15 @@ class PostNormStage(nn.Module):
         x = self.downsample(x)
         size = x.shape[1:3]
         x = x.flatten(1, 2)
-        if self.class_token is not None:
-            x = torch.cat([self.class_token.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
-        x = x + resample(self.position, self.size, size).to(x.dtype)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
+        position = resample_abs_pos_embed(
+            self.pos_embed, size, self.size, self.prefix_tokens, "bilinear", antialias=False
+        )
+        x = x + position.to(x.dtype)
         for block in self.blocks:
             x = checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
-        return x.unflatten(1, size) if self.class_token is None else x
+        return x.unflatten(1, size) if self.cls_token is None else x
 
 
 class TokenHead(nn.Module):
@@ -142,8 +121,8 @@ class TokenHead(nn.Module):
         Raises:
             ValueError: if there is no such pooling.
         """
-        if pool_type not in ("token", "avg", ""):
-            raise ValueError(f"global_pool is {pool_type!r}, expected 'token', 'avg' or ''")
+        if pool_type not in POOLS:
+            raise ValueError(f"global_pool is {pool_type!r}, expected one of {POOLS}")
         self.pool_type = pool_type
 
     def reset(self, num_classes: int, pool_type: str | None, like: Tensor) -> None:
@@ -159,9 +138,7 @@ class TokenHead(nn.Module):
         self.train(self.training)  # new modules start in training mode
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        if self.pool_type:
-            x = x[:, 0] if self.pool_type == "token" else x[:, 1:].mean(1)
-        x = self.drop(x)
+        x = self.drop(global_pool_nlc(x, self.pool_type, num_prefix_tokens=1))
         return x if pre_logits else self.fc(x)
 
 
@@ -176,7 +153,7 @@ class PostNormPyramid(HierarchicalVisionTransformer):
             they are interpolated bilinearly.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: 'token', 'avg' (over the map) or '' for none.
+        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for none.
         dims, depths, num_heads: width, blocks and heads of each stage.
         mixer: name of the token mixer (`linsight.backbones.mixers`): one, one a stage, or
             within a stage one a block.
@@ -236,7 +213,7 @@ class PostNormPyramid(HierarchicalVisionTransformer):
                     dims[i - 1] if i else None,
                     dim,
                     size,
-                    PreNormBlock if last else PostNormBlock,
+                    TransformerBlock if last else PostNormBlock,
                     mixers,
                     drops[i],
                     mlp_ratio,
@@ -257,18 +234,18 @@ class PostNormPyramid(HierarchicalVisionTransformer):
                     trunc_normal_(module.weight, std=std)
                     nn.init.zeros_(module.bias)
         for stage in self.stages:
-            trunc_normal_(stage.position, std=0.02)
-            if stage.class_token is not None:
-                trunc_normal_(stage.class_token, std=0.02)
+            trunc_normal_(stage.pos_embed, std=0.02)
+            if stage.cls_token is not None:
+                trunc_normal_(stage.cls_token, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
         """The class token; position embeddings decay, as the authors'."""
-        return {name for name, _ in self.named_parameters() if name.endswith("class_token")}
+        return {name for name, _ in self.named_parameters() if name.endswith("cls_token")}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm's layer decay."""
         blocks = [
-            (r"^stages\.(\d+)\.(?:downsample|position|class_token)", (0,)),
+            (r"^stages\.(\d+)\.(?:downsample|pos_embed|cls_token)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
             (r"^norm", (99999,)),
         ]
@@ -281,8 +258,7 @@ class PostNormPyramid(HierarchicalVisionTransformer):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to (B, ceil(H / 4), ceil(W / 4), dims[0])."""
-        check_image(x, self.in_chans)
-        return self.stem(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return self.stem(x)
 
     def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Without the class token, which the last stage's tokens begin with."""
@@ -320,13 +296,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
                     state_dict[ours] = torch.cat([state_dict.pop(name), rest])
         state_dict = {_our_name(name): value for name, value in state_dict.items()}
     for i, stage in enumerate(model.stages):
-        name = f"stages.{i}.position"
-        table = state_dict.get(name)
-        if table is not None and table.shape != stage.position.shape:
-            # Square at the images' size that it was made for.
-            prefix = stage.class_token is not None
-            side = int((table.shape[1] - prefix) ** 0.5)
-            state_dict[name] = resample(table, (side, side), stage.size)
+        position = state_dict.get(name := f"stages.{i}.pos_embed")
+        if position is not None and position.shape[1] != stage.pos_embed.shape[1]:
+            # Square at the size of the images that it was made for.
+            state_dict[name] = resample_abs_pos_embed(
+                position, stage.size, None, stage.prefix_tokens, "bilinear", antialias=False
+            )
     config = model.pretrained_cfg
     check_fit(
         state_dict,
@@ -344,7 +319,7 @@ def _our_name(name: str) -> str:
     if name.startswith("head."):
         return "head.fc." + name[len("head.") :]
     if name == "cls_token":
-        return "stages.3.class_token"
+        return "stages.3.cls_token"
     for theirs, ours in AUTHORS_NAMES.items():
         name = name.replace(theirs, ours)
     name = re.sub(
@@ -352,5 +327,5 @@ def _our_name(name: str) -> str:
         lambda m: f"stages.{int(m[1]) - 1}.downsample.0.{'norm' if int(m[2]) else 'conv'}.",
         name,
     )
-    name = re.sub(r"^pos_embed(\d)$", lambda m: f"stages.{int(m[1]) - 1}.position", name)
+    name = re.sub(r"^pos_embed(\d)$", lambda m: f"stages.{int(m[1]) - 1}.pos_embed", name)
     return re.sub(r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.", name)

@@ -8,16 +8,11 @@ from ..skeletons import post_norm_pyramid
 from ..skeletons.post_norm_pyramid import PostNormPyramid
 
 
-def _options(inverse: str) -> dict[str, Any]:
-    options = {
-        "landmark_ratio": (8, 4, 2, 1),
-        "local_kernel": (9, 5, 3, 3),
-        "inverse": inverse,
-    }
-    return {"mixer_options": {"softmax_free": options}}
+def _config(inverse: str, **others: Any) -> dict[str, Any]:
+    options = {"landmark_ratio": (8, 4, 2, 1), "local_kernel": (9, 5, 3, 3), "inverse": inverse}
+    mixer = ("softmax_free", "softmax_free", "softmax_free", "softmax")
+    return {"mixer": mixer, "mixer_options": {"softmax_free": options}} | others
 
-
-MIXER = {"mixer": ("softmax_free", "softmax_free", "softmax_free", "softmax")}
 
 SOFT = Family(
     skeleton=PostNormPyramid,
@@ -26,21 +21,23 @@ SOFT = Family(
     origin="https://github.com/fudan-zvg/SOFT",
     first_conv="stem.0",
     classifier="head.fc",
-    config=MIXER | _options("regularized"),
+    config=_config("regularized"),
     data={"crop_pct": 0.9},
 )
 
-# The authors replace the blocks of SOFT's stages 1 to 3 after they were initialised.
 SOFT_NORM = replace(
     SOFT,
     paper="arXiv:2207.03341",
-    config=MIXER | _options("normalized") | {"init_std": (None, None, None, 0.02)},
+    # The authors replace the blocks of stages 1 to 3 after their initialisation.
+    config=_config("normalized", init_std=(None, None, None, 0.02)),
 )
 
-# The authors' files are on a drive whose addresses are not plain: none has one here. Those of
-# SOFT_Tiny are of November 2021, trained with the inverse of that time.
+# The authors' files are on a drive without plain addresses: none is here. Those of SOFT_Tiny are
+# of November 2021, trained with the inverse of that time.
 SOFT_2021 = {
-    "in1k_2021": Weights(arguments=_options("unregularized")),
+    "in1k_2021": Weights(
+        arguments={"mixer_options": {"softmax_free": {"inverse": "unregularized"}}}
+    )
 }
 
 
