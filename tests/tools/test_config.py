@@ -19,10 +19,22 @@ def test_the_recipe_of_each_size():
         assert cfg.train_cfg.max_epochs == 300
 
 
+def test_the_rates_of_soft():
+    rates = {"soft_vit_tiny": 1e-3, "soft_vit_large": 3.3e-4, "soft_norm_vit_medium": 4e-4}
+    for name, rate in rates.items():
+        cfg = load_config(f"{name}_300e_in1k")
+        assert cfg.model.backbone == {"model_name": name, "drop_path_rate": 0.1}
+        assert cfg.optim_wrapper.optimizer == {"opt": "adamw", "lr": rate, "weight_decay": 0.05}
+        assert cfg.optim_wrapper.clip_grad.max_norm == 1.0
+        assert cfg.train_dataloader.sampler == {"type": "DefaultSampler", "shuffle": True}
+        for loader in (cfg.val_dataloader, cfg.test_dataloader):
+            assert loader.dataset.transform.crop_pct == 0.9
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_builds(name, tmp_path):
     cfg = load_config(name)
-    if not re.search("base|large", name):
+    if not re.search("medium|base|large|huge", name):
         assert MODELS.build(cfg.model).num_classes == cfg.model.num_classes
     for hook in cfg.default_hooks.values():
         assert HOOKS.build(hook)
