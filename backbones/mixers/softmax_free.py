@@ -1,6 +1,7 @@
 """Softmax-free attention through a Gaussian kernel and landmarks: SOFT and SOFT-Norm."""
 
 import torch.nn.functional as F
+from timm.layers import is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
@@ -26,6 +27,18 @@ def check_map(size: tuple[int, int], ratio: int) -> None:
             f"a map of {size[0]} x {size[1]} holds no landmark of {ratio} x {ratio} pixels: "
             "use larger images, or a smaller landmark_ratio"
         )
+
+
+@register_notrace_function
+def windows_of(x: Tensor, side: int) -> Tensor:
+    """(B, H, W, heads, D) to windows (B, H // side, W // side, heads, side, side, D); rows and
+    columns that are over are left off."""
+    if is_exporting():  # a slice would fix the exported graph's sizes to multiples of the side
+        return x.unfold(1, side, side).unfold(2, side, side).permute(0, 1, 2, 3, 5, 6, 4)
+    height, width = (length // side for length in x.shape[1:3])
+    x = x[:, : height * side, : width * side]
+    x = x.unflatten(2, (width, side)).unflatten(1, (height, side))
+    return x.permute(0, 1, 3, 5, 2, 4, 6)
 
 
 @register_notrace_module
@@ -107,12 +120,8 @@ class SoftmaxFree(nn.Module):
 
     def landmarks(self, query: Tensor) -> Tensor:
         """(B, M, heads, D) in the dtype of `query`, (B, H, W, heads, D)."""
-        r = self.ratio
-        height, width = (side // r for side in query.shape[1:3])
-        query = query[:, : height * r, : width * r]
         # Windows without overlap: the convolution is a matrix product.
-        windows = query.unflatten(2, (width, r)).unflatten(1, (height, r))
-        windows = windows.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 2)
+        windows = windows_of(query, self.ratio).flatten(4).flatten(1, 2)
         weight = self.landmark.weight.permute(0, 2, 3, 1).flatten(1)
         marks = F.linear(windows, weight * self.width**-0.25)
         return F.gelu(self.landmark_norm(marks)).to(query.dtype)
