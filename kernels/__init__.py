@@ -3,7 +3,7 @@
 from .agent_attention import agent_attention
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
-from .gaussian_attention import gaussian_attention, gaussian_kernel
+from .gaussian_attention import gaussian_attention, landmark_kernel
 from .layer_norm import add_layer_norm, layer_norm, scaled_add
 from .linear_attention import linear_attention
 from .newton_inverse import newton_inverse
@@ -19,7 +19,7 @@ __all__ = [
     "depthwise_conv2d",
     "force",
     "gaussian_attention",
-    "gaussian_kernel",
+    "landmark_kernel",
     "layer_norm",
     "linear_attention",
     "newton_inverse",

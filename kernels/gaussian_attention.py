@@ -20,6 +20,28 @@ def gaussian_kernel(a: Tensor, b: Tensor) -> Tensor:
         return torch.exp(a @ b.mT - 0.5 * lengths)
 
 
+def landmark_kernel(landmarks: Tensor) -> Tensor:
+    """K_ij = exp(-|l_i - l_j|^2 / 2) of each head's landmarks: symmetric, with unit diagonal.
+
+    Args:
+        landmarks: (B, M, heads, D), float32, float64, float16 or bfloat16; any strides with the
+            last axis contiguous. On CUDA, float64 and heads wider than 128 run the reference.
+
+    Returns:
+        (B, heads, M, M), float32 (or float64 of float64), whatever autocast says; on CUDA with
+        float32's accuracy, whatever PyTorch's setting for TF32.
+
+    Raises:
+        ValueError: if the shape is another.
+    """
+    if landmarks.ndim != 4:
+        raise ValueError(f"landmarks has shape {tuple(landmarks.shape)}, expected (B, M, heads, D)")
+    if landmarks.shape[-1] > WIDEST_TRITON_HEAD or not runs_triton(landmarks):
+        x = landmarks.transpose(1, 2)
+        return gaussian_kernel(x, x)
+    return _landmark_kernel(landmarks)
+
+
 def reference(
     query: Tensor,
     landmarks: Tensor,
@@ -53,8 +75,8 @@ def gaussian_attention(
     """K inverse K^T v + local, per head, with K_ij = exp(-|scale q_i - l_j|^2 / 2), N x M.
 
     The softmax-free attention of SOFT (arXiv:2110.11945, eq. 9), where keys equal queries and
-    `inverse` is that of the landmarks' own Gaussian kernel (`newton_inverse`). K is never
-    stored: its cost in memory is that of q and v.
+    `inverse` is that of the landmarks' own kernel (`landmark_kernel`, `newton_inverse`). K is
+    never stored: its cost in memory is that of q and v.
 
     Args:
         query, value: (B, N, heads, D), one dtype: float32, float64, float16 or bfloat16. Any
@@ -94,6 +116,55 @@ def gaussian_attention(
 
 
 # The Triton side. Triton itself is imported at the first launch, not before.
+
+
+def _run_landmarks(landmarks: Tensor) -> Tensor:
+    from . import gaussian_attention_triton as kernels
+
+    landmarks = rows_contiguous(landmarks)
+    out = _run_landmarks_fake(landmarks)
+    kernels.landmark_kernel(landmarks, out)
+    return out
+
+
+def _run_landmarks_fake(landmarks):
+    batch, marks, heads, _ = landmarks.shape
+    return landmarks.new_empty(batch, heads, marks, marks, dtype=torch.float32)
+
+
+def _run_landmarks_backward(grad: Tensor, landmarks: Tensor) -> Tensor:
+    from . import gaussian_attention_triton as kernels
+
+    landmarks = rows_contiguous(landmarks)
+    out = landmarks.new_empty(landmarks.shape)
+    kernels.landmark_kernel_gradient(grad.contiguous(), landmarks, out)
+    return out
+
+
+_landmark_kernel = register(
+    "landmark_kernel(Tensor landmarks) -> Tensor", _run_landmarks, _run_landmarks_fake
+)
+_landmark_kernel_backward = register(
+    "landmark_kernel_backward(Tensor grad, Tensor landmarks) -> Tensor",
+    _run_landmarks_backward,
+    lambda grad, landmarks: landmarks.new_empty(landmarks.shape),
+)
+
+
+def _save_landmarks(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_landmarks(ctx, grad):
+    return _landmark_kernel_backward(grad, *ctx.saved_tensors)
+
+
+torch.library.register_autograd(
+    "linsight::landmark_kernel",
+    _differentiate_landmarks,
+    setup_context=_save_landmarks,
+    lib=LIBRARY,
+)
 
 
 def _run(query, landmarks, value, inverse, local, scale):

@@ -9,7 +9,7 @@ from ...kernels import (
     Rotary,
     depthwise_conv2d,
     gaussian_attention,
-    gaussian_kernel,
+    landmark_kernel,
     newton_inverse,
 )
 from ...kernels.newton_inverse import InverseMethod
@@ -110,8 +110,9 @@ class SoftmaxFree(nn.Module):
         projection = self.in_proj(x)
         query, value = projection.unflatten(-1, (2, self.num_heads, self.width)).unbind(2)
         landmarks = self.landmarks(query.unflatten(1, size))
-        kernel = gaussian_kernel(*(landmarks.transpose(1, 2),) * 2)
-        inverse = newton_inverse(kernel, method=self.inverse, iterations=self.iterations)
+        inverse = newton_inverse(
+            landmark_kernel(landmarks), method=self.inverse, iterations=self.iterations
+        )
         filters = self.local.weight.repeat_interleave(self.width, 0)
         value_map = projection[..., projection.shape[-1] // 2 :].unflatten(1, size)
         local = depthwise_conv2d(value_map, filters).reshape(value.shape)

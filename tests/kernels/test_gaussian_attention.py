@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from linsight.kernels import force, gaussian_attention, gaussian_kernel
+from linsight.kernels import force, gaussian_attention, landmark_kernel
 
 from .conftest import compiled
 from .numerics import assert_as_exact_as_eager, distance, leaves
@@ -59,7 +59,7 @@ def test_every_token_a_landmark_leaves_the_kernel() -> None:
     """K K^-1 K = K."""
     torch.manual_seed(0)
     q, _, v, _, _ = (x.double() for x in case(6, 6, 8, magnitude=1.0))
-    kernel = gaussian_kernel(q.transpose(1, 2), q.transpose(1, 2))
+    kernel = landmark_kernel(q)
     wanted = (kernel @ v.transpose(1, 2)).transpose(1, 2)
     torch.testing.assert_close(gaussian_attention(q, q, v, torch.linalg.inv(kernel)), wanted)
 
@@ -68,6 +68,7 @@ def test_reference_gradient() -> None:
     torch.manual_seed(0)
     tensors = [x.double().requires_grad_() for x in case(5, 3, 4)]
     assert torch.autograd.gradcheck(gaussian_attention, tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(landmark_kernel, tensors[1], fast_mode=True)
 
 
 def test_errors_name_the_argument() -> None:
@@ -84,6 +85,8 @@ def test_errors_name_the_argument() -> None:
         gaussian_attention(q, k, v, inverse, local[:, :2])
     with pytest.raises(ValueError, match=r"value is torch\.float64, but query is torch\.float32"):
         gaussian_attention(q, k, v.double(), inverse)
+    with pytest.raises(ValueError, match=r"landmarks has shape \(3, 2, 4\)"):
+        landmark_kernel(k[0])
     with pytest.raises(ValueError, match=r"inverse is torch\.float16"):
         gaussian_attention(q, k, v, inverse.half())
 
@@ -103,6 +106,29 @@ def test_error_against_float64(marks, many, dtype, device, seed) -> None:
 def test_head_widths(width, dtype, device, seed) -> None:
     tensors = case(19, 6, width, device, heads=1)
     assert_as_exact_as_eager(attend, tensors, dtype, torch.randn_like(tensors[0]))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("marks", "dtype"), [(5, torch.float32), (37, torch.bfloat16)])
+def test_landmark_kernel(marks, dtype, device, seed) -> None:
+    """Its result is of 32 bits, whatever the landmarks'."""
+    packed = torch.randn(2, marks, 2, 3, 24, device=device).to(dtype)
+    packed[:, 1::3] = packed[:, :1]  # some that are equal
+    slope = torch.randn(2, 3, marks, marks, device=device)
+    outcomes = {}
+    for choice, kind in (("reference", torch.float64), ("reference", dtype), ("triton", dtype)):
+        (x,) = leaves([0.3 * packed[:, :, 0]], kind)
+        with force(choice):
+            y = landmark_kernel(x)
+            (gradient,) = torch.autograd.grad(y, x, slope.to(y.dtype))
+        assert gradient.dtype == kind
+        outcomes[choice, kind] = y.detach(), gradient
+    ours, eager = outcomes["triton", dtype], outcomes["reference", dtype]
+    truth = outcomes["reference", torch.float64]
+    assert ours[0].diagonal(dim1=2, dim2=3).eq(1).all()
+    rounding = torch.finfo(torch.float32).eps, torch.finfo(dtype).eps
+    for got, same, wanted, eps in zip(ours, eager, truth, rounding, strict=True):
+        assert distance(got, wanted) <= 3 * max(distance(same, wanted), 2 * eps)
 
 
 @pytest.mark.gpu
@@ -151,7 +177,7 @@ def test_every_element_is_written(device, monkeypatch) -> None:
     for marks in (5, 18):
         tensors = leaves(case(35, marks, 24, device), torch.float32)
         with force("triton"):
-            y = gaussian_attention(*tensors)
+            y = gaussian_attention(*tensors) + landmark_kernel(tensors[1]).sum()
             gradients = torch.autograd.grad(y.sum(), tensors)
         assert all(x.isfinite().all() for x in (y, *gradients))
 
@@ -162,6 +188,7 @@ def test_registration(device) -> None:
     operator = torch.ops.linsight.gaussian_attention.default
     torch.library.opcheck(operator, (*tensors[:4], None, 0.7))
     torch.library.opcheck(operator, (*tensors, 1.0))
+    torch.library.opcheck(torch.ops.linsight.landmark_kernel.default, (tensors[1],))
 
 
 @pytest.mark.triton

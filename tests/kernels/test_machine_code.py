@@ -99,7 +99,10 @@ def test_gaussian_attention(marks: int, dtype: torch.dtype, compiled: list) -> N
         query, landmarks, query, torch.zeros(2, 2, marks, marks), query, 0.4
     )
     y.backward(y.detach())
+    kernel = torch.ops.linsight.landmark_kernel(landmarks.requires_grad_())
+    kernel.backward(kernel.detach())
     assert {"_gather", "_apply", "_scatter", "_token_gradient"} <= set(compiled)
+    assert {"_landmark_kernel", "_landmark_kernel_gradient"} <= set(compiled)
     assert ("_landmark_gradient" in compiled) == (marks > 64)
 
 
