@@ -1,8 +1,7 @@
 """The Triton kernels of `window_attention`, forward and backward.
 
-A token's place in the map (roll, padding, partition) and whether the mask parts it from another
-are arithmetic on its number, so that the packed projection is read where it lies and the packed
-gradient is written there.
+A token's place in the map is arithmetic on its number (`window_tokens_triton`), so that the
+packed projection is read where it lies and the packed gradient is written there.
 
 A window of at most one tile is one step of a program, which goes through several windows of one
 head: their position bias stays in registers, and so does the sum of its gradient. The backward
@@ -25,156 +24,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .linear_attention_triton import INTERPRETED, _exp
-from .window_attention import MASK, largest_tile
-
-MASKED = tl.constexpr(-1e30)
-REGION_MASK = tl.constexpr(MASK)
-
-_SCALARS = [
-    "height",
-    "width",
-    "rows",
-    "columns",
-    "wh",
-    "ww",
-    "sh",
-    "sw",
-    "top",
-    "left",
-    "period_h",
-    "period_w",
-    "total",
-    "per",
-    "tiles",
-    "head",
-    "share",
-]
+from . import window_attention_streamed_triton as streamed
+from .window_attention import largest_tile
+from .window_tokens_triton import (
+    MASKED,
+    SCALARS,
+    convolve,
+    dot,
+    edge_of,
+    load_rows,
+    locate,
+    position_bias,
+    region_of,
+    scores_of,
+    store_rows,
+    weigh,
+)
 
 
-@triton.jit
-def _dot(a, b, accumulator):
-    if INTERPRETED:  # it would multiply the bit patterns of bfloat16 as integers
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision="ieee")
-
-
-@triton.jit
-def _place(window, y, x, geometry):
-    """Where the window's token (y, x) lies: image, row, column, whether the map has it."""
-    height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w = geometry
-    image = window // (rows * columns)
-    place = window % (rows * columns)
-    i = (place // columns) * wh + y
-    j = (place % columns) * ww + x
-    real = (i < period_h) & (j < period_w)
-    i += sh
-    j += sw
-    i = tl.where(i >= period_h, i - period_h, i) - top
-    j = tl.where(j >= period_w, j - period_w, j) - left
-    real = real & (i >= 0) & (i < height) & (j >= 0) & (j < width)
-    return image.to(tl.int64), i.to(tl.int64), j.to(tl.int64), real
-
-
-@triton.jit
-def _edge(y, x, geometry):
-    """Which of the four parts that the roll brought together a token of the last window is in."""
-    wh, ww, sh, sw = geometry[4], geometry[5], geometry[6], geometry[7]
-    return (y >= wh - sh).to(tl.int32) * 2 + (x >= ww - sw).to(tl.int32)
-
-
-@triton.jit
-def _region(window, edge, geometry):
-    """Which of those parts it is in, if `window` has any but one."""
-    rows, columns = geometry[2], geometry[3]
-    place = window % (rows * columns)
-    below = (place // columns == rows - 1).to(tl.int32)
-    right = (place % columns == columns - 1).to(tl.int32)
-    return edge & (below * 2 + right)
-
-
-@triton.jit
-def _load(base, strides, place, known, fill, D: tl.constexpr, P: tl.constexpr, FILL: tl.constexpr):
-    """The tokens' rows (T, P); a token that is `known` but not in the map is `fill`, or zero."""
-    image, i, j, real = place
-    d = tl.arange(0, P)[None, :]
-    at = image * strides[0] + i * strides[1] + j * strides[2]
-    value = tl.load(base + at[:, None] + d, mask=(real & known)[:, None] & (d < D), other=0.0)
-    if FILL:
-        row = tl.load(fill + d, mask=d < D, other=0.0).to(value.dtype)
-        value = tl.where((known & (real == 0))[:, None], row, value)
-    return value
-
-
-@triton.jit
-def _store(base, strides, place, known, value, D: tl.constexpr, P: tl.constexpr):
-    image, i, j, real = place
-    d = tl.arange(0, P)[None, :]
-    at = image * strides[0] + i * strides[1] + j * strides[2]
-    mask = (real & known)[:, None] & (d < D)
-    tl.store(base + at[:, None] + d, value.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _position_bias(
-    table, t, s, ww, heads,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Bias of queries `t` against keys `s`; tokens beyond the window get a row of the table."""
-    dy = (t // ww)[:, None] - (s // ww)[None, :]
-    dx = (t % ww)[:, None] - (s % ww)[None, :]
-    index = (dy + ROWS // 2) * COLUMNS + dx + COLUMNS // 2
-    inside = (index >= 0) & (index < ROWS * COLUMNS)
-    return tl.load(table + index * heads, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _convolve(
-    total, base, strides, window, y, x, geometry, weight, fill,
-    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, FILL: tl.constexpr, TURNED: tl.constexpr,
-):  # fmt: skip
-    """`total` plus the depthwise convolution within the window, or its transpose if `TURNED`."""
-    wh = geometry[4]
-    ww = geometry[5]
-    d = tl.arange(0, P)
-    for tap in tl.static_range(K * K):
-        if TURNED:
-            v = y + (K // 2 - tap // K)
-            u = x + (K // 2 - tap % K)
-        else:
-            v = y + (tap // K - K // 2)
-            u = x + (tap % K - K // 2)
-        known = (y < wh) & (v >= 0) & (v < wh) & (u >= 0) & (u < ww)
-        value = _load(base, strides, _place(window, v, u, geometry), known, fill, D, P, FILL)
-        factor = tl.load(weight + d * (K * K) + tap, mask=d < D, other=0.0).to(tl.float32)
-        total += value.to(tl.float32) * factor[None, :]
-    return total
-
-
-@triton.jit
-def _scores(q, k, bias, region, key_region, known, scale, TABLE: tl.constexpr, SHIFT: tl.constexpr):
-    T: tl.constexpr = q.shape[0]
-    S: tl.constexpr = k.shape[0]
-    s = _dot(q, tl.trans(k), tl.zeros((T, S), tl.float32)) * scale
-    if TABLE:
-        s += bias
-    if SHIFT:
-        s += tl.where(region[:, None] != key_region[None, :], REGION_MASK, 0.0)
-    return tl.where(known[None, :], s, MASKED)
-
-
-@triton.jit
-def _weigh(s, maximum, known, EXACT: tl.constexpr):
-    """exp(s - maximum), and 0 for keys that there are not."""
-    if EXACT:  # its exp takes no argument so small as the mask
-        e = tl.where(known[None, :], s - maximum[:, None], -1e4)
-        return _exp(tl.maximum(e, -1e4), EXACT)
-    else:
-        return _exp(s - maximum[:, None], EXACT)
-
-
-@triton.jit(do_not_specialize=_SCALARS)
+@triton.jit(do_not_specialize=SCALARS)
 def _attend(
     p, table, fill, weight, bias, out, sums,
     p_b, p_r, p_c, o_b, o_r, o_c, channels, heads, scale,
@@ -204,18 +72,18 @@ def _attend(
     y = t // ww
     x = t % ww
     known = t < tokens
-    edge = _edge(y, x, geometry)
+    edge = edge_of(y, x, geometry)
     position = 0.0
     if TABLE and not STREAMED:
-        position = _position_bias(table + h, t, t, ww, heads, ROWS, COLUMNS)
+        position = position_bias(table + h, t, t, ww, heads, ROWS, COLUMNS)
     start = tl.zeros((T, P), tl.float32)
     if BIAS:
         d = tl.arange(0, P)
         start += tl.load(bias + h * D + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     for window in range(first, tl.minimum(first + per, total)):
-        place = _place(window, y, x, geometry)
-        region = _region(window, edge, geometry)
-        q = _load(q_base, strides, place, known, fill, D, P, FILL)
+        place = locate(window, y, x, geometry)
+        region = region_of(window, edge, geometry)
+        q = load_rows(q_base, strides, place, known, fill, D, P, FILL)
         if STREAMED:
             maximum = tl.full((T,), MASKED, tl.float32)
             mass = tl.zeros((T,), tl.float32)
@@ -225,39 +93,39 @@ def _attend(
                 ys = s // ww
                 xs = s % ww
                 there = s < tokens
-                key_place = _place(window, ys, xs, geometry)
-                k = _load(k_base, strides, key_place, there, fill + channels, D, P, FILL)
-                v = _load(v_base, strides, key_place, there, fill + 2 * channels, D, P, FILL)
+                key_place = locate(window, ys, xs, geometry)
+                k = load_rows(k_base, strides, key_place, there, fill + channels, D, P, FILL)
+                v = load_rows(v_base, strides, key_place, there, fill + 2 * channels, D, P, FILL)
                 near = 0.0
                 if TABLE:
-                    near = _position_bias(table + h, t, s, ww, heads, ROWS, COLUMNS)
-                key_region = _region(window, _edge(ys, xs, geometry), geometry)
-                score = _scores(q, k, near, region, key_region, there, scale, TABLE, SHIFT)
+                    near = position_bias(table + h, t, s, ww, heads, ROWS, COLUMNS)
+                key_region = region_of(window, edge_of(ys, xs, geometry), geometry)
+                score = scores_of(q, k, near, region, key_region, there, scale, TABLE, SHIFT)
                 higher = tl.maximum(maximum, tl.max(score, 1))
                 shrink = tl.exp(maximum - higher)
-                e = _weigh(score, higher, there, EXACT)
+                e = weigh(score, higher, there, EXACT)
                 maximum = higher
                 mass = mass * shrink + tl.sum(e, 1)
-                o = _dot(e.to(v.dtype), v, o * shrink[:, None])
+                o = dot(e.to(v.dtype), v, o * shrink[:, None])
             at = (first.to(tl.int64) * share + (h - head)) * tokens + t  # the only window
             tl.store(sums + at, maximum + tl.log(mass), mask=known)
         else:
-            k = _load(k_base, strides, place, known, fill + channels, D, P, FILL)
-            v = _load(v_base, strides, place, known, fill + 2 * channels, D, P, FILL)
-            score = _scores(q, k, position, region, region, known, scale, TABLE, SHIFT)
-            e = _weigh(score, tl.max(score, 1), known, EXACT)
+            k = load_rows(k_base, strides, place, known, fill + channels, D, P, FILL)
+            v = load_rows(v_base, strides, place, known, fill + 2 * channels, D, P, FILL)
+            score = scores_of(q, k, position, region, region, known, scale, TABLE, SHIFT)
+            e = weigh(score, tl.max(score, 1), known, EXACT)
             mass = tl.sum(e, 1)
-            o = _dot(e.to(v.dtype), v, tl.zeros((T, P), tl.float32))
+            o = dot(e.to(v.dtype), v, tl.zeros((T, P), tl.float32))
         o = o / mass[:, None] + start
         if K > 0:
-            o = _convolve(
+            o = convolve(
                 o, v_base, strides, window, y, x, geometry, weight, fill + 2 * channels,
                 D, P, K, FILL, False,
             )  # fmt: skip
-        _store(out + h * D, (o_b, o_r, o_c), place, known, o, D, P)
+        store_rows(out + h * D, (o_b, o_r, o_c), place, known, o, D, P)
 
 
-@triton.jit(do_not_specialize=_SCALARS)
+@triton.jit(do_not_specialize=SCALARS)
 def _gradient(
     p, table, fill, weight, grad, dp, table_parts, fill_parts,
     p_b, p_r, p_c, g_b, g_r, g_c, d_b, d_r, d_c, channels, heads, scale,
@@ -287,40 +155,40 @@ def _gradient(
     y = t // ww
     x = t % ww
     known = t < wh * ww
-    edge = _edge(y, x, geometry)
+    edge = edge_of(y, x, geometry)
     position = 0.0
     if TABLE:
-        position = _position_bias(table + h, t, t, ww, heads, ROWS, COLUMNS)
+        position = position_bias(table + h, t, t, ww, heads, ROWS, COLUMNS)
         table_sum = tl.zeros((T, T), tl.float32)
     if FILL:
         key_sum = tl.zeros((T, P), tl.float32)
         value_sum = tl.zeros((T, P), tl.float32)
     zero = tl.zeros((T, P), tl.float32)
     for window in range(first, tl.minimum(first + per, total)):
-        place = _place(window, y, x, geometry)
-        region = _region(window, edge, geometry)
-        q = _load(p, strides, place, known, fill, D, P, FILL)
-        k = _load(p + channels, strides, place, known, fill + channels, D, P, FILL)
-        v = _load(p + 2 * channels, strides, place, known, fill + 2 * channels, D, P, FILL)
-        g = _load(grad, slopes, place, known, fill, D, P, False)
-        score = _scores(q, k, position, region, region, known, scale, TABLE, SHIFT)
-        e = _weigh(score, tl.max(score, 1), known, EXACT)
+        place = locate(window, y, x, geometry)
+        region = region_of(window, edge, geometry)
+        q = load_rows(p, strides, place, known, fill, D, P, FILL)
+        k = load_rows(p + channels, strides, place, known, fill + channels, D, P, FILL)
+        v = load_rows(p + 2 * channels, strides, place, known, fill + 2 * channels, D, P, FILL)
+        g = load_rows(grad, slopes, place, known, fill, D, P, False)
+        score = scores_of(q, k, position, region, region, known, scale, TABLE, SHIFT)
+        e = weigh(score, tl.max(score, 1), known, EXACT)
         e = e / tl.sum(e, 1)[:, None]
-        de = _dot(g, tl.trans(v), tl.zeros((T, T), tl.float32))
+        de = dot(g, tl.trans(v), tl.zeros((T, T), tl.float32))
         ds = e * (de - tl.sum(e * de, 1)[:, None])
         if TABLE:
             table_sum += ds
-        dv = _dot(tl.trans(e.to(g.dtype)), g, zero)
+        dv = dot(tl.trans(e.to(g.dtype)), g, zero)
         ds = ds.to(q.dtype)
-        dk = _dot(tl.trans(ds), q, zero) * scale
-        dq = _dot(ds, k, zero) * scale
+        dk = dot(tl.trans(ds), q, zero) * scale
+        dq = dot(ds, k, zero) * scale
         if K > 0:
-            dv = _convolve(
+            dv = convolve(
                 dv, grad, slopes, window, y, x, geometry, weight, fill, D, P, K, False, True
             )
-        _store(dp, turns, place, known, dq, D, P)
-        _store(dp + channels, turns, place, known, dk, D, P)
-        _store(dp + 2 * channels, turns, place, known, dv, D, P)
+        store_rows(dp, turns, place, known, dq, D, P)
+        store_rows(dp + channels, turns, place, known, dk, D, P)
+        store_rows(dp + 2 * channels, turns, place, known, dv, D, P)
         if FILL:
             outside = (known & (place[3] == 0))[:, None]
             key_sum += tl.where(outside, dk, 0.0)
@@ -333,184 +201,6 @@ def _gradient(
         at = fill_parts + group.to(tl.int64) * (2 * channels) + h * D + d
         tl.store(at, tl.sum(key_sum, 0), mask=d < D)
         tl.store(at + channels, tl.sum(value_sum, 0), mask=d < D)
-
-
-@triton.jit(do_not_specialize=_SCALARS)
-def _query_gradient(
-    p, table, fill, grad, dp, sums, inner,
-    p_b, p_r, p_c, g_b, g_r, g_c, d_b, d_r, d_c, channels, heads, scale,
-    height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w,
-    total, per, tiles, head, share,
-    D: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FILL: tl.constexpr, SHIFT: tl.constexpr,
-):  # fmt: skip
-    """Streamed: dq of a tile of queries, and `inner`, sum over keys of p dp, for dk."""
-    geometry = (height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w)
-    TABLE: tl.constexpr = ROWS > 0
-    EXACT: tl.constexpr = p.dtype.element_ty == tl.float32
-    strides = (p_b, p_r, p_c)
-    h = head + tl.program_id(0) % share
-    rest = tl.program_id(0) // share
-    window = rest // tiles
-    p += h * D
-    fill += h * D
-    tokens = wh * ww
-    t = (rest % tiles) * T + tl.arange(0, T)
-    y = t // ww
-    x = t % ww
-    known = t < tokens
-    place = _place(window, y, x, geometry)
-    region = _region(window, _edge(y, x, geometry), geometry)
-    q = _load(p, strides, place, known, fill, D, P, FILL)
-    g = _load(grad + h * D, (g_b, g_r, g_c), place, known, fill, D, P, False)
-    at = (window.to(tl.int64) * share + (h - head)) * tokens + t
-    logarithm = tl.load(sums + at, mask=known, other=0.0)
-    mean = tl.zeros((T,), tl.float32)
-    dq = tl.zeros((T, P), tl.float32)
-    # Twice over the keys: the sum must be known before the difference is rounded.
-    for step in range(0, 2 * tiles):
-        s = (step % tiles) * T + tl.arange(0, T)
-        ys = s // ww
-        xs = s % ww
-        there = s < tokens
-        key_place = _place(window, ys, xs, geometry)
-        k = _load(p + channels, strides, key_place, there, fill + channels, D, P, FILL)
-        v = _load(p + 2 * channels, strides, key_place, there, fill + 2 * channels, D, P, FILL)
-        near = 0.0
-        if TABLE:
-            near = _position_bias(table + h, t, s, ww, heads, ROWS, COLUMNS)
-        key_region = _region(window, _edge(ys, xs, geometry), geometry)
-        score = _scores(q, k, near, region, key_region, there, scale, TABLE, SHIFT)
-        e = _weigh(score, logarithm, there, EXACT)
-        de = _dot(g, tl.trans(v), tl.zeros((T, T), tl.float32))
-        if step < tiles:
-            mean += tl.sum(e * de, 1)
-        else:
-            ds = e * (de - mean[:, None])
-            dq = _dot(ds.to(k.dtype), k, dq)
-    tl.store(inner + at, mean, mask=known)
-    _store(dp + h * D, (d_b, d_r, d_c), place, known, dq * scale, D, P)
-
-
-@triton.jit(do_not_specialize=_SCALARS)
-def _key_gradient(
-    p, table, fill, weight, grad, dp, sums, inner, fill_parts,
-    p_b, p_r, p_c, g_b, g_r, g_c, d_b, d_r, d_c, channels, heads, scale,
-    height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w,
-    total, per, tiles, head, share,
-    D: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FILL: tl.constexpr, SHIFT: tl.constexpr,
-    K: tl.constexpr,
-):  # fmt: skip
-    """Streamed: dk and dv of a tile of keys."""
-    geometry = (height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w)
-    TABLE: tl.constexpr = ROWS > 0
-    EXACT: tl.constexpr = p.dtype.element_ty == tl.float32
-    strides = (p_b, p_r, p_c)
-    slopes = (g_b, g_r, g_c)
-    turns = (d_b, d_r, d_c)
-    h = head + tl.program_id(0) % share
-    rest = tl.program_id(0) // share
-    window = rest // tiles
-    p += h * D
-    dp += h * D
-    grad += h * D
-    fill += h * D
-    tokens = wh * ww
-    s = (rest % tiles) * T + tl.arange(0, T)
-    ys = s // ww
-    xs = s % ww
-    there = s < tokens
-    place = _place(window, ys, xs, geometry)
-    key_region = _region(window, _edge(ys, xs, geometry), geometry)
-    k = _load(p + channels, strides, place, there, fill + channels, D, P, FILL)
-    v = _load(p + 2 * channels, strides, place, there, fill + 2 * channels, D, P, FILL)
-    dk = tl.zeros((T, P), tl.float32)
-    dv = tl.zeros((T, P), tl.float32)
-    for t0 in range(0, tokens, T):
-        t = t0 + tl.arange(0, T)
-        y = t // ww
-        x = t % ww
-        known = t < tokens
-        query_place = _place(window, y, x, geometry)
-        q = _load(p, strides, query_place, known, fill, D, P, FILL)
-        g = _load(grad, slopes, query_place, known, fill, D, P, False)
-        at = (window.to(tl.int64) * share + (h - head)) * tokens + t
-        # So large for the queries that there are not that they weigh nothing.
-        logarithm = tl.load(sums + at, mask=known, other=1e30)
-        mean = tl.load(inner + at, mask=known, other=0.0)
-        near = 0.0
-        if TABLE:
-            near = _position_bias(table + h, t, s, ww, heads, ROWS, COLUMNS)
-        region = _region(window, _edge(y, x, geometry), geometry)
-        score = _scores(q, k, near, region, key_region, there, scale, TABLE, SHIFT)
-        e = _weigh(score, logarithm, there, EXACT)
-        de = _dot(g, tl.trans(v), tl.zeros((T, T), tl.float32))
-        ds = e * (de - mean[:, None])
-        dv = _dot(tl.trans(e.to(g.dtype)), g, dv)
-        dk = _dot(tl.trans(ds.to(q.dtype)), q, dk)
-    dk *= scale
-    if K > 0:
-        weight += h * (D * K * K)
-        dv = _convolve(
-            dv, grad, slopes, window, ys, xs, geometry, weight, fill, D, P, K, False, True
-        )
-    _store(dp + channels, turns, place, there, dk, D, P)
-    _store(dp + 2 * channels, turns, place, there, dv, D, P)
-    if FILL:
-        outside = (there & (place[3] == 0))[:, None]
-        d = tl.arange(0, P)
-        at = fill_parts + rest.to(tl.int64) * (2 * channels) + h * D + d
-        tl.store(at, tl.sum(tl.where(outside, dk, 0.0), 0), mask=d < D)
-        tl.store(at + channels, tl.sum(tl.where(outside, dv, 0.0), 0), mask=d < D)
-
-
-@triton.jit(do_not_specialize=_SCALARS)
-def _bias_gradient(
-    p, table, fill, grad, sums, inner, table_parts,
-    p_b, p_r, p_c, g_b, g_r, g_c, channels, heads, scale,
-    height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w,
-    total, per, tiles, head, share,
-    D: tl.constexpr, P: tl.constexpr, T: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FILL: tl.constexpr, SHIFT: tl.constexpr,
-):  # fmt: skip
-    """Streamed: the scores' gradient of a tile of queries and one of keys, over `per` windows."""
-    geometry = (height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w)
-    EXACT: tl.constexpr = p.dtype.element_ty == tl.float32
-    strides = (p_b, p_r, p_c)
-    h = head + tl.program_id(0) % share
-    rest = tl.program_id(0) // share
-    group = rest // (tiles * tiles)
-    first = group * per
-    p += h * D
-    fill += h * D
-    tokens = wh * ww
-    t = ((rest // tiles) % tiles) * T + tl.arange(0, T)
-    s = (rest % tiles) * T + tl.arange(0, T)
-    known = t < tokens
-    there = s < tokens
-    position = _position_bias(table + h, t, s, ww, heads, ROWS, COLUMNS)
-    edge = _edge(t // ww, t % ww, geometry)
-    key_edge = _edge(s // ww, s % ww, geometry)
-    result = tl.zeros((T, T), tl.float32)
-    for window in range(first, tl.minimum(first + per, total)):
-        place = _place(window, t // ww, t % ww, geometry)
-        key_place = _place(window, s // ww, s % ww, geometry)
-        q = _load(p, strides, place, known, fill, D, P, FILL)
-        k = _load(p + channels, strides, key_place, there, fill + channels, D, P, FILL)
-        v = _load(p + 2 * channels, strides, key_place, there, fill + 2 * channels, D, P, FILL)
-        g = _load(grad + h * D, (g_b, g_r, g_c), place, known, fill, D, P, False)
-        at = ((first.to(tl.int64) + (window - first)) * share + (h - head)) * tokens + t
-        logarithm = tl.load(sums + at, mask=known, other=1e30)
-        mean = tl.load(inner + at, mask=known, other=0.0)
-        region = _region(window, edge, geometry)
-        key_region = _region(window, key_edge, geometry)
-        score = _scores(q, k, position, region, key_region, there, scale, True, SHIFT)
-        de = _dot(g, tl.trans(v), tl.zeros((T, T), tl.float32))
-        result += _weigh(score, logarithm, there, EXACT) * (de - mean[:, None])
-    side = tiles * T
-    at = table_parts + (group * heads + h).to(tl.int64) * (side * side)
-    tl.store(at + t[:, None] * side + s[None, :], result)
 
 
 @triton.jit(do_not_specialize=["wh", "ww", "side"])
@@ -534,7 +224,7 @@ def _sum_pairs(
     tl.store(out + row * heads + h, result, mask=row < ROWS * COLUMNS)
 
 
-@triton.jit(do_not_specialize=_SCALARS)
+@triton.jit(do_not_specialize=SCALARS)
 def _weight_gradient(
     p, fill, grad, parts,
     p_b, p_r, p_c, g_b, g_r, g_c, channels,
@@ -557,15 +247,15 @@ def _weight_gradient(
         y = t // ww
         x = t % ww
         known = y < wh
-        place = _place(window, y, x, geometry)
-        g = _load(grad + h * D, (g_b, g_r, g_c), place, known, fill, D, P, False).to(tl.float32)
+        place = locate(window, y, x, geometry)
+        g = load_rows(grad + h * D, (g_b, g_r, g_c), place, known, fill, D, P, False).to(tl.float32)
         fresh = ()
         for tap in tl.static_range(K * K):
             v = y + (tap // K - K // 2)
             u = x + (tap % K - K // 2)
             there = known & (v >= 0) & (v < wh) & (u >= 0) & (u < ww)
-            other = _place(window, v, u, geometry)
-            value = _load(p, (p_b, p_r, p_c), other, there, fill, D, P, FILL)
+            other = locate(window, v, u, geometry)
+            value = load_rows(p, (p_b, p_r, p_c), other, there, fill, D, P, FILL)
             fresh = fresh + (result[tap] + g * value.to(tl.float32),)  # noqa: RUF005
         result = fresh + (result[K * K] + g,)  # noqa: RUF005
     d = tl.arange(0, P)
@@ -578,6 +268,14 @@ def _weight_gradient(
 STREAMED_TILE = 64
 # Programs of one tile that a multiprocessor holds at once, by their registers.
 RESIDENT = 4
+
+
+def _parts_of(length: int, size: int) -> int:
+    return -(-length // size)  # triton.cdiv costs more than a launch's arguments
+
+
+def _power_of_2(length: int) -> int:
+    return 1 << (length - 1).bit_length()
 
 
 @lru_cache
@@ -603,8 +301,8 @@ class Branch:
     def plan(self, units: int, programs_each: int, device: torch.device) -> tuple[int, int]:
         """Groups, and units of work a group, that fill the device once."""
         slots = max(1, RESIDENT * _multiprocessors(device) // (self.share * programs_each))
-        per = triton.cdiv(units, slots)
-        return triton.cdiv(units, per), per
+        per = _parts_of(units, slots)
+        return _parts_of(units, per), per
 
     def scalars(self, per: int, tiles: int) -> dict[str, int]:
         return self.sizes | {
@@ -634,7 +332,7 @@ class Problem:
         self.channels, self.heads = packed // 3, heads
         self.device = projection.device
         self.head_dim = self.channels // heads
-        self.padded_dim = max(16, triton.next_power_of_2(self.head_dim))
+        self.padded_dim = max(16, _power_of_2(self.head_dim))
         self.kernel = 0 if weight is None else weight.shape[-1]
         self.table_size = (0, 0) if table is None else tuple(table.shape[:2])
         self.shift = tuple(shift)
@@ -651,7 +349,7 @@ class Problem:
         share = self.heads // (len(windows) // 2)
         kept = 0
         for i, (wh, ww) in enumerate(zip(windows[::2], windows[1::2], strict=True)):
-            rows, columns = triton.cdiv(self.height, wh), triton.cdiv(self.width, ww)
+            rows, columns = _parts_of(self.height, wh), _parts_of(self.width, ww)
             height, width = rows * wh, columns * ww
             centre = self.padding == "centre"
             after = self.padding == "end_after_shift"
@@ -670,13 +368,13 @@ class Problem:
                 "period_w": self.width if after else width,
             }
             tokens, total = wh * ww, self.batch * rows * columns
-            streamed = tokens > limit
-            tile = min(limit, STREAMED_TILE) if streamed else triton.next_power_of_2(tokens)
+            is_streamed = tokens > limit
+            tile = min(limit, STREAMED_TILE) if is_streamed else _power_of_2(tokens)
             tile = max(16, tile)
-            size = total * tokens * share if streamed else 0
+            size = total * tokens * share if is_streamed else 0
             rows_kept = slice(kept, kept + size)
             kept += size
-            yield Branch(sizes, total, tokens, i * share, share, tile, streamed, rows_kept)
+            yield Branch(sizes, total, tokens, i * share, share, tile, is_streamed, rows_kept)
 
     def common(self) -> dict[str, int | float]:
         return {
@@ -708,7 +406,7 @@ def forward(
     """Write the attention's result to `out`, and of streamed windows what backward needs."""
     table, fill, weight = (projection if x is None else x for x in (table, fill, weight))
     for branch in problem.branches:
-        tiles = triton.cdiv(branch.tokens, branch.tile)
+        tiles = _parts_of(branch.tokens, branch.tile)
         groups, per = (
             (branch.total, 1) if branch.streamed else branch.plan(branch.total, 1, problem.device)
         )
@@ -774,23 +472,23 @@ def _backward_whole(problem, branch, grad, projection, table, fill, weight, sums
 
 
 def _backward_streamed(problem, branch, grad, projection, table, fill, weight, sums, out):
-    tiles = triton.cdiv(branch.tokens, branch.tile)
+    tiles = _parts_of(branch.tokens, branch.tile)
     groups, per = branch.plan(branch.total, tiles * tiles, problem.device)
     pairs, filled = _parts(problem, groups, tiles * branch.tile, branch.total * tiles)
     kept = sums[branch.rows_kept]
     inner = torch.empty(kept.shape, dtype=torch.float32, device=problem.device)
     strides = (*projection.stride()[:3], *grad.stride()[:3])
     common = problem.common() | {"T": branch.tile} | problem.tuning(branch.tile)
-    _query_gradient[(branch.total * tiles * branch.share,)](
+    streamed.query_gradient[(branch.total * tiles * branch.share,)](
         projection, table, fill, grad, out, kept, inner, *strides, *out.stride()[:3],
         **branch.scalars(1, tiles), **common,
     )  # fmt: skip
-    _key_gradient[(branch.total * tiles * branch.share,)](
+    streamed.key_gradient[(branch.total * tiles * branch.share,)](
         projection, table, fill, weight, grad, out, kept, inner, filled,
         *strides, *out.stride()[:3], **branch.scalars(1, tiles), **common, K=problem.kernel,
     )  # fmt: skip
     if problem.table_size[0]:
-        _bias_gradient[(groups * tiles * tiles * branch.share,)](
+        streamed.bias_gradient[(groups * tiles * tiles * branch.share,)](
             projection, table, fill, grad, kept, inner, pairs, *strides,
             **branch.scalars(per, tiles), **common,
         )  # fmt: skip
@@ -801,7 +499,7 @@ def _table_gradient(problem: Problem, branch: Branch, pairs: Tensor, table: Tens
     """The sum over equal offsets of the scores' gradient (heads, side, side)."""
     rows, columns = problem.table_size
     result = torch.empty(table.shape, dtype=torch.float32, device=problem.device)
-    _sum_pairs[(triton.cdiv(rows * columns, 32), problem.heads)](
+    _sum_pairs[(_parts_of(rows * columns, 32), problem.heads)](
         pairs, result, branch.sizes["wh"], branch.sizes["ww"], pairs.shape[-1], problem.heads,
         ROWS=rows, COLUMNS=columns, OFFSETS=32, QUERIES=64,
     )  # fmt: skip
@@ -817,7 +515,7 @@ def _weight_gradients(
     common = {key: problem.common()[key] for key in ("channels", "D", "P", "FILL")}
     for branch in problem.branches:
         tile = 16 if problem.kernel > 3 else 32
-        tiles = triton.cdiv(branch.tokens, tile)
+        tiles = _parts_of(branch.tokens, tile)
         groups, per = branch.plan(branch.total * tiles, 1, problem.device)
         parts = torch.empty(
             (groups, taps + 1, problem.channels), dtype=torch.float32, device=problem.device

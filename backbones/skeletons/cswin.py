@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import unwrap
-from ..layers import LayerNorm
+from ..layers import LayerNorm, checked_image
 from ..mixers.agent import pack_tables
 from .swin import EPSILON, SwinTransformer, fitted
 
@@ -21,7 +21,8 @@ class OverlappingPatchEmbed(nn.Module):
         self.norm = LayerNorm(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x).permute(0, 2, 3, 1).contiguous())
+        x = self.proj(checked_image(x, self.proj.in_channels, 1))
+        return self.norm(x.permute(0, 2, 3, 1).contiguous())
 
 
 class ConvMerging(nn.Module):
@@ -39,7 +40,6 @@ class ConvMerging(nn.Module):
 class CSwinTransformer(SwinTransformer):
     """`SwinTransformer` whose patches overlap, in the embedding and in the merging."""
 
-    multiple = 1
     merging = ConvMerging
 
     @staticmethod

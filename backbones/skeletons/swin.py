@@ -13,7 +13,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..checkpoint import check_fit, unwrap
-from ..layers import LayerNorm, TransformerBlock, checked_image, padded
+from ..layers import LayerNorm, TransformerBlock, padded
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.agent import pack_tables, resize_tables
 from ..mixers.window import resize_position_bias
@@ -83,7 +83,6 @@ class SwinTransformer(HierarchicalVisionTransformer):
         ValueError: for an unknown mixer, or one that cannot stand here.
     """
 
-    multiple: ClassVar[int] = PATCH  # of which the sides of a padded image are
     merging: ClassVar[type[nn.Module]] = PatchMerging
 
     def __init__(
@@ -156,9 +155,15 @@ class SwinTransformer(HierarchicalVisionTransformer):
         ]
         return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one, and the pooling if `global_pool` is given."""
+        self.num_classes = num_classes
+        like = self.patch_embed.proj.weight
+        self.head.reset(num_classes, global_pool, device=like.device, dtype=like.dtype)
+        self.head_hidden_size = self.head.num_features
+
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to a quarter of the sides, (B, H / 4, W / 4, embed_dim)."""
-        x = checked_image(x, self.in_chans, self.multiple)
         return self.patch_embed(x.contiguous(memory_format=torch.channels_last))
 
 

