@@ -55,12 +55,12 @@ def reference(
             averages(n, cells, wide, x.device) for n, cells in zip(size, grid, strict=True)
         )
         queries = x[:, prefix:, :channels].unflatten(1, size)
-        agents = torch.einsum("ph,qw,bhwc->bpqc", rows, columns, queries)
+        agents = (rows @ (columns @ queries).flatten(2)).unflatten(-1, (grid[1], channels))
         # Rounded as a pooling layer's output is; the products that follow are not.
         agents = agents.to(dtype).to(wide).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
         q, k, v = x.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         first, second = bias.to(wide)
-        agents, scale = agents, q.shape[-1] ** -0.5
+        scale = q.shape[-1] ** -0.5
         values = (scale * agents @ k.transpose(-1, -2) + first).softmax(-1) @ v
         y = (scale * q @ agents.transpose(-1, -2) + second.transpose(-1, -2)).softmax(-1) @ values
         local = F.conv2d(
