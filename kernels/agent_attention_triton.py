@@ -690,7 +690,7 @@ class Blocks:
 def _blocks(count: int, padded: int, itemsize: int) -> Blocks:
     if itemsize == 4:
         # float32 multiplies without tensor cores, and holds its operands in registers.
-        tile = Tile(16 if padded > 64 else 32, 8, 1, 2, 128)
+        tile = Tile(16 if padded > 64 else 32, 8, 1, 2, 64)
         return Blocks(min(64, max(16, triton.next_power_of_2(count))), tile, tile)
     agents = triton.next_power_of_2(max(count, 16))
     if agents > 128:
@@ -701,7 +701,7 @@ def _blocks(count: int, padded: int, itemsize: int) -> Blocks:
         chunk = Tile(32, 8, 1, 1, 64)
     else:
         chunk = Tile(64, 8 if agents > 16 else 4, 1, 1 if agents > 16 else 2, 64)
-    return Blocks(agents, Tile(64, 8 if large else 4, 2, 1 if large else 2, 128), chunk)
+    return Blocks(agents, Tile(64, 8 if large else 4, 2, 1 if large else 2, 64), chunk)
 
 
 class Problem:
