@@ -173,14 +173,17 @@ def _run_backward(
     dbias = kernels.backward(problem, grad, weight.contiguous(), agents, values, statistics, total)
     prefix, channels = problem.prefix, grad.shape[2]
     size = (height, width)
-    dweight, dweight_bias = convolution.weight_gradient(
+    dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    dweight_bias = torch.empty(channels, dtype=weight.dtype, device=weight.device)
+    convolution.weight_gradient(
         grad[:, prefix:].unflatten(1, size),
         problem.projection[:, prefix:, 2 * channels :].unflatten(1, size),
-        weight.shape[-1],
         1,
         False,
+        dweight,
+        dweight_bias,
     )
-    return total, dbias.to(bias.dtype), dweight.to(weight.dtype), dweight_bias.to(weight.dtype)
+    return total, dbias.to(bias.dtype), dweight, dweight_bias
 
 
 def _run_backward_fake(

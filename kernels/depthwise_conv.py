@@ -127,14 +127,15 @@ def _run_backward(
 
     x = x if x.stride(-1) == 1 else x.contiguous()
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx, dweight, dbias = _run_backward_fake(grad, x, weight, stride, gelu, residual)
     kernels.input_gradient(grad, x, weight.contiguous(), stride, gelu, residual, dx)
-    dweight, dbias = kernels.weight_gradient(grad, x, weight.shape[-1], stride, gelu)
-    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+    kernels.weight_gradient(grad, x, stride, gelu, dweight, dbias)
+    return dx, dweight, dbias
 
 
 def _run_backward_fake(grad, x, weight, stride, gelu, residual):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+    shapes = ((x, x.shape), (weight, weight.shape), (weight, weight.shape[:1]))
+    return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
 
 
 _forward = register(

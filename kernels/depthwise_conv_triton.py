@@ -17,25 +17,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_math import exp2_approximate, reciprocal_approximate, sum_rows
+
 
 @triton.jit
 def _normal_cdf(x, EXACT: tl.constexpr):
     if EXACT:
         return 0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476)
     else:
-        # Half + x P(x^2), fitted for |x gelu| < 7e-5: a third of erf's arithmetic, which would
-        # cost more than reading and writing half-precision values does.
-        x = tl.minimum(tl.maximum(x, -4.25), 4.25)
-        u = x * x
-        p = u * 4.546623841306108e-11 - 4.514943530153914e-09
-        p = p * u + 1.9860387112657918e-07
-        p = p * u - 5.147298452357063e-06
-        p = p * u + 8.84869004948996e-05
-        p = p * u - 0.0010790643282234669
-        p = p * u + 0.00971873290836811
-        p = p * u - 0.066190205514431
-        p = p * u + 0.3988191783428192
-        return 0.5 + x * p
+        # Its logit, an odd polynomial fitted for |x| times the error < 3e-5: a third of erf's
+        # arithmetic, which would cost more than reading and writing half-precision values does.
+        u = tl.minimum(x * x, 49.0)
+        logit = (u * 1.0142692e-3 - 0.10677576) * u - 2.3011213
+        return reciprocal_approximate(1.0 + exp2_approximate(x * logit))
 
 
 @triton.jit
@@ -45,7 +39,8 @@ def _gelu(x, EXACT: tl.constexpr):
 
 @triton.jit
 def _gelu_gradient(x, EXACT: tl.constexpr):
-    return _normal_cdf(x, EXACT) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    density = tl.exp(-0.5 * x * x) if EXACT else exp2_approximate(x * x * -0.7213475204444817)
+    return _normal_cdf(x, EXACT) + x * 0.3989422804014327 * density
 
 
 # Not `channels`: that it is a multiple of 16 is what lets two of them be one load.
@@ -71,12 +66,15 @@ def _convolve(
     w = ((tl.program_id(0) % groups) * STRIPS + tl.arange(0, STRIPS)[:, None]) * P
     first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, height)
-    x += b * x_b + (first - PAD).to(tl.int64) * x_r
-    y += b * y_b + (first - 2 * PAD).to(tl.int64) * y_r
+    # The rows of x that there are; those above and below the map add nothing.
+    top = tl.maximum(first - PAD, 0)
+    bottom = tl.minimum(last + PAD, height)
+    x += b * x_b + top.to(tl.int64) * x_r + ((w - PAD) * x_c + c)
+    y += b * y_b + (top - PAD).to(tl.int64) * y_r + (w * y_c + c)
     if BACKWARD and GELU:
-        pre += b * p_b + (first - 2 * PAD).to(tl.int64) * p_r
+        pre += b * p_b + (top - PAD).to(tl.int64) * p_r + (w * p_c + c)
     if ADD:
-        add += b * a_b + (first - 2 * PAD).to(tl.int64) * a_r
+        add += b * a_b + (top - PAD).to(tl.int64) * a_r + (w * a_c + c)
 
     taps = ()
     for i in tl.static_range(K * K):
@@ -92,23 +90,30 @@ def _convolve(
         sums = sums + (start,)
     ahead = ()
     for i in tl.static_range(P + K - 1):
-        column = w + (i - PAD)
-        ok = live & (column >= 0) & (column < width) & (first >= PAD)
-        ahead = ahead + (tl.load(x + column * x_c + c, mask=ok, other=0.0),)
-    for row in range(first - PAD, last + PAD):
+        ok = live & (w + (i - PAD) >= 0) & (w + (i - PAD) < width)
+        ahead = ahead + (tl.load(x + i * x_c, mask=ok, other=0.0),)
+    for row in range(top, bottom):
+        done = row - PAD >= first
+        factors = ()
+        addends = ()
+        for p in tl.static_range(P):
+            ok = live & (w + p < width) & done
+            if BACKWARD and GELU:
+                factors = factors + (tl.load(pre + p * p_c, mask=ok, other=0.0),)
+            if ADD:
+                addends = addends + (tl.load(add + p * a_c, mask=ok, other=0.0),)
         window = ()
         for i in tl.static_range(P + K - 1):
             value = ahead[i].to(tl.float32)
             if GELU and not BACKWARD:
                 value = _gelu(value, EXACT)
             window = window + (value,)
+        # The last row is loaded twice: cheaper than to ask at every load.
+        x += tl.where(row + 1 < bottom, x_r, 0)
         ahead = ()
-        x += x_r
-        inside = (row + 1 >= 0) & (row + 1 < height)
         for i in tl.static_range(P + K - 1):
-            column = w + (i - PAD)
-            ok = live & (column >= 0) & (column < width) & inside
-            ahead = ahead + (tl.load(x + column * x_c + c, mask=ok, other=0.0),)
+            ok = live & (w + (i - PAD) >= 0) & (w + (i - PAD) < width)
+            ahead = ahead + (tl.load(x + i * x_c, mask=ok, other=0.0),)
         fresh = ()
         for p in tl.static_range(P):
             for j in tl.static_range(K):
@@ -120,17 +125,14 @@ def _convolve(
                         total += taps[(K - 1 - j) * K + i] * window[p + i]
                 fresh = fresh + (total,)
         sums = ()
-        done = row - PAD
         for p in tl.static_range(P):
-            ok = live & (w + p < width) & (done >= first)
             total = fresh[p * K]
             if BACKWARD and GELU:
-                at = pre + (w + p) * p_c + c
-                total *= _gelu_gradient(tl.load(at, mask=ok, other=0.0).to(tl.float32), EXACT)
+                total *= _gelu_gradient(factors[p].to(tl.float32), EXACT)
             if ADD:
-                at = add + (w + p) * a_c + c
-                total += tl.load(at, mask=ok, other=0.0).to(tl.float32)
-            tl.store(y + (w + p) * y_c + c, total.to(y.dtype.element_ty), mask=ok)
+                total += addends[p].to(tl.float32)
+            ok = live & (w + p < width) & done
+            tl.store(y + p * y_c, total.to(y.dtype.element_ty), mask=ok)
             for j in tl.static_range(K - 1):
                 sums = sums + (fresh[p * K + j + 1],)
             sums = sums + (start,)
@@ -139,6 +141,39 @@ def _convolve(
             pre += p_r
         if ADD:
             add += a_r
+    # The map's last rows, which no further row of x completes.
+    for j in tl.static_range(PAD):
+        ends = (bottom - PAD + j >= first) & (bottom - PAD + j < last)
+        for p in tl.static_range(P):
+            ok = live & (w + p < width) & ends
+            total = sums[p * K + j]
+            if BACKWARD and GELU:
+                at = pre + p * p_c
+                total *= _gelu_gradient(tl.load(at, mask=ok, other=0.0).to(tl.float32), EXACT)
+            if ADD:
+                total += tl.load(add + p * a_c, mask=ok, other=0.0).to(tl.float32)
+            tl.store(y + p * y_c, total.to(y.dtype.element_ty), mask=ok)
+        y += y_r
+        if BACKWARD and GELU:
+            pre += p_r
+        if ADD:
+            add += a_r
+
+
+@triton.jit
+def _load_row(
+    x, grad, x_c, g_c, w, live, width, inside, K: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """A row of the gradient with its margins, and the strip's row of x, if `inside` the map."""
+    slopes = ()
+    for i in tl.static_range(P + K - 1):
+        ok = live & (w + (i - K // 2) >= 0) & (w + (i - K // 2) < width)
+        slopes = slopes + (tl.load(grad + i * g_c, mask=ok, other=0.0),)
+    values = ()
+    for p in tl.static_range(P):
+        ok = live & (w + p < width) & inside
+        values = values + (tl.load(x + p * x_c, mask=ok, other=0.0),)
+    return slopes, values
 
 
 @triton.jit(do_not_specialize=_SCALARS)
@@ -162,38 +197,40 @@ def _weigh(
     w = (group * STRIPS + tl.arange(0, STRIPS)[:, None]) * P
     first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, height)
-    x += b * x_b + (first - PAD).to(tl.int64) * x_r
-    grad += b * g_b + first.to(tl.int64) * g_r
+    # Rows first - PAD .. first + PAD - 1 of x; the loop brings the K-th of its window.
+    x += b * x_b + (first - PAD).to(tl.int64) * x_r + (w * x_c + c)
+    grad += b * g_b + first.to(tl.int64) * g_r + ((w - PAD) * g_c + c)
 
     sums = ()
     for _ in tl.static_range(K * K + 1):
         sums = sums + (tl.zeros((STRIPS, BC), tl.float32),)
-    # Rows first - PAD .. first + PAD - 1 of x; the loop brings the K-th of its window.
     window = ()
     for j in tl.static_range(K - 1):
         row = first + (j - PAD)
         for p in tl.static_range(P):
             ok = live & (w + p < width) & (row >= 0) & (row < height)
-            value = tl.load(x + (w + p) * x_c + c, mask=ok, other=0.0).to(tl.float32)
+            value = tl.load(x + p * x_c, mask=ok, other=0.0).to(tl.float32)
             if GELU:
                 value = _gelu(value, EXACT)
             window = window + (value,)
         x += x_r
+    slopes_ahead, values_ahead = _load_row(
+        x, grad, x_c, g_c, w, live, width, first + PAD < height, K, P
+    )
     for row in range(first, last):
         slopes = ()
         for i in tl.static_range(P + K - 1):
-            column = w + (i - PAD)
-            ok = live & (column >= 0) & (column < width)
-            value = tl.load(grad + column * g_c + c, mask=ok, other=0.0)
-            slopes = slopes + (value.to(tl.float32),)
-        grad += g_r
+            slopes = slopes + (slopes_ahead[i].to(tl.float32),)
         for p in tl.static_range(P):
-            ok = live & (w + p < width) & (row + PAD < height)
-            value = tl.load(x + (w + p) * x_c + c, mask=ok, other=0.0).to(tl.float32)
+            value = values_ahead[p].to(tl.float32)
             if GELU:
                 value = _gelu(value, EXACT)
             window = window + (value,)
         x += x_r
+        grad += tl.where(row + 1 < last, g_r, 0)
+        slopes_ahead, values_ahead = _load_row(
+            x, grad, x_c, g_c, w, live, width, (row + 1 + PAD < height) & (row + 1 < last), K, P
+        )
         fresh = ()
         for j in tl.static_range(K):
             for i in tl.static_range(K):
@@ -203,7 +240,7 @@ def _weigh(
                 fresh = fresh + (total,)
         total = sums[K * K]
         for p in tl.static_range(P):
-            total += tl.where(w + p < width, slopes[p + PAD], 0.0)
+            total += slopes[p + PAD]
         sums = fresh + (total,)
         kept = ()
         for p in tl.static_range(P * (K - 1)):
@@ -304,6 +341,22 @@ def _weigh_gathered(
     tl.store(parts + place.to(tl.int64) * channels + c, tl.sum(total, 0), mask=c < channels)
 
 
+@triton.jit(do_not_specialize=["count", "channels"])
+def _sum_parts(
+    parts, dweight, dbias, count, channels,
+    TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tap = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = c < channels
+    stride = (TAPS + 1) * channels
+    total = sum_rows(parts + tap * channels, count, stride, c, live, ROWS, BLOCK)
+    if tap < TAPS:
+        tl.store(dweight + c * TAPS + tap, total.to(dweight.dtype.element_ty), mask=live)
+    else:
+        tl.store(dbias + c, total.to(dbias.dtype.element_ty), mask=live)
+
+
 @dataclass(frozen=True)
 class Tile:
     """Columns a strip, strips times channels a program, the arithmetic an element relative to
@@ -328,6 +381,8 @@ WEIGH = {
     7: (Tile(4, 256, 80, 2),),
 }
 WARPS = 4
+# The sum of the programs' parts: many rows in flight, as it waits for little else.
+SUM_ROWS, SUM_COLUMNS = 256, 16
 
 
 @lru_cache
@@ -458,28 +513,29 @@ def input_gradient(
 
 
 def weight_gradient(
-    grad: Tensor, x: Tensor, kernel: int, stride: int, gelu: bool
-) -> tuple[Tensor, Tensor]:
-    """The gradients of weight (channels, 1, k, k) and bias, in float32."""
+    grad: Tensor, x: Tensor, stride: int, gelu: bool, dweight: Tensor, dbias: Tensor
+) -> None:
+    """Write the gradients of weight (channels, 1, k, k) and bias to `dweight` and `dbias`."""
     batch, height, width, channels = grad.shape
+    kernel = dweight.shape[-1]
     taps = kernel * kernel
     if stride == 1:
         grid, sizes = _plan(WEIGH[kernel], x, kernel)
         count = grid[1] * grid[2] * sizes["groups"]
-        parts = torch.empty((count, taps + 1, channels), dtype=torch.float32, device=x.device)
-        _weigh[grid](x, grad, parts, *_strides(x), *_strides(grad), GELU=gelu, **sizes)
     else:
         rows = triton.cdiv(height, 4)
-        chunks = triton.cdiv(height, rows)
-        parts = torch.empty(
-            (batch * chunks, taps + 1, channels), dtype=torch.float32, device=x.device
-        )
-        grid = (triton.cdiv(channels, 64), chunks * (taps + 1), batch)
+        count = batch * triton.cdiv(height, rows)
+    parts = torch.empty((count, taps + 1, channels), dtype=torch.float32, device=x.device)
+    if stride == 1:
+        _weigh[grid](x, grad, parts, *_strides(x), *_strides(grad), GELU=gelu, **sizes)
+    else:
+        grid = (triton.cdiv(channels, 64), triton.cdiv(height, rows) * (taps + 1), batch)
         _weigh_gathered[grid](
             x, grad, parts, *_strides(x), *_strides(grad),
             x.shape[1], x.shape[2], height, width, channels, rows,
             GELU=gelu, **_gather_sizes(kernel, x),
         )  # fmt: skip
-    total = parts.sum(0)
-    dweight = total[:taps].t().contiguous()
-    return dweight.view(channels, 1, kernel, kernel), total[taps].clone()
+    _sum_parts[(taps + 1, triton.cdiv(channels, SUM_COLUMNS))](
+        parts, dweight, dbias, count, channels,
+        TAPS=taps, ROWS=SUM_ROWS, BLOCK=SUM_COLUMNS, num_warps=WARPS,
+    )  # fmt: skip

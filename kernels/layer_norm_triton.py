@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_math import sum_rows
+
 
 @triton.jit
 def _standardize(x, live, eps, C: tl.constexpr):
@@ -98,19 +100,14 @@ def _sum_parts(
 ):  # fmt: skip
     which = tl.program_id(0) + FIRST
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.arange(0, ROWS)[:, None]
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    for start in range(0, count, ROWS):
-        at = parts + (start + row).to(tl.int64) * (3 * P) + which * P + c[None, :]
-        total += tl.load(at, mask=start + row < count, other=0.0)
-    result = tl.sum(total, 0)
-    ok = c < C
+    live = c < C
+    total = sum_rows(parts + which * P, count, 3 * P, c, live, ROWS, BLOCK)
     if which == 0:
-        tl.store(dscale + c, result.to(dscale.dtype.element_ty), mask=ok)
+        tl.store(dscale + c, total.to(dscale.dtype.element_ty), mask=live)
     elif which == 1:
-        tl.store(dweight + c, result.to(dweight.dtype.element_ty), mask=ok)
+        tl.store(dweight + c, total.to(dweight.dtype.element_ty), mask=live)
     else:
-        tl.store(dbias + c, result.to(dbias.dtype.element_ty), mask=ok)
+        tl.store(dbias + c, total.to(dbias.dtype.element_ty), mask=live)
 
 
 # Elements a program holds: 16 bytes a load and thread, and several rows in flight.
@@ -118,6 +115,8 @@ FORWARD_ELEMENTS = 4096
 BACKWARD_ELEMENTS = 2048
 RESIDENT = 4
 WARPS = 4
+# The sum of the programs' parts: many rows in flight, as it waits for little else.
+SUM_ROWS, SUM_COLUMNS = 128, 16
 
 
 @lru_cache
@@ -186,8 +185,8 @@ def backward(
             C=channels, P=padded, ROWS=rows,
             TOTAL=dtotal is not None, SCALE=scaled, NORM=normed, num_warps=WARPS,
         )  # fmt: skip
-    block = min(64, padded)
-    _sum_parts[(scaled + 2 * normed, triton.cdiv(padded, block))](
+    _sum_parts[(scaled + 2 * normed, triton.cdiv(channels, SUM_COLUMNS))](
         parts, dscale, dweight, dbias, programs,
-        C=channels, P=padded, ROWS=32, BLOCK=block, FIRST=0 if scaled else 1, num_warps=WARPS,
+        C=channels, P=padded, ROWS=SUM_ROWS, BLOCK=SUM_COLUMNS, FIRST=0 if scaled else 1,
+        num_warps=WARPS,
     )  # fmt: skip

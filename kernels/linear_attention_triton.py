@@ -21,7 +21,6 @@ width padded to a power of two: rows 0 .. P - 1 hold S, then follow mean k, mean
 D^-0.5 mean q, and the softmax's maximum and sum.
 """
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,10 +29,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_math import INTERPRETED, exp2_approximate, sum_rows
+
 EPSILON = tl.constexpr(1e-6)
 MOST_SPLITS = tl.constexpr(512)
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-PTX = tl.constexpr(torch.version.cuda is not None and not INTERPRETED.value)
 
 
 @triton.jit
@@ -44,13 +43,8 @@ def _exp(x, EXACT: tl.constexpr):
         whole = tl.floor(x * 1.4426950408889634 + 0.5)
         r = (x - whole * 0.693359375) + whole * 2.12194440e-4
         return tl.exp2(r * 1.4426950408889634) * tl.exp2(whole)
-    elif PTX:
-        # tl.exp spends three instructions more on results below 2^-126.
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * 1.4426950408889634], tl.float32, True, 1
-        )
     else:
-        return tl.exp(x)
+        return exp2_approximate(x * 1.4426950408889634)
 
 
 @triton.jit
@@ -226,15 +220,10 @@ def _fold_accumulated(x):
 
 
 @triton.jit
-def _sum_splits(parts, count, P: tl.constexpr, CHUNK: tl.constexpr):
+def _sum_splits(parts, count, P: tl.constexpr):
     """Sum of `count` rows of P floats, in a fixed order."""
-    i = tl.arange(0, CHUNK)
-    total = tl.zeros((CHUNK, P), tl.float32)
-    for start in range(0, count, CHUNK):
-        row = start + i
-        pointers = parts + row[:, None] * P + tl.arange(0, P)[None, :]
-        total += tl.load(pointers, mask=row[:, None] < count, other=0.0)
-    return tl.sum(total, 0)
+    column = tl.arange(0, P)
+    return sum_rows(parts, count, P, column, column < P, 4096 // P, P)
 
 
 _SCALARS = [
@@ -248,6 +237,7 @@ _SCALARS = [
     "row_stride",
     "column_stride",
     "query_splits",
+    "pieces",
 ]
 
 
@@ -298,7 +288,7 @@ def _state(
     last = tl.minimum(first + per_split, tokens)
 
     if WEIGHTED:
-        query = _sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P, 16)
+        query = _sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P)
         query = (query * (scale / tokens))[None, :]  # rounded as in _merge: equal scores
     maximum = -float("inf")
     mass = tl.zeros((BLOCK,), tl.float32)
@@ -355,7 +345,7 @@ def _merge(
     """Sum the splits' partial states: ROWS rows of one head a program.
 
     Forward divides by the softmax's sum (or by N); backward sums alone, and leaves in the last
-    row the pieces of <S, dS> + <mean k, d mean k>, which the softmax's gradient subtracts.
+    two rows the pieces of <S, dS> + <mean k, d mean k>, which the softmax's gradient subtracts.
     """
     bh = tl.program_id(0)
     block = tl.program_id(1)
@@ -411,13 +401,11 @@ def _merge(
             state + bh.to(tl.int64) * ((P + 4) * P) + pointers, mask=is_key[:, None], other=0.0
         )
         inner = tl.sum(tl.sum(tl.where(is_key[:, None], result * forward, 0.0), 1), 0)
-        tl.store(total + (P + 3) * P + block, inner)
+        tl.store(total + (P + 2) * P + block, inner)
     elif block == 0:
         query = tl.zeros((P,), tl.float32)
         if WEIGHTED:
-            query += _sum_splits(
-                query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P, 16
-            )
+            query += _sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P)
         tl.store(total + (P + 2) * P + column, query * (scale / tokens))
         softmax = tl.where(column == 0, maximum, tl.where(column == 1, mass, 0.0))
         tl.store(total + (P + 3) * P + column, softmax)
@@ -459,6 +447,11 @@ def _read(
         ok = (n < last)[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
         x = tl.load(q + at * q_n + d, mask=ok, other=_absent(MAP)).to(tl.float32)
+        # Long before they are used, so that the arithmetic hides how long they take.
+        if LOCAL:
+            branch = tl.load(local + at * l_n + d, mask=ok, other=0.0)
+        if GATE:
+            factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0)
         f = _feature(x, MAP, EXACT)
         a, b_, _, _ = _readout(tl.sum(f * key, 1), scale, READOUT)
         if ROTARY:
@@ -470,9 +463,9 @@ def _read(
         if READOUT != "normalized":
             y += b_[:, None] * mean_value
         if LOCAL:
-            y += tl.load(local + at * l_n + d, mask=ok, other=0.0).to(tl.float32)
+            y += branch.to(tl.float32)
         if GATE:
-            y *= tl.load(gate + at * g_n + d, mask=ok, other=0.0).to(tl.float32)
+            y *= factor.to(tl.float32)
         tl.store(out + at * o_n + d, y.to(out.dtype.element_ty), mask=ok)
 
 
@@ -520,6 +513,10 @@ def _output_gradient(
         at = n.to(tl.int64)[:, None]
         x = tl.load(q + at * q_n + d, mask=ok, other=_absent(MAP)).to(tl.float32)
         grad = tl.load(go + at * go_n + d, mask=ok, other=0.0)
+        if GATE:
+            factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0)
+        if LOCAL:
+            branch = tl.load(local + at * l_n + d, mask=ok, other=0.0)
         f = _feature(x, MAP, EXACT)
         a, b_, da, db = _readout(tl.sum(f * key, 1), scale, READOUT)
         r = f
@@ -528,15 +525,9 @@ def _output_gradient(
                 rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
             )
             r = _rotate(f, cosine, sine)
-        if GATE:
-            # Rounded once and used so everywhere: the gradient of a dy that is off by one
-            # rounding, with no term that ceases to cancel another.
-            dy = (
-                grad.to(tl.float32)
-                * tl.load(gate + at * g_n + d, mask=ok, other=0.0).to(tl.float32)
-            ).to(grad.dtype)
-        else:
-            dy = grad
+        # Rounded once and used so everywhere: the gradient of a dy that is off by one rounding,
+        # with no term that ceases to cancel another.
+        dy = (grad.to(tl.float32) * factor.to(tl.float32)).to(grad.dtype) if GATE else grad
         dy_operand = _operand(dy, EXACT)
         dy = dy.to(tl.float32)
         if GATE:
@@ -546,7 +537,7 @@ def _output_gradient(
             if READOUT != "normalized":
                 y += b_[:, None] * mean_value
             if LOCAL:
-                y += tl.load(local + at * l_n + d, mask=ok, other=0.0).to(tl.float32)
+                y += branch.to(tl.float32)
             tl.store(
                 dgate + at * dg_n + d,
                 (y * grad.to(tl.float32)).to(dgate.dtype.element_ty),
@@ -581,11 +572,11 @@ def _key_gradient(
     k, v, rows, columns, state, dtotal, query_parts, excess, dk, dv,
     k_b, k_n, k_h, v_b, v_n, v_h, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
     tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride,
-    query_splits, scale,
+    query_splits, pieces, scale,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     MAP: tl.constexpr,
     WEIGHTED: tl.constexpr, ROTARY: tl.constexpr, MEAN_VALUE: tl.constexpr,
-    PIECES: tl.constexpr, ADD: tl.constexpr, MEASURE: tl.constexpr, CORRECT: tl.constexpr,
+    ADD: tl.constexpr, MEASURE: tl.constexpr, CORRECT: tl.constexpr,
 ):  # fmt: skip
     """dk, dv and the partial sums of d mean q.
 
@@ -617,11 +608,12 @@ def _key_gradient(
         query = tl.load(state + (P + 2) * P + d)
         maximum = tl.load(state + (P + 3) * P)
         inverse = 1.0 / tl.load(state + (P + 3) * P + 1)
-        inner = tl.sum(tl.load(dtotal + (P + 3) * P + column, mask=column < PIECES, other=0.0), 0)
+        piece = tl.arange(0, 2 * P)
+        inner = tl.sum(tl.load(dtotal + (P + 2) * P + piece, mask=piece < pieces, other=0.0), 0)
         if CORRECT:
             piece = tl.arange(0, MOST_SPLITS)
-            pieces = excess + bh.to(tl.int64) * query_splits + piece
-            inner += tl.sum(tl.load(pieces, mask=piece < query_splits, other=0.0), 0)
+            measured = excess + bh.to(tl.int64) * query_splits + piece
+            inner += tl.sum(tl.load(measured, mask=piece < query_splits, other=0.0), 0)
         dquery_sum = tl.zeros((BLOCK // 2, P), tl.float32)
         excess_sum = tl.zeros((BLOCK,), tl.float32)
     else:
@@ -708,7 +700,7 @@ def _query_gradient(
     if READOUT != "normalized":
         mean_value = tl.load(state + (P + 1) * P + d)
     if WEIGHTED:
-        dquery = _sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P, 16)
+        dquery = _sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P)
         dquery = (dquery / tokens)[None, :]
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
@@ -740,6 +732,10 @@ def _query_gradient(
         tl.store(dq + at * dq_n + d, t.to(dq.dtype.element_ty), mask=ok)
 
 
+REGISTERS = 65536  # of a multiprocessor
+MERGE_ELEMENTS = 4096
+
+
 @dataclass(frozen=True)
 class Tile:
     """How a kernel runs: tokens a step, warps, pipeline stages, the programs that a
@@ -755,12 +751,12 @@ class Tile:
 # By kernel, for 16-bit inputs and padded head widths up to 64 and up to 128; chosen by
 # registers, spills and instructions in the machine code, see docs/performance.md.
 TILES = {
-    "query_sums": {64: Tile(64, 4, 1, 8, 128), 128: Tile(64, 8, 1, 4, 128)},
-    "state": {64: Tile(64, 4, 2, 3, 256), 128: Tile(64, 8, 1, 1, 512)},
+    "query_sums": {64: Tile(64, 4, 1, 8, 256), 128: Tile(64, 8, 1, 4, 256)},
+    "state": {64: Tile(64, 4, 3, 2, 256), 128: Tile(64, 8, 1, 1, 512)},
     "read": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
     "output_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(64, 8, 1, 1, 512)},
-    "key_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
-    "query_gradient": {64: Tile(64, 4, 1, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "key_gradient": {64: Tile(64, 4, 3, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
+    "query_gradient": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
 }
 # float32 multiplies without tensor cores, and holds its operands in registers.
 WIDE_TILES = {64: Tile(16, 8, 1, 2, 128), 128: Tile(16, 16, 1, 1, 128)}
@@ -841,6 +837,7 @@ class Problem:
             "MAP": self.map,
             "num_warps": tile.warps,
             "num_stages": tile.stages,
+            "maxnreg": min(255, REGISTERS // (tile.resident * tile.warps * 32) // 8 * 8),
         }
 
     def fold(self, tile: Tile) -> int:
@@ -873,18 +870,28 @@ class Problem:
         )  # fmt: skip
         return self.merge(parts, query_parts)
 
+    def merge_tile(self, splits: int) -> tuple[int, int]:
+        """The state's rows a program of `_merge`, and the splits that it sums at a time: of few
+        heads, which have many splits, small pieces, that the device be busy."""
+        chunk = 8 if splits <= 16 else 64
+        return max(1, MERGE_ELEMENTS // (chunk * self.padded)), chunk
+
+    def pieces(self) -> int:
+        """How many programs a head merge the state's gradient, of which each leaves a piece."""
+        splits, _ = self.split(self.tile("output_gradient"))
+        return triton.cdiv(self.padded + 2, self.merge_tile(splits)[0])
+
     def merge(
         self, parts: Tensor, query_parts: Tensor | None = None, state: Tensor | None = None
     ) -> Tensor:
-        # Few heads have many splits: smaller pieces of more splits keep the device busy.
-        rows = 16 if self.rows >= 32 else 2
+        rows, chunk = self.merge_tile(parts.shape[1])
         total = self.empty(self.rows, self.padded + 4, self.padded)
         backward = state is not None
         _merge[(self.rows, triton.cdiv(self.padded + 2, rows))](
             parts, parts if query_parts is None else query_parts, total,
             total if state is None else state, self.tokens, parts.shape[1],
             0 if query_parts is None else query_parts.shape[1], self.scale,
-            P=self.padded, ROWS=rows, CHUNK=max(2, 4096 // (rows * self.padded)),
+            P=self.padded, ROWS=rows, CHUNK=chunk,
             WEIGHTED=self.weighted and not backward, MEAN_VALUE=self.mean_value,
             BACKWARD=backward, num_warps=4,
         )  # fmt: skip
@@ -949,9 +956,9 @@ class Problem:
             _key_gradient[(self.rows, splits)](
                 key, value, rows, columns, state, dstate, query_parts, excess, dkey, dvalue,
                 *_strides(key), *_strides(value), *_strides(dkey), *_strides(dvalue),
-                self.tokens, per_split, self.heads, *table, splits, self.scale,
+                self.tokens, per_split, self.heads, *table, splits, self.pieces(), self.scale,
                 WEIGHTED=self.weighted, ROTARY=self.rotary, MEAN_VALUE=self.mean_value,
-                PIECES=triton.cdiv(self.padded + 2, 16 if self.rows >= 32 else 2), ADD=add,
+                ADD=add,
                 MEASURE=measure, CORRECT=correct and not measure, **self.options(tile),
             )  # fmt: skip
         return query_parts

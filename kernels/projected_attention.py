@@ -151,12 +151,13 @@ def _run_backward(
     from . import linear_attention_triton as attention
 
     grad, projection = rows_contiguous(grad), rows_contiguous(projection)
-    total = torch.empty(projection.shape, dtype=projection.dtype, device=projection.device)
+    total, dweight, dbias = _run_backward_fake(
+        grad, projection, weight, local, state, rows, columns, heads, "", "", ""
+    )
     dlocal = torch.empty(local.shape, dtype=local.dtype, device=local.device)
     query, key, value, gate = _unpacked(projection, heads)
     dquery, dkey, dvalue, dgate = _unpacked(total, heads)
     value_map, dvalue_map = projection.chunk(4, -1)[2], total.chunk(4, -1)[2]
-    kernel = weight.shape[-1]
 
     def convolve() -> None:
         convolution.input_gradient(
@@ -181,18 +182,15 @@ def _run_backward(
         dgate,
         between=convolve,
     )
-    dweight, dbias = convolution.weight_gradient(dlocal, value_map, kernel, 1, False)
-    return total, dweight.to(weight.dtype), dbias.to(weight.dtype)
+    convolution.weight_gradient(dlocal, value_map, 1, False, dweight, dbias)
+    return total, dweight, dbias
 
 
 def _run_backward_fake(
     grad, projection, weight, local, state, rows, columns, heads, feature_map, key_weights, readout
 ):
-    return (
-        projection.new_empty(projection.shape),
-        weight.new_empty(weight.shape),
-        weight.new_empty(weight.shape[0]),
-    )
+    shapes = ((projection, projection.shape), (weight, weight.shape), (weight, weight.shape[:1]))
+    return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
 
 
 _forward = register(

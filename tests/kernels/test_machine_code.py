@@ -57,6 +57,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("width", "dtype", "mechanism"),
     [
         (64, torch.bfloat16, ("elu_plus_one", "global_query", "normalized")),
+        (64, torch.float16, ("elu_plus_one", "global_query", "subtractive")),
         (96, torch.float16, ("elu_plus_one", "uniform", "magnitude_aware")),
     ],
 )
@@ -88,7 +89,7 @@ def test_convolution(stride: int, compiled: list) -> None:
         x, weight, weight[:, 0, 0, 0], stride, True, stride == 1, torch.bfloat16
     )
     y.backward(y.detach())
-    assert len(compiled) == 3
+    assert len(compiled) == 4
 
 
 @pytest.mark.parametrize(
