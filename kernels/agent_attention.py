@@ -59,7 +59,7 @@ def reference(
         # Rounded as a pooling layer's output is; the products that follow are not.
         agents = agents.to(dtype).to(wide).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
         q, k, v = x.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        first, second = bias.to(wide)
+        first, second = bias.to(dtype).to(wide)
         scale = q.shape[-1] ** -0.5
         values = (scale * agents @ k.transpose(-1, -2) + first).softmax(-1) @ v
         y = (scale * q @ agents.transpose(-1, -2) + second.transpose(-1, -2)).softmax(-1) @ values
@@ -93,7 +93,8 @@ def agent_attention(
             order. float32, float64, float16 or bfloat16; any strides with the last axis
             contiguous. On CUDA, float64 and heads wider than 128 run the reference.
         bias: (2, heads, A, P + H * W), any of these dtypes: of the softmax over tokens, B1, and
-            of the softmax over agents, B2, transposed. Shared by the batch.
+            of the softmax over agents, B2, transposed. Shared by the batch, and rounded to the
+            dtype of `projection`.
         weight, weight_bias: of the local branch, a depthwise convolution of v over the map with
             zero padding k // 2: (C, 1, k, k) with odd k, and (C,) or none. Any of these dtypes.
         heads: number of heads.
@@ -139,7 +140,7 @@ def _run(projection, bias, weight, weight_bias, heads, height, width, rows, colu
     from . import agent_attention_triton as kernels
 
     problem = kernels.Problem(
-        rows_contiguous(projection), bias.contiguous(), heads, (height, width), (rows, columns)
+        rows_contiguous(projection), bias, heads, (height, width), (rows, columns)
     )
     out, agents, values, statistics = _run_fake(
         projection, bias, weight, weight_bias, heads, height, width, rows, columns
@@ -167,7 +168,7 @@ def _run_backward(
 
     grad = rows_contiguous(grad)
     problem = kernels.Problem(
-        rows_contiguous(projection), bias.contiguous(), heads, (height, width), (rows, columns)
+        rows_contiguous(projection), bias, heads, (height, width), (rows, columns)
     )
     total = torch.empty(projection.shape, dtype=projection.dtype, device=projection.device)
     dbias = kernels.backward(problem, grad, weight.contiguous(), agents, values, statistics, total)

@@ -90,7 +90,7 @@ class Agent(ProjectedMixer):
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         return agent_attention(
             projection,
-            self.biases(size).to(projection.dtype),
+            self.biases(size),
             self.local.weight,
             self.local.bias,
             heads=self.num_heads,

@@ -150,15 +150,12 @@ def test_head_widths(width, dtype, device, seed) -> None:
 @pytest.mark.triton
 def test_random_shapes(device, seed) -> None:
     draw = random.Random(seed)
-    for _ in range(2 if device.type == "cpu" else 20):
-        size = (draw.choice((1, 5, 7, 11)), draw.choice((1, 3, 13)))
+    small = device.type == "cpu"
+    for _ in range(2 if small else 20):
+        size = (draw.choice((1, 5, 7)), draw.choice((1, 3, 5 if small else 29)))
         grid = draw.choice(((1, 1), (3, 3), (2, 4), (4, 4)))
-        heads, width, prefix = (
-            draw.choice((1, 2, 3)),
-            draw.choice((16, 32, 48)),
-            draw.choice((0, 2)),
-        )
-        kernel, batch = draw.choice((3, 5)), draw.choice((1, 3))
+        heads, width = draw.choice((1, 2)), draw.choice((16, 32, 48))
+        prefix, kernel, batch = draw.choice((0, 2)), draw.choice((3, 5)), draw.choice((1, 2))
         print(size, grid, heads, width, prefix, kernel, batch)
         tensors = case(size, grid, heads, width, device, prefix, batch, kernel)
         slope = torch.randn(*tensors[0].shape[:2], heads * width, device=device)
