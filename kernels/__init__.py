@@ -3,7 +3,7 @@
 from .agent_attention import agent_attention
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
-from .layer_norm import add_layer_norm, layer_norm, scaled_add
+from .layer_norm import add_layer_norm, layer_norm
 from .linear_attention import linear_attention
 from .projected_attention import projected_linear_attention
 from .rotary import Rotary, apply_rotary, rotary_tables
@@ -19,5 +19,4 @@ __all__ = [
     "linear_attention",
     "projected_linear_attention",
     "rotary_tables",
-    "scaled_add",
 ]

@@ -9,13 +9,11 @@ Per head, with a the agents (adaptive averages of q over the map), s = D^-0.5 an
 so the cost is linear in the number of tokens, at a fixed number of agents.
 """
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton
+from .backend import Operator, runs_triton, without_autocast
 from .depthwise_conv import TRITON_KERNELS
 from .linear_attention import WIDEST_TRITON_HEAD, rows_contiguous
 
@@ -44,9 +42,7 @@ def reference(
     """The equations above as a reader of the paper would write them; see `agent_attention`."""
     dtype = projection.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    device = projection.device.type
-    # The meta device, on which shapes alone are computed, knows no autocast.
-    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+    with without_autocast(projection):
         x = projection.to(wide)
         tokens = x.shape[1]
         prefix = tokens - size[0] * size[1]
@@ -198,22 +194,6 @@ def _run_backward_fake(
     )
 
 
-_SIZES = "int heads, SymInt height, SymInt width, int rows, int columns"
-_forward = register(
-    "agent_attention(Tensor projection, Tensor bias, Tensor weight, Tensor? weight_bias, "
-    f"{_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    _run_fake,
-)
-_backward = register(
-    "agent_attention_backward(Tensor grad, Tensor projection, Tensor bias, Tensor weight, "
-    f"Tensor agents, Tensor values, Tensor statistics, {_SIZES}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
-
-
 def _save(ctx, inputs, output):
     projection, bias, weight, weight_bias, *ctx.sizes = inputs
     _, *state = output
@@ -230,6 +210,19 @@ def _differentiate(ctx, grad, *_):
     return dprojection, dbias, dweight, dweight_bias, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "linsight::agent_attention", _differentiate, setup_context=_save, lib=LIBRARY
+_SIZES = "int heads, SymInt height, SymInt width, int rows, int columns"
+_forward = Operator(
+    "agent_attention(Tensor projection, Tensor bias, Tensor weight, Tensor? weight_bias, "
+    f"{_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)
+_backward = Operator(
+    "agent_attention_backward(Tensor grad, Tensor projection, Tensor bias, Tensor weight, "
+    f"Tensor agents, Tensor values, Tensor statistics, {_SIZES}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
 )

@@ -797,7 +797,7 @@ class Problem:
         readout: str,
     ):
         self.batch, self.tokens, self.heads, self.width = query.shape
-        self.padded = max(16, triton.next_power_of_2(self.width))
+        self.padded = max(16, 1 << (self.width - 1).bit_length())
         self.rows = self.batch * self.heads
         self.device = query.device
         self.itemsize = query.element_size()
@@ -879,7 +879,7 @@ class Problem:
     def pieces(self) -> int:
         """How many programs a head merge the state's gradient, of which each leaves a piece."""
         splits, _ = self.split(self.tile("output_gradient"))
-        return triton.cdiv(self.padded + 2, self.merge_tile(splits)[0])
+        return -(-(self.padded + 2) // self.merge_tile(splits)[0])
 
     def merge(
         self, parts: Tensor, query_parts: Tensor | None = None, state: Tensor | None = None
@@ -887,7 +887,7 @@ class Problem:
         rows, chunk = self.merge_tile(parts.shape[1])
         total = self.empty(self.rows, self.padded + 4, self.padded)
         backward = state is not None
-        _merge[(self.rows, triton.cdiv(self.padded + 2, rows))](
+        _merge[(self.rows, -(-(self.padded + 2) // rows))](
             parts, parts if query_parts is None else query_parts, total,
             total if state is None else state, self.tokens, parts.shape[1],
             0 if query_parts is None else query_parts.shape[1], self.scale,

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels import Rotary, agent_attention
+from ...kernels.backend import without_autocast
 from .place import Place
 from .projected import ProjectedMixer
 
@@ -69,9 +69,7 @@ class Agent(ProjectedMixer):
 
     def biases(self, size: tuple[int, int]) -> Tensor:
         """B1 and B2, both (heads, A, P + H * W), stacked: (2, heads, A, P + H * W)."""
-        device = self.map_bias.device.type
-        # The meta device, on which shapes alone are computed, knows no autocast.
-        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+        with without_autocast(self.map_bias):
             whole = self._of_grid(self.map_bias.flatten(-2)).unflatten(-1, (TABLE, TABLE))
             rows = resize_axis(self._of_grid(self.row_bias), size[0])
             columns = resize_axis(self._of_grid(self.column_bias), size[1])
