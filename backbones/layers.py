@@ -11,7 +11,7 @@ from ..kernels import add_layer_norm, depthwise_conv2d, layer_norm
 @register_notrace_function
 def padded(x: Tensor, multiple: int) -> Tensor:
     """(B, C, H, W) with zeros at the bottom and right up to sides that `multiple` divides."""
-    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    bottom, right = ((side + multiple - 1) // multiple * multiple - side for side in x.shape[2:])
     # A question for the sizes would fix an exported graph's.
     if is_exporting() or bottom or right:
         return F.pad(x, (0, right, 0, bottom))
