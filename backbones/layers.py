@@ -5,15 +5,13 @@ from timm.layers import DropPath, Mlp, is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ..kernels import add_layer_norm, depthwise_conv2d, layer_norm, scaled_add
-
-register_notrace_function(scaled_add)
+from ..kernels import add_layer_norm, depthwise_conv2d, layer_norm
 
 
 @register_notrace_function
 def padded(x: Tensor, multiple: int) -> Tensor:
     """(B, C, H, W) with zeros at the bottom and right up to sides that `multiple` divides."""
-    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    bottom, right = ((side + multiple - 1) // multiple * multiple - side for side in x.shape[2:])
     # A question for the sizes would fix an exported graph's.
     if is_exporting() or bottom or right:
         return F.pad(x, (0, right, 0, bottom))
@@ -74,12 +72,21 @@ class LayerNorm(nn.LayerNorm):
 
 @register_notrace_module
 class AddLayerNorm(LayerNorm):
-    """x + scale * branch, and the `LayerNorm` of that, in one pass."""
+    """x + branch, and the `LayerNorm` of that, in one pass."""
 
-    def forward(
-        self, x: Tensor, branch: Tensor, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return add_layer_norm(x, branch, self.weight, self.bias, scale=scale, eps=self.eps)
+    def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        return add_layer_norm(x, branch, self.weight, self.bias, eps=self.eps)
+
+
+def scaled_linear(linear: nn.Linear, x: Tensor, scale: Tensor | None) -> Tensor:
+    """scale * linear(x), of a layer scale (arXiv:2103.17239) of C elements, or linear(x).
+
+    The scale goes on the weights, so that nothing of the size of x is moved or kept for it.
+    """
+    if scale is None:
+        return linear(x)
+    scale = scale.flatten()
+    return F.linear(x, scale[:, None] * linear.weight, scale * linear.bias)
 
 
 class TransformerBlock(nn.Module):
@@ -112,7 +119,7 @@ class TransformerBlock(nn.Module):
 class ConvMlp(nn.Module):
     """Feed-forward network with a depthwise 3 x 3 convolution on its hidden width.
 
-    u = GELU(fc1(x)), u <- u + depthwise(u), fc2(u).
+    u = GELU(fc1(x)), u <- u + depthwise(u), scale * fc2(u).
     """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -121,8 +128,8 @@ class ConvMlp(nn.Module):
         self.depthwise = DepthwiseConv2d(hidden_dim, 3, activation="gelu", residual=True)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.depthwise(self.fc1(x)))
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return scaled_linear(self.fc2, self.depthwise(self.fc1(x)), scale)
 
 
 class ConvNorm(nn.Sequential):

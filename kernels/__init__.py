@@ -4,7 +4,7 @@ from .agent_attention import agent_attention
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
 from .gaussian_attention import gaussian_attention, landmark_kernel
-from .layer_norm import add_layer_norm, layer_norm, scaled_add
+from .layer_norm import add_layer_norm, layer_norm
 from .linear_attention import linear_attention
 from .newton_inverse import newton_inverse
 from .projected_attention import projected_linear_attention
@@ -25,6 +25,5 @@ __all__ = [
     "newton_inverse",
     "projected_linear_attention",
     "rotary_tables",
-    "scaled_add",
     "window_attention",
 ]

@@ -9,13 +9,11 @@ Per head, with a the agents (adaptive averages of q over the map), s = D^-0.5 an
 so the cost is linear in the number of tokens, at a fixed number of agents.
 """
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton
+from .backend import Operator, runs_triton, without_autocast
 from .depthwise_conv import TRITON_KERNELS
 from .linear_attention import WIDEST_TRITON_HEAD, rows_contiguous
 
@@ -44,9 +42,7 @@ def reference(
     """The equations above as a reader of the paper would write them; see `agent_attention`."""
     dtype = projection.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    device = projection.device.type
-    # The meta device, on which shapes alone are computed, knows no autocast.
-    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+    with without_autocast(projection):
         x = projection.to(wide)
         tokens = x.shape[1]
         prefix = tokens - size[0] * size[1]
@@ -55,12 +51,12 @@ def reference(
             averages(n, cells, wide, x.device) for n, cells in zip(size, grid, strict=True)
         )
         queries = x[:, prefix:, :channels].unflatten(1, size)
-        agents = torch.einsum("ph,qw,bhwc->bpqc", rows, columns, queries)
+        agents = (rows @ (columns @ queries).flatten(2)).unflatten(-1, (grid[1], channels))
         # Rounded as a pooling layer's output is; the products that follow are not.
         agents = agents.to(dtype).to(wide).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
         q, k, v = x.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        first, second = bias.to(wide)
-        agents, scale = agents, q.shape[-1] ** -0.5
+        first, second = bias.to(dtype).to(wide)
+        scale = q.shape[-1] ** -0.5
         values = (scale * agents @ k.transpose(-1, -2) + first).softmax(-1) @ v
         y = (scale * q @ agents.transpose(-1, -2) + second.transpose(-1, -2)).softmax(-1) @ values
         local = F.conv2d(
@@ -93,7 +89,8 @@ def agent_attention(
             order. float32, float64, float16 or bfloat16; any strides with the last axis
             contiguous. On CUDA, float64 and heads wider than 128 run the reference.
         bias: (2, heads, A, P + H * W), any of these dtypes: of the softmax over tokens, B1, and
-            of the softmax over agents, B2, transposed. Shared by the batch.
+            of the softmax over agents, B2, transposed. Shared by the batch, and rounded to the
+            dtype of `projection`.
         weight, weight_bias: of the local branch, a depthwise convolution of v over the map with
             zero padding k // 2: (C, 1, k, k) with odd k, and (C,) or none. Any of these dtypes.
         heads: number of heads.
@@ -139,7 +136,7 @@ def _run(projection, bias, weight, weight_bias, heads, height, width, rows, colu
     from . import agent_attention_triton as kernels
 
     problem = kernels.Problem(
-        rows_contiguous(projection), bias.contiguous(), heads, (height, width), (rows, columns)
+        rows_contiguous(projection), bias, heads, (height, width), (rows, columns)
     )
     out, agents, values, statistics = _run_fake(
         projection, bias, weight, weight_bias, heads, height, width, rows, columns
@@ -167,20 +164,23 @@ def _run_backward(
 
     grad = rows_contiguous(grad)
     problem = kernels.Problem(
-        rows_contiguous(projection), bias.contiguous(), heads, (height, width), (rows, columns)
+        rows_contiguous(projection), bias, heads, (height, width), (rows, columns)
     )
     total = torch.empty(projection.shape, dtype=projection.dtype, device=projection.device)
     dbias = kernels.backward(problem, grad, weight.contiguous(), agents, values, statistics, total)
     prefix, channels = problem.prefix, grad.shape[2]
     size = (height, width)
-    dweight, dweight_bias = convolution.weight_gradient(
+    dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    dweight_bias = torch.empty(channels, dtype=weight.dtype, device=weight.device)
+    convolution.weight_gradient(
         grad[:, prefix:].unflatten(1, size),
         problem.projection[:, prefix:, 2 * channels :].unflatten(1, size),
-        weight.shape[-1],
         1,
         False,
+        dweight,
+        dweight_bias,
     )
-    return total, dbias.to(bias.dtype), dweight.to(weight.dtype), dweight_bias.to(weight.dtype)
+    return total, dbias.to(bias.dtype), dweight, dweight_bias
 
 
 def _run_backward_fake(
@@ -192,22 +192,6 @@ def _run_backward_fake(
         weight.new_empty(weight.shape),
         weight.new_empty(weight.shape[0]),
     )
-
-
-_SIZES = "int heads, SymInt height, SymInt width, int rows, int columns"
-_forward = register(
-    "agent_attention(Tensor projection, Tensor bias, Tensor weight, Tensor? weight_bias, "
-    f"{_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    _run_fake,
-)
-_backward = register(
-    "agent_attention_backward(Tensor grad, Tensor projection, Tensor bias, Tensor weight, "
-    f"Tensor agents, Tensor values, Tensor statistics, {_SIZES}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
 
 
 def _save(ctx, inputs, output):
@@ -226,6 +210,19 @@ def _differentiate(ctx, grad, *_):
     return dprojection, dbias, dweight, dweight_bias, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "linsight::agent_attention", _differentiate, setup_context=_save, lib=LIBRARY
+_SIZES = "int heads, SymInt height, SymInt width, int rows, int columns"
+_forward = Operator(
+    "agent_attention(Tensor projection, Tensor bias, Tensor weight, Tensor? weight_bias, "
+    f"{_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)
+_backward = Operator(
+    "agent_attention_backward(Tensor grad, Tensor projection, Tensor bias, Tensor weight, "
+    f"Tensor agents, Tensor values, Tensor statistics, {_SIZES}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
 )

@@ -74,6 +74,16 @@ def _rows(pointer, i, count, D: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
+def _table(bias, i, n, bias_a, COUNT: tl.constexpr):
+    """A head's bias of agents `i` and tokens `n`, which broadcast against each other.
+
+    Its rows are padded with zeros to a multiple of 16, so that eight entries are one load.
+    """
+    mask = (i < COUNT) & (n < bias_a)
+    return tl.load(bias + i.to(tl.int64) * bias_a + n, mask=mask, other=0.0)
+
+
+@triton.jit
 def _convolve(
     x, x_n, weight, channel, n, last, prefix, height, width,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr,
@@ -150,7 +160,7 @@ def _pool(
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _aggregate(
-    x, agents, bias, values, statistics, x_b, x_n, tokens, per_split, heads, scale,
+    x, agents, bias, values, statistics, x_b, x_n, bias_a, tokens, per_split, heads, scale,
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -163,20 +173,20 @@ def _aggregate(
     d = tl.arange(0, P)[None, :]
     i = tl.program_id(2) * AGENTS + tl.arange(0, AGENTS)
     a = _rows(agents + bh * (COUNT * D), i, COUNT, D, P)
-    bias += (h * COUNT + i)[:, None] * tokens.to(tl.int64)
+    bias += h * COUNT * bias_a
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
     maximum = tl.full((AGENTS,), -float("inf"), tl.float32)
     mass = tl.zeros((AGENTS,), tl.float32)
     total = tl.zeros((AGENTS, P), tl.float32)
     for start in range(first, last, BLOCK):
-        n = start + tl.arange(0, BLOCK)
+        n = tl.multiple_of(start + tl.arange(0, BLOCK), 16)
         valid = n < last
         ok = valid[:, None] & (d < D)
         at = x + n.to(tl.int64)[:, None] * x_n + d
         k = tl.load(at, mask=ok, other=0.0)
         v = tl.load(at + heads * D, mask=ok, other=0.0)
-        b = tl.load(bias + n[None, :], mask=(i < COUNT)[:, None] & valid[None, :], other=0.0)
+        b = _table(bias, i[:, None], n[None, :], bias_a, COUNT)
         s = tl.where(valid[None, :], _scores(a, k, b, scale), NEVER)
         higher = tl.maximum(maximum, tl.max(s, 1))
         shrink = tl.exp(maximum - higher)
@@ -239,7 +249,7 @@ def _merge(
 @triton.jit(do_not_specialize=_SCALARS)
 def _broadcast(
     x, agents, values, bias, weight, weight_bias, out,
-    x_b, x_n, tokens, per_split, heads, height, width, prefix, scale,
+    x_b, x_n, bias_a, tokens, per_split, heads, height, width, prefix, scale,
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     K: tl.constexpr, WEIGHT_BIAS: tl.constexpr,
@@ -253,7 +263,7 @@ def _broadcast(
     out += b * tokens * heads * D + h * D
     agents += bh * (COUNT * D)
     values += bh * (COUNT * D)
-    bias += (heads + h) * COUNT * tokens.to(tl.int64)
+    bias += (heads + h) * COUNT * bias_a
     column = tl.arange(0, P)
     d = column[None, :]
     i = tl.arange(0, AGENTS)
@@ -263,15 +273,15 @@ def _broadcast(
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
     for start in range(first, last, BLOCK):
-        n = start + tl.arange(0, BLOCK)
+        n = tl.multiple_of(start + tl.arange(0, BLOCK), 16)
         valid = n < last
         ok = valid[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
         q = tl.load(x + at * x_n + d, mask=ok, other=0.0)
         if AGENTS >= COUNT:
             live = (i < COUNT)[None, :]
-            table = bias + i[None, :] * tokens.to(tl.int64) + n[:, None]
-            s = _scores(q, a, tl.load(table, mask=live & valid[:, None], other=0.0), scale)
+            table = _table(bias, i[None, :], n[:, None], bias_a, COUNT)
+            s = _scores(q, a, table, scale)
             s = tl.where(live, s, NEVER)
             p = _weights(s, tl.max(s, 1)[:, None], live, EXACT)
             mass = tl.sum(p, 1)
@@ -284,8 +294,8 @@ def _broadcast(
                 live = (j + i < COUNT)[None, :]
                 a = _rows(agents, j + i, COUNT, D, P)
                 u = _rows(values, j + i, COUNT, D, P).to(a.dtype)
-                table = bias + (j + i)[None, :] * tokens.to(tl.int64) + n[:, None]
-                s = _scores(q, a, tl.load(table, mask=live & valid[:, None], other=0.0), scale)
+                table = _table(bias, (j + i)[None, :], n[:, None], bias_a, COUNT)
+                s = _scores(q, a, table, scale)
                 s = tl.where(live, s, NEVER)
                 higher = tl.maximum(maximum, tl.max(s, 1))
                 shrink = tl.exp(maximum - higher)
@@ -306,7 +316,7 @@ def _broadcast(
 @triton.jit(do_not_specialize=_SCALARS)
 def _broadcast_statistics(
     x, grad, agents, values, bias, statistics,
-    x_b, x_n, g_b, g_n, tokens, per_split, heads, scale,
+    x_b, x_n, g_b, g_n, bias_a, tokens, per_split, heads, scale,
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -320,14 +330,14 @@ def _broadcast_statistics(
     grad += b * g_b + h * D
     agents += bh * (COUNT * D)
     values += bh * (COUNT * D)
-    bias += (heads + h) * COUNT * tokens.to(tl.int64)
+    bias += (heads + h) * COUNT * bias_a
     statistics += bh * 2 * tokens
     d = tl.arange(0, P)[None, :]
     i = tl.arange(0, AGENTS)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
     for start in range(first, last, BLOCK):
-        n = start + tl.arange(0, BLOCK)
+        n = tl.multiple_of(start + tl.arange(0, BLOCK), 16)
         valid = n < last
         ok = valid[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
@@ -340,8 +350,8 @@ def _broadcast_statistics(
             live = (j + i < COUNT)[None, :]
             a = _rows(agents, j + i, COUNT, D, P)
             u = _rows(values, j + i, COUNT, D, P).to(a.dtype)
-            table = bias + (j + i)[None, :] * tokens.to(tl.int64) + n[:, None]
-            s = _scores(q, a, tl.load(table, mask=live & valid[:, None], other=0.0), scale)
+            table = _table(bias, (j + i)[None, :], n[:, None], bias_a, COUNT)
+            s = _scores(q, a, table, scale)
             s = tl.where(live, s, NEVER)
             higher = tl.maximum(maximum, tl.max(s, 1))
             shrink = tl.exp(maximum - higher)
@@ -375,7 +385,7 @@ def _broadcast_gradient(
 @triton.jit(do_not_specialize=_SCALARS)
 def _broadcast_agent_gradient(
     x, grad, agents, values, bias, statistics, agent_parts, value_parts,
-    x_b, x_n, g_b, g_n, tokens, per_split, heads, scale, part_stride,
+    x_b, x_n, g_b, g_n, bias_a, tokens, per_split, heads, scale, part_stride,
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -387,7 +397,7 @@ def _broadcast_agent_gradient(
     h = bh % heads
     x += b * x_b + h * D
     grad += b * g_b + h * D
-    bias += (heads + h) * COUNT * tokens.to(tl.int64)
+    bias += (heads + h) * COUNT * bias_a
     statistics += bh * 2 * tokens
     d = tl.arange(0, P)[None, :]
     i = tl.program_id(2) * AGENTS + tl.arange(0, AGENTS)
@@ -399,14 +409,13 @@ def _broadcast_agent_gradient(
     da = tl.zeros((AGENTS, P), tl.float32)
     du = tl.zeros((AGENTS, P), tl.float32)
     for start in range(first, last, BLOCK):
-        n = start + tl.arange(0, BLOCK)
+        n = tl.multiple_of(start + tl.arange(0, BLOCK), 16)
         valid = n < last
         ok = valid[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
         q = tl.load(x + at * x_n + d, mask=ok, other=0.0)
         dy = tl.load(grad + at * g_n + d, mask=ok, other=0.0)
-        table = bias + i[None, :] * tokens.to(tl.int64) + n[:, None]
-        table = tl.load(table, mask=live & valid[:, None], other=0.0)
+        table = _table(bias, i[None, :], n[:, None], bias_a, COUNT)
         p, ds = _broadcast_gradient(
             q, dy, a, u, table, live, valid, statistics, n, tokens, scale, WHOLE, EXACT
         )
@@ -462,7 +471,7 @@ def _finish(
 @triton.jit(do_not_specialize=_SCALARS)
 def _aggregate_agent_gradient(
     x, agents, slopes, bias, statistics, inner, parts,
-    x_b, x_n, tokens, per_split, heads, scale, part_stride,
+    x_b, x_n, bias_a, tokens, per_split, heads, scale, part_stride,
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -478,19 +487,19 @@ def _aggregate_agent_gradient(
     g = _rows(slopes + bh * (COUNT * D), i, COUNT, D, P)
     maximum = tl.load(statistics + bh * (2 * COUNT) + i, mask=live, other=0.0)[:, None]
     subtracted = tl.load(inner + bh * COUNT + i, mask=live, other=0.0)[:, None]
-    bias += (h * COUNT + i)[:, None] * tokens.to(tl.int64)
+    bias += h * COUNT * bias_a
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
     da = tl.zeros((AGENTS, P), tl.float32)
     for start in range(first, last, BLOCK):
-        n = start + tl.arange(0, BLOCK)
+        n = tl.multiple_of(start + tl.arange(0, BLOCK), 16)
         valid = n < last
         ok = valid[:, None] & (d < D)
         at = x + n.to(tl.int64)[:, None] * x_n + d
         k = tl.load(at, mask=ok, other=0.0)
         v = tl.load(at + heads * D, mask=ok, other=0.0)
         here = live[:, None] & valid[None, :]
-        s = _scores(a, k, tl.load(bias + n[None, :], mask=here, other=0.0), scale)
+        s = _scores(a, k, _table(bias, i[:, None], n[None, :], bias_a, COUNT), scale)
         p = _weights(s, maximum, here, EXACT)
         dp = _dot(g, tl.trans(v), tl.zeros((AGENTS, BLOCK), tl.float32))
         da = _dot((p * (dp - subtracted)).to(k.dtype), k, da)
@@ -513,7 +522,7 @@ def _aggregate_gradient(
 def _aggregate_token_gradient(
     x, grad, agents, slopes, bias, statistics, inner, weight, dx, dbias,
     x_b, x_n, g_b, g_n, dx_b, dx_n,
-    tokens, heads, height, width, prefix, batch, per_chunk, scale,
+    bias_a, tokens, heads, height, width, prefix, batch, per_chunk, scale,
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr,
     BIAS: tl.constexpr, WRITE: tl.constexpr,
@@ -529,13 +538,13 @@ def _aggregate_token_gradient(
     ok = valid[:, None] & (d < D)
     at = n.to(tl.int64)[:, None]
     i = tl.arange(0, AGENTS)
-    bias += h * COUNT * tokens.to(tl.int64) + n[:, None]
+    bias += h.to(tl.int64) * COUNT * bias_a
     if BIAS:
         i += chunk % BLOCKS * AGENTS
         chunk //= BLOCKS
         live = i < COUNT
         here = live[None, :] & valid[:, None]
-        table = tl.load(bias + i[None, :] * tokens.to(tl.int64), mask=here, other=0.0)
+        table = _table(bias, i[None, :], n[:, None], bias_a, COUNT)
         total = tl.zeros((BLOCK, AGENTS), tl.float32)
     first = chunk * per_chunk
     b = first.to(tl.int64)
@@ -560,12 +569,11 @@ def _aggregate_token_gradient(
             for j in range(0, COUNT, AGENTS):
                 live = j + i < COUNT
                 here = live[None, :] & valid[:, None]
-                table = bias + (j + i)[None, :] * tokens.to(tl.int64)
+                table = _table(bias, (j + i)[None, :], n[:, None], bias_a, COUNT)
                 a = _rows(agents + bh * (COUNT * D), j + i, COUNT, D, P)
                 g = _rows(slopes + bh * (COUNT * D), j + i, COUNT, D, P)
                 m = tl.load(statistics + bh * (2 * COUNT) + j + i, mask=live, other=0.0)
                 r = tl.load(inner + bh * COUNT + j + i, mask=live, other=0.0)
-                table = tl.load(table, mask=here, other=0.0)
                 p, ds = _aggregate_gradient(k, v, a, g, table, m, r, here, scale, EXACT)
                 dk = _dot(ds.to(k.dtype), a, dk)
                 dv = _dot(p.to(k.dtype), g, dv)
@@ -609,7 +617,7 @@ def _of_cells(
 def _broadcast_token_gradient(
     x, grad, agents, values, dagents, bias, statistics, dx, dbias,
     x_b, x_n, g_b, g_n, dx_b, dx_n,
-    tokens, heads, height, width, prefix, batch, per_chunk, scale, down, right,
+    bias_a, tokens, heads, height, width, prefix, batch, per_chunk, scale, down, right,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     BIAS: tl.constexpr, WRITE: tl.constexpr,
@@ -626,13 +634,13 @@ def _broadcast_token_gradient(
     ok = valid[:, None] & (d < D)
     at = n.to(tl.int64)[:, None]
     i = tl.arange(0, AGENTS)
-    bias += (heads + h) * COUNT * tokens.to(tl.int64) + n[:, None]
+    bias += (heads + h).to(tl.int64) * COUNT * bias_a
     if BIAS:
         i += chunk % BLOCKS * AGENTS
         chunk //= BLOCKS
         live = (i < COUNT)[None, :]
         here = live & valid[:, None]
-        table = tl.load(bias + i[None, :] * tokens.to(tl.int64), mask=here, other=0.0)
+        table = _table(bias, i[None, :], n[:, None], bias_a, COUNT)
         total = tl.zeros((BLOCK, AGENTS), tl.float32)
     first = chunk * per_chunk
     b = first.to(tl.int64)
@@ -655,10 +663,9 @@ def _broadcast_token_gradient(
             for j in range(0, COUNT, AGENTS):
                 live = (j + i < COUNT)[None, :]
                 here = live & valid[:, None]
-                table = bias + (j + i)[None, :] * tokens.to(tl.int64)
+                table = _table(bias, (j + i)[None, :], n[:, None], bias_a, COUNT)
                 a = _rows(agents + bh * (COUNT * D), j + i, COUNT, D, P)
                 u = _rows(values + bh * (COUNT * D), j + i, COUNT, D, P).to(a.dtype)
-                table = tl.load(table, mask=here, other=0.0)
                 _p, ds = _broadcast_gradient(
                     q, dy, a, u, table, live, valid, softmax, n, tokens, scale, WHOLE, EXACT
                 )
@@ -690,7 +697,7 @@ class Blocks:
 def _blocks(count: int, padded: int, itemsize: int) -> Blocks:
     if itemsize == 4:
         # float32 multiplies without tensor cores, and holds its operands in registers.
-        tile = Tile(16 if padded > 64 else 32, 8, 1, 2, 128)
+        tile = Tile(16 if padded > 64 else 32, 8, 1, 2, 64)
         return Blocks(min(64, max(16, triton.next_power_of_2(count))), tile, tile)
     agents = triton.next_power_of_2(max(count, 16))
     if agents > 128:
@@ -701,7 +708,17 @@ def _blocks(count: int, padded: int, itemsize: int) -> Blocks:
         chunk = Tile(32, 8, 1, 1, 64)
     else:
         chunk = Tile(64, 8 if agents > 16 else 4, 1, 1 if agents > 16 else 2, 64)
-    return Blocks(agents, Tile(64, 8 if large else 4, 2, 1 if large else 2, 128), chunk)
+    return Blocks(agents, Tile(64, 8 if large else 4, 2, 1 if large else 2, 64), chunk)
+
+
+def _aligned(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The biases in `dtype`, contiguous, their rows padded with zeros to a multiple of 16."""
+    tokens = bias.shape[-1]
+    if tokens % 16 == 0:
+        return bias.to(dtype).contiguous()
+    padded = bias.new_zeros(*bias.shape[:-1], triton.cdiv(tokens, 16) * 16, dtype=dtype)
+    padded[..., :tokens] = bias
+    return padded
 
 
 class Problem:
@@ -716,7 +733,8 @@ class Problem:
         grid: tuple[int, int],
     ):
         self.projection = projection
-        self.bias = bias
+        self.bias = _aligned(bias, projection.dtype)
+        self.bias_row = self.bias.shape[-1]
         self.heads = heads
         self.size = size
         self.grid = grid
@@ -793,7 +811,7 @@ class Problem:
                 self.empty(self.rows, splits, 2, self.count),
             )
         _aggregate[(self.rows, splits, self.agent_blocks)](
-            self.projection, agents, self.bias, *parts, *self.strides,
+            self.projection, agents, self.bias, *parts, *self.strides, self.bias_row,
             self.tokens, per_split, self.heads, self.scale, **self.options(self.blocks.split),
         )  # fmt: skip
         if splits > 1:
@@ -811,7 +829,7 @@ class Problem:
         splits, per_split = self.split(self.rows)
         _broadcast[(self.rows, splits)](
             self.projection, agents, values, self.bias, weight,
-            weight if weight_bias is None else weight_bias, out, *self.strides,
+            weight if weight_bias is None else weight_bias, out, *self.strides, self.bias_row,
             self.tokens, per_split, self.heads, *self.size, self.prefix, self.scale,
             K=weight.shape[-1], WEIGHT_BIAS=weight_bias is not None,
             **self.options(self.blocks.split),
@@ -825,8 +843,8 @@ class Problem:
         splits, per_split = self.split(self.rows)
         _broadcast_statistics[(self.rows, splits)](
             self.projection, grad, agents, values, self.bias, statistics,
-            *self.strides, *grad.stride()[:2], self.tokens, per_split, self.heads, self.scale,
-            **self.options(self.blocks.split),
+            *self.strides, *grad.stride()[:2], self.bias_row, self.tokens, per_split, self.heads,
+            self.scale, **self.options(self.blocks.split),
         )  # fmt: skip
         return statistics
 
@@ -852,7 +870,9 @@ class Problem:
         value_parts = self.empty(*shape)
         grid = (self.rows, splits, self.agent_blocks)
         options = self.options(self.blocks.split)
-        sizes = (self.tokens, per_split, self.heads, self.scale, agent_parts.stride(0))
+        sizes = (
+            self.bias_row, self.tokens, per_split, self.heads, self.scale, agent_parts.stride(0),
+        )  # fmt: skip
         _broadcast_agent_gradient[grid](
             self.projection, grad, agents, values, self.bias, softmax, agent_parts, value_parts,
             *self.strides, *grad.stride()[:2], *sizes, **options,
@@ -917,8 +937,8 @@ def backward(
 
     def sizes(per_chunk: int) -> tuple:
         return (
-            problem.tokens, problem.heads, *problem.size, problem.prefix, problem.batch,
-            per_chunk, problem.scale,
+            problem.bias_row, problem.tokens, problem.heads, *problem.size, problem.prefix,
+            problem.batch, per_chunk, problem.scale,
         )  # fmt: skip
 
     def aggregate(grid: tuple, parts: Tensor, per_chunk: int, options: dict) -> None:

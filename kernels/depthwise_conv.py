@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton
+from .backend import Operator, runs_triton
 
 Activation = Literal["gelu"]
 
@@ -138,20 +138,6 @@ def _run_backward_fake(grad, x, weight, stride, gelu, residual):
     return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
 
 
-_forward = register(
-    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, bool gelu, "
-    "bool residual, ScalarType dtype) -> Tensor",
-    _run,
-    _run_fake,
-)
-_backward = register(
-    "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int stride, bool gelu, "
-    "bool residual) -> (Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
-
-
 def _save(ctx, inputs, output):
     x, weight, bias, *ctx.options, _ = inputs
     ctx.save_for_backward(x, weight)
@@ -164,6 +150,17 @@ def _differentiate(ctx, grad):
     return dx, dweight, dbias, None, None, None, None
 
 
-torch.library.register_autograd(
-    "linsight::depthwise_conv2d", _differentiate, setup_context=_save, lib=LIBRARY
+_forward = Operator(
+    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, bool gelu, "
+    "bool residual, ScalarType dtype) -> Tensor",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)
+_backward = Operator(
+    "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int stride, bool gelu, "
+    "bool residual) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
 )

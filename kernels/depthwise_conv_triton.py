@@ -394,7 +394,6 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@lru_cache
 def _layout(
     tiles: tuple[Tile, ...], kernel: int, shape: torch.Size, multiprocessors: int
 ) -> tuple[Tile, int, int]:
@@ -422,8 +421,15 @@ def _layout(
 
 def _plan(tiles: tuple[Tile, ...], x: Tensor, kernel: int) -> tuple[tuple[int, int, int], dict]:
     """Grid, and the sizes that the stride-1 kernels share."""
-    batch, height, width, channels = x.shape
-    tile, block, rows = _layout(tiles, kernel, x.shape, _multiprocessors(x.device))
+    return _planned(tiles, x.shape, kernel, x.dtype == torch.float32, _multiprocessors(x.device))
+
+
+@lru_cache
+def _planned(
+    tiles: tuple[Tile, ...], shape: torch.Size, kernel: int, exact: bool, multiprocessors: int
+) -> tuple[tuple[int, int, int], dict]:
+    batch, height, width, channels = shape
+    tile, block, rows = _layout(tiles, kernel, shape, multiprocessors)
     strips = tile.span // block
     groups = triton.cdiv(width, tile.columns * strips)
     grid = (triton.cdiv(channels, block) * groups, triton.cdiv(height, rows), batch)
@@ -437,7 +443,7 @@ def _plan(tiles: tuple[Tile, ...], x: Tensor, kernel: int) -> tuple[tuple[int, i
         "P": tile.columns,
         "STRIPS": strips,
         "BC": block,
-        "EXACT": x.dtype == torch.float32,
+        "EXACT": exact,
         "num_warps": WARPS,
         "num_stages": 1,
     }
@@ -539,7 +545,7 @@ def weight_gradient(
             x.shape[1], x.shape[2], height, width, channels, rows,
             GELU=gelu, **_gather_sizes(kernel, x),
         )  # fmt: skip
-    _sum_parts[(taps + 1, triton.cdiv(channels, SUM_COLUMNS))](
+    _sum_parts[(taps + 1, -(-channels // SUM_COLUMNS))](
         parts, dweight, dbias, count, channels,
         TAPS=taps, ROWS=SUM_ROWS, BLOCK=SUM_COLUMNS, num_warps=WARPS,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton, without_autocast
+from .backend import Operator, runs_triton, without_autocast
 from .linear_attention import WIDEST_TRITON_HEAD, rows_contiguous
 
 
@@ -141,16 +141,6 @@ def _run_landmarks_backward(grad: Tensor, landmarks: Tensor) -> Tensor:
     return out
 
 
-_landmark_kernel = register(
-    "landmark_kernel(Tensor landmarks) -> Tensor", _run_landmarks, _run_landmarks_fake
-)
-_landmark_kernel_backward = register(
-    "landmark_kernel_backward(Tensor grad, Tensor landmarks) -> Tensor",
-    _run_landmarks_backward,
-    lambda grad, landmarks: landmarks.new_empty(landmarks.shape),
-)
-
-
 def _save_landmarks(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
@@ -159,11 +149,17 @@ def _differentiate_landmarks(ctx, grad):
     return _landmark_kernel_backward(grad, *ctx.saved_tensors)
 
 
-torch.library.register_autograd(
-    "linsight::landmark_kernel",
+_landmark_kernel = Operator(
+    "landmark_kernel(Tensor landmarks) -> Tensor",
+    _run_landmarks,
+    _run_landmarks_fake,
+    _save_landmarks,
     _differentiate_landmarks,
-    setup_context=_save_landmarks,
-    lib=LIBRARY,
+)
+_landmark_kernel_backward = Operator(
+    "landmark_kernel_backward(Tensor grad, Tensor landmarks) -> Tensor",
+    _run_landmarks_backward,
+    lambda grad, landmarks: landmarks.new_empty(landmarks.shape),
 )
 
 
@@ -200,20 +196,6 @@ def _run_backward_fake(grad, query, landmarks, value, inverse, state, scale):
     )
 
 
-_forward = register(
-    "gaussian_attention(Tensor query, Tensor landmarks, Tensor value, Tensor inverse, "
-    "Tensor? local, float scale) -> (Tensor, Tensor)",
-    _run,
-    _run_fake,
-)
-_backward = register(
-    "gaussian_attention_backward(Tensor grad, Tensor query, Tensor landmarks, Tensor value, "
-    "Tensor inverse, Tensor state, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
-
-
 def _save(ctx, inputs, output):
     *tensors, local, ctx.scale = inputs
     ctx.save_for_backward(*tensors, output[1])
@@ -228,6 +210,17 @@ def _differentiate(ctx, grad, _):
     return *_backward(grad, *ctx.saved_tensors, ctx.scale), dlocal, None
 
 
-torch.library.register_autograd(
-    "linsight::gaussian_attention", _differentiate, setup_context=_save, lib=LIBRARY
+_forward = Operator(
+    "gaussian_attention(Tensor query, Tensor landmarks, Tensor value, Tensor inverse, "
+    "Tensor? local, float scale) -> (Tensor, Tensor)",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)
+_backward = Operator(
+    "gaussian_attention_backward(Tensor grad, Tensor query, Tensor landmarks, Tensor value, "
+    "Tensor inverse, Tensor state, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
 )

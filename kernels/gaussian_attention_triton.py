@@ -448,13 +448,18 @@ def choose_tile(kernel: str, padded: int, itemsize: int) -> Tile:
     return tiles[max(32, padded)]
 
 
+def _padded(size: int) -> int:
+    """The power of two, at least 16, that a tile holds `size` rows or columns in."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
 def _landmark_sizes(landmarks: Tensor) -> tuple[int, int, dict]:
     """Programs along (B heads) and along the landmarks, and the options of the two kernels."""
     batch, marks, heads, width = landmarks.shape
-    block = max(16, min(MOST_LANDMARKS // 2, triton.next_power_of_2(marks)))
-    padded = max(16, triton.next_power_of_2(width))
+    block = max(16, min(MOST_LANDMARKS // 2, _padded(marks)))
+    padded = _padded(width)
     options = {"D": width, "P": padded, "BM": block, "num_warps": 4, "num_stages": 1}
-    return batch * heads, triton.cdiv(marks, block), options
+    return batch * heads, -(-marks // block), options
 
 
 def landmark_kernel(landmarks: Tensor, out: Tensor) -> None:
@@ -481,9 +486,9 @@ class _Problem:
         self.batch, self.tokens, self.heads, self.width = query.shape
         self.marks = landmarks.shape[1]
         self.rows = self.batch * self.heads
-        self.padded = max(16, triton.next_power_of_2(self.width))
-        self.block = min(MOST_LANDMARKS, max(16, triton.next_power_of_2(self.marks)))
-        self.blocks = triton.cdiv(self.marks, self.block)
+        self.padded = _padded(self.width)
+        self.block = min(MOST_LANDMARKS, _padded(self.marks))
+        self.blocks = -(-self.marks // self.block)
         self.query, self.landmarks, self.scale = query, landmarks, scale
 
     def empty(self, *shape: int) -> Tensor:

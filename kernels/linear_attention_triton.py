@@ -612,8 +612,8 @@ def _key_gradient(
         inner = tl.sum(tl.load(dtotal + (P + 2) * P + piece, mask=piece < pieces, other=0.0), 0)
         if CORRECT:
             piece = tl.arange(0, MOST_SPLITS)
-            at = excess + bh.to(tl.int64) * query_splits + piece
-            inner += tl.sum(tl.load(at, mask=piece < query_splits, other=0.0), 0)
+            measured = excess + bh.to(tl.int64) * query_splits + piece
+            inner += tl.sum(tl.load(measured, mask=piece < query_splits, other=0.0), 0)
         dquery_sum = tl.zeros((BLOCK // 2, P), tl.float32)
         excess_sum = tl.zeros((BLOCK,), tl.float32)
     else:
@@ -752,11 +752,11 @@ class Tile:
 # registers, spills and instructions in the machine code, see docs/performance.md.
 TILES = {
     "query_sums": {64: Tile(64, 4, 1, 8, 256), 128: Tile(64, 8, 1, 4, 256)},
-    "state": {64: Tile(64, 4, 2, 3, 256), 128: Tile(64, 8, 1, 1, 512)},
+    "state": {64: Tile(64, 4, 3, 2, 256), 128: Tile(64, 8, 1, 1, 512)},
     "read": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
     "output_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(64, 8, 1, 1, 512)},
-    "key_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
-    "query_gradient": {64: Tile(64, 4, 1, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "key_gradient": {64: Tile(64, 4, 3, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
+    "query_gradient": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
 }
 # float32 multiplies without tensor cores, and holds its operands in registers.
 WIDE_TILES = {64: Tile(16, 8, 1, 2, 128), 128: Tile(16, 16, 1, 1, 128)}
@@ -797,7 +797,7 @@ class Problem:
         readout: str,
     ):
         self.batch, self.tokens, self.heads, self.width = query.shape
-        self.padded = max(16, triton.next_power_of_2(self.width))
+        self.padded = max(16, 1 << (self.width - 1).bit_length())
         self.rows = self.batch * self.heads
         self.device = query.device
         self.itemsize = query.element_size()
@@ -879,7 +879,7 @@ class Problem:
     def pieces(self) -> int:
         """How many programs a head merge the state's gradient, of which each leaves a piece."""
         splits, _ = self.split(self.tile("output_gradient"))
-        return triton.cdiv(self.padded + 2, self.merge_tile(splits)[0])
+        return -(-(self.padded + 2) // self.merge_tile(splits)[0])
 
     def merge(
         self, parts: Tensor, query_parts: Tensor | None = None, state: Tensor | None = None
@@ -887,7 +887,7 @@ class Problem:
         rows, chunk = self.merge_tile(parts.shape[1])
         total = self.empty(self.rows, self.padded + 4, self.padded)
         backward = state is not None
-        _merge[(self.rows, triton.cdiv(self.padded + 2, rows))](
+        _merge[(self.rows, -(-(self.padded + 2) // rows))](
             parts, parts if query_parts is None else query_parts, total,
             total if state is None else state, self.tokens, parts.shape[1],
             0 if query_parts is None else query_parts.shape[1], self.scale,

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton, without_autocast
+from .backend import Operator, runs_triton, without_autocast
 
 InverseMethod = Literal["regularized", "normalized", "unregularized"]
 
@@ -145,34 +145,6 @@ def _run_residuals(x: Tensor, alphas: Tensor) -> Tensor:
     return kernels.residuals(x.contiguous(), alphas.contiguous())
 
 
-_implicit = register(
-    "newton_implicit(Tensor x, Tensor alpha, float ridge, int iterations) -> Tensor",
-    _run,
-    _run_fake,
-)
-_implicit_backward = register(
-    "newton_implicit_backward(Tensor grad, Tensor v) -> Tensor",
-    _run_implicit_backward,
-    lambda grad, v: v.new_empty(v.shape),
-)
-_unrolled = register(
-    "newton_unrolled(Tensor x, Tensor alpha, float ridge, int iterations) -> Tensor",
-    _run,
-    _run_fake,
-)
-_unrolled_backward = register(
-    "newton_unrolled_backward(Tensor grad, Tensor x, Tensor alpha, float ridge, int iterations) "
-    "-> (Tensor, Tensor)",
-    _run_unrolled_backward,
-    lambda grad, x, alpha, ridge, iterations: (x.new_empty(x.shape), alpha.new_empty(alpha.shape)),
-)
-_residuals = register(
-    "newton_residuals(Tensor x, Tensor alphas) -> Tensor",
-    _run_residuals,
-    lambda x, alphas: x.new_empty(x.shape[0], alphas.shape[0]),
-)
-
-
 def _save_implicit(ctx, inputs, output):
     ctx.save_for_backward(output)
 
@@ -191,10 +163,33 @@ def _differentiate_unrolled(ctx, grad):
     return dx, dalpha, None, None
 
 
-for _name, _backward_of, _save in (
-    ("newton_implicit", _differentiate_implicit, _save_implicit),
-    ("newton_unrolled", _differentiate_unrolled, _save_unrolled),
-):
-    torch.library.register_autograd(
-        f"linsight::{_name}", _backward_of, setup_context=_save, lib=LIBRARY
-    )
+_implicit = Operator(
+    "newton_implicit(Tensor x, Tensor alpha, float ridge, int iterations) -> Tensor",
+    _run,
+    _run_fake,
+    _save_implicit,
+    _differentiate_implicit,
+)
+_implicit_backward = Operator(
+    "newton_implicit_backward(Tensor grad, Tensor v) -> Tensor",
+    _run_implicit_backward,
+    lambda grad, v: v.new_empty(v.shape),
+)
+_unrolled = Operator(
+    "newton_unrolled(Tensor x, Tensor alpha, float ridge, int iterations) -> Tensor",
+    _run,
+    _run_fake,
+    _save_unrolled,
+    _differentiate_unrolled,
+)
+_unrolled_backward = Operator(
+    "newton_unrolled_backward(Tensor grad, Tensor x, Tensor alpha, float ridge, int iterations) "
+    "-> (Tensor, Tensor)",
+    _run_unrolled_backward,
+    lambda grad, x, alpha, ridge, iterations: (x.new_empty(x.shape), alpha.new_empty(alpha.shape)),
+)
+_residuals = Operator(
+    "newton_residuals(Tensor x, Tensor alphas) -> Tensor",
+    _run_residuals,
+    lambda x, alphas: x.new_empty(x.shape[0], alphas.shape[0]),
+)

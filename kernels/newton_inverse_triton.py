@@ -157,7 +157,7 @@ def _fits(size: int) -> bool:
 
 
 def _launch(size: int) -> dict:
-    return {"M": max(16, triton.next_power_of_2(size)), "num_warps": WARPS, "num_stages": 1}
+    return {"M": max(16, 1 << (size - 1).bit_length()), "num_warps": WARPS, "num_stages": 1}
 
 
 def _multiplied(
@@ -174,7 +174,7 @@ def _multiplied(
     """beta add + factor a @ b of matrices too large for one program."""
     out = torch.empty(a.shape, dtype=a.dtype, device=a.device) if out is None else out
     matrices, size, _ = a.shape
-    tiles = triton.cdiv(size, TILE)
+    tiles = -(-size // TILE)
     _product[(tiles * tiles, matrices)](
         a, b, a if add is None else add, out, beta, factor, size, tiles,
         TRANSPOSE_A=transpose_a, TRANSPOSE_B=transpose_b, SYMMETRIC=symmetric,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton, without_autocast
+from .backend import Operator, runs_triton, without_autocast
 
 Padding = Literal["end", "end_after_shift", "centre"]
 
@@ -296,21 +296,6 @@ def _run_backward_fake(
     )
 
 
-_forward = register(
-    "window_attention(Tensor projection, Tensor? table, Tensor? fill, Tensor? weight, "
-    "Tensor? bias, int heads, SymInt[] windows, SymInt[] shift, str padding) -> (Tensor, Tensor)",
-    _run,
-    _run_fake,
-)
-_backward = register(
-    "window_attention_backward(Tensor grad, Tensor projection, Tensor? table, Tensor? fill, "
-    "Tensor? weight, Tensor? bias, Tensor sums, int heads, SymInt[] windows, SymInt[] shift, "
-    "str padding) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
-
-
 def _save(ctx, inputs, output):
     *tensors, ctx.heads, ctx.windows, ctx.shift, ctx.padding = inputs
     ctx.save_for_backward(*tensors, output[1])
@@ -328,6 +313,18 @@ def _differentiate(ctx, grad, _):
     return *kept, None, None, None, None
 
 
-torch.library.register_autograd(
-    "linsight::window_attention", _differentiate, setup_context=_save, lib=LIBRARY
+_forward = Operator(
+    "window_attention(Tensor projection, Tensor? table, Tensor? fill, Tensor? weight, "
+    "Tensor? bias, int heads, SymInt[] windows, SymInt[] shift, str padding) -> (Tensor, Tensor)",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)
+_backward = Operator(
+    "window_attention_backward(Tensor grad, Tensor projection, Tensor? table, Tensor? fill, "
+    "Tensor? weight, Tensor? bias, Tensor sums, int heads, SymInt[] windows, SymInt[] shift, "
+    "str padding) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
 )

@@ -10,6 +10,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels import Rotary, agent_attention
+from ...kernels.backend import without_autocast
 from .place import Place
 from .projected import ProjectedMixer
 
@@ -68,27 +69,26 @@ class Agent(ProjectedMixer):
 
     def biases(self, size: tuple[int, int]) -> Tensor:
         """B1 and B2, both (heads, A, P + H * W), stacked: (2, heads, A, P + H * W)."""
-        whole = self._of_grid(self.map_bias.flatten(-2)).unflatten(-1, (TABLE, TABLE))
-        whole = F.interpolate(whole.flatten(0, 1), size, mode="bilinear").unflatten(0, (2, -1))
-        rows = resize_axis(self._of_grid(self.row_bias), size[0])
-        columns = resize_axis(self._of_grid(self.column_bias), size[1])
-        bias = (whole + rows[..., :, None] + columns[..., None, :]).flatten(-2)
-        if self.prefix_bias is not None:
-            bias = torch.cat((self._of_grid(self.prefix_bias), bias), -1)
-        return bias
+        with without_autocast(self.map_bias):
+            whole = self._of_grid(self.map_bias.flatten(-2)).unflatten(-1, (TABLE, TABLE))
+            rows = resize_axis(self._of_grid(self.row_bias), size[0])
+            columns = resize_axis(self._of_grid(self.column_bias), size[1])
+            bias = resize_map(whole, size) + rows[..., :, None] + columns[..., None, :]
+            if self.prefix_bias is None:
+                return bias.flatten(-2)
+            return torch.cat((self._of_grid(self.prefix_bias), bias.flatten(-2)), -1)
 
     def _of_grid(self, table: Tensor) -> Tensor:
         """A table (2, heads, A, L) for the agents that run, their grid resized as a map."""
         if self.grid == self.table_grid:
             return table
         maps = table.transpose(-1, -2).unflatten(-1, self.table_grid)
-        maps = F.interpolate(maps.flatten(0, 1), self.grid, mode="bilinear")
-        return maps.unflatten(0, table.shape[:2]).flatten(-2).transpose(-1, -2)
+        return resize_map(maps, self.grid).flatten(-2).transpose(-1, -2)
 
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         return agent_attention(
             projection,
-            self.biases(size).to(projection.dtype),
+            self.biases(size),
             self.local.weight,
             self.local.bias,
             heads=self.num_heads,
@@ -97,13 +97,30 @@ class Agent(ProjectedMixer):
         )
 
 
+def interpolation(length: int, target: int, like: Tensor) -> Tensor:
+    """Linear interpolation of `length` values to `target`, as a matrix (length, target).
+
+    A product with it has a gradient that is the same in every run; that of `F.interpolate` is
+    summed by atomics on CUDA.
+    """
+    identity = torch.eye(length, dtype=like.dtype, device=like.device)
+    return F.interpolate(identity[None], target, mode="linear")[0]
+
+
 def resize_axis(table: Tensor, length: int) -> Tensor:
     """A table (..., L), linearly interpolated to (..., length)."""
     # A comparison of sizes would fix an exported graph's.
     if not is_exporting() and table.shape[-1] == length:
         return table
-    flat = F.interpolate(table.flatten(0, -2)[:, None], length, mode="linear")
-    return flat.unflatten(0, table.shape[:-1]).squeeze(-2)
+    return table @ interpolation(table.shape[-1], length, table)
+
+
+def resize_map(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """A table (..., h, w), bilinearly interpolated to (..., H, W)."""
+    table = resize_axis(table, size[1])
+    if not is_exporting() and table.shape[-2] == size[0]:
+        return table
+    return interpolation(table.shape[-2], size[0], table).T @ table
 
 
 # The authors' tables of the first and of the second attention.

@@ -13,6 +13,7 @@ from ...kernels import (
     newton_inverse,
 )
 from ...kernels.newton_inverse import InverseMethod
+from ..layers import scaled_linear
 from .place import Place
 
 # Landmarks a side at a model's own size, unless a ratio is given: SOFT's number.
@@ -91,7 +92,13 @@ class SoftmaxFree(nn.Module):
         )
         self.out_proj = nn.Linear(place.dim, place.dim)
 
-    def forward(self, x: Tensor, size: tuple[int, int], rotary: Rotary | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        rotary: Rotary | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
         """Mix the tokens of a map.
 
         Args:
@@ -99,6 +106,7 @@ class SoftmaxFree(nn.Module):
             size: (H, W), each at least the landmark ratio.
             rotary: accepted as by every mixer, and not used: distances of queries are no
                 product that a rotation could act on.
+            scale: a layer scale of C elements that multiplies the result, or none.
 
         Returns:
             (B, H * W, C).
@@ -117,7 +125,7 @@ class SoftmaxFree(nn.Module):
         value_map = projection[..., projection.shape[-1] // 2 :].unflatten(1, size)
         local = depthwise_conv2d(value_map, filters).reshape(value.shape)
         y = gaussian_attention(query, landmarks, value, inverse, local, scale=self.width**-0.25)
-        return self.out_proj(y.flatten(2))
+        return scaled_linear(self.out_proj, y.flatten(2), scale)
 
     def landmarks(self, query: Tensor) -> Tensor:
         """(B, M, heads, D) in the dtype of `query`, (B, H, W, heads, D)."""

@@ -5,7 +5,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels import Rotary
-from ..layers import LayerNorm, padded
+from ..layers import LayerNorm, padded, scaled_linear
 from .place import Place
 
 
@@ -44,7 +44,13 @@ class SpatialReduction(nn.Module):
         self.key_value = nn.Linear(dim, 2 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, size: tuple[int, int], rotary: Rotary | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        rotary: Rotary | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
         """(B, H * W, C) to (B, H * W, C), of a map of size (H, W); see `ProjectedMixer`."""
         image = padded(x.unflatten(1, size).permute(0, 3, 1, 2), self.reduce.stride[0])
         reduced = self.norm(self.reduce(image).flatten(2).transpose(1, 2))
@@ -53,4 +59,4 @@ class SpatialReduction(nn.Module):
             self.key_value(reduced).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )
         y = F.scaled_dot_product_attention(query, key, value)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return scaled_linear(self.out_proj, y.transpose(1, 2).flatten(2), scale)

@@ -17,7 +17,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..checkpoint import check_fit, unwrap
+from ..checkpoint import check_fit, resize_position, unwrap
 from ..layers import LayerNorm, TransformerBlock, checked_image
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.agent import pack_tables, resize_tables
@@ -301,14 +301,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     state_dict = unwrap(state_dict)
     if "patch_embed1.proj.weight" in state_dict:
         state_dict = _our_names(pack_tables(_packed(state_dict)))
-    own = model.state_dict()
-    state_dict = resize_tables(state_dict, {name: value.shape for name, value in own.items()})
+    state_dict = resize_tables(
+        state_dict, {name: value.shape for name, value in model.state_dict().items()}
+    )
     for i, stage in enumerate(model.stages):
-        position = state_dict.get(name := f"stages.{i}.pos_embed")
-        if position is not None and position.shape[1] != own[name].shape[1]:
-            state_dict[name] = resample_abs_pos_embed(
-                position, stage.size, num_prefix_tokens=stage.prefix_tokens
-            )
+        if (position := state_dict.get(name := f"stages.{i}.pos_embed")) is not None:
+            state_dict[name] = resize_position(position, stage.size, stage.prefix_tokens)
     config = model.pretrained_cfg
     check_fit(
         state_dict,

@@ -20,7 +20,7 @@ from timm.layers import (
 from timm.models import checkpoint, register_notrace_function
 from torch import Tensor, nn
 
-from ...kernels import Rotary, rotary_tables, scaled_add
+from ...kernels import Rotary, rotary_tables
 from ..checkpoint import check_fit, unwrap
 from ..layers import AddLayerNorm, ConvMlp, ConvNorm, DepthwiseConv2d, LayerNorm
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
@@ -94,9 +94,9 @@ class PyramidBlock(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         x = self.position(x)
         size = x.shape[1:3]
-        y = self.mixer(self.norm1(x).flatten(1, 2), size, rotary).unflatten(1, size)
-        x, y = self.norm2(x, self.drop_path1(y), self.gamma1)
-        return scaled_add(x, self.drop_path2(self.mlp(y)), self.gamma2)
+        y = self.mixer(self.norm1(x).flatten(1, 2), size, rotary, self.gamma1).unflatten(1, size)
+        x, y = self.norm2(x, self.drop_path1(y))
+        return x + self.drop_path2(self.mlp(y, self.gamma2))
 
 
 class PyramidStage(nn.Module):

@@ -15,7 +15,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..checkpoint import check_fit, unwrap
+from ..checkpoint import check_fit, resize_position, unwrap
 from ..layers import LayerNorm, TransformerBlock, checked_image
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.agent import pack_tables, resize_tables
@@ -256,9 +256,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     state_dict = resize_tables(
         state_dict, {name: value.shape for name, value in model.state_dict().items()}
     )
-    position = state_dict.get("pos_embed")
-    if position is not None and position.shape[1] != model.pos_embed.shape[1]:
-        state_dict["pos_embed"] = resample_abs_pos_embed(position, model.size)
+    if (position := state_dict.get("pos_embed")) is not None:
+        state_dict["pos_embed"] = resize_position(position, model.size, model.num_prefix_tokens)
     config = model.pretrained_cfg
     check_fit(
         state_dict,

@@ -116,10 +116,13 @@ def test_errors_name_the_argument() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_error_against_float64(dtype, prefix, device, seed) -> None:
     small = device.type == "cpu"
-    size, grid, width, batch = ((5, 7), (3, 3), 16, 2) if small else ((56, 56), (7, 7), 64, 8)
-    tensors = case(size, grid, 2, width, device, prefix, batch)
-    slope = torch.randn(*tensors[0].shape[:2], 2 * width, device=device)
-    assert_as_exact_as_eager(operator(2, size, grid), tensors, dtype, slope)
+    if small:
+        size, grid, heads, width, batch = (5, 7), (3, 3), 1 + prefix, 16, 2 - prefix
+    else:
+        size, grid, heads, width, batch = (56, 56), (7, 7), 2, 64, 8
+    tensors = case(size, grid, heads, width, device, prefix, batch)
+    slope = torch.randn(*tensors[0].shape[:2], heads * width, device=device)
+    assert_as_exact_as_eager(operator(heads, size, grid), tensors, dtype, slope)
 
 
 @pytest.mark.triton
@@ -128,7 +131,7 @@ def test_more_agents_than_a_block(dtype, device, seed) -> None:
     # More than the interpreter's tiles, and on a GPU than 128; more, too, than there are tokens.
     small = device.type == "cpu"
     size, grid, width = ((3, 7), (5, 5), 16) if small else ((20, 33), (28, 28), 64)
-    tensors = case(size, grid, 1, width, device, 1, 2)
+    tensors = case(size, grid, 1, width, device, 1, 1 if small else 2)
     slope = torch.randn(*tensors[0].shape[:2], width, device=device)
     assert_as_exact_as_eager(operator(1, size, grid), tensors, dtype, slope)
 
@@ -147,15 +150,12 @@ def test_head_widths(width, dtype, device, seed) -> None:
 @pytest.mark.triton
 def test_random_shapes(device, seed) -> None:
     draw = random.Random(seed)
-    for _ in range(2 if device.type == "cpu" else 20):
-        size = (draw.choice((1, 5, 7, 11)), draw.choice((1, 3, 13)))
+    small = device.type == "cpu"
+    for _ in range(2 if small else 20):
+        size = (draw.choice((1, 5, 7)), draw.choice((1, 3, 5 if small else 29)))
         grid = draw.choice(((1, 1), (3, 3), (2, 4), (4, 4)))
-        heads, width, prefix = (
-            draw.choice((1, 2, 3)),
-            draw.choice((16, 32, 48)),
-            draw.choice((0, 2)),
-        )
-        kernel, batch = draw.choice((3, 5)), draw.choice((1, 3))
+        heads, width = draw.choice((1, 2)), draw.choice((16, 32, 48))
+        prefix, kernel, batch = draw.choice((0, 2)), draw.choice((3, 5)), draw.choice((1, 2))
         print(size, grid, heads, width, prefix, kernel, batch)
         tensors = case(size, grid, heads, width, device, prefix, batch, kernel)
         slope = torch.randn(*tensors[0].shape[:2], heads * width, device=device)
@@ -191,12 +191,12 @@ def test_large_values_and_zeros(device, seed) -> None:
 @pytest.mark.triton
 def test_half_precision_does_not_overflow_with_tokens(device) -> None:
     """The gradient of what the agents aggregate grows with N; no operand of float16 may."""
-    side = 24 if device.type == "cpu" else 224
-    tensors = leaves(case((side, side), (1, 1), 1, 16, device), torch.float16)
+    side = 12 if device.type == "cpu" else 224
+    projection, *tables = case((side, side), (1, 1), 1, 16, device)
+    projection = projection.half().requires_grad_()
     with force("triton"):
-        y = operator(1, (side, side), (1, 1))(*tensors)
-    slope = torch.full_like(y, 500.0)
-    (gradient,) = torch.autograd.grad(y, tensors[:1], slope)
+        y = operator(1, (side, side), (1, 1))(projection, *tables)
+    (gradient,) = torch.autograd.grad(y, projection, torch.full_like(y, 500.0))
     assert gradient.isfinite().all()
 
 
@@ -210,9 +210,9 @@ def test_every_element_is_written(device, monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
     for grid in ((2, 3), (5, 5)):
-        tensors = leaves(case((5, 9), grid, 2, 24, device, 1, 2), torch.float32)
+        tensors = leaves(case((3, 7), grid, 2, 24, device, 1, 1), torch.float32)
         with force("triton"):
-            y = operator(2, (5, 9), grid)(*tensors)
+            y = operator(2, (3, 7), grid)(*tensors)
             gradients = torch.autograd.grad(y.sum(), tensors)
         assert all(x.isfinite().all() for x in (y, *gradients))
 

@@ -57,6 +57,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("width", "dtype", "mechanism"),
     [
         (64, torch.bfloat16, ("elu_plus_one", "global_query", "normalized")),
+        (64, torch.float16, ("elu_plus_one", "global_query", "subtractive")),
         (96, torch.float16, ("elu_plus_one", "uniform", "magnitude_aware")),
     ],
 )
@@ -71,11 +72,18 @@ def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, compiled:
     assert {"_state", "_read", "_key_gradient", "_query_gradient", "_weigh"} < set(compiled)
 
 
+def test_rotary(compiled: list) -> None:
+    x = torch.zeros(2, 14 * 13, 2, 48, dtype=torch.bfloat16, requires_grad=True)
+    y = torch.ops.linsight.rotary(x, *rotary_tables((14, 13), 48, x.dtype, x.device), False)
+    y.backward(y.detach())
+    assert compiled == ["_turn", "_turn"]
+
+
 @pytest.mark.parametrize("channels", [64, 320])
 def test_layer_norm(channels: int, compiled: list) -> None:
     x = torch.zeros(2, 14, channels, dtype=torch.bfloat16, requires_grad=True)
     vector = torch.zeros(channels, requires_grad=True)
-    total, norm = torch.ops.linsight.layer_norm(x, x.detach(), vector, vector, vector, 1e-6)
+    total, norm = torch.ops.linsight.layer_norm(x, x.detach(), vector, vector, 1e-6)
     (total + norm).backward(x.detach())
     assert set(compiled) == {"_forward", "_backward", "_sum_parts"}
 
