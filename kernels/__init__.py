@@ -3,7 +3,8 @@
 from .agent_attention import agent_attention
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
-from .gaussian_attention import gaussian_attention, landmark_kernel
+from .gaussian_attention import gaussian_attention
+from .landmark_kernel import landmark_kernel
 from .layer_norm import add_layer_norm, layer_norm
 from .linear_attention import linear_attention
 from .newton_inverse import newton_inverse

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .landmark_kernel_triton import half_square, padded_size, product, rows_of
 from .linear_attention_triton import (
     Tile,
     _dot,
@@ -37,16 +38,6 @@ from .linear_attention_triton import (
     _split,
 )
 from .newton_inverse_triton import PRECISION
-
-
-@triton.jit
-def _product(a, b, IEEE: tl.constexpr):
-    """a @ b of two inputs as they were loaded: products of 16 bits are exact in float32."""
-    accumulator = tl.zeros((a.shape[0], b.shape[1]), tl.float32)
-    if IEEE:
-        return tl.dot(a, b, accumulator, input_precision="ieee")
-    else:
-        return _multiply(a, b, accumulator)
 
 
 @triton.jit
@@ -72,22 +63,6 @@ def _weigh(e, x, accumulator, IEEE: tl.constexpr):
         return _multiply(_low(e, IEEE), _low(x, IEEE), accumulator)
 
 
-@triton.jit
-def _half_square(x):
-    """|x|^2 / 2 of each row."""
-    x = x.to(tl.float32)
-    return 0.5 * tl.sum(x * x, 1)
-
-
-@triton.jit
-def _rows(x, start, last, stride, D: tl.constexpr, P: tl.constexpr, COUNT: tl.constexpr):
-    """Rows start .. start + COUNT - 1 of x, zero from `last` on and beyond column D."""
-    n = start + tl.arange(0, COUNT)
-    d = tl.arange(0, P)
-    mask = (n < last)[:, None] & (d < D)[None, :]
-    return tl.load(x + n.to(tl.int64)[:, None] * stride + d[None, :], mask=mask, other=0.0)
-
-
 _SCALARS = ["tokens", "per_split", "splits", "marks", "heads", "rows"]
 
 
@@ -110,14 +85,14 @@ def _gather(
     x += b * x_b + h * x_h
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    mark = _rows(k, m, marks, k_n, D, P, BM)
-    mark_half = _half_square(mark)[:, None]
+    mark = rows_of(k, m, marks, k_n, D, P, BM)
+    mark_half = half_square(mark)[:, None]
     total = tl.zeros((BM, P), tl.float32)
     for start in range(first, last, BLOCK):
-        query = _rows(q, start, last, q_n, D, P, BLOCK)
-        y = _operand(_rows(x, start, last, x_n, D, P, BLOCK), IEEE)
-        score = scale * _product(mark, tl.trans(query), IEEE) - mark_half
-        score -= scale * scale * _half_square(query)[None, :]
+        query = rows_of(q, start, last, q_n, D, P, BLOCK)
+        y = _operand(rows_of(x, start, last, x_n, D, P, BLOCK), IEEE)
+        score = scale * product(mark, tl.trans(query), IEEE) - mark_half
+        score -= scale * scale * half_square(query)[None, :]
         total = _dot(_exp(score, IEEE), y, total, IEEE)
     row = m + tl.arange(0, BM)
     parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * marks * P
@@ -203,24 +178,24 @@ def _scatter(
     last = tl.minimum(first + per_split, tokens)
     d = tl.arange(0, P)[None, :]
     if WHOLE:
-        mark = _rows(k, 0, marks, k_n, D, P, BM)
-        weight = _rows(w, 0, marks, P, P, P, BM)
-        mark_half = _half_square(mark)[None, :]
+        mark = rows_of(k, 0, marks, k_n, D, P, BM)
+        weight = rows_of(w, 0, marks, P, P, P, BM)
+        mark_half = half_square(mark)[None, :]
         high = _high(weight, IEEE)
         low = _low(weight, IEEE)
     for start in range(first, last, BLOCK):
-        query = _rows(q, start, last, q_n, D, P, BLOCK)
-        query_half = scale * scale * _half_square(query)[:, None]
+        query = rows_of(q, start, last, q_n, D, P, BLOCK)
+        query_half = scale * scale * half_square(query)[:, None]
         y = tl.zeros((BLOCK, P), tl.float32)
         if WHOLE:
-            score = scale * _product(query, tl.trans(mark), IEEE) - query_half - mark_half
+            score = scale * product(query, tl.trans(mark), IEEE) - query_half - mark_half
             y = _dot_halves(_exp(score, IEEE), high, low, y, IEEE)
         else:
             for m in range(0, marks, BM):
-                mark = _rows(k, m, marks, k_n, D, P, BM)
-                weight = _rows(w, m, marks, P, P, P, BM)
-                score = scale * _product(query, tl.trans(mark), IEEE) - query_half
-                score -= _half_square(mark)[None, :]
+                mark = rows_of(k, m, marks, k_n, D, P, BM)
+                weight = rows_of(w, m, marks, P, P, P, BM)
+                score = scale * product(query, tl.trans(mark), IEEE) - query_half
+                score -= half_square(mark)[None, :]
                 y = _dot(_exp(score, IEEE), weight, y, IEEE)
         n = start + tl.arange(0, BLOCK)
         mask = (n < last)[:, None] & (d < D)
@@ -236,7 +211,7 @@ def _tile_gradient(
     IEEE: tl.constexpr,
 ):  # fmt: skip
     """One tile's E, and dv, dq / s + s sum(E) q and sum(E) with its part added."""
-    score = scale * _product(query, tl.trans(mark), IEEE) - query_half - _half_square(mark)[None, :]
+    score = scale * product(query, tl.trans(mark), IEEE) - query_half - half_square(mark)[None, :]
     kernel = _exp(score, IEEE)
     e = tl.zeros((query.shape[0], mark.shape[0]), tl.float32)
     e = _dot(_operand(dy, IEEE), tl.trans(weight), e, IEEE)
@@ -274,16 +249,16 @@ def _token_gradient(
     last = tl.minimum(first + per_split, tokens)
     d = tl.arange(0, P)[None, :]
     if WHOLE:
-        mark = _rows(k, 0, marks, k_n, D, P, BM)
-        weight = _rows(w, 0, marks, P, P, P, BM)
-        du = _rows(d_u, 0, marks, P, P, P, BM)
+        mark = rows_of(k, 0, marks, k_n, D, P, BM)
+        weight = rows_of(w, 0, marks, P, P, P, BM)
+        du = rows_of(d_u, 0, marks, P, P, P, BM)
         dmark = tl.zeros((BM, P), tl.float32)
         mark_mass = tl.zeros((BM,), tl.float32)
     for start in range(first, last, BLOCK):
-        query = _rows(q, start, last, q_n, D, P, BLOCK)
-        value = _rows(v, start, last, v_n, D, P, BLOCK)
-        dy = _rows(grad, start, last, g_n, D, P, BLOCK)
-        query_half = scale * scale * _half_square(query)[:, None]
+        query = rows_of(q, start, last, q_n, D, P, BLOCK)
+        value = rows_of(v, start, last, v_n, D, P, BLOCK)
+        dy = rows_of(grad, start, last, g_n, D, P, BLOCK)
+        query_half = scale * scale * half_square(query)[:, None]
         dvalue = tl.zeros((BLOCK, P), tl.float32)
         dquery = tl.zeros((BLOCK, P), tl.float32)
         mass = tl.zeros((BLOCK,), tl.float32)
@@ -297,9 +272,9 @@ def _token_gradient(
             for m in range(0, marks, BM):
                 _, dvalue, dquery, mass = _tile_gradient(
                     query, value, dy, query_half,
-                    _rows(k, m, marks, k_n, D, P, BM),
-                    _rows(w, m, marks, P, P, P, BM),
-                    _rows(d_u, m, marks, P, P, P, BM),
+                    rows_of(k, m, marks, k_n, D, P, BM),
+                    rows_of(w, m, marks, P, P, P, BM),
+                    rows_of(d_u, m, marks, P, P, P, BM),
                     dvalue, dquery, mass, scale, IEEE,
                 )  # fmt: skip
         dquery = scale * (dquery - (scale * mass)[:, None] * query.to(tl.float32))
@@ -335,18 +310,18 @@ def _landmark_gradient(
     grad += b * g_b + h * g_h
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    mark = _rows(k, m, marks, k_n, D, P, BM)
-    mark_half = _half_square(mark)[:, None]
-    weight = _rows(w + bh.to(tl.int64) * marks * P, m, marks, P, P, P, BM)
-    du = _rows(d_u + bh.to(tl.int64) * marks * P, m, marks, P, P, P, BM)
+    mark = rows_of(k, m, marks, k_n, D, P, BM)
+    mark_half = half_square(mark)[:, None]
+    weight = rows_of(w + bh.to(tl.int64) * marks * P, m, marks, P, P, P, BM)
+    du = rows_of(d_u + bh.to(tl.int64) * marks * P, m, marks, P, P, P, BM)
     dmark = tl.zeros((BM, P), tl.float32)
     mass = tl.zeros((BM,), tl.float32)
     for start in range(first, last, BLOCK):
-        query = _rows(q, start, last, q_n, D, P, BLOCK)
-        value = _operand(_rows(v, start, last, v_n, D, P, BLOCK), IEEE)
-        dy = _operand(_rows(grad, start, last, g_n, D, P, BLOCK), IEEE)
-        score = scale * _product(mark, tl.trans(query), IEEE) - mark_half
-        score -= scale * scale * _half_square(query)[None, :]
+        query = rows_of(q, start, last, q_n, D, P, BLOCK)
+        value = _operand(rows_of(v, start, last, v_n, D, P, BLOCK), IEEE)
+        dy = _operand(rows_of(grad, start, last, g_n, D, P, BLOCK), IEEE)
+        score = scale * product(mark, tl.trans(query), IEEE) - mark_half
+        score -= scale * scale * half_square(query)[None, :]
         e = tl.zeros((BM, BLOCK), tl.float32)
         e = _dot(weight, tl.trans(dy), e, IEEE)
         e = _dot(du, tl.trans(value), e, IEEE)
@@ -357,68 +332,6 @@ def _landmark_gradient(
     row = (m + tl.arange(0, BM))[:, None]
     parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * marks * P
     tl.store(parts + row * P + tl.arange(0, P)[None, :], dmark, mask=row < marks)
-
-
-@triton.jit
-def _landmark_tile(x_i, x_j, i, j):
-    """One tile of the landmarks' own kernel."""
-    if x_i.dtype == tl.float32:
-        score = tl.dot(x_i, tl.trans(x_j), input_precision=PRECISION)
-    else:
-        score = _product(x_i, tl.trans(x_j), False)
-    score -= _half_square(x_i)[:, None] + _half_square(x_j)[None, :]
-    # Of a landmark with itself a distance is zero but for rounding.
-    return tl.where(i[:, None] == j[None, :], 1.0, _exp(score, True))
-
-
-@triton.jit(do_not_specialize=_SCALARS)
-def _landmark_kernel(
-    x, out, x_b, x_n, x_h, marks, heads, D: tl.constexpr, P: tl.constexpr, BM: tl.constexpr
-):
-    bh = tl.program_id(0)
-    x += (bh // heads).to(tl.int64) * x_b + (bh % heads) * x_h
-    first = tl.program_id(1) * BM
-    second = tl.program_id(2) * BM
-    i = first + tl.arange(0, BM)
-    j = second + tl.arange(0, BM)
-    x_i = _rows(x, first, marks, x_n, D, P, BM)
-    x_j = _rows(x, second, marks, x_n, D, P, BM)
-    at = (bh.to(tl.int64) * marks + i[:, None]) * marks + j[None, :]
-    mask = (i < marks)[:, None] & (j < marks)[None, :]
-    tl.store(out + at, _landmark_tile(x_i, x_j, i, j), mask=mask)
-
-
-@triton.jit(do_not_specialize=_SCALARS)
-def _landmark_kernel_gradient(
-    grad, x, out, x_b, x_n, x_h, o_b, o_n, o_h, marks, heads,
-    D: tl.constexpr, P: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
-    """dx_i = sum_j E_ij (x_j - x_i), E = (dK + dK^T) * K, of BM landmarks a program."""
-    bh = tl.program_id(0)
-    x += (bh // heads).to(tl.int64) * x_b + (bh % heads) * x_h
-    out += (bh // heads).to(tl.int64) * o_b + (bh % heads) * o_h
-    grad += bh.to(tl.int64) * marks * marks
-    first = tl.program_id(1) * BM
-    i = first + tl.arange(0, BM)
-    x_i = _rows(x, first, marks, x_n, D, P, BM)
-    total = tl.zeros((BM, P), tl.float32)
-    mass = tl.zeros((BM,), tl.float32)
-    for second in range(0, marks, BM):
-        j = second + tl.arange(0, BM)
-        x_j = _rows(x, second, marks, x_n, D, P, BM)
-        # The diagonal is constant.
-        mask = (i < marks)[:, None] & (j < marks)[None, :] & (i[:, None] != j[None, :])
-        at = i[:, None].to(tl.int64) * marks + j[None, :]
-        e = tl.load(grad + at, mask=mask, other=0.0)
-        at = j[None, :].to(tl.int64) * marks + i[:, None]
-        e += tl.load(grad + at, mask=mask, other=0.0)
-        e *= _landmark_tile(x_i, x_j, i, j)
-        total = tl.dot(e, x_j.to(tl.float32), total, input_precision=PRECISION)
-        mass += tl.sum(e, 1)
-    total -= mass[:, None] * x_i.to(tl.float32)
-    d = tl.arange(0, P)[None, :]
-    mask = (i < marks)[:, None] & (d < D)
-    tl.store(out + i[:, None] * o_n + d, total.to(out.dtype.element_ty), mask=mask)
 
 
 # By kernel and padded head width, for 16-bit inputs; chosen by registers and spills in the
@@ -448,37 +361,6 @@ def choose_tile(kernel: str, padded: int, itemsize: int) -> Tile:
     return tiles[max(32, padded)]
 
 
-def _padded(size: int) -> int:
-    """The power of two, at least 16, that a tile holds `size` rows or columns in."""
-    return max(16, 1 << (size - 1).bit_length())
-
-
-def _landmark_sizes(landmarks: Tensor) -> tuple[int, int, dict]:
-    """Programs along (B heads) and along the landmarks, and the options of the two kernels."""
-    batch, marks, heads, width = landmarks.shape
-    block = max(16, min(MOST_LANDMARKS // 2, _padded(marks)))
-    padded = _padded(width)
-    options = {"D": width, "P": padded, "BM": block, "num_warps": 4, "num_stages": 1}
-    return batch * heads, -(-marks // block), options
-
-
-def landmark_kernel(landmarks: Tensor, out: Tensor) -> None:
-    """Write the landmarks' own kernels to `out`, (B, heads, M, M)."""
-    rows, blocks, options = _landmark_sizes(landmarks)
-    _landmark_kernel[(rows, blocks, blocks)](
-        landmarks, out, *landmarks.stride()[:3], *landmarks.shape[1:3], **options
-    )
-
-
-def landmark_kernel_gradient(grad: Tensor, landmarks: Tensor, out: Tensor) -> None:
-    """Write the landmarks' gradient to `out`."""
-    rows, blocks, options = _landmark_sizes(landmarks)
-    _landmark_kernel_gradient[(rows, blocks)](
-        grad, landmarks, out, *landmarks.stride()[:3], *out.stride()[:3],
-        *landmarks.shape[1:3], **options,
-    )  # fmt: skip
-
-
 class _Problem:
     """One call's sizes, and the launch of each kernel."""
 
@@ -486,8 +368,8 @@ class _Problem:
         self.batch, self.tokens, self.heads, self.width = query.shape
         self.marks = landmarks.shape[1]
         self.rows = self.batch * self.heads
-        self.padded = _padded(self.width)
-        self.block = min(MOST_LANDMARKS, _padded(self.marks))
+        self.padded = padded_size(self.width)
+        self.block = min(MOST_LANDMARKS, padded_size(self.marks))
         self.blocks = -(-self.marks // self.block)
         self.query, self.landmarks, self.scale = query, landmarks, scale
 

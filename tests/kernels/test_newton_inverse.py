@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from linsight.kernels import force, newton_inverse
-from linsight.kernels.gaussian_attention import gaussian_kernel
+from linsight.kernels.landmark_kernel import gaussian_kernel
 
 from .conftest import compiled
 from .numerics import assert_as_exact_as_eager, leaves
