@@ -10,7 +10,7 @@ from .backend import Operator, runs_triton
 
 Activation = Literal["gelu"]
 
-TRITON_KERNELS = (3, 5, 7)
+TRITON_KERNELS = (3, 5, 7, 9)
 
 
 def reference(
@@ -49,7 +49,7 @@ def depthwise_conv2d(
     Args:
         x: (B, H, W, C), any strides with the last axis contiguous.
         weight: (C, 1, k, k), k odd, in the dtype of `x` or, under autocast, any. On CUDA a k of
-            3, 5 or 7 runs the Triton kernel, any other the reference.
+            3, 5, 7 or 9 runs the Triton kernel, any other the reference.
         bias: (C,) or none.
         stride: 1 or 2; the output has ceil(H / stride) rows.
         activation: a, applied to the input first: 'gelu' (exact, erf) or none.

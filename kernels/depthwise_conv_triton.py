@@ -375,11 +375,13 @@ CONVOLVE = {
     3: (Tile(4, 512, 36, 3), Tile(7, 256, 39, 3)),
     5: (Tile(4, 256, 40, 3), Tile(7, 256, 39, 2)),
     7: (Tile(4, 256, 66, 2),),
+    9: (Tile(4, 128, 105, 2),),
 }
 WEIGH = {
     3: (Tile(4, 512, 36, 3), Tile(7, 256, 40, 3)),
     5: (Tile(4, 256, 49, 3), Tile(7, 256, 48, 2)),
     7: (Tile(4, 256, 80, 2),),
+    9: (Tile(4, 128, 130, 2),),
 }
 WARPS = 4
 # The sum of the programs' parts: many rows in flight, as it waits for little else.
@@ -404,7 +406,9 @@ def _layout(
         across = triton.cdiv(width, tile.columns * tile.span // block)
         return tile.cost * tile.span * tile.columns * triton.cdiv(channels, block) * across
 
-    tile, block = min(((tile, block) for tile in tiles for block in (64, 32, 128, 256)), key=work)
+    blocks = (64, 32, 128, 256)
+    choices = ((tile, block) for tile in tiles for block in blocks if block <= tile.span)
+    tile, block = min(choices, key=work)
     across = triton.cdiv(width, tile.columns * tile.span // block) * triton.cdiv(channels, block)
 
     def time(chunks: int) -> int:
