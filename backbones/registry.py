@@ -118,6 +118,16 @@ def register(module: str, rows: dict[str, Model]) -> None:
     ZOO.update(rows)
 
 
+def _merged(*configs: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments, of which the later win; a mixer's options each for itself."""
+    merged = {key: value for config in configs for key, value in config.items()}
+    options: dict[str, dict[str, Any]] = {}
+    for config in configs:
+        for mixer, chosen in (config.get("mixer_options") or {}).items():
+            options[mixer] = options.get(mixer, {}) | chosen
+    return merged | ({"mixer_options": options} if options else {})
+
+
 def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module]:
     def create(
         pretrained: bool = False,
@@ -135,7 +145,7 @@ def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module
                     "out_indices": model.family.out_indices,
                     "feature_cls": "getter",
                 },
-                **(model.family.config | model.config | kwargs),
+                **_merged(model.family.config, model.config, kwargs),
             )
         return built.to(dtype=dtype)
 
