@@ -266,8 +266,9 @@ def _weight_gradient(
 
 # Queries, and keys, of a tile of a streamed window, at most.
 STREAMED_TILE = 64
-# Programs of one tile that a multiprocessor holds at once, by their registers.
-RESIDENT = 4
+# Programs that a multiprocessor holds at once, by their registers.
+RESIDENT = 3
+RESIDENT_BACKWARD = 2
 
 
 def _parts_of(length: int, size: int) -> int:
@@ -298,9 +299,11 @@ class Branch:
     streamed: bool
     rows_kept: slice
 
-    def plan(self, units: int, programs_each: int, device: torch.device) -> tuple[int, int]:
+    def plan(
+        self, units: int, resident: int, device: torch.device, programs_each: int = 1
+    ) -> tuple[int, int]:
         """Groups, and units of work a group, that fill the device once."""
-        slots = max(1, RESIDENT * _multiprocessors(device) // (self.share * programs_each))
+        slots = max(1, resident * _multiprocessors(device) // (self.share * programs_each))
         per = _parts_of(units, slots)
         return _parts_of(units, per), per
 
@@ -408,7 +411,9 @@ def forward(
     for branch in problem.branches:
         tiles = _parts_of(branch.tokens, branch.tile)
         groups, per = (
-            (branch.total, 1) if branch.streamed else branch.plan(branch.total, 1, problem.device)
+            (branch.total, 1)
+            if branch.streamed
+            else branch.plan(branch.total, RESIDENT, problem.device)
         )
         _attend[(groups * tiles * branch.share,)](
             projection, table, fill, weight, projection if bias is None else bias, out,
@@ -460,7 +465,7 @@ def _parts(problem: Problem, groups: int, side: int, fills: int) -> tuple[Tensor
 
 
 def _backward_whole(problem, branch, grad, projection, table, fill, weight, sums, out):
-    groups, per = branch.plan(branch.total, 1, problem.device)
+    groups, per = branch.plan(branch.total, RESIDENT_BACKWARD, problem.device)
     pairs, filled = _parts(problem, groups, branch.tile, groups)
     _gradient[(groups * branch.share,)](
         projection, table, fill, weight, grad, out, pairs, filled,
@@ -473,7 +478,7 @@ def _backward_whole(problem, branch, grad, projection, table, fill, weight, sums
 
 def _backward_streamed(problem, branch, grad, projection, table, fill, weight, sums, out):
     tiles = _parts_of(branch.tokens, branch.tile)
-    groups, per = branch.plan(branch.total, tiles * tiles, problem.device)
+    groups, per = branch.plan(branch.total, RESIDENT_BACKWARD, problem.device, tiles * tiles)
     pairs, filled = _parts(problem, groups, tiles * branch.tile, branch.total * tiles)
     kept = sums[branch.rows_kept]
     inner = torch.empty(kept.shape, dtype=torch.float32, device=problem.device)
@@ -516,7 +521,7 @@ def _weight_gradients(
     for branch in problem.branches:
         tile = 16 if problem.kernel > 3 else 32
         tiles = _parts_of(branch.tokens, tile)
-        groups, per = branch.plan(branch.total * tiles, 1, problem.device)
+        groups, per = branch.plan(branch.total * tiles, RESIDENT, problem.device)
         parts = torch.empty(
             (groups, taps + 1, problem.channels), dtype=torch.float32, device=problem.device
         )
