@@ -119,12 +119,12 @@ def register(module: str, rows: dict[str, Model]) -> None:
 
 
 def _merged(*configs: dict[str, Any]) -> dict[str, Any]:
-    """The last of each argument's values, but of `mixer_options` the last of each option's."""
-    merged = {name: value for config in configs for name, value in config.items()}
+    """Constructor arguments, of which the later win; a mixer's options each for itself."""
+    merged = {key: value for config in configs for key, value in config.items()}
     options: dict[str, dict[str, Any]] = {}
     for config in configs:
         for mixer, chosen in (config.get("mixer_options") or {}).items():
-            options[mixer] = options.get(mixer, {}) | dict(chosen)
+            options[mixer] = options.get(mixer, {}) | chosen
     return merged | ({"mixer_options": options} if options else {})
 
 

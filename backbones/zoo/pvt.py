@@ -20,7 +20,7 @@ SOFTMAX = Family(
     },
 )
 
-# No tag with weights: their host is a drive, see `linsight convert`.
+# No tag with weights: they lie on a drive, which has no plain addresses.
 AGENT = replace(
     SOFTMAX,
     paper="arXiv:2312.08874",

@@ -69,13 +69,23 @@ def test_every_mixer_trains(mixer, class_token):
 
 
 def test_spatial_reduction_trains_where_there_is_no_class_token():
-    model = nano(mixer="spatial_reduction", img_size=64, class_token=False, mixer_options={})
+    options = {"spatial_reduction": {"reduction": 2}}
+    model = nano(mixer="spatial_reduction", img_size=64, class_token=False, mixer_options=options)
     model(torch.randn(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     with pytest.raises(ValueError, match="use 'softmax' here"):
-        nano(mixer="spatial_reduction", mixer_options={})
+        nano(mixer="spatial_reduction", mixer_options=options)
     with pytest.raises(ValueError, match="reduction is 1, expected at least 2"):
         nano(mixer="spatial_reduction", class_token=False)
+
+
+def test_an_option_leaves_the_others_as_they_are():
+    grids = ((12, 12), (16, 16), 28, 28)
+    with torch.device("meta"):
+        model = timm.create_model("agent_pvt_tiny", mixer_options={"agent": {"agent_grid": grids}})
+    mixers = [stage.blocks[0].mixer for stage in model.stages]
+    assert [m.table_grid for m in mixers] == [(3, 3), (4, 4), (7, 7), (7, 7)]
+    assert [m.grid for m in mixers] == [(12, 12), (16, 16), (28, 28), (28, 28)]
 
 
 def test_reduction_by_hand():
