@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import launch
 from .linear_attention_triton import Tile, _exp, _multiply, _multiprocessors, _split
 
 # Scores and differences of scores that stand for none: their exponential is zero.
@@ -796,7 +797,8 @@ class Problem:
     def pool(self, agents: Tensor) -> None:
         channels = self.heads * self.width
         block = min(512, triton.next_power_of_2(channels))
-        _pool[(self.batch * self.count, triton.cdiv(channels, block))](
+        launch(
+            _pool, (self.batch * self.count, triton.cdiv(channels, block)),
             self.projection, agents, *self.strides, *self.size, self.prefix, self.heads,
             D=self.width, ROWS=self.grid[0], COLUMNS=self.grid[1], CHANNELS=block,
             BLOCK=max(2, 2048 // block), num_warps=4,
@@ -810,13 +812,14 @@ class Problem:
                 self.empty(self.rows, splits, self.count, self.width),
                 self.empty(self.rows, splits, 2, self.count),
             )
-        _aggregate[(self.rows, splits, self.agent_blocks)](
+        launch(
+            _aggregate, (self.rows, splits, self.agent_blocks),
             self.projection, agents, self.bias, *parts, *self.strides, self.bias_row,
             self.tokens, per_split, self.heads, self.scale, **self.options(self.blocks.split),
         )  # fmt: skip
         if splits > 1:
             programs, options = self.small()
-            _merge[(self.rows, programs)](*parts, values, statistics, splits, **options)
+            launch(_merge, (self.rows, programs), *parts, values, statistics, splits, **options)
 
     def broadcast(
         self,
@@ -827,7 +830,8 @@ class Problem:
         out: Tensor,
     ) -> None:
         splits, per_split = self.split(self.rows)
-        _broadcast[(self.rows, splits)](
+        launch(
+            _broadcast, (self.rows, splits),
             self.projection, agents, values, self.bias, weight,
             weight if weight_bias is None else weight_bias, out, *self.strides, self.bias_row,
             self.tokens, per_split, self.heads, *self.size, self.prefix, self.scale,
@@ -841,7 +845,8 @@ class Problem:
             return values
         statistics = self.empty(self.rows, 2, self.tokens)
         splits, per_split = self.split(self.rows)
-        _broadcast_statistics[(self.rows, splits)](
+        launch(
+            _broadcast_statistics, (self.rows, splits),
             self.projection, grad, agents, values, self.bias, statistics,
             *self.strides, *grad.stride()[:2], self.bias_row, self.tokens, per_split, self.heads,
             self.scale, **self.options(self.blocks.split),
@@ -854,7 +859,8 @@ class Problem:
         gradient = self.empty(self.rows, self.count, self.width, dtype=self.projection.dtype)
         inner = gradient if agent else self.empty(self.rows, self.count)
         programs, options = self.small()
-        _finish[(self.rows, programs)](
+        launch(
+            _finish, (self.rows, programs),
             parts, values, statistics, gradient, inner, parts.shape[1], *self.size,
             COLUMNS=self.grid[1], AGENT=agent, **options,
         )  # fmt: skip
@@ -873,12 +879,14 @@ class Problem:
         sizes = (
             self.bias_row, self.tokens, per_split, self.heads, self.scale, agent_parts.stride(0),
         )  # fmt: skip
-        _broadcast_agent_gradient[grid](
+        launch(
+            _broadcast_agent_gradient, grid,
             self.projection, grad, agents, values, self.bias, softmax, agent_parts, value_parts,
             *self.strides, *grad.stride()[:2], *sizes, **options,
         )  # fmt: skip
         slopes, inner = self.finish(value_parts, values, statistics, agent=False)
-        _aggregate_agent_gradient[grid](
+        launch(
+            _aggregate_agent_gradient, grid,
             self.projection, agents, slopes, self.bias, statistics, inner, agent_parts[:, splits:],
             *self.strides, *sizes, **options,
         )  # fmt: skip
@@ -896,13 +904,13 @@ class Problem:
         parts = self.empty(2, chunks, self.heads, self.count, self.tokens)
         whole = self.agent_blocks == 1
         options = self.options(tile)
-        for launch, part in zip(launches, parts, strict=True):
-            launch(
+        for run, part in zip(launches, parts, strict=True):
+            run(
                 (*grid, chunks * self.agent_blocks), part, per_chunk,
                 {"BIAS": True, "WRITE": whole, **options},
             )  # fmt: skip
             if not whole:
-                launch((*grid, self.batch), part, 1, {"BIAS": False, "WRITE": True, **options})
+                run((*grid, self.batch), part, 1, {"BIAS": False, "WRITE": True, **options})
         return parts.sum(1)
 
 
@@ -942,13 +950,15 @@ def backward(
         )  # fmt: skip
 
     def aggregate(grid: tuple, parts: Tensor, per_chunk: int, options: dict) -> None:
-        _aggregate_token_gradient[grid](
+        launch(
+            _aggregate_token_gradient, grid,
             problem.projection, grad, agents, slopes, problem.bias, statistics, inner, weight,
             total, parts, *strides, *sizes(per_chunk), K=weight.shape[-1], **options,
         )  # fmt: skip
 
     def broadcast(grid: tuple, parts: Tensor, per_chunk: int, options: dict) -> None:
-        _broadcast_token_gradient[grid](
+        launch(
+            _broadcast_token_gradient, grid,
             problem.projection, grad, agents, values, dagents, problem.bias, softmax,
             total, parts, *strides, *sizes(per_chunk), *problem.reach(),
             ROWS=problem.grid[0], COLUMNS=problem.grid[1], **options,

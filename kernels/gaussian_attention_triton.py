@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import launch
 from .landmark_kernel_triton import half_square, padded_size, product, rows_of
 from .linear_attention_triton import (
     Tile,
@@ -392,7 +393,8 @@ class _Problem:
     def gather(self, x: Tensor) -> Tensor:
         (splits, each), options = self.layout("gather", self.blocks)
         parts = self.empty(self.rows, splits, self.marks, self.padded)
-        _gather[(self.rows, splits, self.blocks)](
+        launch(
+            _gather, (self.rows, splits, self.blocks),
             self.query, self.landmarks, x, parts,
             *self.query.stride()[:3], *self.landmarks.stride()[:3], *x.stride()[:3],
             self.tokens, each, self.marks, self.heads, self.scale, **options,
@@ -409,7 +411,8 @@ class _Problem:
         dinverse: Tensor | None = None,
     ) -> None:
         backward = u is not None
-        _apply[(self.rows, self.blocks)](
+        launch(
+            _apply, (self.rows, self.blocks),
             parts, inverse, u if backward else parts, total, product,
             dinverse if backward else parts, parts.shape[1], self.marks,
             P=self.padded, BM=self.block, BACKWARD=backward, num_warps=4, num_stages=1,
@@ -417,7 +420,8 @@ class _Problem:
 
     def scatter(self, w: Tensor, local: Tensor | None, out: Tensor) -> None:
         (splits, each), options = self.layout("scatter")
-        _scatter[(self.rows, splits)](
+        launch(
+            _scatter, (self.rows, splits),
             self.query, self.landmarks, w, out if local is None else local, out,
             *self.query.stride()[:3], *self.landmarks.stride()[:3],
             *((0, 0, 0) if local is None else local.stride()[:3]), *out.stride()[:3],
@@ -437,7 +441,8 @@ class _Problem:
             stride for x in (self.query, self.landmarks, value, grad) for stride in x.stride()[:3]
         ]
         sizes = (self.marks, self.heads, self.scale)
-        _token_gradient[(self.rows, splits)](
+        launch(
+            _token_gradient, (self.rows, splits),
             *inputs, dquery, dvalue, parts,
             *strides, *dquery.stride()[:3], *dvalue.stride()[:3],
             self.tokens, each, *sizes, WHOLE=whole, **options,
@@ -445,7 +450,8 @@ class _Problem:
         if not whole:
             (splits, each), options = self.layout("landmark_gradient", self.blocks)
             parts = self.empty(self.rows, splits, self.marks, self.padded)
-            _landmark_gradient[(self.rows, splits, self.blocks)](
+            launch(
+                _landmark_gradient, (self.rows, splits, self.blocks),
                 *inputs, parts, *strides, self.tokens, each, *sizes, **options
             )
         return parts

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import launch
 from .linear_attention_triton import _exp, _multiply
 from .newton_inverse_triton import PRECISION
 
@@ -115,7 +116,8 @@ def _landmark_sizes(landmarks: Tensor) -> tuple[int, int, dict]:
 def forward(landmarks: Tensor, out: Tensor) -> None:
     """Write the landmarks' own kernels to `out`, (B, heads, M, M)."""
     rows, blocks, options = _landmark_sizes(landmarks)
-    _landmark_kernel[(rows, blocks, blocks)](
+    launch(
+        _landmark_kernel, (rows, blocks, blocks),
         landmarks, out, *landmarks.stride()[:3], *landmarks.shape[1:3], **options
     )
 
@@ -123,7 +125,8 @@ def forward(landmarks: Tensor, out: Tensor) -> None:
 def backward(grad: Tensor, landmarks: Tensor, out: Tensor) -> None:
     """Write the landmarks' gradient to `out`."""
     rows, blocks, options = _landmark_sizes(landmarks)
-    _landmark_kernel_gradient[(rows, blocks)](
+    launch(
+        _landmark_kernel_gradient, (rows, blocks),
         grad, landmarks, out, *landmarks.stride()[:3], *out.stride()[:3],
         *landmarks.shape[1:3], **options,
     )  # fmt: skip

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import launch
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # float32 split into three bfloat16 for the tensor cores, 24 bits in all: as exact as "ieee",
 # which does without them, spills, and outgrows the instruction cache. See docs/performance.md.
@@ -175,7 +177,8 @@ def _multiplied(
     out = torch.empty(a.shape, dtype=a.dtype, device=a.device) if out is None else out
     matrices, size, _ = a.shape
     tiles = -(-size // TILE)
-    _product[(tiles * tiles, matrices)](
+    launch(
+        _product, (tiles * tiles, matrices),
         a, b, a if add is None else add, out, beta, factor, size, tiles,
         TRANSPOSE_A=transpose_a, TRANSPOSE_B=transpose_b, SYMMETRIC=symmetric,
         ADD=add is not None, T=TILE, num_warps=4, num_stages=2,
@@ -202,7 +205,7 @@ def iterate(x: Tensor, alpha: Tensor, ridge: float, iterations: int) -> Tensor:
     if not _fits(size):
         return _iterates(x, alpha, ridge, iterations, keep=False)[1][-1]
     v = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _iterate[(matrices,)](x, alpha, v, ridge, size, iterations, **_launch(size))
+    launch(_iterate, (matrices,), x, alpha, v, ridge, size, iterations, **_launch(size))
     return v
 
 
@@ -213,7 +216,7 @@ def implicit_gradient(grad: Tensor, v: Tensor) -> Tensor:
         left = _multiplied(v, grad, -1.0, transpose_a=True)
         return _multiplied(left, v, transpose_b=True)
     dx = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    _implicit_gradient[(matrices,)](grad, v, dx, size, **_launch(size))
+    launch(_implicit_gradient, (matrices,), grad, v, dx, size, **_launch(size))
     return dx
 
 
@@ -227,7 +230,8 @@ def unrolled_gradient(
     iterates = torch.empty((matrices, iterations, size, size), dtype=torch.float32, device=x.device)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dalpha = torch.empty(alpha.shape, dtype=alpha.dtype, device=x.device)
-    _unrolled_gradient[(matrices,)](
+    launch(
+        _unrolled_gradient, (matrices,),
         grad, x, alpha, iterates, dx, dalpha, ridge, size, iterations, **_launch(size)
     )
     return dx, dalpha
@@ -256,5 +260,5 @@ def residuals(x: Tensor, alphas: Tensor) -> Tensor:
         sums = [(eye - a * square).abs().sum(1).amax(1) for a in alphas.unbind()]
         return torch.stack(sums, 1)
     out = torch.empty((matrices, len(alphas)), dtype=x.dtype, device=x.device)
-    _residuals[(matrices,)](x, alphas, out, size, len(alphas), **_launch(size))
+    launch(_residuals, (matrices,), x, alphas, out, size, len(alphas), **_launch(size))
     return out

@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import window_attention_streamed_triton as streamed
+from .triton_launch import launch
 from .window_attention import largest_tile
 from .window_tokens_triton import (
     MASKED,
@@ -266,8 +267,9 @@ def _weight_gradient(
 
 # Queries, and keys, of a tile of a streamed window, at most.
 STREAMED_TILE = 64
-# Programs of one tile that a multiprocessor holds at once, by their registers.
-RESIDENT = 4
+# Programs that a multiprocessor holds at once, by their registers.
+RESIDENT = 3
+RESIDENT_BACKWARD = 2
 
 
 def _parts_of(length: int, size: int) -> int:
@@ -298,9 +300,11 @@ class Branch:
     streamed: bool
     rows_kept: slice
 
-    def plan(self, units: int, programs_each: int, device: torch.device) -> tuple[int, int]:
+    def plan(
+        self, units: int, resident: int, device: torch.device, programs_each: int = 1
+    ) -> tuple[int, int]:
         """Groups, and units of work a group, that fill the device once."""
-        slots = max(1, RESIDENT * _multiprocessors(device) // (self.share * programs_each))
+        slots = max(1, resident * _multiprocessors(device) // (self.share * programs_each))
         per = _parts_of(units, slots)
         return _parts_of(units, per), per
 
@@ -408,9 +412,12 @@ def forward(
     for branch in problem.branches:
         tiles = _parts_of(branch.tokens, branch.tile)
         groups, per = (
-            (branch.total, 1) if branch.streamed else branch.plan(branch.total, 1, problem.device)
+            (branch.total, 1)
+            if branch.streamed
+            else branch.plan(branch.total, RESIDENT, problem.device)
         )
-        _attend[(groups * tiles * branch.share,)](
+        launch(
+            _attend, (groups * tiles * branch.share,),
             projection, table, fill, weight, projection if bias is None else bias, out,
             sums[branch.rows_kept], *projection.stride()[:3], *out.stride()[:3],
             **branch.scalars(per, tiles), **problem.common(), T=branch.tile,
@@ -460,9 +467,10 @@ def _parts(problem: Problem, groups: int, side: int, fills: int) -> tuple[Tensor
 
 
 def _backward_whole(problem, branch, grad, projection, table, fill, weight, sums, out):
-    groups, per = branch.plan(branch.total, 1, problem.device)
+    groups, per = branch.plan(branch.total, RESIDENT_BACKWARD, problem.device)
     pairs, filled = _parts(problem, groups, branch.tile, groups)
-    _gradient[(groups * branch.share,)](
+    launch(
+        _gradient, (groups * branch.share,),
         projection, table, fill, weight, grad, out, pairs, filled,
         *projection.stride()[:3], *grad.stride()[:3], *out.stride()[:3],
         **branch.scalars(per, 1), **problem.common(), T=branch.tile, K=problem.kernel,
@@ -473,22 +481,25 @@ def _backward_whole(problem, branch, grad, projection, table, fill, weight, sums
 
 def _backward_streamed(problem, branch, grad, projection, table, fill, weight, sums, out):
     tiles = _parts_of(branch.tokens, branch.tile)
-    groups, per = branch.plan(branch.total, tiles * tiles, problem.device)
+    groups, per = branch.plan(branch.total, RESIDENT_BACKWARD, problem.device, tiles * tiles)
     pairs, filled = _parts(problem, groups, tiles * branch.tile, branch.total * tiles)
     kept = sums[branch.rows_kept]
     inner = torch.empty(kept.shape, dtype=torch.float32, device=problem.device)
     strides = (*projection.stride()[:3], *grad.stride()[:3])
     common = problem.common() | {"T": branch.tile} | problem.tuning(branch.tile)
-    streamed.query_gradient[(branch.total * tiles * branch.share,)](
+    launch(
+        streamed.query_gradient, (branch.total * tiles * branch.share,),
         projection, table, fill, grad, out, kept, inner, *strides, *out.stride()[:3],
         **branch.scalars(1, tiles), **common,
     )  # fmt: skip
-    streamed.key_gradient[(branch.total * tiles * branch.share,)](
+    launch(
+        streamed.key_gradient, (branch.total * tiles * branch.share,),
         projection, table, fill, weight, grad, out, kept, inner, filled,
         *strides, *out.stride()[:3], **branch.scalars(1, tiles), **common, K=problem.kernel,
     )  # fmt: skip
     if problem.table_size[0]:
-        streamed.bias_gradient[(groups * tiles * tiles * branch.share,)](
+        launch(
+            streamed.bias_gradient, (groups * tiles * tiles * branch.share,),
             projection, table, fill, grad, kept, inner, pairs, *strides,
             **branch.scalars(per, tiles), **common,
         )  # fmt: skip
@@ -499,7 +510,8 @@ def _table_gradient(problem: Problem, branch: Branch, pairs: Tensor, table: Tens
     """The sum over equal offsets of the scores' gradient (heads, side, side)."""
     rows, columns = problem.table_size
     result = torch.empty(table.shape, dtype=torch.float32, device=problem.device)
-    _sum_pairs[(_parts_of(rows * columns, 32), problem.heads)](
+    launch(
+        _sum_pairs, (_parts_of(rows * columns, 32), problem.heads),
         pairs, result, branch.sizes["wh"], branch.sizes["ww"], pairs.shape[-1], problem.heads,
         ROWS=rows, COLUMNS=columns, OFFSETS=32, QUERIES=64,
     )  # fmt: skip
@@ -516,11 +528,12 @@ def _weight_gradients(
     for branch in problem.branches:
         tile = 16 if problem.kernel > 3 else 32
         tiles = _parts_of(branch.tokens, tile)
-        groups, per = branch.plan(branch.total * tiles, 1, problem.device)
+        groups, per = branch.plan(branch.total * tiles, RESIDENT, problem.device)
         parts = torch.empty(
             (groups, taps + 1, problem.channels), dtype=torch.float32, device=problem.device
         )
-        _weight_gradient[(groups * branch.share,)](
+        launch(
+            _weight_gradient, (groups * branch.share,),
             projection, fill, grad, parts, *projection.stride()[:3], *grad.stride()[:3],
             **branch.scalars(per, tiles), **common, T=tile, K=problem.kernel,
             num_warps=4, num_stages=1,

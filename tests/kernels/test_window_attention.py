@@ -191,7 +191,7 @@ def test_errors_name_the_argument() -> None:
             (LARGE + 1, LARGE),
             16,
             {"windows": [(LARGE, LARGE)], "shift": (2, 0), "padding": "end_after_shift"},
-            {},
+            {"local": False},
         ),
         ((8, 7), 32, {"windows": [(8, 2), (2, 7)], "padding": "centre"}, {"fill": False}),
         (
@@ -285,13 +285,13 @@ def test_registration(device) -> None:
 
 @pytest.mark.triton
 def test_compiles_without_a_graph_break(device) -> None:
-    _, table, fill, weight, bias = case((1, 4, 4), 2, 8, {"windows": [(4, 4)]}, device)
+    _, table, fill, *_ = case((1, 4, 4), 2, 8, {"windows": [(4, 4)]}, device)
     table.requires_grad_()
 
     def function(x: Tensor) -> Tensor:
-        y = attention(2, {"windows": [(3, 3)], "shift": (1, 1)})(x, table, fill, weight, bias)
+        y = attention(2, {"windows": [(3, 3)], "shift": (1, 1)})(x, table, fill, None, None)
         stripes = {"windows": [(x.shape[1], 2), (2, x.shape[2])], "padding": "centre"}
-        return y + attention(2, stripes)(x, None, None, weight, bias)
+        return y + attention(2, stripes)(x, None, None, None, None)
 
     whole = compiled(function)
     for size in (2, 3, 5):
