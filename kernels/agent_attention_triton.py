@@ -30,8 +30,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
 from .linear_attention_triton import Tile, _exp, _multiply, _multiprocessors, _split
+from .triton_launch import launch
 
 # Scores and differences of scores that stand for none: their exponential is zero.
 NEVER = tl.constexpr(-1e30)

@@ -24,7 +24,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
 from .landmark_kernel_triton import half_square, padded_size, product, rows_of
 from .linear_attention_triton import (
     Tile,
@@ -39,6 +38,7 @@ from .linear_attention_triton import (
     _split,
 )
 from .newton_inverse_triton import PRECISION
+from .triton_launch import launch
 
 
 @triton.jit
@@ -451,8 +451,15 @@ class _Problem:
             (splits, each), options = self.layout("landmark_gradient", self.blocks)
             parts = self.empty(self.rows, splits, self.marks, self.padded)
             launch(
-                _landmark_gradient, (self.rows, splits, self.blocks),
-                *inputs, parts, *strides, self.tokens, each, *sizes, **options
+                _landmark_gradient,
+                (self.rows, splits, self.blocks),
+                *inputs,
+                parts,
+                *strides,
+                self.tokens,
+                each,
+                *sizes,
+                **options,
             )
         return parts
 

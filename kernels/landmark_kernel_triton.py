@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
 from .linear_attention_triton import _exp, _multiply
 from .newton_inverse_triton import PRECISION
+from .triton_launch import launch
 
 MOST_LANDMARKS = 32  # a program's tile
 
@@ -117,8 +117,13 @@ def forward(landmarks: Tensor, out: Tensor) -> None:
     """Write the landmarks' own kernels to `out`, (B, heads, M, M)."""
     rows, blocks, options = _landmark_sizes(landmarks)
     launch(
-        _landmark_kernel, (rows, blocks, blocks),
-        landmarks, out, *landmarks.stride()[:3], *landmarks.shape[1:3], **options
+        _landmark_kernel,
+        (rows, blocks, blocks),
+        landmarks,
+        out,
+        *landmarks.stride()[:3],
+        *landmarks.shape[1:3],
+        **options,
     )
 
 
