@@ -12,7 +12,7 @@ from .backend import Operator, runs_triton, without_autocast
 Padding = Literal["end", "end_after_shift", "centre"]
 
 MASK = -100.0
-WIDEST_TRITON_HEAD = 128
+WIDEST_TRITON_HEAD = 64
 TRITON_KERNELS = (3, 5)
 
 
@@ -153,7 +153,7 @@ def window_attention(
     Args:
         projection: (B, H, W, 3 C), the channel blocks q, k, v, each of `heads` heads of width
             D; any strides with the last axis contiguous. On CUDA, float64 and heads wider than
-            128 run the reference.
+            64 run the reference.
         heads: number of heads, a multiple of len(windows); C is a multiple of it.
         windows: sizes (rows, columns) in tokens; the heads are shared out to them equally, in
             this order.

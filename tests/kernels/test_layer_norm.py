@@ -84,15 +84,22 @@ def test_error_against_float64(name, dtype, device, seed) -> None:
 def test_random_shapes_and_magnitudes(device, seed) -> None:
     draw = random.Random(seed)
     for _ in range(2 if device.type == "cpu" else 20):
-        shape = (draw.choice((1, 2)), draw.choice((1, 7, 97)), draw.choice((1, 24, 96, 320, 640)))
+        shape = (draw.choice((1, 2)), draw.choice((1, 7, 97)), draw.choice((3, 24, 96, 320, 640)))
         magnitude = draw.choice((0.0, 1.0, 20.0))
         name = draw.choice(list(FUNCTIONS))
         print(shape, magnitude, name)
         tensors = case(name, shape, device, magnitude)
         slope = torch.randn(FUNCTIONS[name](*tensors).shape, device=device)
-        # One channel, or none but zeros, is all rounding once its mean is taken off.
-        roundings = 1e4 if shape[-1] == 1 or magnitude == 0 else None
+        # Of nothing but zeros all is rounding once the mean is taken off.
+        roundings = None if magnitude else 1e4
         assert_as_exact_as_eager(FUNCTIONS[name], tensors, torch.float32, slope, roundings)
+
+
+@pytest.mark.triton
+def test_of_one_channel_the_bias_is_left(device) -> None:
+    x, weight, bias = case("norm", (2, 5, 1), device, 20.0)
+    with force("triton"):
+        torch.testing.assert_close(layer_norm(x, weight, bias), bias.expand(2, 5, 1))
 
 
 @pytest.mark.triton
