@@ -48,7 +48,8 @@ def models(
 def count(name: str, size: int = 224) -> tuple[int, int]:
     """Parameters, and multiply-adds of convolutions and matrix products, for one square image."""
     with torch.device("meta"), force("reference"), torch.inference_mode():
-        model = timm.create_model(name).eval()
+        # The counter asks where each module's arguments come from, if they want a gradient.
+        model = timm.create_model(name).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, size, size))
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
