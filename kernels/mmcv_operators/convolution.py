@@ -25,6 +25,21 @@ def _store(sources: tuple[Tensor, ...], outputs: tuple[Tensor | None, ...]) -> N
             output.copy_(source)
 
 
+def _on_edge(offset: Tensor, kernel: tuple[int, int], geometry: tuple[int, ...]) -> Tensor:
+    """Whether a point lies in row or column -1 exactly: (B, G, k_h, k_w, 1, h, w)."""
+    stride, padding, dilation = (geometry[i : i + 2] for i in (0, 2, 4))
+    shifts = offset.view(len(offset), geometry[-1], *kernel, 2, *offset.shape[-2:])
+    y, x = (
+        torch.arange(size, device=offset.device) * stride[axis]
+        - padding[axis]
+        + torch.arange(points, device=offset.device)[:, None] * dilation[axis]
+        for axis, (size, points) in enumerate(zip(offset.shape[-2:], kernel, strict=True))
+    )
+    y = y[:, None, None, :, None] + shifts[..., :1, :, :]
+    x = x[:, None, None, :] + shifts[..., 1:, :, :]
+    return (y == -1) | (x == -1)
+
+
 def deform_conv_forward(
     input: Tensor,
     weight: Tensor,
@@ -67,7 +82,12 @@ def _deform_conv_backward(
         mask = offset.new_zeros(len(input), 0)
     tensors = _computable(grad_output, input, weight, offset, mask, bias)
     with without_autocast(input):
-        return torch.ops.torchvision._deform_conv2d_backward(*tensors, *geometry, use_mask)
+        found = torch.ops.torchvision._deform_conv2d_backward(*tensors, *geometry, use_mask)
+    # Where new offsets are zero, points of the padding lie at -1 exactly, where the bilinear
+    # sample has a kink: mmcv takes its derivative from outside, torchvision from inside.
+    edge = _on_edge(offset, weight.shape[2:], geometry)
+    grad_offset = found[2].view(*edge.shape[:4], 2, *edge.shape[5:])
+    return *found[:2], grad_offset.masked_fill(edge, 0).view_as(offset), *found[3:]
 
 
 def deform_conv_backward_input(

@@ -1,5 +1,7 @@
 """Pooling of regions of interest. `rois` are (K, 5): index into the batch, x1, y1, x2, y2."""
 
+from functools import partial
+
 import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
@@ -15,7 +17,10 @@ def _planes(x: Tensor) -> tuple[Tensor, ...]:
 
 
 class _Samples:
-    """Where RoIAlign samples its regions: a grid of points in each of their h x w bins."""
+    """Where RoIAlign samples its regions: a grid of points in each of their h x w bins.
+
+    All that is computed of them is laid out as (K, h, w, C).
+    """
 
     def __init__(self, rois: Tensor, pooled: tuple[int, int], scale: float, ratio: int, half: bool):
         corners = rois[:, 1:] * scale - (0.5 if half else 0.0)
@@ -29,8 +34,8 @@ class _Samples:
         self.width, self.height = _planes(sides)
         self.bin_width, self.bin_height = _planes(bins)
         self.columns, self.rows = _planes(counts.clamp(min=0))
-        self.bin_row = torch.arange(pooled[0], device=rois.device)[:, None]
-        self.bin_column = torch.arange(pooled[1], device=rois.device)
+        self.bin_row = torch.arange(pooled[0], device=rois.device)[:, None, None]
+        self.bin_column = torch.arange(pooled[1], device=rois.device)[:, None]
 
     def steps(self) -> list[tuple[int, int]]:
         """The indices (i, j) of a bin's points, in the region that has most."""
@@ -44,33 +49,39 @@ class _Samples:
         return (i < self.rows) & (j < self.columns)
 
     def points(self, i: int | Tensor, j: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Ordinates (K, 1, h, 1) and abscissae (K, 1, 1, w) of points (i, j); like i and j, if
-        those are (K, C, h, w)."""
+        """Ordinates (K, h, 1, 1) and abscissae (K, 1, w, 1) of points (i, j); like i and j, if
+        those are (K, h, w, C)."""
         row = self.bin_row + (i + 0.5) / self.rows.clamp(min=1)
         column = self.bin_column + (j + 0.5) / self.columns.clamp(min=1)
         return self.top + row * self.bin_height, self.left + column * self.bin_width
 
 
-def _interpolate(features: Tensor, batch: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Values (K, C, h, w) of `features` (B, C, H, W) at (y, x), bilinear.
+def _corners(size: torch.Size, y: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The four pixels around a point in a map of `size`: bilinear weight, row, column.
 
-    Points up to one pixel outside take the border's value, those beyond are zero. `batch`, `y`
-    and `x` broadcast to (K, C, h, w).
+    Points up to one pixel outside take the border's value, those beyond weigh nothing.
     """
-    height, width = features.shape[2:]
+    height, width = size
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
     top, left = y.detach().floor().long(), x.detach().floor().long()
     bottom, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
     dy, dx = y - top, x - left
-    channel = torch.arange(features.shape[1], device=features.device)[:, None, None]
+    pixels = (
+        ((1 - dy) * (1 - dx), top, left),
+        ((1 - dy) * dx, top, right),
+        (dy * (1 - dx), bottom, left),
+        (dy * dx, bottom, right),
+    )
+    return [(torch.where(inside, weight, 0.0), row, column) for weight, row, column in pixels]
 
-    def at(row: Tensor, column: Tensor) -> Tensor:
-        return features[batch, channel, row, column]
 
-    upper = (1 - dx) * at(top, left) + dx * at(top, right)
-    lower = (1 - dx) * at(bottom, left) + dx * at(bottom, right)
-    return torch.where(inside, (1 - dy) * upper + dy * lower, 0.0)
+def _interpolate(features: Tensor, batch: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Values (K, h, w, C) of `features` (B, H, W, C) at points that all channels share."""
+    value = 0.0
+    for weight, row, column in _corners(features.shape[1:3], y, x):
+        value = value + weight * features[batch[..., 0], row[..., 0], column[..., 0]]
+    return value
 
 
 def _computable(*tensors: Tensor) -> list[Tensor]:
@@ -114,16 +125,16 @@ def roi_align_forward(
         return
     dtype = accumulator(input)
     samples = _Samples(rois.to(dtype), output.shape[2:], spatial_scale, sampling_ratio, aligned)
-    best = torch.full_like(output, -torch.inf, dtype=dtype)
-    argmax_y.fill_(-1)
-    argmax_x.fill_(-1)
+    features = input.to(dtype).permute(0, 2, 3, 1).contiguous()
+    best = torch.full_like(output, -torch.inf, dtype=dtype).permute(0, 2, 3, 1)
+    rows, columns = (index.fill_(-1).permute(0, 2, 3, 1) for index in (argmax_y, argmax_x))
     for i, j in samples.steps():
-        value = _interpolate(input.to(dtype), samples.batch, *samples.points(i, j))
+        value = _interpolate(features, samples.batch, *samples.points(i, j))
         better = (value > best) & samples.has(i, j)
         best = torch.where(better, value, best)
-        argmax_y.masked_fill_(better, i)
-        argmax_x.masked_fill_(better, j)
-    output.copy_(best.masked_fill(argmax_y < 0, 0))
+        rows.masked_fill_(better, i)
+        columns.masked_fill_(better, j)
+    output.copy_(best.masked_fill(rows < 0, 0).permute(0, 3, 1, 2))
 
 
 def roi_align_backward(
@@ -156,13 +167,12 @@ def roi_align_backward(
     samples = _Samples(
         rois.to(dtype), grad_output.shape[2:], spatial_scale, sampling_ratio, aligned
     )
-    y, x = samples.points(argmax_y.to(dtype), argmax_x.to(dtype))
-    slope = grad_output.to(dtype).masked_fill(argmax_y < 0, 0)
-    (gradient,) = gradients(
-        lambda features: _interpolate(features, samples.batch, y, x),
-        [torch.zeros_like(grad_input, dtype=dtype)],
-        slope,
-    )
+    rows, columns = (index.to(dtype).permute(0, 2, 3, 1) for index in (argmax_y, argmax_x))
+    slope = grad_output.to(dtype).permute(0, 2, 3, 1).masked_fill(rows < 0, 0)
+    channel = torch.arange(slope.shape[-1], device=slope.device)
+    gradient = torch.zeros_like(grad_input, dtype=dtype)
+    for weight, row, column in _corners(grad_input.shape[2:], *samples.points(rows, columns)):
+        gradient.index_put_((samples.batch, channel, row, column), weight * slope, accumulate=True)
     grad_input.copy_(gradient)
 
 
@@ -234,12 +244,23 @@ def roi_pool_backward(
 def _shifted_sample(
     features: Tensor, offset: Tensor, samples: _Samples, gamma: float, i: int, j: int
 ) -> Tensor:
-    """What sample (i, j) of each bin, moved by its bin's offset, adds to the bin's average."""
+    """What sample (i, j) of each bin, moved by its bin's offset, adds to the bin's average.
+
+    `features` are (B, H, W, C), `offset` (K, h, w, 2).
+    """
     y, x = samples.points(i, j)
-    y = y + gamma * samples.height * offset[:, 1:]
-    x = x + gamma * samples.width * offset[:, :1]
+    y = y + gamma * samples.height * offset[..., 1:]
+    x = x + gamma * samples.width * offset[..., :1]
     share = samples.has(i, j) / (samples.rows * samples.columns).clamp(min=1)
     return share * _interpolate(features, samples.batch, y, x)
+
+
+def _channels_last(input: Tensor, rois: Tensor, offset: Tensor, pooled: torch.Size) -> list[Tensor]:
+    """The map and the offsets, zeros for none, as `_shifted_sample` takes them."""
+    dtype = accumulator(input)
+    if not offset.numel():
+        offset = torch.zeros(len(rois), 2, *pooled, device=input.device)
+    return [x.to(dtype).permute(0, 2, 3, 1).contiguous() for x in (input, offset)]
 
 
 def deform_roi_pool_forward(
@@ -258,14 +279,13 @@ def deform_roi_pool_forward(
     RoIAlign's average with `aligned` regions, each bin moved by `gamma` times the region's width
     and height times `offset` (K, 2, h, w), x first; an empty `offset` moves none.
     """
-    dtype = accumulator(input)
-    samples = _Samples(rois.to(dtype), output.shape[2:], spatial_scale, sampling_ratio, True)
-    if not offset.numel():
-        offset = torch.zeros(2, 1, 1, device=input.device).expand(len(rois), -1, -1, -1)
-    total = torch.zeros_like(output, dtype=dtype)
+    pooled = output.shape[2:]
+    features, shifts = _channels_last(input, rois, offset, pooled)
+    samples = _Samples(rois.to(features.dtype), pooled, spatial_scale, sampling_ratio, True)
+    total = torch.zeros_like(output, dtype=features.dtype).permute(0, 2, 3, 1)
     for i, j in samples.steps():
-        total += _shifted_sample(input.to(dtype), offset.to(dtype), samples, gamma, i, j)
-    output.copy_(total)
+        total += _shifted_sample(features, shifts, samples, gamma, i, j)
+    output.copy_(total.permute(0, 3, 1, 2))
 
 
 def deform_roi_pool_backward(
@@ -282,24 +302,16 @@ def deform_roi_pool_backward(
     gamma: float,
 ) -> None:
     """The gradients of `deform_roi_pool_forward` in its input and its offset."""
-    dtype = accumulator(input)
-    samples = _Samples(rois.to(dtype), grad_output.shape[2:], spatial_scale, sampling_ratio, True)
-    moved = offset.numel() > 0
-    if not moved:
-        offset = torch.zeros(2, 1, 1, device=input.device).expand(len(rois), -1, -1, -1)
-    leaves = [input.to(dtype), offset.to(dtype)]
+    pooled = grad_output.shape[2:]
+    leaves = _channels_last(input, rois, offset, pooled)
+    samples = _Samples(rois.to(leaves[0].dtype), pooled, spatial_scale, sampling_ratio, True)
+    slope = grad_output.permute(0, 2, 3, 1)
     totals = [torch.zeros_like(x) for x in leaves]
     # Sample by sample, so that one sample's temporaries are all that is held.
     for i, j in samples.steps():
-        parts = gradients(
-            lambda features, shift, i=i, j=j: _shifted_sample(
-                features, shift, samples, gamma, i, j
-            ),
-            leaves,
-            grad_output,
-        )
-        for total, part in zip(totals, parts, strict=True):
+        sample = partial(_shifted_sample, samples=samples, gamma=gamma, i=i, j=j)
+        for total, part in zip(totals, gradients(sample, leaves, slope), strict=True):
             total += part
-    grad_input.copy_(totals[0])
-    if moved:
-        grad_offset.copy_(totals[1])
+    grad_input.copy_(totals[0].permute(0, 3, 1, 2))
+    if offset.numel():
+        grad_offset.copy_(totals[1].permute(0, 3, 1, 2))
