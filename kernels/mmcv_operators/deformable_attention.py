@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import without_autocast
+from ..backend import register, runs_triton, without_autocast
 from .autograd import accumulator, gradients
 
 
@@ -45,6 +45,14 @@ def ms_deform_attn_forward(
     Returns:
         (B, Q, M D), in the dtype of `value`; sums are in float32 or wider.
     """
+    if runs_triton(value):
+        return _attention(
+            value,
+            value_spatial_shapes,
+            value_level_start_index,
+            sampling_locations,
+            attention_weights,
+        )
     dtype = accumulator(value)
     tensors = (x.to(dtype) for x in (sampling_locations, attention_weights))
     with without_autocast(value):
@@ -65,13 +73,71 @@ def ms_deform_attn_backward(
     im2col_step: int,
 ) -> None:
     """The gradients of `ms_deform_attn_forward` in the values, the locations and the weights."""
-    dtype = accumulator(value)
-    shapes = value_spatial_shapes.tolist()
-    found = gradients(
-        lambda value, locations, weights: reference(value, shapes, locations, weights),
-        [x.to(dtype) for x in (value, sampling_locations, attention_weights)],
-        grad_output,
-    )
+    if runs_triton(value):
+        found = _attention_backward(
+            grad_output,
+            value,
+            value_spatial_shapes,
+            value_level_start_index,
+            sampling_locations,
+            attention_weights,
+        )
+    else:
+        dtype = accumulator(value)
+        shapes = value_spatial_shapes.tolist()
+        found = gradients(
+            lambda value, locations, weights: reference(value, shapes, locations, weights),
+            [x.to(dtype) for x in (value, sampling_locations, attention_weights)],
+            grad_output,
+        )
     outputs = (grad_value, grad_sampling_loc, grad_attn_weight)
     for output, gradient in zip(outputs, found, strict=True):
         output.copy_(gradient)
+
+
+# The Triton side. Triton itself is imported at the first launch, not before.
+
+
+def _run(
+    value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    from . import deformable_attention_triton as kernels
+
+    out = _run_fake(value, shapes, starts, locations, weights)
+    tensors = (value, shapes, starts, locations, weights)
+    kernels.forward(*(x.contiguous() for x in tensors), out)
+    return out
+
+
+def _run_fake(value, shapes, starts, locations, weights):
+    batch, queries, heads = locations.shape[:3]
+    return value.new_empty(batch, queries, heads * value.shape[-1])
+
+
+def _run_backward(
+    grad: Tensor, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from . import deformable_attention_triton as kernels
+
+    tensors = (grad, value, shapes, starts, locations, weights)
+    found = _run_backward_fake(*tensors)
+    kernels.backward(*(x.contiguous() for x in tensors), *found)
+    return found
+
+
+def _run_backward_fake(grad, value, shapes, starts, locations, weights):
+    return tuple(x.new_empty(x.shape) for x in (value, locations, weights))
+
+
+_attention = register(
+    "deformable_attention(Tensor value, Tensor shapes, Tensor starts, Tensor locations, "
+    "Tensor weights) -> Tensor",
+    _run,
+    _run_fake,
+)
+_attention_backward = register(
+    "deformable_attention_backward(Tensor grad, Tensor value, Tensor shapes, Tensor starts, "
+    "Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
+)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backend import register, runs_triton
 from .autograd import accumulator
 
 
@@ -31,6 +32,9 @@ def sigmoid_focal_loss_forward(
     -alpha (1 - p)^gamma log p where the class is the target, -(1 - alpha) p^gamma log(1 - p)
     elsewhere.
     """
+    if runs_triton(input):
+        _sigmoid_focal_loss(input, target, weight, output, gamma, alpha, False)
+        return
     x, hit = input.to(accumulator(input)), _hits(input, target)
     # With x's sign turned where the class is not the target, the two cases are one.
     x = torch.where(hit, x, -x)
@@ -45,6 +49,9 @@ def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """The derivative of `sigmoid_focal_loss_forward` in `input`, into `grad_input` (N, C)."""
+    if runs_triton(input):
+        _sigmoid_focal_loss(input, target, weight, grad_input, gamma, alpha, True)
+        return
     x, hit = input.to(accumulator(input)), _hits(input, target)
     sign = torch.where(hit, 1.0, -1.0).to(x.dtype)
     x = sign * x
@@ -97,3 +104,27 @@ def softmax_focal_loss_backward(
     buff.copy_(slope)
     hit = _hits(softmax, target).to(slope.dtype)
     grad_input.copy_(slope[:, None] * (hit - softmax))
+
+
+# The Triton side. Triton itself is imported at the first launch, not before.
+
+
+def _run(input, target, weight, output, gamma, alpha, gradient):
+    from .focal_loss_triton import launch
+
+    out = output.contiguous()
+    launch(input.contiguous(), target.contiguous(), weight, out, gamma, alpha, gradient)
+    if out is not output:
+        output.copy_(out)
+
+
+def _run_fake(input, target, weight, output, gamma, alpha, gradient):
+    return None
+
+
+_sigmoid_focal_loss = register(
+    "sigmoid_focal_loss(Tensor input, Tensor target, Tensor weight, Tensor(a!) output, "
+    "float gamma, float alpha, bool gradient) -> ()",
+    _run,
+    _run_fake,
+)
