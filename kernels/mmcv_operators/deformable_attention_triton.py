@@ -145,11 +145,12 @@ def backward(
     if not grad.numel():
         dvalue.zero_()
         return
-    bound = grad.abs().max().float() * weights.abs().max().float()
+    largest = [torch.linalg.vector_norm(x, torch.inf, dtype=torch.float32) for x in (grad, weights)]
+    bound = largest[0].double() * largest[1]
     _, exponent = torch.frexp(bound * (queries * locations.shape[4]))
     # A power of two that a float32 can hold. Where slopes overflowed, so must the result.
     exponent = (62 - exponent).clamp(-126, 126)
-    scale = torch.ldexp(torch.ones_like(bound), exponent)
+    scale = torch.ldexp(torch.ones_like(largest[0]), exponent)
     unit = torch.where(bound.isfinite(), 1 / scale, torch.nan)
     sums = torch.zeros(value.shape, dtype=torch.int64, device=value.device)
     grid, options = _launch(value, locations)
