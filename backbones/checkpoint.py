@@ -1,8 +1,10 @@
 """What everything that loads weights shares."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 # Training scripts wrap the weights with their optimiser and arguments; timm's order of choice.
@@ -20,6 +22,17 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
         if isinstance(checkpoint.get(key), Mapping):
             return checkpoint[key]
     return checkpoint
+
+
+def resize_position(position: Tensor, size: tuple[int, int], prefix_tokens: int) -> Tensor:
+    """A position embedding (1, P + G * G, C) of a square map, bicubically resized to (H, W).
+
+    One that has this size already, or is of no square map, is returned as it is.
+    """
+    tokens = position.shape[1] - prefix_tokens
+    if tokens == size[0] * size[1] or math.isqrt(max(tokens, 0)) ** 2 != tokens:
+        return position
+    return resample_abs_pos_embed(position, size, num_prefix_tokens=prefix_tokens)
 
 
 def check_fit(

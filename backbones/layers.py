@@ -1,11 +1,33 @@
 """Layers that several skeletons and mixers share. Maps are channels-last: (B, H, W, C)."""
 
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ..kernels import add_layer_norm, depthwise_conv2d, layer_norm, scaled_add
+from ..kernels import add_layer_norm, depthwise_conv2d, layer_norm
 
-register_notrace_function(scaled_add)
+
+@register_notrace_function
+def padded(x: Tensor, multiple: int) -> Tensor:
+    """(B, C, H, W) with zeros at the bottom and right up to sides that `multiple` divides."""
+    bottom, right = ((side + multiple - 1) // multiple * multiple - side for side in x.shape[2:])
+    # A question for the sizes would fix an exported graph's.
+    if is_exporting() or bottom or right:
+        return F.pad(x, (0, right, 0, bottom))
+    return x
+
+
+@register_notrace_function
+def checked_image(x: Tensor, in_chans: int, multiple: int) -> Tensor:
+    """An image (B, in_chans, H, W), `padded`.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"images have shape {tuple(x.shape)}, expected (B, {in_chans}, H, W)")
+    return padded(x, multiple)
 
 
 @register_notrace_module
@@ -50,18 +72,54 @@ class LayerNorm(nn.LayerNorm):
 
 @register_notrace_module
 class AddLayerNorm(LayerNorm):
-    """x + scale * branch, and the `LayerNorm` of that, in one pass."""
+    """x + branch, and the `LayerNorm` of that, in one pass."""
 
-    def forward(
-        self, x: Tensor, branch: Tensor, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return add_layer_norm(x, branch, self.weight, self.bias, scale=scale, eps=self.eps)
+    def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        return add_layer_norm(x, branch, self.weight, self.bias, eps=self.eps)
+
+
+def scaled_linear(linear: nn.Linear, x: Tensor, scale: Tensor | None) -> Tensor:
+    """scale * linear(x), of a layer scale (arXiv:2103.17239) of C elements, or linear(x).
+
+    The scale goes on the weights, so that nothing of the size of x is moved or kept for it.
+    """
+    if scale is None:
+        return linear(x)
+    scale = scale.flatten()
+    return F.linear(x, scale[:, None] * linear.weight, scale * linear.bias)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm residual block: x <- x + mixer(norm1(x)); x <- x + mlp(norm2(x)).
+
+    Args:
+        dim: channels.
+        mixer: the token mixer, called `mixer(x, size)`.
+        mlp_ratio: hidden width of the feed-forward network over its width.
+        drop_path: rate of stochastic depth of both branches.
+        eps: of the norms.
+    """
+
+    def __init__(
+        self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float, eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim, eps)
+        self.mixer = mixer
+        self.norm2 = AddLayerNorm(dim, eps)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (B, P + H * W, C) of a map of `size` (H, W) and P class tokens before it."""
+        x, y = self.norm2(x, self.drop_path(self.mixer(self.norm1(x), size)))
+        return x + self.drop_path(self.mlp(y))
 
 
 class ConvMlp(nn.Module):
     """Feed-forward network with a depthwise 3 x 3 convolution on its hidden width.
 
-    u = GELU(fc1(x)), u <- u + depthwise(u), fc2(u).
+    u = GELU(fc1(x)), u <- u + depthwise(u), scale * fc2(u).
     """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -70,8 +128,8 @@ class ConvMlp(nn.Module):
         self.depthwise = DepthwiseConv2d(hidden_dim, 3, activation="gelu", residual=True)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.depthwise(self.fc1(x)))
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return scaled_linear(self.fc2, self.depthwise(self.fc1(x)), scale)
 
 
 class ConvNorm(nn.Sequential):

@@ -14,17 +14,21 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Weights:
-    """Where pretrained weights are: a file in a repository of the Hugging Face hub.
+    """Where pretrained weights are: in a repository of the Hugging Face hub, or at an address.
 
     Attributes:
-        hub_id: 'owner/repository'.
+        hub_id: 'owner/repository', or none; weights without an address are had by hand.
         filename: of the file in it, as its authors named it.
+        url: address of a file, where there is no repository.
         config: what differs from the family's data configuration (input_size, crop_pct, ...).
+        arguments: constructor arguments that these weights need; 'name.tag' builds with them.
     """
 
-    hub_id: str
-    filename: str
+    hub_id: str | None = None
+    filename: str | None = None
+    url: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Family:
         origin: address of the authors' code, or none.
         first_conv, classifier: parameter names that timm adapts.
         config: constructor arguments common to all sizes.
+        data: what differs from timm's usual data configuration (crop_pct, ...).
+        out_indices: which maps `features_only` gives, unless told: the last n for an integer.
     """
 
     skeleton: type[nn.Module]
@@ -47,6 +53,8 @@ class Family:
     first_conv: str
     classifier: str
     config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    out_indices: int | tuple[int, ...] = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,16 @@ def _default_cfgs(name: str, model: Model) -> dict[str, dict[str, Any]]:
         "classifier": family.classifier,
         "paper_ids": family.paper,
         "origin_url": family.origin,
-    }
-    if not model.weights:
-        return {name: common}
-    return {
+    } | family.data
+    # The first is the default.
+    plain = {} if any(w.hub_id or w.url for w in model.weights.values()) else {name: common}
+    return plain | {
         f"{name}.{tag}": common
-        | {"hf_hub_id": weights.hub_id, "hf_hub_filename": weights.filename}
+        | {
+            "hf_hub_id": weights.hub_id,
+            "hf_hub_filename": weights.filename,
+            "url": weights.url or "",
+        }
         | weights.config
         for tag, weights in model.weights.items()
     }
@@ -110,6 +122,16 @@ def register(module: str, rows: dict[str, Model]) -> None:
     ZOO.update(rows)
 
 
+def _merged(*configs: dict[str, Any]) -> dict[str, Any]:
+    """The last of each argument's values, but of `mixer_options` the last of each option's."""
+    merged = {name: value for config in configs for name, value in config.items()}
+    options: dict[str, dict[str, Any]] = {}
+    for config in configs:
+        for mixer, chosen in (config.get("mixer_options") or {}).items():
+            options[mixer] = options.get(mixer, {}) | dict(chosen)
+    return merged | ({"mixer_options": options} if options else {})
+
+
 def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module]:
     def create(
         pretrained: bool = False,
@@ -117,14 +139,18 @@ def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> nn.Module:
+        tagged = model.weights.get(str(kwargs.get("pretrained_cfg")), Weights())
         with nullcontext() if device is None else torch.device(device):
             built = build_model_with_cfg(
                 model.family.skeleton,
                 name,
                 pretrained,
                 pretrained_filter_fn=model.family.filter_fn,
-                feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-                **(model.family.config | model.config | kwargs),
+                feature_cfg={
+                    "out_indices": model.family.out_indices,
+                    "feature_cls": "getter",
+                },
+                **_merged(model.family.config, model.config, tagged.arguments, kwargs),
             )
         return built.to(dtype=dtype)
 

@@ -1,21 +1,30 @@
 """The operators: one public function each, with a reference and a Triton kernel behind it."""
 
+from .agent_attention import agent_attention
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
-from .layer_norm import add_layer_norm, layer_norm, scaled_add
+from .gaussian_attention import gaussian_attention
+from .landmark_kernel import landmark_kernel
+from .layer_norm import add_layer_norm, layer_norm
 from .linear_attention import linear_attention
+from .newton_inverse import newton_inverse
 from .projected_attention import projected_linear_attention
 from .rotary import Rotary, apply_rotary, rotary_tables
+from .window_attention import window_attention
 
 __all__ = [
     "Rotary",
     "add_layer_norm",
+    "agent_attention",
     "apply_rotary",
     "depthwise_conv2d",
     "force",
+    "gaussian_attention",
+    "landmark_kernel",
     "layer_norm",
     "linear_attention",
+    "newton_inverse",
     "projected_linear_attention",
     "rotary_tables",
-    "scaled_add",
+    "window_attention",
 ]

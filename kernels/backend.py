@@ -10,9 +10,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 CHOICES = ("auto", "reference", "triton")
 HAS_TRITON = find_spec("triton") is not None
@@ -65,17 +68,82 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def register(schema: str, run: Callable, fake: Callable) -> Callable:
-    """Define the operator ``linsight::schema``, and return it.
+def unwatched() -> bool:
+    """Whether the caller runs eagerly, with no compiler, mode or functional transform about."""
+    return (
+        not torch.compiler.is_compiling()
+        and _get_current_dispatch_mode() is None
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+class Operator:
+    """An operator of Triton kernels, called directly where it can be.
+
+    ``linsight::NAME`` is registered through `torch.library`, for `torch.compile`, `torch.export`
+    and whatever else takes a program apart. Such a call costs the host 30 to 130 us more than
+    its kernels' launches, as long as many of them run; so an eager call on plain tensors goes
+    straight to the launch, inside an ordinary autograd function.
 
     Args:
         schema: in PyTorch's language, the name first.
         run: the launch of the Triton kernels; on the CPU, under Triton's interpreter.
-        fake: the same function of shapes alone, for `torch.compile`.
+        fake: the same function of shapes alone.
+        save: ``save(ctx, inputs, output)`` keeps what the gradient needs.
+        differentiate: ``differentiate(ctx, *gradients)`` gives a gradient, or none, per input.
     """
-    name = schema.partition("(")[0]
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, run, "CUDA")
-    LIBRARY.impl(name, run, "CPU")
-    torch.library.register_fake(f"linsight::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.linsight, name).default
+
+    def __init__(
+        self,
+        schema: str,
+        run: Callable,
+        fake: Callable,
+        save: Callable | None = None,
+        differentiate: Callable | None = None,
+    ) -> None:
+        name = schema.partition("(")[0]
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(name, run, "CUDA")
+        LIBRARY.impl(name, run, "CPU")
+        torch.library.register_fake(f"linsight::{name}", fake, lib=LIBRARY)
+        self.registered = getattr(torch.ops.linsight, name).default
+        self.run = run
+        self.function = None
+        if differentiate is not None:
+            torch.library.register_autograd(
+                f"linsight::{name}", differentiate, setup_context=save, lib=LIBRARY
+            )
+            self.function = _autograd_function(name, run, save, differentiate)
+
+    def __call__(self, *args: Any) -> Any:
+        if not _plain(args):
+            return self.registered(*args)
+        if (
+            self.function is not None
+            and torch.is_grad_enabled()
+            and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+        ):
+            return self.function.apply(*args)
+        return self.run(*args)
+
+
+def _plain(args: tuple) -> bool:
+    """Whether nothing but autograd watches a call."""
+    return unwatched() and all(
+        type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor)
+    )
+
+
+def _autograd_function(
+    name: str, run: Callable, save: Callable, differentiate: Callable
+) -> type[torch.autograd.Function]:
+    def forward(ctx, *args):
+        output = run(*args)
+        save(ctx, args, output)
+        return output
+
+    methods = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(once_differentiable(differentiate)),
+    }
+    return type(name, (torch.autograd.Function,), methods)

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton
+from .backend import Operator, runs_triton
 
 Activation = Literal["gelu"]
 
-TRITON_KERNELS = (3, 5, 7)
+TRITON_KERNELS = (3, 5, 7, 9)
 
 
 def reference(
@@ -49,7 +49,7 @@ def depthwise_conv2d(
     Args:
         x: (B, H, W, C), any strides with the last axis contiguous.
         weight: (C, 1, k, k), k odd, in the dtype of `x` or, under autocast, any. On CUDA a k of
-            3, 5 or 7 runs the Triton kernel, any other the reference.
+            3, 5, 7 or 9 runs the Triton kernel, any other the reference.
         bias: (C,) or none.
         stride: 1 or 2; the output has ceil(H / stride) rows.
         activation: a, applied to the input first: 'gelu' (exact, erf) or none.
@@ -138,20 +138,6 @@ def _run_backward_fake(grad, x, weight, stride, gelu, residual):
     return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
 
 
-_forward = register(
-    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, bool gelu, "
-    "bool residual, ScalarType dtype) -> Tensor",
-    _run,
-    _run_fake,
-)
-_backward = register(
-    "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int stride, bool gelu, "
-    "bool residual) -> (Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
-
-
 def _save(ctx, inputs, output):
     x, weight, bias, *ctx.options, _ = inputs
     ctx.save_for_backward(x, weight)
@@ -164,6 +150,17 @@ def _differentiate(ctx, grad):
     return dx, dweight, dbias, None, None, None, None
 
 
-torch.library.register_autograd(
-    "linsight::depthwise_conv2d", _differentiate, setup_context=_save, lib=LIBRARY
+_forward = Operator(
+    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, bool gelu, "
+    "bool residual, ScalarType dtype) -> Tensor",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)
+_backward = Operator(
+    "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int stride, bool gelu, "
+    "bool residual) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
 )

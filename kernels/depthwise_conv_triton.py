@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import launch
 from .triton_math import exp2_approximate, reciprocal_approximate, sum_rows
 
 
@@ -374,11 +375,13 @@ CONVOLVE = {
     3: (Tile(4, 512, 36, 3), Tile(7, 256, 39, 3)),
     5: (Tile(4, 256, 40, 3), Tile(7, 256, 39, 2)),
     7: (Tile(4, 256, 66, 2),),
+    9: (Tile(4, 128, 105, 2),),
 }
 WEIGH = {
     3: (Tile(4, 512, 36, 3), Tile(7, 256, 40, 3)),
     5: (Tile(4, 256, 49, 3), Tile(7, 256, 48, 2)),
     7: (Tile(4, 256, 80, 2),),
+    9: (Tile(4, 128, 130, 2),),
 }
 WARPS = 4
 # The sum of the programs' parts: many rows in flight, as it waits for little else.
@@ -392,7 +395,6 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@lru_cache
 def _layout(
     tiles: tuple[Tile, ...], kernel: int, shape: torch.Size, multiprocessors: int
 ) -> tuple[Tile, int, int]:
@@ -404,7 +406,9 @@ def _layout(
         across = triton.cdiv(width, tile.columns * tile.span // block)
         return tile.cost * tile.span * tile.columns * triton.cdiv(channels, block) * across
 
-    tile, block = min(((tile, block) for tile in tiles for block in (64, 32, 128, 256)), key=work)
+    blocks = (64, 32, 128, 256)
+    choices = ((tile, block) for tile in tiles for block in blocks if block <= tile.span)
+    tile, block = min(choices, key=work)
     across = triton.cdiv(width, tile.columns * tile.span // block) * triton.cdiv(channels, block)
 
     def time(chunks: int) -> int:
@@ -418,8 +422,15 @@ def _layout(
 
 def _plan(tiles: tuple[Tile, ...], x: Tensor, kernel: int) -> tuple[tuple[int, int, int], dict]:
     """Grid, and the sizes that the stride-1 kernels share."""
-    batch, height, width, channels = x.shape
-    tile, block, rows = _layout(tiles, kernel, x.shape, _multiprocessors(x.device))
+    return _planned(tiles, x.shape, kernel, x.dtype == torch.float32, _multiprocessors(x.device))
+
+
+@lru_cache
+def _planned(
+    tiles: tuple[Tile, ...], shape: torch.Size, kernel: int, exact: bool, multiprocessors: int
+) -> tuple[tuple[int, int, int], dict]:
+    batch, height, width, channels = shape
+    tile, block, rows = _layout(tiles, kernel, shape, multiprocessors)
     strips = tile.span // block
     groups = triton.cdiv(width, tile.columns * strips)
     grid = (triton.cdiv(channels, block) * groups, triton.cdiv(height, rows), batch)
@@ -433,7 +444,7 @@ def _plan(tiles: tuple[Tile, ...], x: Tensor, kernel: int) -> tuple[tuple[int, i
         "P": tile.columns,
         "STRIPS": strips,
         "BC": block,
-        "EXACT": x.dtype == torch.float32,
+        "EXACT": exact,
         "num_warps": WARPS,
         "num_stages": 1,
     }
@@ -469,14 +480,16 @@ def forward(
     biases = weight if bias is None else bias
     if stride == 1:
         grid, sizes = _plan(CONVOLVE[kernel], x, kernel)
-        _convolve[grid](
+        launch(
+            _convolve, grid,
             x, weight, biases, x, x, out, *_strides(x), 0, 0, 0, 0, 0, 0, *_strides(out),
             RESIDUAL=residual, ADD=False, **flags, **sizes,
         )  # fmt: skip
         return
     batch, height, width, channels = out.shape
     grid = (triton.cdiv(height * width, 32), triton.cdiv(channels, 64), batch)
-    _gather[grid](
+    launch(
+        _gather, grid,
         x, weight, biases, x, out, *_strides(x), 0, 0, 0, *_strides(out),
         x.shape[1], x.shape[2], height, width, channels, **flags, **_gather_sizes(kernel, x),
     )  # fmt: skip
@@ -497,7 +510,8 @@ def input_gradient(
     flags = {"GELU": gelu, "BIAS": False, "BACKWARD": True}
     if stride == 1:
         grid, sizes = _plan(CONVOLVE[kernel], x, kernel)
-        _convolve[grid](
+        launch(
+            _convolve, grid,
             grad, weight, weight, x, grad if add is None else add, out,
             *_strides(grad), *_strides(x), *_strides(add), *_strides(out),
             RESIDUAL=residual, ADD=add is not None, **flags, **sizes,
@@ -505,7 +519,8 @@ def input_gradient(
         return
     batch, height, width, channels = x.shape
     grid = (triton.cdiv(height * width, 32), triton.cdiv(channels, 64), batch)
-    _gather[grid](
+    launch(
+        _gather, grid,
         grad, weight, weight, x, out, *_strides(grad), *_strides(x), *_strides(out),
         grad.shape[1], grad.shape[2], height, width, channels,
         **flags, **_gather_sizes(kernel, x),
@@ -527,15 +542,17 @@ def weight_gradient(
         count = batch * triton.cdiv(height, rows)
     parts = torch.empty((count, taps + 1, channels), dtype=torch.float32, device=x.device)
     if stride == 1:
-        _weigh[grid](x, grad, parts, *_strides(x), *_strides(grad), GELU=gelu, **sizes)
+        launch(_weigh, grid, x, grad, parts, *_strides(x), *_strides(grad), GELU=gelu, **sizes)
     else:
         grid = (triton.cdiv(channels, 64), triton.cdiv(height, rows) * (taps + 1), batch)
-        _weigh_gathered[grid](
+        launch(
+            _weigh_gathered, grid,
             x, grad, parts, *_strides(x), *_strides(grad),
             x.shape[1], x.shape[2], height, width, channels, rows,
             GELU=gelu, **_gather_sizes(kernel, x),
         )  # fmt: skip
-    _sum_parts[(taps + 1, triton.cdiv(channels, SUM_COLUMNS))](
+    launch(
+        _sum_parts, (taps + 1, -(-channels // SUM_COLUMNS)),
         parts, dweight, dbias, count, channels,
         TAPS=taps, ROWS=SUM_ROWS, BLOCK=SUM_COLUMNS, num_warps=WARPS,
     )  # fmt: skip

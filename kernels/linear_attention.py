@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton, without_autocast
+from .backend import Operator, runs_triton, without_autocast
 from .rotary import Rotary, apply_rotary
 
 FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity"]
@@ -235,23 +235,6 @@ def _run_backward_fake(
     )
 
 
-_forward = register(
-    "linear_attention(Tensor query, Tensor key, Tensor value, Tensor? rows, Tensor? columns, "
-    "Tensor? local, Tensor? gate, str feature_map, str key_weights, str readout) "
-    "-> (Tensor, Tensor)",
-    _run,
-    _run_fake,
-)
-_backward = register(
-    "linear_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
-    "Tensor? rows, Tensor? columns, Tensor? local, Tensor? gate, Tensor state, "
-    "str feature_map, str key_weights, str readout) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
-
-
 def _save(ctx, inputs, output):
     *tensors, ctx.feature_map, ctx.key_weights, ctx.readout = inputs
     ctx.save_for_backward(*tensors, output[1])
@@ -270,6 +253,20 @@ def _differentiate(ctx, grad, _):
     return dquery, dkey, dvalue, None, None, dlocal, dgate, None, None, None
 
 
-torch.library.register_autograd(
-    "linsight::linear_attention", _differentiate, setup_context=_save, lib=LIBRARY
+_forward = Operator(
+    "linear_attention(Tensor query, Tensor key, Tensor value, Tensor? rows, Tensor? columns, "
+    "Tensor? local, Tensor? gate, str feature_map, str key_weights, str readout) "
+    "-> (Tensor, Tensor)",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)
+_backward = Operator(
+    "linear_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
+    "Tensor? rows, Tensor? columns, Tensor? local, Tensor? gate, Tensor state, "
+    "str feature_map, str key_weights, str readout) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
 )

@@ -29,7 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_math import INTERPRETED, exp2_approximate, sum_rows
+from .triton_launch import launch
+from .triton_math import INTERPRETED, PTX, exp2_approximate, sum_rows
 
 EPSILON = tl.constexpr(1e-6)
 MOST_SPLITS = tl.constexpr(512)
@@ -95,13 +96,38 @@ def _readout(n, scale, READOUT: tl.constexpr):
 
 
 @triton.jit
+def _load_four(pointers):
+    """(tokens, groups) of pointers to the four floats behind each, (tokens, 4 groups).
+
+    As assembly, so that it stays a load through the first-level cache, where the tables lie:
+    the compiler's pipeline would fetch them anew from the second level for every tile.
+    """
+    T: tl.constexpr = pointers.shape[0]
+    G: tl.constexpr = pointers.shape[1]
+    a, b, c, d = tl.inline_asm_elementwise(
+        "ld.global.nc.v4.f32 {$0, $1, $2, $3}, [$4];",
+        "=f,=f,=f,=f,l",
+        [pointers],
+        (tl.float32, tl.float32, tl.float32, tl.float32),
+        True,
+        1,
+    )
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (T, 4 * G))
+
+
+@triton.jit
 def _angles(
     rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
-    D: tl.constexpr, P: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Cosines and sines of the tokens `n`, (tokens, P / 2), from the separable tables."""
+    """Cosines and sines of the tokens `n`, (tokens, P / 2), from the separable tables.
+
+    `ONCE`: they turn one tensor. What turns two, in the layouts of two products, would have
+    `_load_four` convert them through shared memory.
+    """
     quarter: tl.constexpr = D // 4
-    i = tl.arange(0, P // 2)[None, :]
+    vector: tl.constexpr = 4 if PTX and ONCE and D == P and quarter % 4 == 0 else 1
+    i = tl.arange(0, P // (2 * vector))[None, :] * vector
     n = tl.minimum(n, last - 1)  # a tile reaches past the last token, the tables do not
     row = ((n.to(tl.int64) * reciprocal) >> shift).to(tl.int32)
     column = n - row * width
@@ -112,11 +138,13 @@ def _angles(
         columns + column[:, None] * quarter + (i - quarter),
     )
     sine = tl.where(in_rows, row_stride, column_stride)
-    if quarter % 4 == 0:
+    if vector == 1 and quarter % 4 == 0:
         # The compiler cannot see through `where` that four entries at a time are one load.
         pointers = tl.max_contiguous(tl.multiple_of(pointers, (1, 16)), (1, 4))
         sine = tl.max_constancy(tl.multiple_of(sine, (1, 4)), (1, 4))
-    if D == P:
+    if vector == 4:
+        return _load_four(pointers), _load_four(pointers + sine)
+    elif D == P:
         return tl.load(pointers), tl.load(pointers + sine)
     else:
         ok = i < 2 * quarter
@@ -319,8 +347,9 @@ def _state(
             value_sum += _fold(value.to(tl.float32), FOLD)
         if ROTARY:
             cosine, sine = _angles(
-                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
-            )
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
+                D, P, True,
+            )  # fmt: skip
             f = _rotate(f, cosine, sine)
         # Transposed, v^T is the operand that the tensor cores read where it was loaded.
         state = _dot(tl.trans(_operand(value, IEEE)), f, state, IEEE)
@@ -456,8 +485,9 @@ def _read(
         a, b_, _, _ = _readout(tl.sum(f * key, 1), scale, READOUT)
         if ROTARY:
             cosine, sine = _angles(
-                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
-            )
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
+                D, P, True,
+            )  # fmt: skip
             f = _rotate(f, cosine, sine)
         y = _dot_halves(f, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT) * a[:, None]
         if READOUT != "normalized":
@@ -522,8 +552,9 @@ def _output_gradient(
         r = f
         if ROTARY:
             cosine, sine = _angles(
-                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
-            )
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
+                D, P, True,
+            )  # fmt: skip
             r = _rotate(f, cosine, sine)
         # Rounded once and used so everywhere: the gradient of a dy that is off by one rounding,
         # with no term that ceases to cancel another.
@@ -612,8 +643,8 @@ def _key_gradient(
         inner = tl.sum(tl.load(dtotal + (P + 2) * P + piece, mask=piece < pieces, other=0.0), 0)
         if CORRECT:
             piece = tl.arange(0, MOST_SPLITS)
-            at = excess + bh.to(tl.int64) * query_splits + piece
-            inner += tl.sum(tl.load(at, mask=piece < query_splits, other=0.0), 0)
+            measured = excess + bh.to(tl.int64) * query_splits + piece
+            inner += tl.sum(tl.load(measured, mask=piece < query_splits, other=0.0), 0)
         dquery_sum = tl.zeros((BLOCK // 2, P), tl.float32)
         excess_sum = tl.zeros((BLOCK,), tl.float32)
     else:
@@ -631,8 +662,9 @@ def _key_gradient(
         r = f
         if ROTARY:
             cosine, sine = _angles(
-                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
-            )
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
+                D, P, False,
+            )  # fmt: skip
             r = _rotate(f, cosine, sine)
         t = _dot_halves(
             value, tl.trans(ds_high), tl.trans(ds_low), tl.zeros((BLOCK, P), tl.float32), EXACT
@@ -718,8 +750,9 @@ def _query_gradient(
         t = _dot_halves(_operand(dy, EXACT), s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
         if ROTARY:
             cosine, sine = _angles(
-                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride, D, P
-            )
+                rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
+                D, P, False,
+            )  # fmt: skip
             t = _rotate(t, cosine, -sine)
         # A rotation turned back on one factor of a product turns the other forth.
         dn = da * tl.sum(f * t, 1)
@@ -753,10 +786,10 @@ class Tile:
 TILES = {
     "query_sums": {64: Tile(64, 4, 1, 8, 256), 128: Tile(64, 8, 1, 4, 256)},
     "state": {64: Tile(64, 4, 2, 3, 256), 128: Tile(64, 8, 1, 1, 512)},
-    "read": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "read": {64: Tile(64, 4, 3, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
     "output_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(64, 8, 1, 1, 512)},
-    "key_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
-    "query_gradient": {64: Tile(64, 4, 1, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "key_gradient": {64: Tile(64, 4, 3, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
+    "query_gradient": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
 }
 # float32 multiplies without tensor cores, and holds its operands in registers.
 WIDE_TILES = {64: Tile(16, 8, 1, 2, 128), 128: Tile(16, 16, 1, 1, 128)}
@@ -797,7 +830,7 @@ class Problem:
         readout: str,
     ):
         self.batch, self.tokens, self.heads, self.width = query.shape
-        self.padded = max(16, triton.next_power_of_2(self.width))
+        self.padded = max(16, 1 << (self.width - 1).bit_length())
         self.rows = self.batch * self.heads
         self.device = query.device
         self.itemsize = query.element_size()
@@ -848,7 +881,8 @@ class Problem:
         tile = self.tile("query_sums")
         splits, per_split = self.split(tile)
         parts = self.empty(self.rows, splits, self.padded)
-        _query_sums[(self.rows, splits)](
+        launch(
+            _query_sums, (self.rows, splits),
             query, parts, *query.stride()[:3], self.tokens, per_split, self.heads,
             FOLD=self.fold(tile), **self.options(tile),
         )  # fmt: skip
@@ -859,7 +893,8 @@ class Problem:
         splits, per_split = self.split(tile)
         parts = self.empty(self.rows, splits, self.padded + 3, self.padded)
         rows, columns, *table = self.tables
-        _state[(self.rows, splits)](
+        launch(
+            _state, (self.rows, splits),
             key, value, rows, columns, parts if query_parts is None else query_parts, parts,
             *key.stride()[:3], *value.stride()[:3],
             self.tokens, per_split, self.heads, *table,
@@ -879,7 +914,7 @@ class Problem:
     def pieces(self) -> int:
         """How many programs a head merge the state's gradient, of which each leaves a piece."""
         splits, _ = self.split(self.tile("output_gradient"))
-        return triton.cdiv(self.padded + 2, self.merge_tile(splits)[0])
+        return -(-(self.padded + 2) // self.merge_tile(splits)[0])
 
     def merge(
         self, parts: Tensor, query_parts: Tensor | None = None, state: Tensor | None = None
@@ -887,7 +922,8 @@ class Problem:
         rows, chunk = self.merge_tile(parts.shape[1])
         total = self.empty(self.rows, self.padded + 4, self.padded)
         backward = state is not None
-        _merge[(self.rows, triton.cdiv(self.padded + 2, rows))](
+        launch(
+            _merge, (self.rows, -(-(self.padded + 2) // rows)),
             parts, parts if query_parts is None else query_parts, total,
             total if state is None else state, self.tokens, parts.shape[1],
             0 if query_parts is None else query_parts.shape[1], self.scale,
@@ -903,7 +939,8 @@ class Problem:
         tile = self.tile("read")
         splits, per_split = self.split(tile)
         rows, columns, *table = self.tables
-        _read[(self.rows, splits)](
+        launch(
+            _read, (self.rows, splits),
             query, rows, columns, _or(local, query), _or(gate, query), state, out,
             *_strides(query), *_strides(local), *_strides(gate), *_strides(out),
             self.tokens, per_split, self.heads, *table, self.scale,
@@ -925,7 +962,8 @@ class Problem:
         splits, per_split = self.split(tile)
         parts = self.empty(self.rows, splits, self.padded + 3, self.padded)
         rows, columns, *table = self.tables
-        _output_gradient[(self.rows, splits)](
+        launch(
+            _output_gradient, (self.rows, splits),
             query, grad, rows, columns, _or(local, query), _or(gate, query), state, parts,
             _or(dlocal, query), _or(dgate, query),
             *_strides(query), *_strides(grad), *_strides(local), *_strides(gate),
@@ -953,7 +991,8 @@ class Problem:
         rows, columns, *table = self.tables
         correct = self.weighted and key.dtype != torch.bfloat16
         for measure in (True, False) if correct else (False,):
-            _key_gradient[(self.rows, splits)](
+            launch(
+                _key_gradient, (self.rows, splits),
                 key, value, rows, columns, state, dstate, query_parts, excess, dkey, dvalue,
                 *_strides(key), *_strides(value), *_strides(dkey), *_strides(dvalue),
                 self.tokens, per_split, self.heads, *table, splits, self.pieces(), self.scale,
@@ -975,7 +1014,8 @@ class Problem:
         tile = self.tile("query_gradient")
         splits, per_split = self.split(tile)
         rows, columns, *table = self.tables
-        _query_gradient[(self.rows, splits)](
+        launch(
+            _query_gradient, (self.rows, splits),
             query, grad, rows, columns, _or(gate, query), state, query_parts, dquery,
             *_strides(query), *_strides(grad), *_strides(gate), *_strides(dquery),
             self.tokens, per_split, self.heads, *table, query_parts.shape[1], self.scale,

@@ -9,7 +9,7 @@ the operators move; here every kernel writes its slice of it.
 import torch
 from torch import Tensor
 
-from .backend import LIBRARY, register, runs_triton
+from .backend import Operator, runs_triton
 from .depthwise_conv import TRITON_KERNELS, depthwise_conv2d
 from .linear_attention import (
     WIDEST_TRITON_HEAD,
@@ -193,22 +193,6 @@ def _run_backward_fake(
     return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
 
 
-_forward = register(
-    "projected_linear_attention(Tensor projection, Tensor weight, Tensor? bias, Tensor? rows, "
-    "Tensor? columns, int heads, str feature_map, str key_weights, str readout) "
-    "-> (Tensor, Tensor, Tensor)",
-    _run,
-    _run_fake,
-)
-_backward = register(
-    "projected_linear_attention_backward(Tensor grad, Tensor projection, Tensor weight, "
-    "Tensor local, Tensor state, Tensor? rows, Tensor? columns, int heads, str feature_map, "
-    "str key_weights, str readout) -> (Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
-
-
 def _save(ctx, inputs, output):
     projection, weight, bias, rows, columns, *ctx.options = inputs
     _, local, state = output
@@ -225,6 +209,19 @@ def _differentiate(ctx, grad, *_):
     return dprojection, dweight, dbias, None, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "linsight::projected_linear_attention", _differentiate, setup_context=_save, lib=LIBRARY
+_forward = Operator(
+    "projected_linear_attention(Tensor projection, Tensor weight, Tensor? bias, Tensor? rows, "
+    "Tensor? columns, int heads, str feature_map, str key_weights, str readout) "
+    "-> (Tensor, Tensor, Tensor)",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)
+_backward = Operator(
+    "projected_linear_attention_backward(Tensor grad, Tensor projection, Tensor weight, "
+    "Tensor local, Tensor state, Tensor? rows, Tensor? columns, int heads, str feature_map, "
+    "str key_weights, str readout) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
 )

@@ -1,7 +1,11 @@
 """Two-dimensional rotary position embedding (RAVLT, arXiv:2411.07635; RoPE, arXiv:2104.09864)."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+from .backend import Operator, runs_triton, unwatched
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -32,18 +36,33 @@ def rotary_tables(
             f"head_dim is {head_dim}; a two-dimensional rotary embedding pairs channels along "
             "two axes and needs a multiple of 4"
         )
+    dtype = torch.promote_types(dtype, torch.float32)
+    if unwatched() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return _kept_tables(*size, head_dim, dtype, device)
+    return _make_tables(*size, head_dim, dtype, device)
+
+
+def _make_tables(
+    height: int, width: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> Rotary:
     # The authors round the frequencies to float32, whatever the precision of the model.
     frequency = 1.0 / 10000 ** torch.linspace(
         0, 1, head_dim // 4, dtype=torch.float32, device=device
     )
-    dtype = torch.promote_types(dtype, torch.float32)
     frequency = frequency.to(dtype)
 
     def table(length: int) -> Tensor:
         angle = torch.arange(length, dtype=dtype, device=device)[:, None] * frequency
         return torch.stack((angle.cos(), angle.sin()))
 
-    return table(size[0]), table(size[1])
+    return table(height), table(width)
+
+
+@lru_cache(maxsize=64)
+def _kept_tables(*key) -> Rotary:
+    """`_make_tables`, whose many small operations would cost the host more than a layer."""
+    with torch.inference_mode(False):  # so that a later call may save them for its gradient
+        return _make_tables(*key)
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
@@ -58,7 +77,23 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
 
     Returns:
         (B, N, heads, D), in the dtype of `x`, computed in the dtype of the tables.
+
+    Raises:
+        ValueError: if the tables are not for N tokens.
     """
+    rows, columns = rotary
+    if rows.shape[1] * columns.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"rotary tables are for a map of {rows.shape[1]} x {columns.shape[1]} tokens, "
+            f"but x has {x.shape[1]}"
+        )
+    if rows.dtype == torch.float32 and runs_triton(x):
+        return _turn(x, rows, columns, False)
+    return reference(x, rotary)
+
+
+def reference(x: Tensor, rotary: Rotary) -> Tensor:
+    """The rotation, pair by pair; see `apply_rotary`."""
     rows, columns = rotary
     height, width = rows.shape[1], columns.shape[1]
     rows = rows[:, :, None].expand(-1, -1, width, -1)
@@ -68,3 +103,37 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     a, b = x.unflatten(-1, (-1, 2)).to(rows.dtype).unbind(-1)
     turned = torch.stack((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
     return turned.flatten(-2).to(x.dtype)
+
+
+# The Triton side. Triton itself is imported at the first launch, not before.
+
+
+def _run(x, rows, columns, back):
+    from . import rotary_triton as kernels
+
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = _run_fake(x, rows, columns, back)
+    kernels.turn(x, rows.contiguous(), columns.contiguous(), back, out)
+    return out
+
+
+def _run_fake(x, rows, columns, back):
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _save(ctx, inputs, output):
+    _, rows, columns, ctx.back = inputs
+    ctx.save_for_backward(rows, columns)
+
+
+def _differentiate(ctx, grad):
+    return _turn(grad, *ctx.saved_tensors, not ctx.back), None, None, None
+
+
+_turn = Operator(
+    "rotary(Tensor x, Tensor rows, Tensor columns, bool back) -> Tensor",
+    _run,
+    _run_fake,
+    _save,
+    _differentiate,
+)

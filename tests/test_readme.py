@@ -66,7 +66,7 @@ COMMANDS = [
 
 def test_readme_has_an_example_of_every_command():
     named = {line.split()[1] for line in COMMANDS}
-    assert named == {"train", "test", "predict", "export", "models", "info"}
+    assert named == {"train", "test", "predict", "export", "models", "info", "benchmark"}
 
 
 # One after the other: what a command writes, the next reads.

@@ -1,1 +1,1 @@
-"""Commands: train, test, predict, export, models, info; one thin file each."""
+"""Commands: train, test, predict, export, models, info, benchmark; one thin file each."""

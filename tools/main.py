@@ -4,19 +4,20 @@ import sys
 
 import typer
 
-from linsight.tools import info, models
+from linsight.tools import benchmark, info, models
 
 TRAINING = ("demo", "train", "test", "predict", "export")
 
 app = typer.Typer(
     name="linsight",
-    help="Vision backbones with linear attention: train, test, predict, export.",
+    help="Vision backbones with linear attention: train, test, predict, export, benchmark.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(models.models)
 app.command()(info.info)
+app.command()(benchmark.benchmark)
 
 
 def mount() -> None:

@@ -6,16 +6,26 @@ from typing import Any
 
 from torch import nn
 
+from .agent import Agent
+from .cross_window import CrossWindow
 from .magnitude_aware import MagnitudeAware
 from .place import Place
 from .rank_augmented import RankAugmented
 from .softmax import GatedSoftmax, Softmax
+from .softmax_free import SoftmaxFree
+from .spatial_reduction import SpatialReduction
+from .window import Window
 
 MIXERS: dict[str, type[nn.Module]] = {
+    "agent": Agent,
+    "cross_window": CrossWindow,
     "gated_softmax": GatedSoftmax,
     "mala": MagnitudeAware,
     "rala": RankAugmented,
     "softmax": Softmax,
+    "softmax_free": SoftmaxFree,
+    "spatial_reduction": SpatialReduction,
+    "window": Window,
 }
 
 # One mixer; one a stage; or, within a stage, one a block.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import Rotary
-from ..layers import DepthwiseConv2d
+from ..layers import DepthwiseConv2d, scaled_linear
 from .place import Place
 
 
@@ -14,7 +14,7 @@ class ProjectedMixer(nn.Module):
     """out_proj(attend(in_proj(x))), where one projection packs q, k, v and, if asked, a gate.
 
     Subclasses say how tokens attend to each other. Every mixer is called the same way, so
-    that any skeleton can hold it: ``mixer(x, size, rotary)``.
+    that any skeleton can hold it: ``mixer(x, size, rotary, scale)``.
 
     Args:
         place: where the mixer stands.
@@ -32,7 +32,13 @@ class ProjectedMixer(nn.Module):
         self.local = DepthwiseConv2d(dim, local_kernel) if local_kernel else None
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, size: tuple[int, int], rotary: Rotary | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        rotary: Rotary | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
         """Mix the tokens of a map.
 
         Args:
@@ -40,11 +46,12 @@ class ProjectedMixer(nn.Module):
             size: (H, W).
             rotary: tables of `linsight.kernels.rotary_tables` for that size, or none, as for
                 a mixer with class tokens, which have no place in the map.
+            scale: a layer scale of C elements that multiplies the result, or none.
 
         Returns:
             (B, P + H * W, C).
         """
-        return self.out_proj(self.attend(self.in_proj(x), size, rotary))
+        return scaled_linear(self.out_proj, self.attend(self.in_proj(x), size, rotary), scale)
 
     @abstractmethod
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:

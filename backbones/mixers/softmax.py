@@ -16,7 +16,10 @@ class Softmax(ProjectedMixer):
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         query, key, value, gate = self.unpack(projection)
         if rotary is not None:
-            query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+            # Beside each other in the projection, they turn in one pass.
+            both = projection[..., : 2 * self.out_proj.in_features]
+            both = apply_rotary(both.unflatten(-1, (2 * self.num_heads, -1)), rotary)
+            query, key = both.chunk(2, 2)
         y = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         ).transpose(1, 2)

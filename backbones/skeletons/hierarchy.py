@@ -12,7 +12,8 @@ class HierarchicalVisionTransformer(nn.Module):
 
     Subclasses set `num_classes`, `in_chans`, `num_features`, `head_hidden_size`, `feature_info`,
     `stages` (each with a flag `grad_checkpointing`), `norm` and `head` (with `fc` and
-    `reset(num_classes, pool_type)`), and write `forward_stem` and `group_matcher`.
+    `reset(num_classes, pool_type)`), and write `forward_stem` and `group_matcher`; one whose
+    last stage gives tokens with a class token in front writes `to_map` as well.
     """
 
     output_fmt = "NHWC"
@@ -25,9 +26,18 @@ class HierarchicalVisionTransformer(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm's layer decay."""
 
+    def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The map (B, H, W, C) in what a stage gives, of size (H, W): all of it."""
+        return x
+
     def no_weight_decay(self) -> set[str]:
-        """Names beyond vectors and biases that weight decay leaves out: none."""
-        return set()
+        """Names beyond vectors and biases that weight decay leaves out: what mixers ask for."""
+        return {
+            f"{name}.{parameter}"
+            for name, module in self.named_modules()
+            if module is not self and hasattr(module, "no_weight_decay")
+            for parameter in module.no_weight_decay()
+        }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""
@@ -69,11 +79,14 @@ class HierarchicalVisionTransformer(nn.Module):
             raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'")
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
+        pixels = x.shape[-2:]
         x = self.forward_stem(x)
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if i in take:
                 y = self.norm(x) if norm and i == len(self.stages) - 1 else x
+                reduction = self.feature_info[i]["reduction"]
+                y = self.to_map(y, tuple(-(-side // reduction) for side in pixels))
                 intermediates.append(y.permute(0, 3, 1, 2) if output_fmt == "NCHW" else y)
         if intermediates_only:
             return intermediates

@@ -20,7 +20,7 @@ from timm.layers import (
 from timm.models import checkpoint, register_notrace_function
 from torch import Tensor, nn
 
-from ...kernels import Rotary, rotary_tables, scaled_add
+from ...kernels import Rotary, rotary_tables
 from ..checkpoint import check_fit, unwrap
 from ..layers import AddLayerNorm, ConvMlp, ConvNorm, DepthwiseConv2d, LayerNorm
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
@@ -43,8 +43,16 @@ def check_image(x: Tensor, in_chans: int) -> None:
         )
 
 
-def stem(in_channels: int, channels: int) -> nn.Sequential:
-    """Four 3 x 3 convolutions with batch norm on (B, C, H, W), the first and last of stride 2."""
+class Stem(nn.Sequential):
+    """Convolutions of an image (B, in_chans, H, W) to a map (B, ceil(H / 4), ceil(W / 4), C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_image(x, self[0].in_channels)
+        return super().forward(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+
+
+def stem(in_channels: int, channels: int) -> Stem:
+    """Four 3 x 3 convolutions with batch norm, the first and last of stride 2."""
     half = channels // 2
     layers: list[nn.Module] = []
     for i, o, stride in (
@@ -54,7 +62,7 @@ def stem(in_channels: int, channels: int) -> nn.Sequential:
         (half, channels, 2),
     ):
         layers += [nn.Conv2d(i, o, 3, stride=stride, padding=1), nn.BatchNorm2d(o), nn.GELU()]
-    return nn.Sequential(*layers[:-1])
+    return Stem(*layers[:-1])
 
 
 class PyramidBlock(nn.Module):
@@ -86,9 +94,9 @@ class PyramidBlock(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         x = self.position(x)
         size = x.shape[1:3]
-        y = self.mixer(self.norm1(x).flatten(1, 2), size, rotary).unflatten(1, size)
-        x, y = self.norm2(x, self.drop_path1(y), self.gamma1)
-        return scaled_add(x, self.drop_path2(self.mlp(y)), self.gamma2)
+        y = self.mixer(self.norm1(x).flatten(1, 2), size, rotary, self.gamma1).unflatten(1, size)
+        x, y = self.norm2(x, self.drop_path1(y))
+        return x + self.drop_path2(self.mlp(y, self.gamma2))
 
 
 class PyramidStage(nn.Module):
@@ -249,8 +257,7 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to (B, ceil(H / 4), ceil(W / 4), dims[0])."""
-        check_image(x, self.in_chans)
-        return self.stem(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return self.stem(x)
 
 
 AUTHORS_NAMES = {

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..triton_launch import launch
+
 QUERIES = 16
 
 
@@ -123,7 +125,8 @@ def forward(
     queries, heads = locations.shape[1:3]
     if out.numel():
         grid, options = _launch(value, locations)
-        _attend[grid](
+        launch(
+            _attend, grid,
             value, shapes, starts, locations, weights, out, queries, value.shape[1], heads,
             **options,
         )  # fmt: skip
@@ -154,7 +157,8 @@ def backward(
     unit = torch.where(bound.isfinite(), 1 / scale, torch.nan)
     sums = torch.zeros(value.shape, dtype=torch.int64, device=value.device)
     grid, options = _launch(value, locations)
-    _differentiate[grid](
+    launch(
+        _differentiate, grid,
         grad, value, shapes, starts, locations, weights, scale, sums, dlocations, dweights,
         queries, value.shape[1], heads, **options,
     )  # fmt: skip

@@ -110,10 +110,10 @@ def softmax_focal_loss_backward(
 
 
 def _run(input, target, weight, output, gamma, alpha, gradient):
-    from .focal_loss_triton import launch
+    from .focal_loss_triton import sigmoid_focal_loss
 
     out = output.contiguous()
-    launch(input.contiguous(), target.contiguous(), weight, out, gamma, alpha, gradient)
+    sigmoid_focal_loss(input.contiguous(), target.contiguous(), weight, out, gamma, alpha, gradient)
     if out is not output:
         output.copy_(out)
 

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..triton_launch import launch
+
 
 @triton.jit(do_not_specialize=["total", "gamma", "alpha"])
 def _focal(
@@ -29,7 +31,7 @@ def _focal(
     tl.store(out + at, factor.to(out.dtype.element_ty), mask=ok)
 
 
-def launch(
+def sigmoid_focal_loss(
     x: Tensor,
     target: Tensor,
     weight: Tensor,
@@ -41,7 +43,8 @@ def launch(
     """The losses of contiguous logits `x` (N, C), or their gradients, into contiguous `out`."""
     total, block = x.numel(), 1024
     if total:
-        _focal[(triton.cdiv(total, block),)](
+        launch(
+            _focal, (triton.cdiv(total, block),),
             x, target, weight, out, total, x.shape[1], gamma, alpha,
             GRADIENT=gradient, WEIGHT=weight.numel() > 0, BLOCK=block, num_warps=4,
         )  # fmt: skip

@@ -11,6 +11,12 @@ from linsight.backbones import ZOO
 from linsight.backbones.mixers import MIXERS
 
 PARAMETERS = {
+    "agent_cswin_tiny": 20_458_672,
+    "agent_cswin_small": 32_814_100,
+    "agent_cswin_base": 73_249_696,
+    "agent_swin_tiny": 28_902_964,
+    "agent_swin_small": 49_666_684,
+    "agent_swin_base": 88_095_096,
     "mala_vit_tiny": 16_449_128,
     "mala_vit_small": 27_142_568,
     "mala_vit_base": 49_792_648,
@@ -19,6 +25,23 @@ PARAMETERS = {
     "rala_vit_small": 25_591_208,
     "rala_vit_base": 48_241_288,
     "rala_vit_large": 95_242_440,
+    "soft_vit_tiny": 13_069_056,
+    "soft_vit_small": 24_110_092,
+    "soft_vit_medium": 45_812_707,
+    "soft_vit_large": 64_700_646,
+    "soft_vit_huge": 87_108_273,
+    "soft_norm_vit_tiny": 13_069_056,
+    "soft_norm_vit_small": 24_110_092,
+    "soft_norm_vit_medium": 45_812_707,
+    "soft_norm_vit_large": 64_700_646,
+    "soft_norm_vit_huge": 87_108_273,
+    "softmax_cswin_tiny": 22_320_552,
+    "softmax_cswin_small": 34_643_304,
+    "softmax_cswin_base": 77_382_184,
+    "softmax_cswin_large": 173_262_664,
+    "softmax_swin_tiny": 28_288_354,
+    "softmax_swin_small": 49_606_258,
+    "softmax_swin_base": 87_768_224,
 }
 
 
@@ -67,7 +90,9 @@ def test_img_size_is_checked():
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_stands_in_the_pyramid(mixer):
-    model = timm.create_model("rala_vit_nano", mixer=mixer, num_classes=3)
+    # Its first stage has one head, which has no halves.
+    options = {"cross_window": {"split_size": (None, 2, 2, 2)}}
+    model = timm.create_model("rala_vit_nano", mixer=mixer, mixer_options=options, num_classes=3)
     model(torch.randn(2, 3, 32, 64)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 

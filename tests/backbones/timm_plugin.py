@@ -11,14 +11,20 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.models import _hub
+from timm.models import _builder, _hub
 
 from linsight.backbones import ZOO
+
+# What of ours gives tokens, as the models that timm's tests call non-standard do.
+TOKENS = ["*_deit_*", "softmax_pvt_*", "soft_vit_*", "soft_norm_vit_*"]
 
 
 def narrowed(function):
     @functools.wraps(function)
     def ours(*args, **kwargs):
+        for key in ("filter", "exclude_filters"):
+            if "deit*" in kwargs.get(key, ()):
+                kwargs[key] = [*kwargs[key], *TOKENS]
         # timm's lists of modules with a feature cannot name ours, which have every feature.
         kwargs.pop("module", None)
         return [name for name in function(*args, **kwargs) if name.split(".")[0] in ZOO]
@@ -26,22 +32,31 @@ def narrowed(function):
     return ours
 
 
-def hub_file(hub_id, filename, **_):
-    """A file of weights for the model whose hub file this is."""
-    if not filename.endswith(".pth"):
-        raise _hub.EntryNotFoundError(f"{hub_id} has no {filename}")
+def weights_file(hub_id, filename, url=None):
+    """A file of weights for the model whose hub file or address this is."""
     (name,) = (
         name
         for name, model in ZOO.items()
-        if any((w.hub_id, w.filename) == (hub_id, filename) for w in model.weights.values())
+        if any(
+            (w.hub_id, w.filename, w.url) == (hub_id, filename, url) for w in model.weights.values()
+        )
     )
     path = Path(tempfile.gettempdir()) / f"linsight_timm_{name}.pth"
     torch.save(timm.create_model(name).state_dict(), path)
     return str(path)
 
 
+def hub_file(hub_id, filename):
+    if not filename.endswith(".pth"):
+        raise _hub.EntryNotFoundError(f"{hub_id} has no {filename}")
+    return weights_file(hub_id, filename)
+
+
 timm.list_models = narrowed(timm.list_models)
 timm.list_pretrained = narrowed(timm.list_pretrained)
 _hub.hf_hub_download = lambda repo_id=None, filename=None, *args, **kwargs: hub_file(
     args[0] if args else repo_id, filename
+)
+_builder.load_state_dict_from_url = lambda url, **_: torch.load(
+    weights_file(None, None, url), weights_only=True
 )

@@ -73,6 +73,8 @@ def smaller(config: ConfigDict) -> ConfigDict:
                 visit(child)
 
     visit(config)
+    # Mask2Former's would make every image 1024 pixels wide and high.
+    config.data_preprocessor.pop("batch_augments", None)
     if resnet:
         config.backbone.depth = 18
     return config

@@ -94,6 +94,7 @@ def case(
         (3, 1, "gelu", True, torch.bfloat16),
         (5, 1, None, False, torch.float32),
         (7, 1, None, False, torch.float32),
+        (9, 1, None, False, torch.float32),
         (3, 2, "gelu", False, torch.float32),
         (5, 2, None, False, torch.float16),
     ],

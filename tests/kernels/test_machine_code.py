@@ -57,6 +57,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("width", "dtype", "mechanism"),
     [
         (64, torch.bfloat16, ("elu_plus_one", "global_query", "normalized")),
+        (64, torch.float16, ("elu_plus_one", "global_query", "subtractive")),
         (96, torch.float16, ("elu_plus_one", "uniform", "magnitude_aware")),
     ],
 )
@@ -71,11 +72,18 @@ def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, compiled:
     assert {"_state", "_read", "_key_gradient", "_query_gradient", "_weigh"} < set(compiled)
 
 
+def test_rotary(compiled: list) -> None:
+    x = torch.zeros(2, 14 * 13, 2, 48, dtype=torch.bfloat16, requires_grad=True)
+    y = torch.ops.linsight.rotary(x, *rotary_tables((14, 13), 48, x.dtype, x.device), False)
+    y.backward(y.detach())
+    assert compiled == ["_turn", "_turn"]
+
+
 @pytest.mark.parametrize("channels", [64, 320])
 def test_layer_norm(channels: int, compiled: list) -> None:
     x = torch.zeros(2, 14, channels, dtype=torch.bfloat16, requires_grad=True)
     vector = torch.zeros(channels, requires_grad=True)
-    total, norm = torch.ops.linsight.layer_norm(x, x.detach(), vector, vector, vector, 1e-6)
+    total, norm = torch.ops.linsight.layer_norm(x, x.detach(), vector, vector, 1e-6)
     (total + norm).backward(x.detach())
     assert set(compiled) == {"_forward", "_backward", "_sum_parts"}
 
@@ -113,3 +121,82 @@ def test_sigmoid_focal_loss(weighted: bool, compiled: list) -> None:
     for gradient in (False, True):
         torch.ops.linsight.sigmoid_focal_loss(x, target, weight, x, 2.0, 0.25, gradient)
     assert set(compiled) == {"_focal"}
+
+
+@pytest.mark.parametrize(("marks", "dtype"), [(49, torch.bfloat16), (81, torch.float16)])
+def test_gaussian_attention(marks: int, dtype: torch.dtype, compiled: list) -> None:
+    query = torch.zeros(2, 196, 2, 32, dtype=dtype, requires_grad=True)
+    landmarks = torch.zeros(2, marks, 2, 32, dtype=dtype)
+    y, _ = torch.ops.linsight.gaussian_attention(
+        query, landmarks, query, torch.zeros(2, 2, marks, marks), query, 0.4
+    )
+    y.backward(y.detach())
+    kernel = torch.ops.linsight.landmark_kernel(landmarks.requires_grad_())
+    kernel.backward(kernel.detach())
+    assert {"_gather", "_apply", "_scatter", "_token_gradient"} <= set(compiled)
+    assert {"_landmark_kernel", "_landmark_kernel_gradient"} <= set(compiled)
+    assert ("_landmark_gradient" in compiled) == (marks > 64)
+
+
+@pytest.mark.parametrize("size", [49, 81])
+def test_newton_inverse(size: int, compiled: list) -> None:
+    x = torch.zeros(2, size, size, requires_grad=True)
+    alpha = torch.zeros(2)
+    for operator in (torch.ops.linsight.newton_implicit, torch.ops.linsight.newton_unrolled):
+        y = operator(x, alpha, 0.01, 1)
+        y.backward(y.detach())
+    torch.ops.linsight.newton_residuals(x.detach(), alpha)
+    on_chip = {"_iterate", "_implicit_gradient", "_unrolled_gradient", "_residuals"}
+    assert set(compiled) == (on_chip if size <= 64 else {"_product"})
+
+
+@pytest.mark.parametrize(
+    ("windows", "shift", "width", "local", "dtype"),
+    [
+        ([7, 7], [3, 3], 32, False, torch.bfloat16),  # Swin
+        ([12, 12], [6, 6], 32, False, torch.bfloat16),  # at 384 px
+        ([16, 1, 1, 15], [0, 0], 24, True, torch.float16),  # CSwin
+        ([16, 7, 9, 15], [0, 0], 32, True, torch.bfloat16),  # streamed, and not
+        ([4, 4], [2, 2], 16, True, torch.float32),
+    ],
+)
+def test_window_attention(windows, shift, width, local, dtype, compiled) -> None:
+    heads = len(windows) // 2
+    projection = torch.zeros(2, 16, 15, 3 * heads * width, dtype=dtype, requires_grad=True)
+    table = torch.zeros(2 * windows[0] - 1, 2 * windows[1] - 1, heads) if heads == 1 else None
+    fill = torch.zeros(3 * heads * width) if heads == 1 else None
+    weight = torch.zeros(heads * width, 1, 3, 3) if local else None
+    y, _ = torch.ops.linsight.window_attention(
+        projection, table, fill, weight, weight[:, 0, 0, 0] if local else None,
+        heads, windows, shift, "end",
+    )  # fmt: skip
+    y.backward(y.detach())
+    streamed = {"query_gradient", "key_gradient"}
+    assert "_attend" in compiled
+    assert streamed <= set(compiled) if max(windows) > 7 and width > 24 else "_gradient" in compiled
+    assert ("_sum_pairs" in compiled) == (table is not None)
+    assert ("_weight_gradient" in compiled) == local
+
+
+@pytest.mark.parametrize(
+    ("grid", "width", "dtype"),
+    [
+        ((7, 7), 64, torch.bfloat16),
+        ((9, 9), 32, torch.float16),
+        ((12, 12), 64, torch.bfloat16),
+        ((3, 3), 64, torch.float32),
+    ],
+)
+def test_agent_attention(grid: tuple, width: int, dtype: torch.dtype, compiled: list) -> None:
+    count = grid[0] * grid[1]
+    projection = torch.zeros(2, 197, 6 * width, dtype=dtype, requires_grad=True)
+    bias = torch.zeros(2, 2, count, 197, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(2 * width, 1, 3, 3, requires_grad=True)
+    y, *_ = torch.ops.linsight.agent_attention(
+        projection, bias, weight, weight[:, 0, 0, 0], 2, 14, 14, *grid
+    )
+    y.backward(y.detach())
+    forward = {"_pool", "_aggregate", "_broadcast"}
+    token = {"_aggregate_token_gradient", "_broadcast_token_gradient"}
+    agent = {"_aggregate_agent_gradient", "_broadcast_agent_gradient", "_finish"}
+    assert forward | token | agent < set(compiled)

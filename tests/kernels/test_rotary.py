@@ -4,8 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from linsight.kernels import apply_rotary, rotary_tables
+from linsight.kernels import apply_rotary, force, rotary_tables
+
+from .conftest import compiled
+from .numerics import assert_as_exact_as_eager
 
 
 def test_tables_hold_the_angles_of_rows_and_columns() -> None:
@@ -30,3 +34,48 @@ def test_rotation_keeps_lengths_and_depends_on_offsets_alone() -> None:
 def test_width_must_be_a_multiple_of_four() -> None:
     with pytest.raises(ValueError, match="head_dim is 6"):
         rotary_tables((2, 2), 6, torch.float32, torch.device("cpu"))
+
+
+def test_tables_of_another_map_are_refused() -> None:
+    rotary = rotary_tables((2, 3), 8, torch.float32, torch.device("cpu"))
+    with pytest.raises(ValueError, match="a map of 2 x 3 tokens, but x has 5"):
+        apply_rotary(torch.randn(1, 5, 1, 8), rotary)
+
+
+def test_kept_tables_serve_training_after_inference() -> None:
+    arguments = ((3, 7), 8, torch.float32, torch.device("cpu"))
+    with torch.inference_mode():
+        rotary = rotary_tables(*arguments)
+    x = torch.randn(1, 21, 1, 8, requires_grad=True)
+    apply_rotary(x, rotary).sum().backward()
+    assert rotary_tables(*arguments)[0] is rotary[0]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 24, 64])
+def test_error_against_float64(dtype, width, device, seed) -> None:
+    size = (5, 3) if device.type == "cpu" else (14, 27)
+    x = torch.randn(2, size[0] * size[1], 3, 4, width, device=device)[:, :, 1]
+
+    def function(x: Tensor) -> Tensor:
+        return apply_rotary(x, rotary_tables(size, width, x.dtype, x.device))
+
+    assert_as_exact_as_eager(function, [x], dtype, torch.randn(x.shape, device=device))
+
+
+@pytest.mark.triton
+def test_registration_and_compilation(device) -> None:
+    x = torch.randn(1, 6, 2, 8, device=device, requires_grad=True)
+    rows, columns = rotary_tables((2, 3), 8, torch.float32, device)
+    torch.library.opcheck(torch.ops.linsight.rotary.default, (x, rows, columns, False))
+
+    def function(x: Tensor, height: int) -> Tensor:
+        size = (height, x.shape[1] // height)
+        return apply_rotary(x, rotary_tables(size, 8, x.dtype, x.device)) * 2
+
+    whole = compiled(function)
+    with force("triton"):
+        for height, width in ((2, 3), (3, 5), (1, 7)):
+            x = torch.randn(1, height * width, 2, 8, device=device)
+            torch.testing.assert_close(whole(x, height), function(x, height))

@@ -19,10 +19,22 @@ def test_the_recipe_of_each_size():
         assert cfg.train_cfg.max_epochs == 300
 
 
+def test_the_rates_of_soft():
+    rates = {"soft_vit_tiny": 1e-3, "soft_vit_large": 3.3e-4, "soft_norm_vit_medium": 4e-4}
+    for name, rate in rates.items():
+        cfg = load_config(f"{name}_300e_in1k")
+        assert cfg.model.backbone == {"model_name": name, "drop_path_rate": 0.1}
+        assert cfg.optim_wrapper.optimizer == {"opt": "adamw", "lr": rate, "weight_decay": 0.05}
+        assert cfg.optim_wrapper.clip_grad.max_norm == 1.0
+        assert cfg.train_dataloader.sampler == {"type": "DefaultSampler", "shuffle": True}
+        for loader in (cfg.val_dataloader, cfg.test_dataloader):
+            assert loader.dataset.transform.crop_pct == 0.9
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_builds(name, tmp_path):
     cfg = load_config(name)
-    if not re.search("base|large", name):
+    if not re.search("medium|base|large|huge", name):
         assert MODELS.build(cfg.model).num_classes == cfg.model.num_classes
     for hook in cfg.default_hooks.values():
         assert HOOKS.build(hook)
@@ -100,3 +112,36 @@ def test_overrides_may_add_what_is_a_parameter():
     assert cfg.optim_wrapper.optimizer.betas == (0.9, 0.95)
     assert cfg.param_scheduler[1].end == 7
     assert cfg.model.mixup == {"mixup_alpha": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "batch", "clip", "epochs"),
+    [
+        ("agent_deit_tiny", 0.0, 4096, 5.0, 300),
+        ("agent_deit_small", 0.1, 1024, 5.0, 300),
+        ("agent_deit_base", 0.3, 1024, 5.0, 300),
+        ("agent_pvt_tiny", 0.1, 1024, None, 310),
+        ("agent_pvt_medium", 0.3, 1024, 1.0, 310),
+        ("agent_pvt_large", 0.3, 512, 1.0, 310),
+        ("softmax_deit_base", 0.1, 1024, None, 300),
+        ("softmax_pvt_large", 0.3, 1024, 1.0, 300),
+    ],
+)
+def test_the_recipes_of_deit_and_pvt(name, rate, batch, clip, epochs):
+    cfg = load_config(f"{name}_300e_in1k")
+    assert cfg.model.backbone == {"model_name": name, "drop_path_rate": rate}
+    assert cfg.auto_scale_lr.base_batch_size == batch == 8 * cfg.train_dataloader.batch_size
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(5e-4 * batch / 512)
+    assert (cfg.optim_wrapper.get("clip_grad") or {}).get("max_norm") == clip
+    assert cfg.train_cfg.max_epochs == epochs
+    warm_up, cosine = cfg.param_scheduler
+    assert (warm_up.end, cosine.end) == (cosine.begin, 300)
+    assert cosine.T_max == cosine.end - cosine.begin
+    assert (cfg.train_dataloader.sampler.type == "DefaultSampler") == name.startswith("agent")
+    if name.startswith("agent"):
+        # Scaled with the batch, as the authors scale them.
+        first, last = (5e-7, 5e-6) if "deit" in name else (1e-6, 1e-5)
+        lr = cfg.optim_wrapper.optimizer.lr
+        assert warm_up.start_factor * lr == pytest.approx(first * batch / 512)
+        assert cosine.eta_min == pytest.approx(last * batch / 512)
+        assert cfg.test_dataloader.dataset.transform.crop_mode == "squash"

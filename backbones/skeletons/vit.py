@@ -1,0 +1,269 @@
+"""The plain Vision Transformer (arXiv:2010.11929) as DeiT trains it (arXiv:2012.12877)."""
+
+import re
+from typing import Any
+
+import torch
+from timm.layers import (
+    calculate_drop_path_rates,
+    global_pool_nlc,
+    resample_abs_pos_embed,
+    to_2tuple,
+    trunc_normal_,
+)
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..checkpoint import check_fit, resize_position, unwrap
+from ..layers import LayerNorm, TransformerBlock, checked_image
+from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
+from ..mixers.agent import pack_tables, resize_tables
+
+POOLS = ("", "token", "avg", "max", "avgmax")
+
+
+class PatchEmbed(nn.Module):
+    """Patches of a padded image, each projected: (B, in_chans, H, W) to (B, H / P, W / P, C)."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(checked_image(x, self.proj.in_channels, self.proj.stride[0]))
+        return x.permute(0, 2, 3, 1)
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, blocks of one width, a norm and a linear head.
+
+    Args:
+        img_size: side (or height and width) of the images whose position embedding is learned;
+            every other size interpolates it, and sides that the patch does not divide are
+            padded with zeros at the bottom and right.
+        in_chans: channels of the images.
+        num_classes: classes; 0 for no classifier.
+        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for none.
+        dim, depth, num_heads: width, number of blocks, heads.
+        mixer: name of the token mixer (`linsight.backbones.mixers`), or, as the names of the one
+            stage, a sequence that holds a sequence with one name a block.
+        mixer_options: keyword arguments by mixer; a tuple or list has one entry, of the stage.
+        patch_size: side of the patches in pixels.
+        mlp_ratio: hidden width of the feed-forward network over its width.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+
+    Raises:
+        ValueError: for an unknown mixer or pooling, or a mixer that takes no class token.
+    """
+
+    output_fmt = "NLC"
+    num_prefix_tokens = 1
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        *,
+        dim: int,
+        depth: int = 12,
+        num_heads: int,
+        mixer: MixerNames,
+        mixer_options: MixerOptions | None = None,
+        patch_size: int = 16,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = self.embed_dim = self.head_hidden_size = dim
+        self.size = tuple(-(-side // patch_size) for side in to_2tuple(img_size or 224))
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbed(in_chans, dim, patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.size[0] * self.size[1], dim))
+        (names,) = mixers_by_block(mixer, (depth,))
+        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                dim,
+                build_mixer(name, Place(dim, num_heads, self.size, 0, i, 1), mixer_options),
+                mlp_ratio,
+                rates[i],
+            )
+            for i, name in enumerate(names)
+        )
+        self.feature_info = [
+            {"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)
+        ]
+        self.norm = LayerNorm(dim)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self._set_pool(global_pool)
+        self.apply(self._init_weights)
+        for tensor in (self.cls_token, self.pos_embed):
+            trunc_normal_(tensor, std=0.02)
+
+    @staticmethod
+    def _init_weights(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    def _set_pool(self, global_pool: str) -> None:
+        if global_pool not in POOLS:
+            raise ValueError(f"global_pool is {global_pool!r}, expected one of {POOLS}")
+        self.global_pool = global_pool
+
+    def no_weight_decay(self) -> set[str]:
+        """Names beyond vectors and biases that weight decay leaves out."""
+        return {"cls_token", "pos_embed"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups for timm's layer decay."""
+        return {
+            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one, and the pooling if `global_pool` is given."""
+        if global_pool is not None:
+            self._set_pool(global_pool)
+        self.num_classes = num_classes
+        like = self.cls_token
+        self.head = (
+            nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+        self.head.train(self.training)  # new modules start in training mode
+
+    def forward_tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images to the first block's tokens (B, 1 + H * W, C), and (H, W)."""
+        x = self.patch_embed(x)
+        size = x.shape[1:3]
+        x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x.flatten(1, 2)), 1)
+        position = resample_abs_pos_embed(self.pos_embed, size, self.size, num_prefix_tokens=1)
+        return x + position.to(x.dtype), size
+
+    def _run(self, block: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Final tokens and the outputs of the blocks in `indices`.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: which blocks: the last n for an integer, all for none.
+            return_prefix_tokens: return a pair with the class token, (B, 1, C), for each.
+            norm: apply the final norm to every one of them.
+            stop_early: do not compute blocks after the last that is asked for.
+            output_fmt: 'NCHW' for maps or 'NLC' for tokens, of the intermediates.
+            intermediates_only: return the list alone.
+
+        Raises:
+            ValueError: for another `output_fmt`.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        intermediates = []
+        x, size = self.forward_tokens(x)
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            x = self._run(block, x, size)
+            if i in take:
+                y = self.norm(x) if norm else x
+                prefix, y = y[:, :1], y[:, 1:]
+                if output_fmt == "NCHW":
+                    y = y.unflatten(1, size).permute(0, 3, 1, 2)
+                intermediates.append((y, prefix) if return_prefix_tokens else y)
+        return intermediates if intermediates_only else (self.norm(x), intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks (and the norm and the head) that the outputs in `indices` do not need."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Normed tokens (B, 1 + H * W, C), the class token first."""
+        x, size = self.forward_tokens(x)
+        for block in self.blocks:
+            x = self._run(block, x, size)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) from tokens; (B, C) if `pre_logits`."""
+        x = self.head_drop(global_pool_nlc(x, self.global_pool, num_prefix_tokens=1))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) from images (B, in_chans, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+
+AUTHORS_NAMES = {
+    ".attn.qkv.": ".mixer.in_proj.",
+    ".attn.proj.": ".mixer.out_proj.",
+    ".attn.dwc.": ".mixer.local.",
+    ".attn.": ".mixer.",
+}
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint of timm's ViT and DeiT, of DeiT's or Agent Attention's authors, or our own.
+
+    Position embeddings and agents' tables of another image size are interpolated.
+
+    Raises:
+        CheckpointError: if it is the checkpoint of another model.
+    """
+    state_dict = pack_tables(unwrap(state_dict))
+    theirs = re.compile("|".join(map(re.escape, AUTHORS_NAMES)))
+    state_dict = {
+        theirs.sub(lambda found: AUTHORS_NAMES[found[0]], name): value
+        for name, value in state_dict.items()
+    }
+    state_dict = resize_tables(
+        state_dict, {name: value.shape for name, value in model.state_dict().items()}
+    )
+    if (position := state_dict.get("pos_embed")) is not None:
+        state_dict["pos_embed"] = resize_position(position, model.size, model.num_prefix_tokens)
+    config = model.pretrained_cfg
+    check_fit(
+        state_dict,
+        model,
+        f"the checkpoint is not of {config['architecture']}",
+        # timm adapts the classifier to the classes and the first convolution to the channels.
+        ignore=(f"{config['classifier']}.", f"{config['first_conv']}."),
+    )
+    return state_dict

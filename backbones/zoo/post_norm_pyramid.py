@@ -1,0 +1,71 @@
+"""SOFT and SOFT-Norm: softmax-free attention in the pyramid of post-norm blocks."""
+
+from dataclasses import replace
+from typing import Any
+
+from ..registry import Family, Model, Weights, register
+from ..skeletons import post_norm_pyramid
+from ..skeletons.post_norm_pyramid import PostNormPyramid
+
+
+def _config(inverse: str, **others: Any) -> dict[str, Any]:
+    options = {"landmark_ratio": (8, 4, 2, 1), "local_kernel": (9, 5, 3, 3), "inverse": inverse}
+    mixer = ("softmax_free", "softmax_free", "softmax_free", "softmax")
+    return {"mixer": mixer, "mixer_options": {"softmax_free": options}} | others
+
+
+SOFT = Family(
+    skeleton=PostNormPyramid,
+    filter_fn=post_norm_pyramid.checkpoint_filter_fn,
+    paper="arXiv:2110.11945",
+    origin="https://github.com/fudan-zvg/SOFT",
+    first_conv="stem.0",
+    classifier="head.fc",
+    config=_config("regularized"),
+    data={"crop_pct": 0.9},
+)
+
+SOFT_NORM = replace(
+    SOFT,
+    paper="arXiv:2207.03341",
+    # The authors replace the blocks of stages 1 to 3 after their initialisation.
+    config=_config("normalized", init_std=(None, None, None, 0.02)),
+)
+
+# The authors' files are on a drive without plain addresses: none is here. Those of SOFT_Tiny are
+# of November 2021, trained with the inverse of that time.
+SOFT_2021 = {
+    "in1k_2021": Weights(
+        arguments={"mixer_options": {"softmax_free": {"inverse": "unregularized"}}}
+    )
+}
+
+
+def _size(depths: tuple[int, ...], width: int = 320, heads: int = 10) -> dict[str, tuple[int, ...]]:
+    return {"dims": (64, 128, width, 512), "depths": depths, "num_heads": (2, 4, heads, 16)}
+
+
+NANO = {"dims": (32, 64, 96, 128), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}
+TINY = _size((1, 2, 3, 2))
+# Depths of the published 24.1 M parameters; the authors' code has (1, 3, 20, 4), 38.9 M.
+SMALL = _size((1, 3, 7, 4))
+MEDIUM = _size((1, 3, 29, 5), 288, 9)
+LARGE = _size((1, 3, 40, 5))
+HUGE = _size((1, 5, 49, 5), 352, 11)
+
+register(
+    __name__,
+    {
+        "soft_vit_nano": Model(SOFT, NANO),
+        "soft_vit_tiny": Model(SOFT, TINY, SOFT_2021, top1=79.3),
+        "soft_vit_small": Model(SOFT, SMALL, top1=82.2),
+        "soft_vit_medium": Model(SOFT, MEDIUM, top1=82.9),
+        "soft_vit_large": Model(SOFT, LARGE, top1=83.1),
+        "soft_vit_huge": Model(SOFT, HUGE, top1=83.3),
+        "soft_norm_vit_tiny": Model(SOFT_NORM, TINY, top1=79.4),
+        "soft_norm_vit_small": Model(SOFT_NORM, SMALL, top1=82.4),
+        "soft_norm_vit_medium": Model(SOFT_NORM, MEDIUM, top1=83.1),
+        "soft_norm_vit_large": Model(SOFT_NORM, LARGE, top1=83.3),
+        "soft_norm_vit_huge": Model(SOFT_NORM, HUGE, top1=83.4),
+    },
+)

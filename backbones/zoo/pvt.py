@@ -1,0 +1,54 @@
+"""The Pyramid Vision Transformer, and agent attention in it."""
+
+from dataclasses import replace
+
+from ..registry import Family, Model, Weights, register
+from ..skeletons import pvt
+from ..skeletons.pvt import PyramidVisionTransformerV1
+
+SOFTMAX = Family(
+    skeleton=PyramidVisionTransformerV1,
+    filter_fn=pvt.checkpoint_filter_fn,
+    paper="arXiv:2102.12122",
+    origin="https://github.com/whai362/PVT",
+    first_conv="stem.proj",
+    classifier="head.fc",
+    config={
+        "mixer": ("spatial_reduction", "spatial_reduction", "spatial_reduction", "softmax"),
+        "mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}},
+        "class_token": True,
+    },
+)
+
+# No tag with weights: they lie on a drive, which has no plain addresses.
+AGENT = replace(
+    SOFTMAX,
+    paper="arXiv:2312.08874",
+    origin="https://github.com/LeapLabTHU/Agent-Attention",
+    config={"mixer": "agent", "mixer_options": {"agent": {"agents": (9, 16, 49, 49)}}},
+)
+
+TINY = {"depths": (2, 2, 2, 2)}
+SMALL = {"depths": (3, 4, 6, 3)}
+MEDIUM = {"depths": (3, 4, 18, 3)}
+LARGE = {"depths": (3, 8, 27, 3)}
+
+
+def _pvt(size: str) -> dict[str, Weights]:
+    releases = "https://github.com/whai362/PVT/releases/download/v2"
+    return {"in1k": Weights(url=f"{releases}/pvt_{size}.pth")}
+
+
+register(
+    __name__,
+    {
+        "softmax_pvt_tiny": Model(SOFTMAX, TINY, _pvt("tiny"), top1=75.1),
+        "softmax_pvt_small": Model(SOFTMAX, SMALL, _pvt("small"), top1=79.8),
+        "softmax_pvt_medium": Model(SOFTMAX, MEDIUM, _pvt("medium"), top1=81.2),
+        "softmax_pvt_large": Model(SOFTMAX, LARGE, _pvt("large"), top1=81.7),
+        "agent_pvt_tiny": Model(AGENT, TINY, top1=78.4),
+        "agent_pvt_small": Model(AGENT, SMALL, top1=82.2),
+        "agent_pvt_medium": Model(AGENT, MEDIUM, top1=83.4),
+        "agent_pvt_large": Model(AGENT, LARGE, top1=83.7),
+    },
+)

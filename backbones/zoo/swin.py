@@ -1,0 +1,65 @@
+"""Swin, and other mixers in its skeleton."""
+
+from dataclasses import replace
+
+from ..registry import Family, Model, Weights, register
+from ..skeletons import swin
+from ..skeletons.swin import SwinTransformer
+
+SOFTMAX = Family(
+    skeleton=SwinTransformer,
+    filter_fn=swin.checkpoint_filter_fn,
+    paper="arXiv:2103.14030",
+    origin="https://github.com/microsoft/Swin-Transformer",
+    first_conv="patch_embed.proj",
+    classifier="head.fc",
+    # timm's order of shift and padding, which matters for a map that is no multiple of 7.
+    config={"mixer": "window", "mixer_options": {"window": {"padding": "end_after_shift"}}},
+)
+
+# No tag with weights: their host is a drive, see `linsight convert`.
+AGENT = replace(
+    SOFTMAX,
+    paper="arXiv:2312.08874",
+    origin="https://github.com/LeapLabTHU/Agent-Attention",
+    config={"mixer_options": {"agent": {"agents": (9, 16, 49, 49)}}},
+)
+
+TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+SMALL = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+BASE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+
+
+def _swin(size: str) -> dict[str, Weights]:
+    release = "https://github.com/SwinTransformer/storage/releases/download"
+    file = f"swin_{size}_patch4_window7_224"
+    finetuned = {
+        "tiny": f"v1.0.8/{file}_22kto1k_finetune.pth",
+        "small": f"v1.0.8/{file}_22kto1k_finetune.pth",
+        "base": f"v1.0.0/{file}_22kto1k.pth",
+    }
+    return {
+        "ms_in1k": Weights(url=f"{release}/v1.0.0/{file}.pth"),
+        "ms_in22k_ft_in1k": Weights(url=f"{release}/{finetuned[size]}"),
+    }
+
+
+register(
+    __name__,
+    {
+        "softmax_swin_tiny": Model(SOFTMAX, TINY, _swin("tiny"), top1=81.2),
+        "softmax_swin_small": Model(SOFTMAX, SMALL, _swin("small"), top1=83.2),
+        "softmax_swin_base": Model(SOFTMAX, BASE, _swin("base"), top1=83.5),
+        "agent_swin_tiny": Model(
+            AGENT, TINY | {"mixer": ("agent", "agent", "agent", "window")}, top1=82.6
+        ),
+        "agent_swin_small": Model(
+            AGENT, SMALL | {"mixer": ("agent", "agent", "window", "window")}, top1=83.7
+        ),
+        "agent_swin_base": Model(
+            AGENT,
+            BASE | {"mixer": ("agent", "agent", ("agent",) * 2 + ("window",) * 16, "window")},
+            top1=84.0,
+        ),
+    },
+)

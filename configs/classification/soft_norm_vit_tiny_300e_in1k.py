@@ -1,0 +1,3 @@
+_base_ = "./soft_vit_tiny_300e_in1k.py"
+
+model = dict(backbone=dict(model_name="soft_norm_vit_tiny"))

@@ -1,0 +1,4 @@
+_base_ = "./softmax_pvt_tiny_300e_in1k.py"
+
+model = dict(backbone=dict(model_name="softmax_pvt_large", drop_path_rate=0.3))
+optim_wrapper = dict(clip_grad=dict(max_norm=1.0))

@@ -1,0 +1,31 @@
+# Swin's recipe for ImageNet-1K (arXiv:2103.14030). It differs from the authors' code in one
+# point: the cosine starts at the full rate after the warm-up, where theirs counts the warm-up
+# in (1 % less).
+_base_ = [
+    "../_base_/datasets/imagenet_224.py",
+    "../_base_/schedules/in1k_adamw_300e.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    type="ImageClassifier",
+    backbone=dict(model_name="softmax_swin_tiny", drop_path_rate=0.2),
+    num_classes=1000,
+    label_smoothing=0.1,
+    mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5, mode="batch"),
+)
+
+optim_wrapper = dict(clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-3, begin=0, end=20, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        eta_min=1e-5,
+        T_max=280,
+        begin=20,
+        end=300,
+        convert_to_iter_based=True,
+    ),
+]
+
+train_dataloader = dict(sampler=dict(_delete_=True, type="DefaultSampler", shuffle=True))

@@ -1,0 +1,86 @@
+"""Agent attention's tables: at any size, and with other agents than in pretraining."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from linsight.backbones.mixers import Place, build_mixer
+from linsight.backbones.mixers.agent import pack_tables
+
+
+def resized(x, size):
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def make(prefix_tokens=0, **options):
+    torch.manual_seed(0)
+    place = Place(dim=16, num_heads=2, size=(6, 4), prefix_tokens=prefix_tokens)
+    mixer = build_mixer("agent", place, {"agent": options}).double()
+    with torch.no_grad():
+        for name, table in mixer.named_parameters():
+            if name.endswith("_bias"):
+                table.normal_()
+    return mixer
+
+
+@pytest.mark.parametrize("size", [(6, 4), (9, 11), (3, 2)])
+@pytest.mark.parametrize("grid", [None, (4, 5)])
+def test_biases_are_the_authors(size, grid):
+    """In the order in which they do it: sums of rows and columns at the learned size, resized as
+    maps, and then the agents' axis resized as a map."""
+    mixer = make(agents=9, agent_grid=grid and (grid,))
+    got = mixer.biases(size)
+    for i in range(2):
+        whole = resized(mixer.map_bias[i], size)
+        cross = mixer.row_bias[i][..., :, None] + mixer.column_bias[i][..., None, :]
+        bias = whole + resized(cross, size)
+        if grid is not None:
+            bias = bias.flatten(-2).transpose(1, 2).unflatten(-1, (3, 3))
+            bias = resized(bias, grid).flatten(-2).transpose(1, 2)
+        torch.testing.assert_close(got[i], bias.flatten(2) if grid is None else bias)
+
+
+def test_class_tokens_have_their_own():
+    mixer = make(prefix_tokens=2, agents=4)
+    bias = mixer.biases((5, 5))
+    assert bias.shape == (2, 2, 4, 27)
+    assert torch.equal(bias[..., :2], mixer.prefix_bias)
+
+
+def test_more_agents_downstream():
+    mixer = make(agents=9, agent_grid=5)
+    x = torch.randn(2, 24, 16, dtype=torch.float64, requires_grad=True)
+    y = mixer(x, (6, 4))
+    y.square().sum().backward()
+    assert y.shape == x.shape
+    assert all(p.grad is not None for p in mixer.parameters())
+
+
+def test_the_authors_tables_are_packed():
+    ours = make(prefix_tokens=1, agents=4)
+    theirs = {
+        "a.an_bias": ours.map_bias[0],
+        "a.na_bias": ours.map_bias[1],
+        "a.ah_bias": ours.row_bias[0][None, ..., None],
+        "a.ha_bias": ours.row_bias[1].transpose(1, 2)[None, :, :, None],
+        "a.aw_bias": ours.column_bias[0][None, :, :, None],
+        "a.wa_bias": ours.column_bias[1].transpose(1, 2)[None, :, None],
+        "a.ac_bias": ours.prefix_bias[0][None],
+        "a.ca_bias": ours.prefix_bias[1].transpose(1, 2)[None],
+        "a.proj.weight": ours.out_proj.weight,
+    }
+    assert theirs["a.ha_bias"].shape == (1, 2, 6, 1, 4)
+    assert theirs["a.wa_bias"].shape == (1, 2, 1, 4, 4)
+    packed = pack_tables(theirs)
+    assert packed.keys() == {
+        "a.map_bias", "a.row_bias", "a.column_bias", "a.prefix_bias", "a.proj.weight",
+    }  # fmt: skip
+    for name in ("map_bias", "row_bias", "column_bias", "prefix_bias"):
+        assert torch.equal(packed[f"a.{name}"], getattr(ours, name))
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="agents is 48, expected a square"):
+        make(agents=48)
+    with pytest.raises(ValueError, match="local_kernel is 0"):
+        make(local_kernel=0)

@@ -1,0 +1,212 @@
+"""The plain Vision Transformer: DeiT and what stands in it."""
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch.export import Dim
+
+from linsight.backbones.mixers import MIXERS
+
+from .conftest import lively
+
+PARAMETERS = {
+    "softmax_deit_tiny": 5_717_416,
+    "softmax_deit_small": 22_050_664,
+    "softmax_deit_base": 86_567_656,
+    "agent_deit_tiny": 6_015_640,
+    "agent_deit_small": 22_647_112,
+    "agent_deit_base": 87_204_904,
+}
+# A DeiT small enough for tests: two blocks of two heads.
+NANO = {"dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+
+
+def nano(mixer="agent", **kwargs):
+    return timm.create_model("softmax_deit_tiny", mixer=mixer, **NANO | kwargs)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts_are_the_authors(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+def test_agent_base_has_agents_in_its_first_blocks():
+    with torch.device("meta"):
+        model = timm.create_model("agent_deit_base")
+    names = [type(block.mixer).__name__ for block in model.blocks]
+    assert names == ["Agent"] * 4 + ["Softmax"] * 8
+    assert model.blocks[0].mixer.grid == (9, 9)
+
+
+def test_it_is_timms_deit(tmp_path):
+    """Through the path that takes timm's and DeiT's own weights: one layout."""
+    theirs = lively(timm.create_model("deit_tiny_patch16_224"))
+    torch.save({"model": theirs.state_dict()}, tmp_path / "deit.pth")
+    overlay = {"file": str(tmp_path / "deit.pth")}
+    ours = timm.create_model("softmax_deit_tiny", pretrained=True, pretrained_cfg_overlay=overlay)
+    x = torch.randn(2, 3, 224, 224, requires_grad=True)
+    y = torch.randn(2, 3, 224, 224).copy_(x.detach()).requires_grad_()
+    wanted, got = theirs(x), ours.eval()(y)
+    assert (got - wanted).norm() / wanted.norm() < 1e-5
+    slope = torch.randn_like(wanted)
+    wanted.backward(slope)
+    got.backward(slope)
+    assert (y.grad - x.grad).norm() / x.grad.norm() < 1e-5
+
+
+def test_loading_at_another_size_is_timms(tmp_path):
+    theirs = lively(timm.create_model("deit_tiny_patch16_224"))
+    torch.save(theirs.state_dict(), tmp_path / "deit.pth")
+    overlay = {"file": str(tmp_path / "deit.pth")}
+    pair = [
+        timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, img_size=160)
+        for name in ("deit_tiny_patch16_224", "softmax_deit_tiny")
+    ]
+    x = torch.randn(1, 3, 160, 160)
+    with torch.inference_mode():
+        wanted, got = (model.eval()(x) for model in pair)
+    assert (got - wanted).norm() / wanted.norm() < 1e-5
+
+
+def test_agents_load_at_another_size(tmp_path):
+    """What is loaded into another size is what the model computes at that size."""
+    model = lively(nano())
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    overlay = {"file": str(tmp_path / "w.pth"), "num_classes": 5}
+    x = torch.randn(1, 3, 96, 160)
+    larger = nano(img_size=(96, 160), pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(larger(x), model(x))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (96, 64), (50, 77)])
+def test_any_size(size):
+    model = lively(nano())
+    x = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        tokens = model.forward_features(x)
+        assert tokens.shape == (2, 1 + -(-size[0] // 16) * -(-size[1] // 16), 32)
+        assert model.forward_head(tokens).shape == (2, 5)
+        # No statistic runs across images.
+        torch.testing.assert_close(model(x), torch.cat([model(i[None]) for i in x]))
+
+
+@pytest.mark.parametrize("mixer", sorted(set(MIXERS) - {"spatial_reduction"}))
+def test_every_mixer_trains(mixer):
+    model = nano(mixer, img_size=64)
+    # Of all tokens: the class token alone does not read what the last mixer gives the others.
+    model.forward_features(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None]
+    assert missing == ["head.weight", "head.bias"]
+
+
+def test_a_mixer_a_block_and_one_without_place():
+    model = nano([["agent", "mala"]])
+    assert [type(b.mixer).__name__ for b in model.blocks] == ["Agent", "MagnitudeAware"]
+    with pytest.raises(ValueError, match=r"1 class tokens .* use 'softmax' here"):
+        nano("spatial_reduction")
+    with pytest.raises(ValueError, match="names 3 stages, the model has 1"):
+        nano(["agent", "mala", "rala"])
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match=r"images have shape \(1, 1, 64, 64\)"):
+        nano()(torch.randn(1, 1, 64, 64))
+    with pytest.raises(ValueError, match="global_pool is 'mean'"):
+        nano(global_pool="mean")
+    with pytest.raises(ValueError, match="output_fmt is 'NHWC'"):
+        nano().forward_intermediates(torch.randn(1, 3, 64, 64), output_fmt="NHWC")
+
+
+def test_another_models_weights_are_refused(tmp_path):
+    torch.save(nano().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="not of softmax_deit_tiny"):
+        timm.create_model(
+            "softmax_deit_tiny",
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(tmp_path / "w.pth")},
+        )
+
+
+def test_intermediates():
+    model = lively(nano())
+    x = torch.randn(1, 3, 48, 64)
+    with torch.inference_mode():
+        final, maps = model.forward_intermediates(x, norm=True)
+        assert torch.equal(final, model.forward_features(x))
+        assert torch.equal(maps[-1].permute(0, 2, 3, 1).flatten(1, 2), final[:, 1:])
+        ((tokens, prefix),) = model.forward_intermediates(
+            x, 1, True, output_fmt="NLC", intermediates_only=True, norm=True
+        )
+        assert torch.equal(torch.cat((prefix, tokens), 1), final)
+    pooled = {pool: nano(global_pool=pool, num_classes=0)(x).shape for pool in ("avg", "", "token")}
+    assert pooled == {"avg": (1, 32), "": (1, 13, 32), "token": (1, 32)}
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = lively(nano())
+    x = torch.randn(2, 3, 64, 64)
+    model(x).square().sum().backward()
+    plain = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    model(x).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], plain)
+
+
+def test_weight_decay_as_the_authors():
+    """Agents' tables decay, the class token and the positions do not."""
+    model = nano()
+    kept, decayed = param_groups_weight_decay(
+        model, 0.05, no_weight_decay_list=model.no_weight_decay()
+    )
+    kept, decayed = ({id(p) for p in group["params"]} for group in (kept, decayed))
+    parameters = dict(model.named_parameters())
+    assert {id(parameters[name]) for name in ("cls_token", "pos_embed")} <= kept
+    tables = [p for name, p in parameters.items() if name.endswith("_bias")]
+    assert len(tables) == 8
+    assert {id(p) for p in tables} <= decayed
+
+
+def test_layer_decay_grows_with_depth():
+    model = nano()
+    groups = param_groups_layer_decay(model, 0.05, layer_decay=0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    names = ("pos_embed", "blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight", "head.weight")
+    scales = [scale[id(parameters[name])] for name in names]
+    assert scales == sorted(set(scales))
+
+
+def test_drop_path_grows_linearly():
+    model = timm.create_model("softmax_deit_tiny", drop_path_rate=0.11)
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.blocks]
+    assert rates == pytest.approx([0.11 * i / 11 for i in range(12)])
+
+
+def test_one_graph_at_any_size():
+    model = lively(nano(depth=1))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        for size in ((64, 64), (48, 96), (97, 131)):
+            x = torch.randn(2, 3, *size)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_export():
+    model = lively(nano())
+    shapes = (
+        {
+            0: Dim("batch", min=1, max=64),
+            2: Dim("height", min=33, max=2048),
+            3: Dim("width", min=33, max=2048),
+        },
+    )
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
+    with torch.inference_mode():
+        for batch, height, width in ((2, 64, 64), (1, 33, 96), (3, 97, 131)):
+            x = torch.randn(batch, 3, height, width)
+            torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)

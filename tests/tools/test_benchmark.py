@@ -1,0 +1,276 @@
+"""`linsight benchmark`, on the CPU with cases of seconds; how fast anything is, is not tested."""
+
+import csv
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from linsight.kernels import backend, linear_attention
+from linsight.tools import benchmark, benchmark_cases, main
+from linsight.tools import benchmark_measure as measure
+from linsight.tools.benchmark_timing import copies, copy_bandwidth, quantiles
+
+CPU = torch.device("cpu")
+
+
+def run(tmp_path, *words, device="cpu"):
+    options = ["--seconds", "0.001", "--device", device, "--out", str(tmp_path)]
+    return CliRunner().invoke(main.app, ["benchmark", *words, *options])
+
+
+def rows(tmp_path):
+    with open(tmp_path / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_operators(tmp_path):
+    names = ("rala_attention", "depthwise_5x5")
+    result = run(tmp_path, "operators", *names, "--resolutions", "36")
+    assert result.exit_code == 0, result.output
+    got = rows(tmp_path)
+    shapes = {"2 x 9 x 9 x 64", "2 x 4 x 4 x 128"}
+    phases = {"forward", "forward+backward", "backward"}
+    wanted = {("rala_attention", ""), ("depthwise_5x5", ""), ("sdpa", "rala_attention")}
+    wanted |= {("reference", name) for name in names}
+    assert {(row["name"], row["peer_of"]) for row in got} == wanted
+    assert {row["shape"] for row in got} == shapes
+    assert {row["phase"] for row in got} == phases
+    assert len(got) == len(wanted) * len(shapes) * len(phases)
+    for row in got:
+        assert row["check"] == "ok"
+        assert float(row["p50_ms"])
+        share = float(row["floor_us"]) / 1e3 / float(row["p50_ms"])
+        assert float(row["fraction"]) == pytest.approx(share, rel=1e-4)
+        assert row["torch"] == torch.__version__
+        assert "CPU" in row["device"]
+        assert row["peak_mib"] == row["images_per_second"] == ""
+        if row["phase"] != "backward":
+            assert float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
+    assert (tmp_path / "operators.png").stat().st_size > 10_000
+    assert not (tmp_path / "models.png").exists()
+
+
+def test_byte_floors():
+    """As docs/performance.md states them: MB a tensor times passes, over 3.02 TB/s."""
+    cases = {
+        (case.name, case.shape): case
+        for resolution, batch in ((224, 64), (1024, 1))
+        for case in benchmark_cases.operators(resolution, batch)
+        if not case.peer_of
+    }
+    for name, shape, forward, both in (
+        ("rala_attention", "64 x 56 x 56 x 64", 42.5, 119),
+        ("rala_attention", "64 x 28 x 28 x 128", 21.3, 60),
+        ("rala_attention", "1 x 256 x 256 x 64", 13.9, 39),
+        ("depthwise_5x5", "64 x 56 x 56 x 64", 17, 42.5),
+        ("depthwise_3x3_gelu_residual", "64 x 56 x 56 x 224", 59.5, 149),
+    ):
+        moved = cases[name, shape].moved
+        assert 2 * moved[0] / 3.02e6 == pytest.approx(forward, rel=0.02)
+        assert 2 * sum(moved) / 3.02e6 == pytest.approx(both, rel=0.02)
+
+
+def test_every_operator_and_mixer_is_right(tmp_path):
+    """Batches of 4 hold two images twice."""
+    for what in ("operators", "mixers"):
+        words = ("--resolutions", "24", "--batch", "4", "--phases", "inference")
+        result = run(tmp_path, what, *words)
+        assert result.exit_code == 0, result.output
+    assert {row["check"] for row in rows(tmp_path)} == {"ok"}
+    kinds = [row["kind"] for row in rows(tmp_path)]
+    assert kinds == sorted(kinds, reverse=True)  # the second run's rows follow the first's
+
+
+def test_models(tmp_path):
+    names = ("rala_vit_nano", "test_convnext")
+    result = run(tmp_path, "models", *names, "--resolutions", "32,64")
+    assert result.exit_code == 0, result.output
+    got = rows(tmp_path)
+    assert [(row["name"], row["phase"], row["resolution"]) for row in got] == [
+        (name, phase, size)
+        for phase in ("inference", "training")
+        for name in names
+        for size in ("32", "64")
+    ]
+    for row in got:
+        assert row["check"] == "ok"
+        assert row["peer_of"] == ("" if row["name"] == "rala_vit_nano" else "linsight")
+        rate = 1e3 * int(row["batch"]) / float(row["p50_ms"])
+        assert float(row["images_per_second"]) == pytest.approx(rate, rel=1e-4)
+        assert float(row["first_call_s"]) > 0
+        assert row["floor_us"] == ""
+    assert (tmp_path / "models.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    """Kernels that are wrong where the reference is right."""
+
+    def attention(*tensors, **options):
+        y = linear_attention(*tensors, **options)
+        return y if backend._choice == "reference" else y * 1.001
+
+    monkeypatch.setattr(benchmark_cases, "linear_attention", attention)
+
+
+@pytest.mark.usefixtures("wrong")
+def test_a_wrong_operator_is_not_timed(tmp_path):
+    result = run(tmp_path, "operators", "mala_attention", "--resolutions", "16")
+    assert result.exit_code == 0, result.output
+    for row in rows(tmp_path):
+        if row["name"] == "mala_attention":
+            assert row["check"].startswith("failed: result is off by 1.0e-03")
+            assert row["p50_ms"] == row["fraction"] == ""
+        else:
+            assert row["check"] == "ok"
+            assert row["p50_ms"]
+    assert "failed: result is off" in result.output
+
+
+def test_a_wrong_gradient_is_found():
+    exact = [torch.ones(2, 3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)]
+    eager = [x.float() + 1e-4 for x in exact]
+    measure.check([eager[0].repeat(4, 1), eager[1]], eager, exact, torch.float32)
+    measure.check([eager[0], exact[1].float() + 2.9e-4], eager, exact, torch.float32)
+    with pytest.raises(measure.Disagreement, match="gradient 1"):
+        measure.check([eager[0], exact[1].float() + 3.1e-4], eager, exact, torch.float32)
+    bad = torch.cat((eager[0].repeat(3, 1), eager[0] + 2e-4))  # the last of four repetitions
+    with pytest.raises(measure.Disagreement, match="result"):
+        measure.check([bad, eager[1]], eager, exact, torch.float32)
+    with pytest.raises(measure.Disagreement, match="result"):
+        measure.check([eager[0] * float("nan"), eager[1]], eager, exact, torch.float32)
+
+
+def test_a_fault_ends_a_case_and_not_the_run(tmp_path, monkeypatch):
+    build = measure.Model.measure
+
+    def scarce(model):
+        if model.case.resolution == 64:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if model.case.resolution == 96:
+            raise RuntimeError("no such luck\nand a long story")
+        return build(model)
+
+    monkeypatch.setattr(measure.Model, "measure", scarce)
+    words = ("rala_vit_nano", "--resolutions", "32,64,96,128", "--phases", "inference")
+    result = run(tmp_path, "models", *words)
+    assert result.exit_code == 0, result.output
+    assert [row["check"] for row in rows(tmp_path)] == [
+        "ok",
+        "out of memory",
+        "error: RuntimeError: no such luck",
+        "ok",
+    ]
+    assert [bool(row["p50_ms"]) for row in rows(tmp_path)] == [True, False, False, True]
+
+
+def test_a_reference_that_does_not_fit_is_said_so():
+    def exact():
+        raise torch.OutOfMemoryError
+
+    ours = [torch.ones(2, 3)]
+    assert measure.check_if_exact_fits(ours, exact, torch.float32).startswith("unchecked")
+    with pytest.raises(measure.Disagreement, match="not finite"):
+        measure.check_if_exact_fits([ours[0] / 0], exact, torch.float32)
+
+
+def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch):
+    build = measure.Model.measure
+
+    def interrupted(model):
+        if model.case.resolution == 64:
+            raise KeyboardInterrupt
+        return build(model)
+
+    monkeypatch.setattr(measure.Model, "measure", interrupted)
+    words = ("models", "rala_vit_nano", "--resolutions", "32,64", "--phases", "inference")
+    assert run(tmp_path, *words).exit_code != 0
+    assert [row["resolution"] for row in rows(tmp_path)] == ["32"]
+    assert (tmp_path / "models.png").exists()
+    monkeypatch.setattr(measure.Model, "measure", build)
+    assert run(tmp_path, *words).exit_code == 0
+    assert [row["resolution"] for row in rows(tmp_path)] == ["32", "32", "64"]
+    assert [path.name for path in tmp_path.glob("*.csv*")] == ["results.csv"]
+
+
+def test_draw_again(tmp_path):
+    words = ("models", "rala_vit_nano", "--resolutions", "32", "--phases", "inference")
+    run(tmp_path / "a", *words)
+    result = run(tmp_path / "b", "draw", str(tmp_path / "a" / "results.csv"))
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["models.png"]
+
+
+def test_the_newest_row_of_a_measurement_is_drawn():
+    figures = pytest.importorskip("linsight.tools.benchmark_figures")
+    row = dict.fromkeys((*figures.KEY, "device", "dtype"), "x") | {"p50_ms": "1"}
+    again = row | {"p50_ms": "2"}
+    failed = row | {"p50_ms": ""}
+    other = row | {"kind": "y"}
+    elsewhere = row | {"device": "y"}
+    assert figures.newest([elsewhere, row, again, failed, other], "x") == [again]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("models", "no_such_model"), "no_such_model"),
+        (("operators", "no_such_operator"), "no_such_operator"),
+        (("all", "rala_attention"), "operators"),
+        (("--modes", "graph"), "GPU"),
+        (("--modes", "egaer"), "egaer"),
+        (("--resolutions", "224 512"), "224,512"),
+        (("draw", "no/such.csv"), "no/such.csv"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, words, message):
+    result = run(tmp_path, *words)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize("device", ["cpuu", "cuda:99", "meta"])
+def test_devices_that_cannot_be_timed(tmp_path, device):
+    result = run(tmp_path, "operators", device=device)
+    assert result.exit_code == 2
+    assert device in result.output
+
+
+def test_default_batches_shrink_with_the_resolution():
+    gpu = torch.device("cuda")
+    sizes = (224, 512, 1024, 2048, 4096)
+    batches = [benchmark_cases.default_batch("inference", size, gpu) for size in sizes]
+    assert batches == [256, 48, 12, 1, 1]
+
+
+def test_compilation_comes_last():
+    modes, phases = ["eager", "graph", "compile"], ["inference", "training"]
+    setting = benchmark.Setting(CPU, "float32", modes, phases, [32], None, 0.001)
+    order = [row.mode for job in benchmark.plan("all", [], setting) for row in job.rows]
+    compiled = [mode.startswith("compile") for mode in order]
+    assert compiled == sorted(compiled)
+    assert set(order) == {"eager", "graph", "compile", "compile graph"}
+
+
+def test_times_of_the_clock():
+    calls = []
+    low, middle, high = quantiles(lambda: calls.append(0), CPU, 1e-4)
+    assert 0 < low <= middle <= high
+    assert len(calls) >= 3
+    assert copies(1000, CPU) == 1
+    assert copy_bandwidth(CPU, 1e-3) > 1e7
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(tmp_path):
+    """Every mode of an operator and of a model."""
+    for words in (("operators", "rala_*"), ("mixers", "mala"), ("models", "rala_vit_nano")):
+        result = run(tmp_path, *words, "--resolutions", "64", device="cuda")
+        assert result.exit_code == 0, result.output
+    got = rows(tmp_path)
+    assert {row["check"] for row in got} == {"ok"}
+    assert {row["mode"] for row in got} == {"eager", "graph", "compile", "compile graph"}
+    assert all(float(row["peak_mib"]) > 0 for row in got if row["phase"] != "backward")

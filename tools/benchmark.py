@@ -1,0 +1,362 @@
+"""Time operators, mixers and models beside their peers: `linsight benchmark`."""
+
+from __future__ import annotations
+
+import gc
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import timm
+import torch
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import linsight
+from linsight.kernels import force
+from linsight.tools import benchmark_cases as cases
+from linsight.tools.benchmark_cases import Case
+from linsight.tools.benchmark_measure import Disagreement, Model, Operator
+from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
+from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
+
+What = Literal["all", "mixers", "models", "operators", "draw"]
+Mode = Literal["eager", "graph", "compile"]
+Phase = Literal["inference", "training"]
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+RESULTS = "results.csv"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One module to build and check, and the rows that it gives."""
+
+    build: Callable[[], Operator | Model]
+    measure: Callable[[Any, Row], dict[str, Any]]
+    reference: bool
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs share."""
+
+    device: torch.device
+    dtype: str
+    modes: list[str]
+    phases: list[str]
+    resolutions: list[int]
+    batch: int | None
+    seconds: float
+
+    def batches(self, kind: str) -> Iterator[tuple[int, int]]:
+        """Each resolution and its batch."""
+        for resolution in self.resolutions:
+            default = cases.default_batch(kind, resolution, self.device)
+            yield resolution, self.batch or default
+
+
+def benchmark(
+    what: Annotated[What, typer.Argument(help="'draw' draws CSVs again.")] = "all",
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Models by timm's names, operators and mixers by patterns such as 'rala_*'; "
+            "the CSVs of 'draw'. Default: linsight's small models and their peers, all operators."
+        ),
+    ] = None,
+    resolutions: Annotated[
+        str | None, typer.Option(help="Pixels a side. Default: 224,512,1024; on a CPU 64,128.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images; default: by resolution, as memory allows.")
+    ] = None,
+    modes: Annotated[
+        str | None,
+        typer.Option(help="Of eager,graph,compile. Default: all; on a CPU eager."),
+    ] = None,
+    phases: Annotated[
+        str, typer.Option(help="Of inference,training: forward, and forward with backward.")
+    ] = "inference,training",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of operators, and of models' autocast. Default: bfloat16; CPU float32."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda:1; default: a GPU if there is one.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1e-4, help="To repeat each measurement for.")] = 0.2,
+    out: Annotated[
+        Path, typer.Option(help="Folder of results.csv, which grows, and of the figures.")
+    ] = Path("work_dirs/benchmark"),
+) -> None:
+    """Check and time operators, mixers and models beside their peers."""
+    console = Console()
+    if not console.is_terminal:  # a log has no width of its own
+        console = Console(width=WIDTH)
+    names = names or []
+    if what == "draw":
+        draw([Path(name) for name in names] or [out / RESULTS], out, console)
+        return
+    if what == "all" and names:
+        raise typer.BadParameter("names need 'operators', 'mixers' or 'models' before them")
+    place = _device(device)
+    gpu = place.type == "cuda"
+    setting = Setting(
+        place,
+        _words(dtype or ("bfloat16" if gpu else "float32"), "--dtype", tuple(DTYPES))[0],
+        _words(modes or ("eager,graph,compile" if gpu else "eager"), "--modes", get_args(Mode)),
+        _words(phases, "--phases", get_args(Phase)),
+        _sizes(resolutions or ("224,512,1024" if gpu else "64,128")),
+        batch,
+        seconds,
+    )
+    if "graph" in setting.modes and not gpu:
+        raise typer.BadParameter(f"--modes graph needs a GPU, the device is {place}")
+    jobs = list(plan(what, names, setting))
+    if not jobs:
+        raise typer.BadParameter(f"nothing to measure is called {', '.join(names)} in these modes")
+    if gpu:
+        torch.cuda.set_device(place.index or 0)
+    # Each job ends with a collection of garbage, which would walk over all of PyTorch.
+    gc.collect()
+    gc.freeze()
+    try:
+        run(jobs, setting, out / RESULTS, console)
+    finally:
+        gc.unfreeze()
+        if (out / RESULTS).exists():
+            draw([out / RESULTS], out, console)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise typer.BadParameter(f"--device {name!r}: expected such as cpu or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"--device {name}: only cpu and cuda are timed")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise typer.BadParameter(f"--device {name}: PyTorch sees no such GPU")
+    return device
+
+
+def _words(text: str, option: str, known: tuple[str, ...]) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in known:
+            raise typer.BadParameter(f"{option} {word!r}: expected {', '.join(known)}")
+    return words
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(word) for word in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(f"--resolutions {text!r}: expected numbers such as 224,512")
+    return sizes
+
+
+def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
+    """All jobs: those that take minutes to compile last, the many operators after the models."""
+    for compile in (False, True):
+        if compile and "compile" not in setting.modes:
+            continue
+        if what in ("all", "mixers"):
+            yield from _operator_jobs(cases.mixers, names, compile, setting)
+        if what in ("all", "models") and (compile or "eager" in setting.modes):
+            yield from _model_jobs(names or list(cases.MODELS), compile, setting)
+        if what in ("all", "operators"):
+            yield from _operator_jobs(cases.operators, names, compile, setting)
+
+
+def _operator_jobs(
+    make: Callable[[int, int], Iterator[Case]], names: list[str], compile: bool, setting: Setting
+) -> Iterator[Job]:
+    modes = [mode for mode in ("eager", "graph") if mode in setting.modes]
+    if compile:
+        modes = ["compile", *(["compile graph"] if "graph" in modes else [])]
+    phases = [
+        {"inference": "forward", "training": "forward+backward"}[phase] for phase in setting.phases
+    ]
+    for resolution, batch in setting.batches("operators"):
+        for case in cases.chosen(make(resolution, batch), names):
+            # An operator is a kernel already; what compilation can do is its reference's.
+            if compile and case.kind == "operators" and case.name != "reference":
+                continue
+            rows = [_row(case, mode, phase, setting) for mode in modes for phase in phases]
+
+            def build(case: Case = case) -> Operator:
+                return Operator(
+                    case, DTYPES[setting.dtype], setting.device, compile, setting.seconds
+                )
+
+            def measure(operator: Operator, row: Row) -> dict[str, Any]:
+                return operator.measure(row.phase, row.mode.endswith("graph"))
+
+            if rows:
+                yield Job(build, measure, case.reference, rows)
+
+
+def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[Job]:
+    for phase in setting.phases:
+        for name in names:
+            if not timm.is_model(name):
+                raise typer.BadParameter(f"timm has no model {name!r}")
+            for resolution, batch in setting.batches(phase):
+                case = cases.model(name, resolution, batch)
+
+                def build(case: Case = case, phase: str = phase) -> Model:
+                    dtype = DTYPES[setting.dtype]
+                    return Model(case, dtype, setting.device, compile, setting.seconds, phase)
+
+                row = _row(case, "compile" if compile else "eager", phase, setting)
+                yield Job(build, lambda model, row: model.measure(), case.reference, [row])
+
+
+def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:
+    known = {
+        field: getattr(case, field)
+        for field in ("kind", "name", "peer_of", "resolution", "shape", "batch")
+    }
+    return Row(**known, mode=mode, phase=phase, dtype=setting.dtype)
+
+
+def run(jobs: list[Job], setting: Setting, path: Path, console: Console) -> None:
+    """Measure all jobs; print each row and write it to the CSV as soon as it is there."""
+    bandwidth = copy_bandwidth(setting.device, setting.seconds)
+    console.print(f"{_device_name(setting.device)}: copies at {bandwidth / 1e12:.3f} TB/s")
+    results = Results(path)
+    before = len(results.rows)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        console=console,
+        # Cases differ much: the pace of the whole run tells more than that of the last minute.
+        speed_estimate_period=1e9,
+    )
+    origin = _origin(setting.device)
+    print_row(console, None)
+    with progress:
+        task = progress.add_task("", total=sum(len(job.rows) for job in jobs))
+        for job in jobs:
+            first = job.rows[0]
+            progress.update(task, description=f"{first.name} {first.mode} {first.resolution}")
+            for row in results_of(job, bandwidth, setting):
+                row = replace(row, **origin, date=_now())
+                results.add(row)
+                print_row(progress.console, row)
+            progress.advance(task, len(job.rows))
+            # A fault that leaves the device unusable would fail every case that follows.
+            synchronize(setting.device)
+    if faults := sum(row["check"] != "ok" for row in results.rows[before:]):
+        console.print(f"{faults} of {len(results.rows) - before} rows are not as they should be")
+    console.print(f"Results: {path}")
+
+
+def results_of(job: Job, bandwidth: float, setting: Setting) -> Iterator[Row]:
+    """The rows of a job with times, or with the reason why there are none."""
+    release()
+    medians: dict[tuple[str, str], float] = {}
+    with force("reference") if job.reference else nullcontext():
+        subject, fault = _attempt(job.build)
+        for row in job.rows:
+            values, reason = None, fault
+            if not fault:
+                values, reason = _attempt(lambda row=row: job.measure(subject, row))
+            if values is None:
+                yield replace(row, check=reason)
+                continue
+            row = replace(row, **values)
+            medians[row.mode, row.phase] = row.p50_ms
+            yield _against_floor(row, subject.case, bandwidth, setting)
+            whole = medians.get((row.mode, "forward+backward"), 0.0)
+            half = medians.get((row.mode, "forward"))
+            if half and whole > half:
+                empty = dict.fromkeys(("p20_ms", "p80_ms", "peak_mib"))
+                rest = replace(row, phase="backward", p50_ms=whole - half, **empty)
+                yield _against_floor(rest, subject.case, bandwidth, setting)
+
+
+def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
+    """What `action` returns, and why it did not; a run goes on after any fault of one case."""
+    try:
+        return action(), ""
+    except torch.OutOfMemoryError:
+        return None, "out of memory"
+    except Disagreement as error:
+        return None, f"failed: {error}"
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return None, f"error: {type(error).__name__}: {lines[0][:200]}"
+
+
+def _against_floor(row: Row, case: Case, bandwidth: float, setting: Setting) -> Row:
+    if case.moved is None:
+        return row
+    forward, backward = case.moved
+    elements = {"forward": forward, "backward": backward}.get(row.phase, forward + backward)
+    floor = 1e6 * elements * DTYPES[setting.dtype].itemsize / bandwidth
+    return replace(row, floor_us=floor, fraction=floor / (1e3 * row.p50_ms))
+
+
+def draw(paths: list[Path], folder: Path, console: Console) -> None:
+    """Draw the rows of CSVs, the newest of each measurement."""
+    rows = [row for path in paths for row in read(path)]
+    try:
+        from linsight.tools.benchmark_figures import draw_models, draw_operators
+    except ModuleNotFoundError as error:
+        console.print(f"No figures: they need {error.name}, pip install 'linsight\\[train]'")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, function in (("models", draw_models), ("operators", draw_operators)):
+        if (figure := function(rows)) is not None:
+            figure.savefig(folder / f"{name}.png", dpi=150)
+            console.print(f"Figure: {folder / name}.png")
+
+
+def _origin(device: torch.device) -> dict[str, str]:
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = ""
+    return {
+        "device": _device_name(device),
+        "torch": torch.__version__,
+        "triton": triton,
+        "timm": timm.__version__,
+        "linsight": linsight.__version__,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    typer.run(benchmark)

@@ -1,0 +1,295 @@
+"""What `linsight benchmark` measures: operators, mixers and models, each with its peers.
+
+The maps of operators and mixers are those of the first two stages of `rala_vit_small`: at
+stride 4, 64 channels in one head, and at stride 8, 128 channels in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+import linsight  # noqa: F401  registers the models
+from linsight.backbones import ZOO
+from linsight.backbones.layers import DepthwiseConv2d
+from linsight.kernels import linear_attention, projected_linear_attention, rotary_tables
+
+MODELS = (
+    "rala_vit_small",
+    "mala_vit_small",
+    "swin_tiny_patch4_window7_224",
+    "vit_small_patch16_224",
+    "convnext_tiny",
+    "efficientvit_b2",
+)
+# Batches up to a resolution, on a GPU of 80 GB; 1 beyond, and 2 on a CPU.
+BATCHES = {
+    "inference": {224: 256, 512: 48, 1024: 12},
+    "training": {224: 128, 512: 24, 1024: 4},
+    "operators": {224: 64, 512: 16},
+}
+HEAD = 64
+STAGES = ((4, 1), (8, 2))  # stride and heads
+MECHANISMS = {
+    "rala": {"key_weights": "global_query"},
+    "mala": {"readout": "magnitude_aware"},
+}
+
+# Makes a tensor (B, ...) of the shape of one image.
+Noise = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One module at one resolution.
+
+    Attributes:
+        kind: 'operators', 'mixers' or 'models'.
+        name: of what is measured.
+        peer_of: the case it stands beside, empty for linsight's own.
+        resolution: of the image, in pixels a side.
+        batch: images.
+        shape: of what is computed on, in words.
+        build: makes the module on a device.
+        inputs: makes its arguments, and last the gradient of its result; models take images.
+        moved: elements that must be read or written, forward and backward; none for models.
+        reference: whether the operators run their eager references.
+    """
+
+    kind: str
+    name: str
+    peer_of: str
+    resolution: int
+    batch: int
+    shape: str
+    build: Callable[[torch.device], nn.Module]
+    inputs: Callable[[Noise], list[Tensor]] | None = None
+    moved: tuple[int, int] | None = None
+    reference: bool = False
+
+
+def default_batch(kind: str, resolution: int, device: torch.device) -> int:
+    """The batch of 'inference', 'training' or 'operators' at a resolution."""
+    if device.type != "cuda":
+        return 2
+    return next((n for most, n in BATCHES[kind].items() if resolution <= most), 1)
+
+
+class Rotated(nn.Module):
+    """Holds rotary tables, which are never of less than float32."""
+
+    def __init__(self, size: tuple[int, int], device: torch.device) -> None:
+        super().__init__()
+        self.size = size
+        self.tables = rotary_tables(size, HEAD, torch.float32, device)
+
+    def rotary(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(table.to(torch.promote_types(x.dtype, table.dtype)) for table in self.tables)
+
+
+class Attention(Rotated):
+    """`linear_attention` of tokens (B, N, heads, D)."""
+
+    def __init__(self, mechanism: str, size: tuple[int, int], device: torch.device) -> None:
+        super().__init__(size, device)
+        self.mechanism = MECHANISMS[mechanism]
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        local: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return linear_attention(
+            query,
+            key,
+            value,
+            local=local,
+            gate=gate,
+            rotary=self.rotary(query),
+            **self.mechanism,
+        )
+
+
+class SoftmaxAttention(nn.Module):
+    """`F.scaled_dot_product_attention` of tokens (B, N, heads, D)."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        ).transpose(1, 2)
+
+
+class ProjectedAttention(Rotated):
+    """`projected_linear_attention` of a packed map (B, H, W, 4 C)."""
+
+    def __init__(
+        self, mechanism: str, size: tuple[int, int], heads: int, device: torch.device
+    ) -> None:
+        super().__init__(size, device)
+        self.mechanism = MECHANISMS[mechanism]
+        self.heads = heads
+        self.local = DepthwiseConv2d(heads * HEAD, 5)
+
+    def forward(self, projection: Tensor) -> Tensor:
+        return projected_linear_attention(
+            projection,
+            self.local.weight,
+            self.local.bias,
+            heads=self.heads,
+            rotary=self.rotary(projection),
+            **self.mechanism,
+        )
+
+
+class Mixer(Rotated):
+    """A token mixer from projection to projection, on tokens (B, N, C)."""
+
+    def __init__(self, name: str, stage: int, size: tuple[int, int], device: torch.device) -> None:
+        super().__init__(size, device)
+        model = timm.create_model("rala_vit_small", mixer=name, depths=(1, 1, 1, 1))
+        self.mixer = model.stages[stage].blocks[0].mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(x, self.size, self.rotary(x))
+
+
+def operators(resolution: int, batch: int) -> Iterator[Case]:
+    """The operators at a resolution, each followed by its peers."""
+    for stride, heads in STAGES:
+        size = (max(1, resolution // stride),) * 2
+        for case in _operators(size, heads, resolution, batch):
+            yield case
+            yield replace(case, name="reference", peer_of=case.name, reference=True)
+            if case.name == "rala_attention":
+                yield replace(
+                    case, name="sdpa", peer_of=case.name, build=lambda device: SoftmaxAttention()
+                )
+
+
+def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -> Iterator[Case]:
+    height, width = size
+    tokens, channels = height * width, heads * HEAD
+
+    def case(
+        name: str, build: Callable, inputs: Callable, passes: tuple[int, int], channels: int
+    ) -> Case:
+        shape = f"{batch} x {height} x {width} x {channels}"
+        moved = tuple(n * batch * tokens * channels for n in passes)
+        return Case("operators", name, "", resolution, batch, shape, build, inputs, moved)
+
+    for name in MECHANISMS:
+        more = name == "rala"  # its mean query is one more reading of q
+
+        def build(device: torch.device, name: str = name) -> nn.Module:
+            return Attention(name, size, device)
+
+        def packed(noise: Noise) -> list[Tensor]:
+            return [*noise(tokens, 3, heads, HEAD).unbind(2), noise(tokens, heads, HEAD)]
+
+        def gated(noise: Noise) -> list[Tensor]:
+            query, key, value, gate = noise(tokens, 4, heads, HEAD).unbind(2)
+            local, slope = noise(tokens, heads, HEAD), noise(tokens, heads, HEAD)
+            return [query, key, value, local, gate, slope]
+
+        yield case(f"{name}_attention", build, packed, (4 + more, 9), channels)
+        yield case(f"{name}_attention_gated", build, gated, (6 + more, 13), channels)
+
+        def project(device: torch.device, name: str = name) -> nn.Module:
+            return ProjectedAttention(name, size, heads, device)
+
+        def projection(noise: Noise) -> list[Tensor]:
+            return [noise(height, width, 4 * channels), noise(height, width, channels)]
+
+        yield case(f"{name}_projected", project, projection, (6 + more, 14), channels)
+    hidden = channels * 7 // 2
+    for name, dim, kernel, options in (
+        ("depthwise_3x3", channels, 3, {}),
+        ("depthwise_3x3_residual", channels, 3, {"residual": True}),
+        ("depthwise_3x3_gelu_residual", hidden, 3, {"activation": "gelu", "residual": True}),
+        ("depthwise_5x5", channels, 5, {}),
+    ):
+
+        def convolution(
+            device: torch.device, dim: int = dim, kernel: int = kernel, options: dict = options
+        ) -> nn.Module:
+            return DepthwiseConv2d(dim, kernel, **options)
+
+        def maps(noise: Noise, dim: int = dim) -> list[Tensor]:
+            return [noise(height, width, dim), noise(height, width, dim)]
+
+        yield case(name, convolution, maps, (2, 3), dim)
+
+
+def mixers(resolution: int, batch: int) -> Iterator[Case]:
+    """The whole mixers at a resolution, each with its reference, and softmax in their frame."""
+    for stage, (stride, heads) in enumerate(STAGES):
+        size = (max(1, resolution // stride),) * 2
+        tokens, channels = size[0] * size[1], heads * HEAD
+        one = batch * tokens * channels
+        for name in (*MECHANISMS, "gated_softmax"):
+            passes = (13 + (name == "rala"), 28)
+
+            def build(
+                device: torch.device, name: str = name, stage: int = stage, size: tuple = size
+            ) -> nn.Module:
+                return Mixer(name, stage, size, device)
+
+            def inputs(noise: Noise, tokens: int = tokens, channels: int = channels) -> list:
+                return [noise(tokens, channels), noise(tokens, channels)]
+
+            case = Case(
+                "mixers",
+                name,
+                "" if name in MECHANISMS else "rala",
+                resolution,
+                batch,
+                f"{batch} x {size[0]} x {size[1]} x {channels}",
+                build,
+                inputs,
+                tuple(n * one for n in passes),
+            )
+            yield case
+            if name in MECHANISMS:
+                yield replace(case, name="reference", peer_of=name, reference=True)
+
+
+def model(name: str, resolution: int, batch: int) -> Case:
+    """A model of timm at a resolution, without what makes two steps differ: dropout."""
+
+    def build(device: torch.device) -> nn.Module:
+        try:
+            built = timm.create_model(name, img_size=resolution)
+        except TypeError:  # what only convolves takes every size, and no such argument
+            built = timm.create_model(name)
+        with torch.no_grad():
+            for parameter in built.parameters():
+                # Else layer scales of 1e-6 hide whole branches from the check.
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        for part in built.modules():
+            if isinstance(part, DropPath):
+                part.drop_prob = 0.0
+            elif isinstance(part, nn.Dropout):
+                part.p = 0.0
+        return built
+
+    peer_of = "" if name in ZOO else "linsight"
+    return Case("models", name, peer_of, resolution, batch, f"{batch} x {resolution}²", build)
+
+
+def chosen(cases: Iterator[Case], patterns: list[str]) -> list[Case]:
+    """Those of `cases` that match a pattern by their name or by the case that they stand beside."""
+    return [
+        case
+        for case in cases
+        if not patterns or any(fnmatch(case.peer_of or case.name, pattern) for pattern in patterns)
+    ]

@@ -1,0 +1,170 @@
+"""The two figures of `linsight benchmark`, drawn from the rows of its CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+Rows = list[dict[str, str]]
+
+# What tells one measurement from another; of two the newer counts.
+KEY = ("kind", "name", "peer_of", "mode", "phase", "shape", "batch")
+LINES = {"eager": "--", "compile": "-"}
+PANELS: tuple[tuple[str, str, Callable[[dict[str, str]], float | None]], ...] = (
+    ("throughput", "images/s", lambda row: _number(row, "images_per_second")),
+    (
+        "time per pixel",
+        "ns",
+        lambda row: 1e9 / (float(row["images_per_second"]) * int(row["resolution"]) ** 2),
+    ),
+    (
+        "memory an image",
+        "MiB",
+        lambda row: memory / int(row["batch"]) if (memory := _number(row, "peak_mib")) else None,
+    ),
+)
+COLORS = {
+    "linsight": "#2166ac",
+    "linsight compiled": "#67a9cf",
+    "reference": "0.75",
+    "reference compiled": "0.45",
+    "softmax": "#d95f02",
+    "softmax compiled": "#fdb863",
+}
+
+
+def _number(row: dict[str, str], field: str) -> float | None:
+    return float(row[field]) if row[field] else None
+
+
+def newest(rows: Rows, *kinds: str) -> Rows:
+    """The last row of each measurement of these kinds that has a time.
+
+    Of several devices or dtypes, which one figure must not mix, those of the last row.
+    """
+    rows = [row for row in rows if row["kind"] in kinds and row["p50_ms"]]
+    same = [row for row in rows if all(row[k] == rows[-1][k] for k in ("device", "dtype"))]
+    return list({tuple(row[k] for k in KEY): row for row in same}.values())
+
+
+def draw_models(rows: Rows) -> Figure | None:
+    """Throughput, time per pixel and memory of the models over the resolution; none without.
+
+    Args:
+        rows: of the CSV, the newest last.
+    """
+    rows = newest(rows, "models")
+    if not rows:
+        return None
+    phases = [phase for phase in ("inference", "training") if _with(rows, phase=phase)]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    figure = Figure(figsize=(14, 4 * len(phases) + 0.6), layout="constrained")
+    panels = [panel for panel in PANELS if any(panel[2](row) is not None for row in rows)]
+    grid = figure.subplots(len(phases), len(panels), squeeze=False)
+    for line, phase in zip(grid, phases, strict=True):
+        for axes, (title, unit, value) in zip(line, panels, strict=True):
+            _panel(axes, _with(rows, phase=phase), names, value)
+            axes.set(title=f"{phase}: {title}", ylabel=unit, xlabel="pixels a side")
+    handles = {}
+    for axes in grid.flat:
+        handles.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(_title(rows))
+    return figure
+
+
+def _with(rows: Rows, **wanted: str) -> Rows:
+    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+
+
+def _panel(axes: Axes, rows: Rows, names: list[str], value: Callable) -> None:
+    colors = colormaps["tab10"]
+    sizes = sorted({int(row["resolution"]) for row in rows})
+    for i, name in enumerate(names):
+        own = not next((row["peer_of"] for row in rows if row["name"] == name), "")
+        for mode, style in LINES.items():
+            points = sorted(
+                (int(row["resolution"]), y)
+                for row in _with(rows, name=name, mode=mode)
+                if (y := value(row)) is not None
+            )
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    style,
+                    marker="o" if own else ".",
+                    color=colors(i % 10),
+                    linewidth=2.2 if own else 1.3,
+                    label=f"{name}, {mode}",
+                )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, map(str, sizes))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_operators(rows: Rows) -> Figure | None:
+    """How much of a copy's bandwidth operators and mixers reach, in bars; none without.
+
+    Of each, the fastest way to call it: from a CUDA graph where that was measured.
+
+    Args:
+        rows: of the CSV, the newest last.
+    """
+    rows = newest(rows, "operators", "mixers")
+    if not rows:
+        return None
+    phases = [p for p in ("forward", "forward+backward") if _with(rows, phase=p)]
+    sizes = {_place(row): (row["peer_of"] or row["name"], int(row["resolution"])) for row in rows}
+    places = sorted(sizes, key=lambda place: (sizes[place], place))
+    thick = 0.9 / len(COLORS)
+    figure = Figure(figsize=(7 * len(phases), 0.5 * len(places) + 1.5), layout="constrained")
+    panels = figure.subplots(1, len(phases), sharey=True, squeeze=False)[0]
+    for axes, phase in zip(panels, phases, strict=True):
+        bars = _bars(_with(rows, phase=phase))
+        for i, (label, color) in enumerate(COLORS.items()):
+            here = {place: 100 * share for (got, place), share in bars.items() if got == label}
+            heights = [places.index(place) + thick * (i - 2.5) for place in here]
+            axes.barh(heights, list(here.values()), thick, color=color, label=label)
+        axes.axvline(100, color="0.4", linewidth=0.8)
+        axes.set(title=phase, xlabel="% of the bytes' floor")
+        axes.set_xlim(0, max(105, axes.get_xlim()[1]))
+        axes.set_yticks(range(len(places)), places, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.25)
+    panels[0].invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(_title(rows))
+    return figure
+
+
+def _place(row: dict[str, str]) -> str:
+    return f"{row['peer_of'] or row['name']}  {row['shape']}"
+
+
+def _bars(rows: Rows) -> dict[tuple[str, str], float]:
+    """The largest fraction of all modes, by label and place."""
+    bars: dict[tuple[str, str], float] = {}
+    for row in rows:
+        label = "linsight" if not row["peer_of"] else "softmax"
+        if row["name"] == "reference":
+            label = "reference"
+        if row["mode"].startswith("compile"):
+            label += " compiled"
+        key = label, _place(row)
+        bars[key] = max(bars.get(key, 0.0), float(row["fraction"]))
+    return bars
+
+
+def _title(rows: Rows) -> str:
+    last = rows[-1]
+    return f"{last['device']}, {last['dtype']}, torch {last['torch']}, {last['date'][:10]}"

@@ -1,0 +1,276 @@
+"""Check a case of `linsight benchmark` against exact arithmetic, then take its times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linsight.kernels import force
+from linsight.tools.benchmark_cases import Case
+from linsight.tools.benchmark_timing import captured, copies, elapsed, peak_memory, quantiles
+
+# How many times eager PyTorch's own error a result and a gradient may be off.
+RESULT, GRADIENT = 2.0, 3.0
+# Errors below this many roundings of the dtype are rounding's luck.
+ROUNDINGS = {torch.float32: 4.0, torch.float16: 0.5, torch.bfloat16: 0.5}
+
+
+class Disagreement(ArithmeticError):
+    """A result that is further from exact arithmetic than eager PyTorch's excuses."""
+
+
+def check(
+    ours: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype
+) -> None:
+    """Hold a result, the first of each sequence, and its gradients to the tolerance.
+
+    Args:
+        ours: what is under test; may hold the images of the other two several times over.
+        eager: the same from PyTorch's eager operators in `dtype`.
+        exact: the same in a wider dtype.
+
+    Raises:
+        Disagreement: one is not finite, or its error is more than twice that of `eager`, for
+            gradients more than three times.
+    """
+    for i, (x, y, truth) in enumerate(zip(ours, eager, exact, strict=True)):
+        error, allowed = _distance(x, truth), _distance(y, truth)
+        least = ROUNDINGS[dtype] * torch.finfo(dtype).eps
+        # Not error > ..., which is false for NaN.
+        if not error <= (GRADIENT if i else RESULT) * max(allowed, least):
+            what = f"gradient {i}" if i else "result"
+            raise Disagreement(f"{what} is off by {error:.1e}, eager PyTorch's by {allowed:.1e}")
+
+
+def _distance(x: Tensor, truth: Tensor) -> float:
+    """Of the worst of the repetitions in `x`, relative to the truth."""
+    x = x.reshape(-1, *truth.shape).to(truth.dtype)
+    length = truth.norm().clamp(min=torch.finfo(truth.dtype).tiny)
+    return ((x - truth).flatten(1).norm(dim=1).max() / length).item()
+
+
+def check_if_exact_fits(
+    ours: Sequence[Tensor], exact: Callable[[], Sequence[Sequence[Tensor]]], dtype: torch.dtype
+) -> str:
+    """'ok' after `check` of `ours`, or why that was not possible.
+
+    Args:
+        ours: what is under test.
+        exact: makes the other two arguments of `check`.
+
+    Raises:
+        Disagreement: see `check`; in any case if a result is not finite.
+    """
+    if not all(x.isfinite().all() for x in ours):
+        raise Disagreement("the result is not finite")
+    try:
+        eager, truth = exact()
+    except torch.OutOfMemoryError:
+        return "unchecked: the reference ran out of memory"
+    check(ours, eager, truth, dtype)
+    return "ok"
+
+
+def distinct(batch: int) -> int:
+    """How many images differ; the rest of a batch repeats them, so that few images are exact for
+    all of it: batch norm and the mean of the losses do not see repetitions."""
+    return batch if batch < 4 else math.gcd(batch, 2)
+
+
+class Subject:
+    """What a case builds, as it is called; after its first call, and checked.
+
+    Attributes:
+        check: 'ok', or why it could not be checked.
+        first_call: seconds of the first call, with what it compiled.
+    """
+
+    def __init__(
+        self, case: Case, dtype: torch.dtype, device: torch.device, compile: bool, seconds: float
+    ) -> None:
+        self.case, self.dtype, self.device, self.seconds = case, dtype, device, seconds
+        with torch.device(device):
+            self.module = case.build(device).to(device)
+        self.function: nn.Module = self.module
+        if compile:
+            # The limit on recompilations counts those of earlier cases.
+            torch.compiler.reset()
+            self.function = torch.compile(self.module, dynamic=False)
+
+    def values(self, times: Sequence[float], peak: float | None) -> dict[str, Any]:
+        """What all measurements have."""
+        return dict(zip(("p20_ms", "p50_ms", "p80_ms"), times, strict=True)) | {
+            "peak_mib": peak,
+            "first_call_s": self.first_call,
+            "check": self.check,
+        }
+
+
+class Operator(Subject):
+    """An operator or a mixer, in one dtype throughout."""
+
+    def __init__(
+        self, case: Case, dtype: torch.dtype, device: torch.device, compile: bool, seconds: float
+    ) -> None:
+        super().__init__(case, dtype, device, compile, seconds)
+        self.module.to(dtype)
+        inputs = self.inputs()
+        self.first_call = elapsed(lambda: self.forward(inputs), device)
+        self.check = self._check(inputs)
+
+    def inputs(self) -> list[Tensor]:
+        """Fresh arguments, and the gradient of the result last."""
+        different = distinct(self.case.batch)
+
+        def noise(*shape: int) -> Tensor:
+            x = torch.randn(different, *shape, dtype=self.dtype, device=self.device)
+            return x.repeat(self.case.batch // different, *(1 for _ in shape))
+
+        return self.case.inputs(noise)
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self.function(*inputs[:-1])
+
+    def forward_backward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return _with_gradients(self.function, inputs)
+
+    def _check(self, inputs: Sequence[Tensor]) -> str:
+        different = distinct(self.case.batch)
+        few = [x[:different] for x in inputs]
+
+        def exact() -> list[list[Tensor]]:
+            with force("reference"):
+                eager = _with_gradients(self.module, few)
+                wide = deepcopy(self.module).double()
+                return [eager, _with_gradients(wide, [x.double() for x in few])]
+
+        result, *gradients = self.forward_backward(inputs)
+        # A parameter's gradient is summed over all images.
+        for i in range(len(inputs) - 1, len(gradients)):
+            gradients[i] = gradients[i].double() * (different / self.case.batch)
+        # With gradients and without: two computations, and of torch.compile two programs.
+        result = torch.cat((self.forward(inputs), result))
+        return check_if_exact_fits([result, *gradients], exact, self.dtype)
+
+    def measure(self, phase: str, graph: bool) -> dict[str, Any]:
+        """Time and memory of 'forward' or 'forward+backward'.
+
+        Calls follow one another on different inputs, together larger than the L2 cache.
+        """
+        run = self.forward if phase == "forward" else self.forward_backward
+        inputs = self.inputs()
+        peak = peak_memory(lambda: run(inputs), self.device)
+        size = sum(x.numel() * x.element_size() for x in inputs)
+        arguments = [inputs, *(self.inputs() for _ in range(copies(size, self.device) - 1))]
+        calls = [lambda each=each: run(each) for each in arguments]
+
+        def one_by_one() -> None:
+            for call in calls:
+                call()
+
+        times = quantiles(captured(calls) if graph else one_by_one, self.device, self.seconds)
+        return self.values([t / len(calls) for t in times], peak)
+
+
+def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The result, and the gradients of the inputs but the last and of the parameters."""
+    *tensors, slope = inputs
+    tensors = [x.detach().requires_grad_() for x in tensors]
+    result = function(*tensors)
+    gradients = torch.autograd.grad(result, [*tensors, *function.parameters()], slope)
+    return [result.detach(), *gradients]
+
+
+class Model(Subject):
+    """A model under autocast, in inference or in training."""
+
+    def __init__(
+        self,
+        case: Case,
+        dtype: torch.dtype,
+        device: torch.device,
+        compile: bool,
+        seconds: float,
+        phase: str,
+    ) -> None:
+        super().__init__(case, dtype, device, compile, seconds)
+        self.training = phase == "training"
+        self.module.train(self.training)
+        different = distinct(case.batch)
+        images = torch.randn(different, 3, case.resolution, case.resolution, device=device)
+        labels = torch.randint(1000, (different,), device=device)
+        again = case.batch // different
+        self.images, self.labels = images.repeat(again, 1, 1, 1), labels.repeat(again)
+        # Before the first call, which in training moves the statistics of batch norm.
+        copy = deepcopy(self.module)
+        ours: list[Tensor] = []
+
+        def first() -> None:
+            ours.extend(self._outcome(self.function, self.images, self.labels))
+
+        def exact() -> list[list[Tensor]]:
+            wide = torch.float64 if dtype == torch.float32 else torch.float32
+            with force("reference"):
+                eager = self._outcome(deepcopy(copy), images, labels)
+                return [eager, self._outcome(copy.to(wide), images.to(wide), labels, exact=True)]
+
+        self.first_call = elapsed(first, device)
+        self.check = check_if_exact_fits(ours, exact, dtype)
+
+    def _outcome(
+        self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
+    ) -> list[Tensor]:
+        """Logits and, in training, all parameters' gradients as one vector."""
+        if not self.training:
+            return [self._infer(function, images, exact)]
+        logits = self._backward(function, images, labels, exact)
+        gradients = [p.grad.flatten() for p in function.parameters() if p.grad is not None]
+        function.zero_grad()
+        return [logits, torch.cat(gradients)]
+
+    def _autocast(self, exact: bool) -> Any:
+        if exact or self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    @torch.inference_mode()
+    def _infer(self, function: nn.Module, images: Tensor, exact: bool = False) -> Tensor:
+        with self._autocast(exact):
+            return function(images)
+
+    def _backward(
+        self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
+    ) -> Tensor:
+        with self._autocast(exact):
+            logits = function(images)
+            loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        return logits.detach()
+
+    def measure(self) -> dict[str, Any]:
+        """Time and memory of inference, or of a training step with AdamW."""
+        if self.training:
+            optimizer = torch.optim.AdamW(self.module.parameters(), lr=1e-5, weight_decay=0.05)
+
+            def call() -> None:
+                self._backward(self.function, self.images, self.labels)
+                optimizer.step()
+                optimizer.zero_grad()
+
+            call()  # from the second step on the optimiser holds its moments
+        else:
+
+            def call() -> None:
+                self._infer(self.function, self.images)
+
+        peak = peak_memory(call, self.device)
+        times = quantiles(call, self.device, self.seconds)
+        return self.values(times, peak) | {"images_per_second": 1e3 * self.case.batch / times[1]}

@@ -1,0 +1,130 @@
+"""The rows of `linsight benchmark`: their columns, their CSV, their table."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement, a line of the CSV; what was not taken is empty.
+
+    Attributes:
+        mode: 'eager' (plain calls), 'graph' (replayed from a CUDA graph), 'compile'
+            (torch.compile, plain calls) or 'compile graph'.
+        phase: 'inference' and 'training' of models; 'forward', 'forward+backward' and their
+            difference 'backward' of operators.
+        peak_mib: most memory that tensors held.
+        floor_us: bytes that must be moved over the bandwidth of a copy.
+        fraction: the floor over the median.
+        first_call_s: the first call at this resolution, with what it compiles.
+        check: 'ok', or why there are no times.
+    """
+
+    kind: str
+    name: str
+    peer_of: str
+    mode: str
+    phase: str
+    dtype: str
+    resolution: int
+    shape: str
+    batch: int
+    p20_ms: float | None = None
+    p50_ms: float | None = None
+    p80_ms: float | None = None
+    images_per_second: float | None = None
+    peak_mib: float | None = None
+    floor_us: float | None = None
+    fraction: float | None = None
+    first_call_s: float | None = None
+    check: str = "ok"
+    device: str = ""
+    torch: str = ""
+    triton: str = ""
+    timm: str = ""
+    linsight: str = ""
+    date: str = ""
+
+
+class Results:
+    """A CSV that is whole at every moment: written beside, then renamed.
+
+    Rows that the file already has stay.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = read(path) if path.exists() else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(
+            {
+                field: ""
+                if value is None
+                else f"{value:.6g}"
+                if isinstance(value, float)
+                else value
+                for field, value in asdict(row).items()
+            }
+        )
+        beside = self.path.with_suffix(".csv.new")
+        with open(beside, "w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(beside, self.path)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV of `linsight benchmark`.
+
+    Raises:
+        typer.BadParameter: there is no such file, or it is another's.
+    """
+    if not path.exists():
+        raise typer.BadParameter(f"{path} does not exist")
+    with open(path, newline="") as file:
+        rows = csv.DictReader(file)
+        if missing := {field.name for field in fields(Row)} - set(rows.fieldnames or ()):
+            raise typer.BadParameter(f"{path} lacks the columns {', '.join(sorted(missing))}")
+        return list(rows)
+
+
+WIDTH = 134
+COLUMNS = (
+    # Heading, width, alignment, and the text of a row.
+    ("name", 30, "left", lambda r: ("  " if r.peer_of else "") + r.name),
+    ("of", 22, "left", lambda r: r.shape),
+    ("mode", 13, "left", lambda r: r.mode),
+    ("phase", 16, "left", lambda r: r.phase),
+    ("median ms", 9, "right", lambda r: _number(r.p50_ms)),
+    ("images/s", 8, "right", lambda r: _number(r.images_per_second)),
+    ("MiB", 7, "right", lambda r: _number(r.peak_mib)),
+    ("floor", 5, "right", lambda r: "" if r.fraction is None else f"{r.fraction:.0%}"),
+    ("first s", 8, "right", lambda r: _number(r.first_call_s)),
+)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def print_row(console: Console, row: Row | None) -> None:
+    """One line of the table that grows as the run goes on; its head for none."""
+    table = Table(box=None, show_header=row is None, padding=(0, 1, 0, 0))
+    for heading, width, justify, _ in COLUMNS:
+        table.add_column(heading, width=width, justify=justify, no_wrap=justify == "right")
+    if row is not None:
+        table.add_row(*(text(row) for *_, text in COLUMNS))
+    console.print(table)
+    if row is not None and row.check != "ok":
+        console.print(f"  {row.check}", style="yellow" if row.p50_ms else "red", markup=False)
