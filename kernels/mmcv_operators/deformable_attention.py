@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import register, runs_triton, without_autocast
+from ..backend import Operator, runs_triton, without_autocast
 from .autograd import accumulator, gradients
 
 
@@ -129,13 +129,13 @@ def _run_backward_fake(grad, value, shapes, starts, locations, weights):
     return tuple(x.new_empty(x.shape) for x in (value, locations, weights))
 
 
-_attention = register(
+_attention = Operator(
     "deformable_attention(Tensor value, Tensor shapes, Tensor starts, Tensor locations, "
     "Tensor weights) -> Tensor",
     _run,
     _run_fake,
 )
-_attention_backward = register(
+_attention_backward = Operator(
     "deformable_attention_backward(Tensor grad, Tensor value, Tensor shapes, Tensor starts, "
     "Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)",
     _run_backward,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import register, runs_triton
+from ..backend import Operator, runs_triton
 from .autograd import accumulator
 
 
@@ -122,7 +122,7 @@ def _run_fake(input, target, weight, output, gamma, alpha, gradient):
     return None
 
 
-_sigmoid_focal_loss = register(
+_sigmoid_focal_loss = Operator(
     "sigmoid_focal_loss(Tensor input, Tensor target, Tensor weight, Tensor(a!) output, "
     "float gamma, float alpha, bool gradient) -> ()",
     _run,
