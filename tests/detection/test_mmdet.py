@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import linsight  # noqa: F401  before mmdet: provides mmcv's operators
+import linsight.heads  # noqa: F401  before mmdet: provides mmcv's operators
 
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
@@ -97,12 +97,13 @@ def sample(objects: int, masked: bool) -> DetDataSample:
     return sample
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_detector_takes_a_step_and_predicts(name):
-    torch.manual_seed(0)
+def config(name: str) -> ConfigDict:
     root = Path(importlib.import_module("mmdet").__file__).parent / ".mim" / "configs"
-    model = MODELS.build(smaller(Config.fromfile(root / CONFIGS[name]).model))
-    masked = "mask" in name or name == "rtmdet_ins"
+    return smaller(Config.fromfile(root / CONFIGS[name]).model)
+
+
+def step_and_predict(model: torch.nn.Module, masked: bool) -> None:
+    """One backward pass and one prediction, of images with two objects and with one."""
     images = torch.randint(0, 255, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
 
     model.train()
@@ -122,3 +123,22 @@ def test_detector_takes_a_step_and_predicts(name):
     instances = found.pred_instances
     assert instances.bboxes.shape == (len(instances), 4)
     assert instances.scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_detector_takes_a_step_and_predicts(name):
+    torch.manual_seed(0)
+    step_and_predict(MODELS.build(config(name)), masked="mask" in name or name == "rtmdet_ins")
+
+
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "cascade_mask_rcnn", "dino"])
+def test_detector_on_our_backbone(name):
+    torch.manual_seed(0)
+    detector = config(name)
+    detector.backbone = {"type": "TimmBackbone", "model_name": "rala_vit_nano"}
+    detector.backbone["output_norm_eps"] = 1e-6
+    channels = MODELS.build(detector.backbone).out_channels
+    detector.neck.in_channels = channels[-len(detector.neck.in_channels) :]
+    if len(detector.neck.in_channels) < len(channels):
+        detector.backbone["out_indices"] = (1, 2, 3)
+    step_and_predict(MODELS.build(detector), masked="mask" in name)
