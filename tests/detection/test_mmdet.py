@@ -106,6 +106,7 @@ def step_and_predict(model: torch.nn.Module, masked: bool) -> None:
     """One backward pass and one prediction, of images with two objects and with one."""
     images = torch.randint(0, 255, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
 
+    model.init_weights()  # without it some of mmdet's parameters are whatever memory held
     model.train()
     batch = {"inputs": list(images), "data_samples": [sample(2, masked), sample(1, masked)]}
     losses = model(**model.data_preprocessor(batch, training=True), mode="loss")
