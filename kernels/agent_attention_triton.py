@@ -30,8 +30,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .linear_attention_triton import Tile, _exp, _multiply, _multiprocessors, _split
-from .triton_launch import launch
+from .triton_launch import Tile, launch, multiprocessors, split_tokens
+from .triton_math import exponential, multiply
 
 # Scores and differences of scores that stand for none: their exponential is zero.
 NEVER = tl.constexpr(-1e30)
@@ -43,13 +43,13 @@ def _dot(a, b, accumulator):
     if a.dtype == tl.float32:
         return tl.dot(a, b, accumulator, input_precision="ieee")
     else:
-        return _multiply(a, b, accumulator)
+        return multiply(a, b, accumulator)
 
 
 @triton.jit
 def _weights(scores, maximum, valid, EXACT: tl.constexpr):
     """exp(scores - maximum), zero where not valid."""
-    return _exp(tl.where(valid, scores - maximum, VANISHED), EXACT)
+    return exponential(tl.where(valid, scores - maximum, VANISHED), EXACT)
 
 
 @triton.jit
@@ -759,7 +759,7 @@ class Problem:
     def split(self, rows: int) -> tuple[int, int]:
         """Programs for each of `rows`, and tokens a program."""
         device = self.projection.device
-        return _split(self.blocks.split, rows, self.tokens, _multiprocessors(device))
+        return split_tokens(self.blocks.split, rows, self.tokens, multiprocessors(device))
 
     def reach(self) -> list[int]:
         """Of how many rows and columns of agents one token can be in the cells."""
@@ -897,7 +897,7 @@ class Problem:
         the biases' gradient."""
         tile = self.blocks.chunk
         grid = (self.heads, triton.cdiv(self.tokens, tile.block))
-        wanted = tile.resident * _multiprocessors(self.projection.device)
+        wanted = tile.resident * multiprocessors(self.projection.device)
         chunks = max(1, min(self.batch, wanted // (grid[0] * grid[1] * self.agent_blocks)))
         per_chunk = triton.cdiv(self.batch, chunks)
         chunks = triton.cdiv(self.batch, per_chunk)

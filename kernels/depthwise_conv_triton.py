@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
+from .triton_launch import launch, multiprocessors
 from .triton_math import exp2_approximate, reciprocal_approximate, sum_rows
 
 
@@ -388,13 +388,6 @@ WARPS = 4
 SUM_ROWS, SUM_COLUMNS = 256, 16
 
 
-@lru_cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 2  # Triton's interpreter: few programs, but more than one chunk
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def _layout(
     tiles: tuple[Tile, ...], kernel: int, shape: torch.Size, multiprocessors: int
 ) -> tuple[Tile, int, int]:
@@ -422,7 +415,7 @@ def _layout(
 
 def _plan(tiles: tuple[Tile, ...], x: Tensor, kernel: int) -> tuple[tuple[int, int, int], dict]:
     """Grid, and the sizes that the stride-1 kernels share."""
-    return _planned(tiles, x.shape, kernel, x.dtype == torch.float32, _multiprocessors(x.device))
+    return _planned(tiles, x.shape, kernel, x.dtype == torch.float32, multiprocessors(x.device))
 
 
 @lru_cache

@@ -25,20 +25,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .landmark_kernel_triton import half_square, padded_size, product, rows_of
-from .linear_attention_triton import (
-    Tile,
-    _dot,
-    _dot_halves,
-    _exp,
-    _high,
-    _low,
-    _multiply,
-    _multiprocessors,
-    _operand,
-    _split,
-)
 from .newton_inverse_triton import PRECISION
-from .triton_launch import launch
+from .triton_launch import Tile, launch, multiprocessors, split_tokens
+from .triton_math import dot, dot_halves, exponential, high_part, low_part, multiply, operand
 
 
 @triton.jit
@@ -47,7 +36,7 @@ def _representable(e, IEEE: tl.constexpr):
     if IEEE:
         return e
     else:
-        return _high(e, IEEE).to(tl.float32) + _low(e, IEEE).to(tl.float32)
+        return high_part(e, IEEE).to(tl.float32) + low_part(e, IEEE).to(tl.float32)
 
 
 @triton.jit
@@ -57,11 +46,11 @@ def _weigh(e, x, accumulator, IEEE: tl.constexpr):
     if IEEE:
         return tl.dot(e, x, accumulator, input_precision="ieee")
     elif x.dtype == tl.bfloat16:
-        return _dot(e, x, accumulator, IEEE)
+        return dot(e, x, accumulator, IEEE)
     else:
         x = x.to(tl.float32)
-        accumulator = _dot_halves(e, _high(x, IEEE), _low(x, IEEE), accumulator, IEEE)
-        return _multiply(_low(e, IEEE), _low(x, IEEE), accumulator)
+        accumulator = dot_halves(e, high_part(x, IEEE), low_part(x, IEEE), accumulator, IEEE)
+        return multiply(low_part(e, IEEE), low_part(x, IEEE), accumulator)
 
 
 _SCALARS = ["tokens", "per_split", "splits", "marks", "heads", "rows"]
@@ -91,10 +80,10 @@ def _gather(
     total = tl.zeros((BM, P), tl.float32)
     for start in range(first, last, BLOCK):
         query = rows_of(q, start, last, q_n, D, P, BLOCK)
-        y = _operand(rows_of(x, start, last, x_n, D, P, BLOCK), IEEE)
+        y = operand(rows_of(x, start, last, x_n, D, P, BLOCK), IEEE)
         score = scale * product(mark, tl.trans(query), IEEE) - mark_half
         score -= scale * scale * half_square(query)[None, :]
-        total = _dot(_exp(score, IEEE), y, total, IEEE)
+        total = dot(exponential(score, IEEE), y, total, IEEE)
     row = m + tl.arange(0, BM)
     parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * marks * P
     at = row[:, None] * P + tl.arange(0, P)[None, :]
@@ -182,22 +171,22 @@ def _scatter(
         mark = rows_of(k, 0, marks, k_n, D, P, BM)
         weight = rows_of(w, 0, marks, P, P, P, BM)
         mark_half = half_square(mark)[None, :]
-        high = _high(weight, IEEE)
-        low = _low(weight, IEEE)
+        high = high_part(weight, IEEE)
+        low = low_part(weight, IEEE)
     for start in range(first, last, BLOCK):
         query = rows_of(q, start, last, q_n, D, P, BLOCK)
         query_half = scale * scale * half_square(query)[:, None]
         y = tl.zeros((BLOCK, P), tl.float32)
         if WHOLE:
             score = scale * product(query, tl.trans(mark), IEEE) - query_half - mark_half
-            y = _dot_halves(_exp(score, IEEE), high, low, y, IEEE)
+            y = dot_halves(exponential(score, IEEE), high, low, y, IEEE)
         else:
             for m in range(0, marks, BM):
                 mark = rows_of(k, m, marks, k_n, D, P, BM)
                 weight = rows_of(w, m, marks, P, P, P, BM)
                 score = scale * product(query, tl.trans(mark), IEEE) - query_half
                 score -= half_square(mark)[None, :]
-                y = _dot(_exp(score, IEEE), weight, y, IEEE)
+                y = dot(exponential(score, IEEE), weight, y, IEEE)
         n = start + tl.arange(0, BLOCK)
         mask = (n < last)[:, None] & (d < D)
         if LOCAL:
@@ -213,11 +202,11 @@ def _tile_gradient(
 ):  # fmt: skip
     """One tile's E, and dv, dq / s + s sum(E) q and sum(E) with its part added."""
     score = scale * product(query, tl.trans(mark), IEEE) - query_half - half_square(mark)[None, :]
-    kernel = _exp(score, IEEE)
+    kernel = exponential(score, IEEE)
     e = tl.zeros((query.shape[0], mark.shape[0]), tl.float32)
-    e = _dot(_operand(dy, IEEE), tl.trans(weight), e, IEEE)
-    e = _dot(_operand(value, IEEE), tl.trans(du), e, IEEE)
-    dvalue = _dot(kernel, du, dvalue, IEEE)
+    e = dot(operand(dy, IEEE), tl.trans(weight), e, IEEE)
+    e = dot(operand(value, IEEE), tl.trans(du), e, IEEE)
+    dvalue = dot(kernel, du, dvalue, IEEE)
     e = _representable(e * kernel, IEEE)
     dquery = _weigh(e, mark, dquery, IEEE)
     return e, dvalue, dquery, mass + tl.sum(e, 1)
@@ -319,14 +308,14 @@ def _landmark_gradient(
     mass = tl.zeros((BM,), tl.float32)
     for start in range(first, last, BLOCK):
         query = rows_of(q, start, last, q_n, D, P, BLOCK)
-        value = _operand(rows_of(v, start, last, v_n, D, P, BLOCK), IEEE)
-        dy = _operand(rows_of(grad, start, last, g_n, D, P, BLOCK), IEEE)
+        value = operand(rows_of(v, start, last, v_n, D, P, BLOCK), IEEE)
+        dy = operand(rows_of(grad, start, last, g_n, D, P, BLOCK), IEEE)
         score = scale * product(mark, tl.trans(query), IEEE) - mark_half
         score -= scale * scale * half_square(query)[None, :]
         e = tl.zeros((BM, BLOCK), tl.float32)
-        e = _dot(weight, tl.trans(dy), e, IEEE)
-        e = _dot(du, tl.trans(value), e, IEEE)
-        e = _representable(e * _exp(score, IEEE), IEEE)
+        e = dot(weight, tl.trans(dy), e, IEEE)
+        e = dot(du, tl.trans(value), e, IEEE)
+        e = _representable(e * exponential(score, IEEE), IEEE)
         dmark = _weigh(e, query, dmark, IEEE)
         mass += tl.sum(e, 1)
     dmark = scale * dmark - mass[:, None] * mark.to(tl.float32)
@@ -380,8 +369,8 @@ class _Problem:
     def layout(self, kernel: str, blocks: int = 1) -> tuple[tuple[int, int], dict]:
         """Splits and tokens a split, and the options that the kernels share."""
         tile = choose_tile(kernel, self.padded, self.query.element_size())
-        device = _multiprocessors(self.query.device)
-        return _split(tile, self.rows * blocks, self.tokens, device), {
+        device = multiprocessors(self.query.device)
+        return split_tokens(tile, self.rows * blocks, self.tokens, device), {
             "D": self.width,
             "P": self.padded,
             "BLOCK": tile.block,

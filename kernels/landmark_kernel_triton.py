@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .linear_attention_triton import _exp, _multiply
 from .newton_inverse_triton import PRECISION
 from .triton_launch import launch
+from .triton_math import exponential, multiply
 
 MOST_LANDMARKS = 32  # a program's tile
 
@@ -18,7 +18,7 @@ def product(a, b, IEEE: tl.constexpr):
     if IEEE:
         return tl.dot(a, b, accumulator, input_precision="ieee")
     else:
-        return _multiply(a, b, accumulator)
+        return multiply(a, b, accumulator)
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def _landmark_tile(x_i, x_j, i, j):
         score = product(x_i, tl.trans(x_j), False)
     score -= half_square(x_i)[:, None] + half_square(x_j)[None, :]
     # Of a landmark with itself a distance is zero but for rounding.
-    return tl.where(i[:, None] == j[None, :], 1.0, _exp(score, True))
+    return tl.where(i[:, None] == j[None, :], 1.0, exponential(score, True))
 
 
 @triton.jit(do_not_specialize=["marks", "heads"])

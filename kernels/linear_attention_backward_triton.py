@@ -7,21 +7,17 @@ from .linear_attention_math_triton import (
     SCALARS,
     absent,
     angles,
-    dot,
-    dot_halves,
-    exponential,
     feature,
     feature_gradient,
     fold_accumulated,
-    high,
-    low,
-    operand,
     readout_factors,
     rotate,
     sum_splits,
 )
+from .triton_launch import MOST_SPLITS
+from .triton_math import dot, dot_halves, exponential, high_part, low_part, operand
 
-MOST_SPLITS = tl.constexpr(512)
+MOST_PARTS = tl.constexpr(MOST_SPLITS)
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -52,8 +48,8 @@ def _output_gradient(
     d = column[None, :]
     state += bh.to(tl.int64) * ((P + 4) * P)
     s = tl.load(state + column[:, None] * P + d)
-    s_high = high(s, EXACT)
-    s_low = low(s, EXACT)
+    s_high = high_part(s, EXACT)
+    s_low = low_part(s, EXACT)
     key = tl.load(state + P * P + d)
     if READOUT != "normalized":
         mean_value = tl.load(state + (P + 1) * P + d)
@@ -155,8 +151,8 @@ def _key_gradient(
     state += bh.to(tl.int64) * ((P + 4) * P)
     dtotal += bh.to(tl.int64) * ((P + 4) * P)
     ds = tl.load(dtotal + column[:, None] * P + d)
-    ds_high = high(ds, EXACT)
-    ds_low = low(ds, EXACT)
+    ds_high = high_part(ds, EXACT)
+    ds_low = low_part(ds, EXACT)
     dkey = tl.load(dtotal + P * P + d)
     if MEAN_VALUE:
         dvalue = tl.load(dtotal + (P + 1) * P + d) / tokens
@@ -167,7 +163,7 @@ def _key_gradient(
         piece = tl.arange(0, 2 * P)
         inner = tl.sum(tl.load(dtotal + (P + 2) * P + piece, mask=piece < pieces, other=0.0), 0)
         if CORRECT:
-            piece = tl.arange(0, MOST_SPLITS)
+            piece = tl.arange(0, MOST_PARTS)
             measured = excess + bh.to(tl.int64) * query_splits + piece
             inner += tl.sum(tl.load(measured, mask=piece < query_splits, other=0.0), 0)
         dquery_sum = tl.zeros((BLOCK // 2, P), tl.float32)
@@ -251,8 +247,8 @@ def _query_gradient(
     d = column[None, :]
     state += bh.to(tl.int64) * ((P + 4) * P)
     s = tl.load(state + d * P + column[:, None])
-    s_high = high(s, EXACT)
-    s_low = low(s, EXACT)
+    s_high = high_part(s, EXACT)
+    s_low = low_part(s, EXACT)
     key = tl.load(state + P * P + d)
     if READOUT != "normalized":
         mean_value = tl.load(state + (P + 1) * P + d)

@@ -7,18 +7,13 @@ from .linear_attention_math_triton import (
     SCALARS,
     absent,
     angles,
-    dot,
-    dot_halves,
-    exponential,
     feature,
     fold,
-    high,
-    low,
-    operand,
     readout_factors,
     rotate,
     sum_splits,
 )
+from .triton_math import dot, dot_halves, exponential, high_part, low_part, operand
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -216,8 +211,8 @@ def _read(
     d = column[None, :]
     state += bh.to(tl.int64) * ((P + 4) * P)
     s = tl.load(state + column[:, None] * P + d)
-    s_high = high(s, EXACT)
-    s_low = low(s, EXACT)
+    s_high = high_part(s, EXACT)
+    s_low = low_part(s, EXACT)
     key = tl.load(state + P * P + d)
     if READOUT != "normalized":
         mean_value = tl.load(state + (P + 1) * P + d)

@@ -1,9 +1,9 @@
-"""What the kernels of `linear_attention` compute with: feature maps, rotations, exact products."""
+"""What the kernels of `linear_attention` compute with: feature maps, readouts, rotations."""
 
 import triton
 import triton.language as tl
 
-from .triton_math import INTERPRETED, PTX, exp2_approximate, sum_rows
+from .triton_math import PTX, exponential, sum_rows
 
 EPSILON = tl.constexpr(1e-6)
 
@@ -21,18 +21,6 @@ SCALARS = [
     "query_splits",
     "pieces",
 ]
-
-
-@triton.jit
-def exponential(x, EXACT: tl.constexpr):
-    """exp(x), x finite. The hardware's exp2 of x log2(e) is off by |x| roundings: for float32
-    inputs x is reduced to |r| <= ln(2) / 2 first, by an ln(2) in two parts."""
-    if EXACT:
-        whole = tl.floor(x * 1.4426950408889634 + 0.5)
-        r = (x - whole * 0.693359375) + whole * 2.12194440e-4
-        return tl.exp2(r * 1.4426950408889634) * tl.exp2(whole)
-    else:
-        return exp2_approximate(x * 1.4426950408889634)
 
 
 @triton.jit
@@ -145,78 +133,6 @@ def rotate(x, cosine, sine):
     P: tl.constexpr = x.shape[1]
     a, b = tl.split(tl.reshape(x, (T, P // 2, 2)))
     return tl.reshape(tl.join(a * cosine - b * sine, b * cosine + a * sine), (T, P))
-
-
-@triton.jit
-def _cut(x):
-    """The upper 16 bits of float32: bfloat16 rounded towards zero, at one instruction."""
-    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def high(x, IEEE: tl.constexpr):
-    if IEEE:
-        return x.to(tl.float32)
-    else:
-        return _cut(x).to(tl.bfloat16)
-
-
-@triton.jit
-def low(x, IEEE: tl.constexpr):
-    """What `_high` leaves off: x = high + low to 16 bits."""
-    if IEEE:
-        return x
-    else:
-        return (x - _cut(x)).to(tl.bfloat16)
-
-
-@triton.jit
-def _multiply(a, b, accumulator):
-    if INTERPRETED:  # it would multiply the bit patterns of bfloat16 as integers
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator)
-
-
-@triton.jit
-def dot(a, b, accumulator, IEEE: tl.constexpr):
-    """accumulator + a @ b, on the tensor cores unless `IEEE`.
-
-    One rounding of phi and S to bfloat16 would be amplified where a readout subtracts nearly
-    equal terms. So a float32 operand is split into high + low, 16 bits together, and only the
-    product of two lows is left out; an operand that comes as bfloat16 is exact.
-    """
-    if IEEE:
-        return tl.dot(a, b, accumulator, input_precision="ieee")
-    elif b.dtype == tl.bfloat16:
-        accumulator = _multiply(high(a, False), b, accumulator)
-        return _multiply(low(a, False), b, accumulator)
-    else:
-        return dot_halves(a, high(b, False), low(b, False), accumulator, False)
-
-
-@triton.jit
-def dot_halves(a, b_high, b_low, accumulator, IEEE: tl.constexpr):
-    """`_dot` with a `b` that is split already."""
-    if IEEE:
-        return tl.dot(a, b_high, accumulator, input_precision="ieee")
-    elif a.dtype == tl.bfloat16:
-        accumulator = _multiply(a, b_high, accumulator)
-        return _multiply(a, b_low, accumulator)
-    else:
-        a_high = high(a, False)
-        accumulator = _multiply(a_high, b_high, accumulator)
-        accumulator = _multiply(a_high, b_low, accumulator)
-        return _multiply(low(a, False), b_high, accumulator)
-
-
-@triton.jit
-def operand(x, IEEE: tl.constexpr):
-    """A loaded tensor as an operand of `_dot`: bfloat16 stays as it is, exact."""
-    if IEEE or x.dtype != tl.bfloat16:
-        return x.to(tl.float32)
-    else:
-        return x
 
 
 @triton.jit

@@ -21,36 +21,19 @@ width padded to a power of two: rows 0 .. P - 1 hold S, then follow mean k, mean
 D^-0.5 mean q, and the softmax's maximum and sum.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
-
 import torch
-import triton
 from torch import Tensor
 
 from .linear_attention_backward_triton import (
-    MOST_SPLITS,
     _key_gradient,
     _output_gradient,
     _query_gradient,
 )
 from .linear_attention_forward_triton import _merge, _query_sums, _read, _state
-from .triton_launch import launch
+from .triton_launch import Tile, launch, multiprocessors, split_tokens
 
 REGISTERS = 65536  # of a multiprocessor
 MERGE_ELEMENTS = 4096
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How a kernel runs: tokens a step, warps, pipeline stages, the programs that a
-    multiprocessor holds at once, and the fewest tokens worth a program."""
-
-    block: int
-    warps: int
-    stages: int
-    resident: int
-    least: int
 
 
 # By kernel, for 16-bit inputs and padded head widths up to 64 and up to 128; chosen by
@@ -65,29 +48,6 @@ TILES = {
 }
 # float32 multiplies without tensor cores, and holds its operands in registers.
 WIDE_TILES = {64: Tile(16, 8, 1, 2, 128), 128: Tile(16, 16, 1, 1, 128)}
-
-
-@lru_cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 2  # Triton's interpreter: few programs, but more than one split
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@lru_cache
-def _split(tile: Tile, rows: int, tokens: int, multiprocessors: int) -> tuple[int, int]:
-    """Programs a head, and tokens a program, for the fewest steps of the whole device."""
-    steps = triton.cdiv(tokens, tile.block)
-
-    def time(splits: int) -> int:
-        each = triton.cdiv(steps, splits)
-        programs = rows * triton.cdiv(steps, each)
-        # Starting and ending a program costs about two steps.
-        return triton.cdiv(programs, tile.resident * multiprocessors) * (each + 2)
-
-    splits = min(range(1, max(1, min(MOST_SPLITS.value, tokens // tile.least)) + 1), key=time)
-    each = triton.cdiv(steps, splits) * tile.block
-    return triton.cdiv(tokens, each), each
 
 
 class Problem:
@@ -132,7 +92,7 @@ class Problem:
         return WIDE_TILES[width] if self.itemsize == 4 else TILES[kernel][width]
 
     def split(self, tile: Tile) -> tuple[int, int]:
-        return _split(tile, self.rows, self.tokens, _multiprocessors(self.device))
+        return split_tokens(tile, self.rows, self.tokens, multiprocessors(self.device))
 
     def options(self, tile: Tile) -> dict:
         return {

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the hardware's own functions, and sums of partial results."""
+"""What the Triton kernels share: the hardware's functions, exact products, sums of parts."""
 
 import os
 
@@ -30,6 +30,90 @@ def reciprocal_approximate(x):
         )
     else:
         return 1.0 / x
+
+
+@triton.jit
+def exponential(x, EXACT: tl.constexpr):
+    """exp(x), x finite. The hardware's exp2 of x log2(e) is off by |x| roundings: for float32
+    inputs x is reduced to |r| <= ln(2) / 2 first, by an ln(2) in two parts."""
+    if EXACT:
+        whole = tl.floor(x * 1.4426950408889634 + 0.5)
+        r = (x - whole * 0.693359375) + whole * 2.12194440e-4
+        return tl.exp2(r * 1.4426950408889634) * tl.exp2(whole)
+    else:
+        return exp2_approximate(x * 1.4426950408889634)
+
+
+@triton.jit
+def _cut(x):
+    """The upper 16 bits of float32: bfloat16 rounded towards zero, at one instruction."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def high_part(x, IEEE: tl.constexpr):
+    if IEEE:
+        return x.to(tl.float32)
+    else:
+        return _cut(x).to(tl.bfloat16)
+
+
+@triton.jit
+def low_part(x, IEEE: tl.constexpr):
+    """What `high_part` leaves off: x = high + low to 16 bits."""
+    if IEEE:
+        return x
+    else:
+        return (x - _cut(x)).to(tl.bfloat16)
+
+
+@triton.jit
+def multiply(a, b, accumulator):
+    if INTERPRETED:  # it would multiply the bit patterns of bfloat16 as integers
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, accumulator)
+
+
+@triton.jit
+def dot(a, b, accumulator, IEEE: tl.constexpr):
+    """accumulator + a @ b, on the tensor cores unless `IEEE`.
+
+    One rounding of phi and S to bfloat16 would be amplified where a readout subtracts nearly
+    equal terms. So a float32 operand is split into high + low, 16 bits together, and only the
+    product of two lows is left out; an operand that comes as bfloat16 is exact.
+    """
+    if IEEE:
+        return tl.dot(a, b, accumulator, input_precision="ieee")
+    elif b.dtype == tl.bfloat16:
+        accumulator = multiply(high_part(a, False), b, accumulator)
+        return multiply(low_part(a, False), b, accumulator)
+    else:
+        return dot_halves(a, high_part(b, False), low_part(b, False), accumulator, False)
+
+
+@triton.jit
+def dot_halves(a, b_high, b_low, accumulator, IEEE: tl.constexpr):
+    """`_dot` with a `b` that is split already."""
+    if IEEE:
+        return tl.dot(a, b_high, accumulator, input_precision="ieee")
+    elif a.dtype == tl.bfloat16:
+        accumulator = multiply(a, b_high, accumulator)
+        return multiply(a, b_low, accumulator)
+    else:
+        a_high = high_part(a, False)
+        accumulator = multiply(a_high, b_high, accumulator)
+        accumulator = multiply(a_high, b_low, accumulator)
+        return multiply(low_part(a, False), b_high, accumulator)
+
+
+@triton.jit
+def operand(x, IEEE: tl.constexpr):
+    """A loaded tensor as an operand of `_dot`: bfloat16 stays as it is, exact."""
+    if IEEE or x.dtype != tl.bfloat16:
+        return x.to(tl.float32)
+    else:
+        return x
 
 
 @triton.jit

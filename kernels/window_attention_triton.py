@@ -17,7 +17,6 @@ in a fixed order.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import triton
@@ -25,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import window_attention_streamed_triton as streamed
-from .triton_launch import launch
+from .triton_launch import launch, multiprocessors
 from .window_attention import largest_tile
 from .window_tokens_triton import (
     MASKED,
@@ -280,13 +279,6 @@ def _power_of_2(length: int) -> int:
     return 1 << (length - 1).bit_length()
 
 
-@lru_cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 1  # Triton's interpreter: few programs, and several windows each
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 @dataclass(frozen=True)
 class Branch:
     """The windows of one size, and the heads that attend in them."""
@@ -304,7 +296,7 @@ class Branch:
         self, units: int, resident: int, device: torch.device, programs_each: int = 1
     ) -> tuple[int, int]:
         """Groups, and units of work a group, that fill the device once."""
-        slots = max(1, resident * _multiprocessors(device) // (self.share * programs_each))
+        slots = max(1, resident * multiprocessors(device) // (self.share * programs_each))
         per = _parts_of(units, slots)
         return _parts_of(units, per), per
 

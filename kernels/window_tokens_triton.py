@@ -9,7 +9,7 @@ padding, and the (period_h, period_w) of the roll.
 import triton
 import triton.language as tl
 
-from .linear_attention_triton import INTERPRETED, _exp
+from .triton_math import INTERPRETED, exponential
 from .window_attention import MASK
 
 MASKED = tl.constexpr(-1e30)
@@ -158,6 +158,6 @@ def weigh(s, maximum, known, EXACT: tl.constexpr):
     """exp(s - maximum), and 0 for keys that there are not."""
     if EXACT:  # its exp takes no argument so small as the mask
         e = tl.where(known[None, :], s - maximum[:, None], -1e4)
-        return _exp(tl.maximum(e, -1e4), EXACT)
+        return exponential(tl.maximum(e, -1e4), EXACT)
     else:
-        return _exp(s - maximum[:, None], EXACT)
+        return exponential(s - maximum[:, None], EXACT)

@@ -50,8 +50,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         from linsight.kernels import gaussian_attention_triton as gaussian
         from linsight.kernels import landmark_kernel_triton as landmark
         from linsight.kernels import linear_attention_triton as linear
+        from linsight.kernels.triton_launch import Tile
 
-        tile = linear.Tile(block=16, warps=1, stages=1, resident=2, least=16)
+        tile = Tile(block=16, warps=1, stages=1, resident=2, least=16)
         monkeypatch.setattr(linear.Problem, "tile", lambda problem, kernel: tile)
         monkeypatch.setattr(gaussian, "choose_tile", lambda *args: tile)
         monkeypatch.setattr(gaussian, "MOST_LANDMARKS", 16)
