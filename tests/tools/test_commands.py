@@ -169,6 +169,7 @@ def test_models(app):
     assert result.exit_code == 0
     assert "rala_vit_nano" in result.output
     assert "82.8" in result.output
+    assert all(heading in result.output for heading in ("GMACs", "top-1", "weights", "arXiv"))
     assert run(app, "models", "rula*").exit_code == 1
 
 
