@@ -169,8 +169,16 @@ def test_models(app):
     assert result.exit_code == 0
     assert "rala_vit_nano" in result.output
     assert "82.8" in result.output
-    assert all(heading in result.output for heading in ("GMACs", "top-1", "weights", "arXiv"))
     assert run(app, "models", "rula*").exit_code == 1
+
+
+def test_models_are_readable_on_80_columns(app, monkeypatch):
+    """The longest name, and the longest tag."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, tag in (("soft_norm_vit_medium", "in1k*"), ("softmax_swin_tiny", "ms_in22k_ft_in1k")):
+        output = run(app, "models", name).output
+        assert all(word in output for word in (name, tag, "GMACs", "top-1", "weights", "arXiv"))
+        assert "…" not in output
 
 
 def test_multiply_adds_are_near_the_published():
