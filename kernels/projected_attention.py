@@ -121,9 +121,10 @@ def _run(projection, weight, bias, rows, columns, heads, feature_map, key_weight
 
     projection = rows_contiguous(projection)
     query, key, value, gate = _unpacked(projection, heads)
-    out, local, _ = _run_fake(
+    out, _ = _run_fake(
         projection, weight, bias, rows, columns, heads, feature_map, key_weights, readout
     )
+    local = torch.empty(out.shape, dtype=out.dtype, device=out.device)
     value_map = projection.chunk(4, -1)[2]
     convolution.forward(value_map, weight.contiguous(), bias, 1, False, False, local)
     rotary = None if rows is None else (rows, columns)
@@ -131,7 +132,7 @@ def _run(projection, weight, bias, rows, columns, heads, feature_map, key_weight
     state = attention.forward(
         problem, query, key, value, *(_unpacked(local, heads, 1)), gate, *_unpacked(out, heads, 1)
     )
-    return out, local, state
+    return out, state
 
 
 def _run_fake(projection, weight, bias, rows, columns, heads, feature_map, key_weights, readout):
@@ -139,25 +140,28 @@ def _run_fake(projection, weight, bias, rows, columns, heads, feature_map, key_w
     shape = (batch, height, width, channels // 4)
     return (
         projection.new_empty(shape),
-        projection.new_empty(shape),
         new_state(projection, batch * heads, channels // (4 * heads)),
     )
 
 
 def _run_backward(
-    grad, projection, weight, local, state, rows, columns, heads, feature_map, key_weights, readout
+    grad, projection, weight, bias, state, rows, columns, heads, feature_map, key_weights, readout
 ):
     from . import depthwise_conv_triton as convolution
     from . import linear_attention_triton as attention
 
     grad, projection = rows_contiguous(grad), rows_contiguous(projection)
     total, dweight, dbias = _run_backward_fake(
-        grad, projection, weight, local, state, rows, columns, heads, "", "", ""
+        grad, projection, weight, bias, state, rows, columns, heads, "", "", ""
     )
-    dlocal = torch.empty(local.shape, dtype=local.dtype, device=local.device)
+    local, dlocal = (
+        torch.empty(grad.shape, dtype=projection.dtype, device=projection.device) for _ in range(2)
+    )
     query, key, value, gate = _unpacked(projection, heads)
     dquery, dkey, dvalue, dgate = _unpacked(total, heads)
     value_map, dvalue_map = projection.chunk(4, -1)[2], total.chunk(4, -1)[2]
+    # The gate's gradient wants the local branch: computed again, it is a map less to keep.
+    convolution.forward(value_map, weight.contiguous(), bias, 1, False, False, local)
 
     def convolve() -> None:
         convolution.input_gradient(
@@ -187,7 +191,7 @@ def _run_backward(
 
 
 def _run_backward_fake(
-    grad, projection, weight, local, state, rows, columns, heads, feature_map, key_weights, readout
+    grad, projection, weight, bias, state, rows, columns, heads, feature_map, key_weights, readout
 ):
     shapes = ((projection, projection.shape), (weight, weight.shape), (weight, weight.shape[:1]))
     return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
@@ -195,8 +199,7 @@ def _run_backward_fake(
 
 def _save(ctx, inputs, output):
     projection, weight, bias, rows, columns, *ctx.options = inputs
-    _, local, state = output
-    ctx.save_for_backward(projection, weight, local, state, rows, columns)
+    ctx.save_for_backward(projection, weight, bias, output[1], rows, columns)
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
 
@@ -212,7 +215,7 @@ def _differentiate(ctx, grad, *_):
 _forward = Operator(
     "projected_linear_attention(Tensor projection, Tensor weight, Tensor? bias, Tensor? rows, "
     "Tensor? columns, int heads, str feature_map, str key_weights, str readout) "
-    "-> (Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor)",
     _run,
     _run_fake,
     _save,
@@ -220,7 +223,7 @@ _forward = Operator(
 )
 _backward = Operator(
     "projected_linear_attention_backward(Tensor grad, Tensor projection, Tensor weight, "
-    "Tensor local, Tensor state, Tensor? rows, Tensor? columns, int heads, str feature_map, "
+    "Tensor? bias, Tensor state, Tensor? rows, Tensor? columns, int heads, str feature_map, "
     "str key_weights, str readout) -> (Tensor, Tensor, Tensor)",
     _run_backward,
     _run_backward_fake,

@@ -59,13 +59,25 @@ def test_any_size(name, size):
         torch.testing.assert_close(model(x), torch.cat([model(i[None]) for i in x]))
 
 
-@pytest.mark.parametrize("class_token", [True, False])
-@pytest.mark.parametrize("mixer", sorted(set(MIXERS) - {"spatial_reduction"}))
+MAPS_ONLY = {"cross_window", "softmax_free", "spatial_reduction", "window"}
+PLACES = [(mixer, False) for mixer in sorted(set(MIXERS) - {"spatial_reduction"})]
+PLACES += [(mixer, True) for mixer in sorted(set(MIXERS) - MAPS_ONLY)]
+
+
+@pytest.mark.parametrize(("mixer", "class_token"), PLACES)
 def test_every_mixer_trains(mixer, class_token):
-    model = nano(mixer=mixer, img_size=64, class_token=class_token)
+    # One head has no halves for the two directions of stripes.
+    options = {"cross_window": {"split_size": (None, 2, 2, 2)}}
+    model = nano(mixer=mixer, img_size=64, class_token=class_token, mixer_options=options)
     model.forward_features(torch.randn(2, 3, 64, 64)).square().sum().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None]
     assert missing == ["head.fc.weight", "head.fc.bias"]
+
+
+@pytest.mark.parametrize("mixer", sorted(MAPS_ONLY - {"spatial_reduction"}))
+def test_a_mixer_of_maps_alone_is_refused_beside_a_class_token(mixer):
+    with pytest.raises(ValueError, match="1 class tokens"):
+        nano(mixer=["softmax"] * 3 + [mixer], img_size=64, class_token=True)
 
 
 def test_spatial_reduction_trains_where_there_is_no_class_token():

@@ -94,8 +94,18 @@ def test_any_size(size):
         torch.testing.assert_close(model(x), torch.cat([model(i[None]) for i in x]))
 
 
-@pytest.mark.parametrize("mixer", sorted(set(MIXERS) - {"spatial_reduction"}))
-def test_every_mixer_trains(mixer):
+# They take a map alone, without a class token.
+MAPS_ONLY = {"cross_window", "softmax_free", "spatial_reduction", "window"}
+
+
+@pytest.mark.parametrize("mixer", sorted(MAPS_ONLY))
+def test_a_mixer_of_maps_alone_is_refused(mixer):
+    with pytest.raises(ValueError, match="1 class tokens"):
+        nano(mixer, img_size=64)
+
+
+@pytest.mark.parametrize("mixer", sorted(set(MIXERS) - MAPS_ONLY))
+def test_every_other_mixer_trains(mixer):
     model = nano(mixer, img_size=64)
     # Of all tokens: the class token alone does not read what the last mixer gives the others.
     model.forward_features(torch.randn(2, 3, 64, 64)).square().sum().backward()

@@ -99,6 +99,30 @@ def test_convolution(stride: int, compiled: list) -> None:
     assert len(compiled) == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deformable_attention(dtype: torch.dtype, compiled: list) -> None:
+    from linsight.kernels.mmcv_operators import deformable_attention  # noqa: F401
+
+    shapes, starts = torch.tensor([[7, 5], [3, 4]]), torch.tensor([0, 35])
+    value = torch.zeros(2, 47, 8, 32, dtype=dtype)
+    locations, weights = torch.zeros(2, 9, 8, 2, 4, 2).to(dtype), torch.zeros(2, 9, 8, 2, 4)
+    tensors = (value, shapes, starts, locations, weights.to(dtype))
+    out = torch.ops.linsight.deformable_attention(*tensors)
+    torch.ops.linsight.deformable_attention_backward(out, *tensors)
+    assert set(compiled) == {"_attend", "_differentiate"}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sigmoid_focal_loss(weighted: bool, compiled: list) -> None:
+    from linsight.kernels.mmcv_operators import focal_loss  # noqa: F401
+
+    x, target = torch.zeros(9, 80), torch.zeros(9, dtype=torch.long)
+    weight = torch.zeros(80 if weighted else 0)
+    for gradient in (False, True):
+        torch.ops.linsight.sigmoid_focal_loss(x, target, weight, x, 2.0, 0.25, gradient)
+    assert set(compiled) == {"_focal"}
+
+
 @pytest.mark.parametrize(("marks", "dtype"), [(49, torch.bfloat16), (81, torch.float16)])
 def test_gaussian_attention(marks: int, dtype: torch.dtype, compiled: list) -> None:
     query = torch.zeros(2, 196, 2, 32, dtype=dtype, requires_grad=True)

@@ -1,0 +1,118 @@
+"""Any timm model as the backbone of mmdet's detectors, and of whatever else mmengine builds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from timm.layers import LayerNorm2d
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .classification import create_backbone
+
+
+@MODELS.register_module()
+class TimmBackbone(BaseModule):
+    """A timm model's maps: ``backbone=dict(type="TimmBackbone", model_name="rala_vit_tiny")``.
+
+    It is registered with mmengine itself, in which mmdet looks for what it lacks.
+
+    Args:
+        model_name: of :func:`timm.create_model`; the model must have ``forward_intermediates``.
+        out_indices: which of the levels in the model's ``feature_info`` give an output; in a
+            transformer of four stages these are the stages.
+        output_norm_eps: put a new LayerNorm with this epsilon on each output, as the detection
+            code of most papers does; none: leave the outputs as they are.
+        frozen_stages: train neither the stem nor this many stages, and keep them in evaluation
+            mode; 0 freezes the stem alone, -1 nothing.
+        norm_eval: keep every batch normalisation in evaluation mode.
+        with_cp: compute activations anew in the backward pass (gradient checkpointing).
+        checkpoint: a file of weights to start from, in any form that timm or the model's
+            authors give them. For weights of the hub pass ``pretrained=True`` instead.
+        init_cfg: mmengine's, which has nothing to do here.
+        **kwargs: further arguments of :func:`timm.create_model`, such as ``drop_path_rate``.
+
+    Raises:
+        ValueError: an argument is out of its range, or the model cannot give its maps.
+        FileNotFoundError: there is no such checkpoint.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        output_norm_eps: float | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        checkpoint: str | Path | None = None,
+        init_cfg: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        if checkpoint is not None:
+            if not Path(checkpoint).is_file():
+                raise FileNotFoundError(f"checkpoint: there is no file {str(checkpoint)!r}")
+            overlay = {"file": str(checkpoint)}
+            kwargs = {**kwargs, "pretrained": True, "pretrained_cfg_overlay": overlay}
+        model = create_backbone(model_name, num_classes=0, **kwargs)
+        if not hasattr(model, "forward_intermediates"):
+            raise ValueError(
+                f"model_name: {model_name} has no forward_intermediates, so it cannot give maps"
+            )
+        levels = len(model.feature_info)
+        if not out_indices or not all(0 <= i < levels for i in out_indices):
+            raise ValueError(
+                f"out_indices is {tuple(out_indices)}, but {model_name} has levels 0 to "
+                f"{levels - 1}"
+            )
+        if not -1 <= frozen_stages <= levels:
+            raise ValueError(f"frozen_stages is {frozen_stages}, expected -1 to {levels}")
+        self.out_indices = sorted(out_indices)
+        self.out_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
+        self.norm_eval = norm_eval
+        # What follows the last output would be trained by nothing.
+        model.prune_intermediate_layers(self.out_indices)
+        if with_cp:
+            model.set_grad_checkpointing(True)
+        self.model = model
+        if output_norm_eps is None:
+            self.norms = nn.ModuleList(nn.Identity() for _ in self.out_indices)
+        else:
+            self.norms = nn.ModuleList(
+                LayerNorm2d(channels, eps=output_norm_eps) for channels in self.out_channels
+            )
+        self._freeze(frozen_stages)
+
+    def _freeze(self, stages: int) -> None:
+        """Freeze the groups of parameters up to stage `stages`, as timm's layer decay counts."""
+        matcher = self.model.group_matcher(coarse=True)
+        groups = group_parameters(self.model, matcher, reverse=True)
+        for name, parameter in self.model.named_parameters():
+            if groups[name] <= stages:
+                parameter.requires_grad_(False)
+
+    def init_weights(self) -> None:
+        """Nothing: timm initialised the model, or loaded it, when it was created."""
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Switch the mode of all but what is frozen."""
+        super().train(mode)
+        for module in self.model.modules():
+            parameters = list(module.parameters())
+            frozen = parameters and not any(p.requires_grad for p in parameters)
+            if frozen or (self.norm_eval and isinstance(module, _BatchNorm)):
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps (B, C_i, H_i, W_i), finest first, of images (B, 3, H, W)."""
+        maps = self.model.forward_intermediates(
+            x, indices=self.out_indices, output_fmt="NCHW", intermediates_only=True
+        )
+        return tuple(norm(x) for norm, x in zip(self.norms, maps, strict=True))

@@ -1,0 +1,50 @@
+"""The Triton kernel of the sigmoid focal loss: every logit is read once, and a loss written."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..triton_launch import launch
+
+
+@triton.jit(do_not_specialize=["total", "gamma", "alpha"])
+def _focal(
+    x, target, weight, out, total, classes, gamma, alpha,
+    GRADIENT: tl.constexpr, WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ok = at < total
+    label = tl.load(target + at // classes, mask=ok, other=0)
+    hit = at % classes == label
+    sign = tl.where(hit, 1.0, -1.0)
+    v = sign * tl.load(x + at, mask=ok, other=0.0).to(tl.float32)
+    log_p = tl.minimum(v, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(v)))
+    log_rest = log_p - v
+    factor = tl.where(hit, alpha, 1.0 - alpha) * tl.exp(gamma * log_rest)
+    if WEIGHT:
+        known = ok & (label >= 0) & (label < classes)
+        factor *= tl.load(weight + label, mask=known, other=1.0).to(tl.float32)
+    if GRADIENT:
+        factor *= sign * (gamma * tl.exp(log_p) * log_p - tl.exp(log_rest))
+    else:
+        factor *= -log_p
+    tl.store(out + at, factor.to(out.dtype.element_ty), mask=ok)
+
+
+def sigmoid_focal_loss(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    gamma: float,
+    alpha: float,
+    gradient: bool,
+) -> None:
+    """The losses of contiguous logits `x` (N, C), or their gradients, into contiguous `out`."""
+    total, block = x.numel(), 1024
+    if total:
+        launch(
+            _focal, (triton.cdiv(total, block),),
+            x, target, weight, out, total, x.shape[1], gamma, alpha,
+            GRADIENT=gradient, WEIGHT=weight.numel() > 0, BLOCK=block, num_warps=4,
+        )  # fmt: skip

@@ -1,0 +1,145 @@
+"""mmdet, as pip installs it, on the operator table: its models build, train and predict."""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import linsight.heads  # noqa: F401  before mmdet: provides mmcv's operators
+
+pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
+
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmdet.utils import register_all_modules
+from mmengine.config import Config, ConfigDict
+from mmengine.structures import InstanceData
+
+CONFIGS = {
+    "retinanet": "retinanet/retinanet_r50_fpn_1x_coco.py",
+    "faster_rcnn": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "mask_rcnn": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    "cascade_mask_rcnn": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
+    "mask2former": "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py",
+    "deformable_detr": "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
+    "dino": "dino/dino-4scale_r50_8xb2-12e_coco.py",
+    "rtmdet": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+    "rtmdet_ins": "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py",
+    # One for each operator that those above do without.
+    "deformable_convolution": "dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py",
+    "modulated_deformable_convolution": "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
+    "deformable_pooling": "dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py",
+    "masked_convolution": "guided_anchoring/ga-retinanet_r50-caffe_fpn_1x_coco.py",
+    "carafe": "carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py",
+    "nms_match": "pisa/faster-rcnn_r50_fpn_pisa_1x_coco.py",
+}
+HEIGHT, WIDTH = 64, 96
+BOXES = torch.tensor([[5.0, 5, 30, 40], [40, 10, 80, 60]])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    register_all_modules(init_default_scope=True)
+
+
+def test_every_model_module_imports():
+    import mmdet.models
+
+    for module in pkgutil.walk_packages(mmdet.models.__path__, "mmdet.models."):
+        importlib.import_module(module.name)
+
+
+def smaller(config: ConfigDict) -> ConfigDict:
+    """The model with a ResNet-18, without weights to download, and with few queries."""
+    # A deformable convolution is a part of a bottleneck, which a ResNet-18 has none of.
+    resnet = config.backbone.type == "ResNet" and "dcn" not in config.backbone
+
+    def visit(node: object) -> None:
+        if isinstance(node, dict):
+            if isinstance(node.get("init_cfg"), dict) and "checkpoint" in node["init_cfg"]:
+                node["init_cfg"] = None
+            if resnet and isinstance(node.get("in_channels"), list):
+                node["in_channels"] = [channels // 4 for channels in node["in_channels"]]
+            for name in node.keys() & {"num_queries", "max_per_image", "max_per_img", "nms_pre"}:
+                node[name] = min(node[name], 20)
+            if "num_points" in node and "oversample_ratio" in node:
+                node["num_points"] = 128
+        if isinstance(node, (dict, list, tuple)):
+            for child in node.values() if isinstance(node, dict) else node:
+                visit(child)
+
+    visit(config)
+    # Mask2Former's would make every image 1024 pixels wide and high.
+    config.data_preprocessor.pop("batch_augments", None)
+    if resnet:
+        config.backbone.depth = 18
+    return config
+
+
+def sample(objects: int, masked: bool) -> DetDataSample:
+    size = (HEIGHT, WIDTH)
+    info = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size)
+    sample = DetDataSample(metainfo=info | {"scale_factor": (1.0, 1.0), "img_id": objects})
+    sample.gt_instances = InstanceData(
+        bboxes=BOXES[:objects],
+        labels=torch.tensor([1, 3])[:objects],
+    )
+    if masked:
+        masks = np.zeros((objects, *size), np.uint8)
+        for mask, (left, top, right, bottom) in zip(masks, BOXES.int().tolist(), strict=False):
+            mask[top:bottom, left:right] = 1
+        sample.gt_instances.masks = BitmapMasks(masks, *size)
+    sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
+    return sample
+
+
+def config(name: str) -> ConfigDict:
+    root = Path(importlib.import_module("mmdet").__file__).parent / ".mim" / "configs"
+    return smaller(Config.fromfile(root / CONFIGS[name]).model)
+
+
+def step_and_predict(model: torch.nn.Module, masked: bool) -> None:
+    """One backward pass and one prediction, of images with two objects and with one."""
+    images = torch.randint(0, 255, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+
+    model.init_weights()  # without it some of mmdet's parameters are whatever memory held
+    model.train()
+    batch = {"inputs": list(images), "data_samples": [sample(2, masked), sample(1, masked)]}
+    losses = model(**model.data_preprocessor(batch, training=True), mode="loss")
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert total.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
+
+    model.eval()
+    batch = {"inputs": list(images[:1]), "data_samples": [sample(2, masked)]}
+    with torch.no_grad():
+        (found,) = model(**model.data_preprocessor(batch), mode="predict")
+    instances = found.pred_instances
+    assert instances.bboxes.shape == (len(instances), 4)
+    assert instances.scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_detector_takes_a_step_and_predicts(name):
+    torch.manual_seed(0)
+    step_and_predict(MODELS.build(config(name)), masked="mask" in name or name == "rtmdet_ins")
+
+
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "cascade_mask_rcnn", "dino"])
+def test_detector_on_our_backbone(name):
+    torch.manual_seed(0)
+    detector = config(name)
+    detector.backbone = {"type": "TimmBackbone", "model_name": "rala_vit_nano"}
+    detector.backbone["output_norm_eps"] = 1e-6
+    channels = MODELS.build(detector.backbone).out_channels
+    detector.neck.in_channels = channels[-len(detector.neck.in_channels) :]
+    if len(detector.neck.in_channels) < len(channels):
+        detector.backbone["out_indices"] = (1, 2, 3)
+    step_and_predict(MODELS.build(detector), masked="mask" in name)
