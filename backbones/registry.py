@@ -14,12 +14,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Weights:
-    """Where pretrained weights are: in a repository of the Hugging Face hub, or at an address.
+    """Where pretrained weights are: in a repository of the Hugging Face hub, at an address, or
+    behind a page that asks a person; those of a page are loaded from a file.
 
     Attributes:
-        hub_id: 'owner/repository', or none; weights without an address are had by hand.
+        hub_id: 'owner/repository', or none.
         filename: of the file in it, as its authors named it.
         url: address of a file, where there is no repository.
+        page: address of a page to get the file from by hand, where there is neither.
         config: what differs from the family's data configuration (input_size, crop_pct, ...).
         arguments: constructor arguments that these weights need; 'name.tag' builds with them.
     """
@@ -27,6 +29,7 @@ class Weights:
     hub_id: str | None = None
     filename: str | None = None
     url: str | None = None
+    page: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -40,6 +43,8 @@ class Family:
         filter_fn: timm's checkpoint filter for the authors' files.
         paper: 'arXiv:...' of the mixer.
         origin: address of the authors' code, or none.
+        license: of the repository that releases the weights, by its SPDX name in lower case as
+            timm has it, or none where it states none.
         first_conv, classifier: parameter names that timm adapts.
         config: constructor arguments common to all sizes.
         data: what differs from timm's usual data configuration (crop_pct, ...).
@@ -50,6 +55,7 @@ class Family:
     filter_fn: Callable
     paper: str | None
     origin: str | None
+    license: str | None
     first_conv: str
     classifier: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -66,12 +72,17 @@ class Model:
         config: constructor arguments of this size.
         weights: pretrained tags, best first.
         top1: published top-1 accuracy on ImageNet-1K in percent at 224 px, or none.
+        mask_rcnn: published box and mask AP on COCO val2017 with Mask R-CNN, schedule 1x, or none.
+        upernet: published mIoU on ADE20K in percent with UperNet, 160,000 iterations of 512 x 512
+            crops, tested at one scale, or none.
     """
 
     family: Family
     config: dict[str, Any]
     weights: dict[str, Weights] = field(default_factory=dict)
     top1: float | None = None
+    mask_rcnn: tuple[float, float] | None = None
+    upernet: float | None = None
 
 
 ZOO: dict[str, Model] = {}
@@ -91,6 +102,7 @@ def _default_cfgs(name: str, model: Model) -> dict[str, dict[str, Any]]:
         "classifier": family.classifier,
         "paper_ids": family.paper,
         "origin_url": family.origin,
+        "license": family.license,
     } | family.data
     # The first is the default.
     plain = {} if any(w.hub_id or w.url for w in model.weights.values()) else {name: common}

@@ -41,7 +41,11 @@ def test_python(document, folder, monkeypatch):
         exec(compile(example, document, "exec"), {"__name__": "__main__"})
 
 
-def test_the_new_mixer_stands_in_a_model(monkeypatch):
+SWIN = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+
+
+@pytest.mark.parametrize(("name", "size"), [("rala_vit_nano", {}), ("softmax_swin_tiny", SWIN)])
+def test_the_new_mixer_trains_in_a_model(name, size, monkeypatch):
     """CONTRIBUTING's example, taken to where it says that it leads."""
     import timm
     import torch
@@ -51,9 +55,15 @@ def test_the_new_mixer_stands_in_a_model(monkeypatch):
     scope = {"__name__": "example"}
     exec(blocks("CONTRIBUTING.md", "python")[0], scope)
     monkeypatch.setitem(MIXERS, "exponential", scope["Exponential"])
-    model = timm.create_model("rala_vit_nano", mixer="exponential", num_classes=3)
-    model(torch.randn(2, 3, 64, 32)).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    model = timm.create_model(name, mixer="exponential", num_classes=3, **size)
+    assert any(isinstance(module, scope["Exponential"]) for module in model.modules())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    logits = model(torch.randn(2, 3, 64, 32))
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
+    optimizer.step()
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert not still
 
 
 COMMANDS = [
@@ -66,7 +76,7 @@ COMMANDS = [
 
 def test_readme_has_an_example_of_every_command():
     named = {line.split()[1] for line in COMMANDS}
-    assert named == {"train", "test", "predict", "export", "models", "info", "benchmark"}
+    assert named == {"train", "test", "predict", "export", "convert", "models", "info", "benchmark"}
 
 
 # One after the other: what a command writes, the next reads.

@@ -20,7 +20,7 @@ from torch.export import Dim
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.kernels import force
-from linsight.tools.model import open_model
+from linsight.tools.model import how_to_load, open_model
 from linsight.tools.run import plain_errors
 
 
@@ -62,10 +62,7 @@ def export(
         if to is Format.safetensors:
             name = opened.pretrained_cfg["architecture"]
             print(f'Load it with timm.create_model("local-dir:{out}", pretrained=True), or')
-            print(
-                f'  timm.create_model("{name}", pretrained=True, num_classes={opened.num_classes}, '
-                f'pretrained_cfg_overlay=dict(file="{path}", num_classes={opened.num_classes}))'
-            )
+            print(f"  {how_to_load(name, path, opened.num_classes)}")
         if push_to_hub:
             push_to_hf_hub(opened, push_to_hub, model_config=_config(opened))
             print(f"Pushed to {push_to_hub}")

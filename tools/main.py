@@ -6,7 +6,7 @@ import typer
 
 from linsight.tools import benchmark, info, models
 
-TRAINING = ("demo", "train", "test", "predict", "export")
+TRAINING = ("demo", "train", "test", "predict", "export", "convert")
 
 app = typer.Typer(
     name="linsight",
@@ -26,10 +26,10 @@ def mount() -> None:
     Raises:
         ModuleNotFoundError: if one is missing.
     """
-    from linsight.tools import demo, export, predict, test, train
+    from linsight.tools import convert, demo, export, predict, test, train
 
-    for command in (demo.demo, train.train, test.test, predict.predict, export.export):
-        app.command()(command)
+    for module in (demo, train, test, predict, export, convert):
+        app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 
 
 def main() -> None:

@@ -96,6 +96,16 @@ def _trained(path: Path, checkpoint: dict[str, Any], config: Config) -> nn.Modul
     return model.eval()
 
 
+def how_to_load(name: str, path: Path, num_classes: int) -> str:
+    """The statement that builds model `name` of timm with the weights in `path`."""
+    # timm's models have 1000 classes, and so have their weights, unless told.
+    classes = "" if num_classes == 1000 else f", num_classes={num_classes}"
+    return (
+        f'timm.create_model("{name}", pretrained=True{classes}, '
+        f'pretrained_cfg_overlay=dict(file="{path}"{classes}))'
+    )
+
+
 def class_names(model: nn.Module) -> list[str]:
     """What the classes of a model are called; their numbers where nothing says."""
     names = model.pretrained_cfg.get("label_names")

@@ -8,6 +8,7 @@ from typing import Annotated
 import timm
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,18 +20,20 @@ from linsight.kernels import force
 def models(
     pattern: Annotated[str, typer.Argument(help="Names to list, such as 'rala_*'.")] = "*",
 ) -> None:
-    """List the models: parameters, multiply-adds at 224 px, published accuracy, weights."""
+    """List the models: millions of parameters, multiply-adds, published accuracy, weights."""
     names = [name for name in ZOO if fnmatch(name, pattern)]
     if not names:
         near = difflib.get_close_matches(pattern, ZOO) or list(ZOO)[:5]
         print(f"error: no model matches {pattern!r}; there are {', '.join(near)}", file=sys.stderr)
         raise SystemExit(1)
-    table = Table()
-    table.add_column("model", no_wrap=True)
-    for heading in ("parameters (M)", "GMACs", "top-1 (%)"):
-        table.add_column(heading, justify="right")
-    table.add_column("weights")
-    table.add_column("paper", no_wrap=True)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="GMACs at 224 px; top-1 as published; * by hand, see linsight convert",
+        caption_justify="left",
+    )
+    for heading in ("model", "M", "GMACs", "top-1", "weights", "arXiv"):
+        right = heading in ("M", "GMACs", "top-1")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
     for name in names:
         row = ZOO[name]
         parameters, macs = count(name)
@@ -39,8 +42,8 @@ def models(
             f"{parameters / 1e6:.1f}",
             f"{macs / 1e9:.2f}",
             f"{row.top1:.1f}" if row.top1 else "-",
-            ", ".join(row.weights) or "-",
-            row.family.paper,
+            "\n".join(tag + "*" * bool(w.page) for tag, w in row.weights.items()) or "-",
+            (row.family.paper or "-").removeprefix("arXiv:"),
         )
     Console().print(table)
 

@@ -11,6 +11,7 @@ SOFTMAX = Family(
     filter_fn=cswin.checkpoint_filter_fn,
     paper="arXiv:2107.00652",
     origin="https://github.com/microsoft/CSWin-Transformer",
+    license="mit",
     first_conv="patch_embed.proj",
     classifier="head.fc",
     config={
@@ -19,11 +20,11 @@ SOFTMAX = Family(
     },
 )
 
-# No tag with weights: their host is a drive, see `linsight convert`.
 AGENT = replace(
     SOFTMAX,
     paper="arXiv:2312.08874",
     origin="https://github.com/LeapLabTHU/Agent-Attention",
+    license=None,
     config={
         "mixer": ("agent", "agent", "cross_window", "cross_window"),
         "mixer_options": {
@@ -52,8 +53,23 @@ register(
         "softmax_cswin_small": Model(SOFTMAX, SMALL, _cswin("small"), top1=83.6),
         "softmax_cswin_base": Model(SOFTMAX, BASE, _cswin("base"), top1=84.2),
         "softmax_cswin_large": Model(SOFTMAX, LARGE, _cswin("large"), top1=86.5),
-        "agent_cswin_tiny": Model(AGENT, TINY | {"depths": (2, 4, 18, 1)}, top1=83.1),
-        "agent_cswin_small": Model(AGENT, SMALL | {"depths": (3, 6, 29, 2)}, top1=83.9),
-        "agent_cswin_base": Model(AGENT, BASE | {"depths": (3, 6, 29, 2)}, top1=84.7),
+        "agent_cswin_tiny": Model(
+            AGENT,
+            TINY | {"depths": (2, 4, 18, 1)},
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/8c562a74441e46d5902b/")},
+            top1=83.1,
+        ),
+        "agent_cswin_small": Model(
+            AGENT,
+            SMALL | {"depths": (3, 6, 29, 2)},
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/30eb8af675bc4b7a8747/")},
+            top1=83.9,
+        ),
+        "agent_cswin_base": Model(
+            AGENT,
+            BASE | {"depths": (3, 6, 29, 2)},
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/c8035b0839b2410c8c9f/")},
+            top1=84.7,
+        ),
     },
 )

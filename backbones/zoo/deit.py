@@ -11,6 +11,7 @@ SOFTMAX = Family(
     filter_fn=vit.checkpoint_filter_fn,
     paper="arXiv:2012.12877",
     origin="https://github.com/facebookresearch/deit",
+    license="apache-2.0",
     first_conv="patch_embed.proj",
     classifier="head",
     config={"mixer": "softmax"},
@@ -18,11 +19,11 @@ SOFTMAX = Family(
     out_indices=3,
 )
 
-# No tag with weights: they lie on a drive, which has no plain addresses.
 AGENT = replace(
     SOFTMAX,
     paper="arXiv:2312.08874",
     origin="https://github.com/LeapLabTHU/Agent-Attention",
+    license=None,
     config={"mixer": "agent"},
 )
 
@@ -42,8 +43,18 @@ register(
         "softmax_deit_tiny": Model(SOFTMAX, TINY, _deit("tiny", "a1311bcf"), top1=72.2),
         "softmax_deit_small": Model(SOFTMAX, SMALL, _deit("small", "cd65a155"), top1=79.9),
         "softmax_deit_base": Model(SOFTMAX, BASE, _deit("base", "b5f2ef4d"), top1=81.8),
-        "agent_deit_tiny": Model(AGENT, TINY, top1=74.9),
-        "agent_deit_small": Model(AGENT, SMALL, top1=80.5),
+        "agent_deit_tiny": Model(
+            AGENT,
+            TINY,
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/57e0904221824ee7b7af/")},
+            top1=74.9,
+        ),
+        "agent_deit_small": Model(
+            AGENT,
+            SMALL,
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/fdd43304372541db8ea7/")},
+            top1=80.5,
+        ),
         "agent_deit_base": Model(
             AGENT,
             BASE
@@ -51,6 +62,7 @@ register(
                 "mixer": (("agent",) * 4 + ("softmax",) * 8,),
                 "mixer_options": {"agent": {"agents": 81}},
             },
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/5115f15fdd7e4ab58fbc/")},
             top1=82.0,
         ),
     },

@@ -19,6 +19,7 @@ SOFT = Family(
     filter_fn=post_norm_pyramid.checkpoint_filter_fn,
     paper="arXiv:2110.11945",
     origin="https://github.com/fudan-zvg/SOFT",
+    license="mit",
     first_conv="stem.0",
     classifier="head.fc",
     config=_config("regularized"),
@@ -32,11 +33,16 @@ SOFT_NORM = replace(
     config=_config("normalized", init_std=(None, None, None, 0.02)),
 )
 
-# The authors' files are on a drive without plain addresses: none is here. Those of SOFT_Tiny are
-# of November 2021, trained with the inverse of that time.
+
+def _drive(identifier: str, **arguments: Any) -> Weights:
+    return Weights(page=f"https://drive.google.com/file/d/{identifier}/view", arguments=arguments)
+
+
+# Of November 2021, trained with the inverse of that time.
 SOFT_2021 = {
-    "in1k_2021": Weights(
-        arguments={"mixer_options": {"softmax_free": {"inverse": "unregularized"}}}
+    "in1k_2021": _drive(
+        "1S04DCotIOkP0DaBb8WStQ513z82qT9de",
+        mixer_options={"softmax_free": {"inverse": "unregularized"}},
     )
 }
 
@@ -62,10 +68,34 @@ register(
         "soft_vit_medium": Model(SOFT, MEDIUM, top1=82.9),
         "soft_vit_large": Model(SOFT, LARGE, top1=83.1),
         "soft_vit_huge": Model(SOFT, HUGE, top1=83.3),
-        "soft_norm_vit_tiny": Model(SOFT_NORM, TINY, top1=79.4),
-        "soft_norm_vit_small": Model(SOFT_NORM, SMALL, top1=82.4),
-        "soft_norm_vit_medium": Model(SOFT_NORM, MEDIUM, top1=83.1),
-        "soft_norm_vit_large": Model(SOFT_NORM, LARGE, top1=83.3),
+        "soft_norm_vit_tiny": Model(
+            SOFT_NORM,
+            TINY,
+            {"in1k": _drive("1Isy5b9v_4pyIXDqhKPNRq3WKH0etDlfl")},
+            top1=79.4,
+            mask_rcnn=(41.2, 38.2),
+        ),
+        "soft_norm_vit_small": Model(
+            SOFT_NORM,
+            SMALL,
+            {"in1k": _drive("1OBjn7FzVdNP1Urqxq7X0yDykyPhxAAW1")},
+            top1=82.4,
+            mask_rcnn=(43.8, 40.1),
+        ),
+        "soft_norm_vit_medium": Model(
+            SOFT_NORM,
+            MEDIUM,
+            {"in1k": _drive("1K2C6daaJn3jwurWh38uvV7rexirWjuzh")},
+            top1=83.1,
+            mask_rcnn=(46.6, 42.0),
+        ),
+        "soft_norm_vit_large": Model(
+            SOFT_NORM,
+            LARGE,
+            {"in1k": _drive("1aRYuF_gbBGyiXUDKEcpHJmM04SdvTUdP")},
+            top1=83.3,
+            mask_rcnn=(47.0, 42.2),
+        ),
         "soft_norm_vit_huge": Model(SOFT_NORM, HUGE, top1=83.4),
     },
 )

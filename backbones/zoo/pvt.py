@@ -11,6 +11,7 @@ SOFTMAX = Family(
     filter_fn=pvt.checkpoint_filter_fn,
     paper="arXiv:2102.12122",
     origin="https://github.com/whai362/PVT",
+    license="apache-2.0",
     first_conv="stem.proj",
     classifier="head.fc",
     config={
@@ -20,11 +21,11 @@ SOFTMAX = Family(
     },
 )
 
-# No tag with weights: they lie on a drive, which has no plain addresses.
 AGENT = replace(
     SOFTMAX,
     paper="arXiv:2312.08874",
     origin="https://github.com/LeapLabTHU/Agent-Attention",
+    license=None,
     config={"mixer": "agent", "mixer_options": {"agent": {"agents": (9, 16, 49, 49)}}},
 )
 
@@ -46,9 +47,33 @@ register(
         "softmax_pvt_small": Model(SOFTMAX, SMALL, _pvt("small"), top1=79.8),
         "softmax_pvt_medium": Model(SOFTMAX, MEDIUM, _pvt("medium"), top1=81.2),
         "softmax_pvt_large": Model(SOFTMAX, LARGE, _pvt("large"), top1=81.7),
-        "agent_pvt_tiny": Model(AGENT, TINY, top1=78.4),
-        "agent_pvt_small": Model(AGENT, SMALL, top1=82.2),
-        "agent_pvt_medium": Model(AGENT, MEDIUM, top1=83.4),
-        "agent_pvt_large": Model(AGENT, LARGE, top1=83.7),
+        "agent_pvt_tiny": Model(
+            AGENT,
+            TINY,
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/13fdf0e0a7c5498c934f/")},
+            top1=78.4,
+            mask_rcnn=(41.4, 38.7),
+        ),
+        "agent_pvt_small": Model(
+            AGENT,
+            SMALL,
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/36b8be9a8863456685a3/")},
+            top1=82.2,
+            mask_rcnn=(44.5, 41.2),
+        ),
+        "agent_pvt_medium": Model(
+            AGENT,
+            MEDIUM,
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/4d00ecacf18b45f9b88c/")},
+            top1=83.4,
+            mask_rcnn=(45.9, 42.0),
+        ),
+        "agent_pvt_large": Model(
+            AGENT,
+            LARGE,
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/040cfe0cfbbe4762ad09/")},
+            top1=83.7,
+            mask_rcnn=(46.9, 42.8),
+        ),
     },
 )

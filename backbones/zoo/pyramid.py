@@ -11,12 +11,12 @@ RALA = Family(
     filter_fn=pyramid.checkpoint_filter_fn,
     paper="arXiv:2411.07635",
     origin="https://github.com/qhfan/RALA",
+    license=None,
     first_conv="stem.0",
     classifier="head.fc",
     config={"mixer": ("rala", "rala", "gated_softmax", "gated_softmax")},
 )
 
-# No tag with weights: their repository on the hub does not print the names of its files.
 MALA = replace(
     RALA,
     paper="arXiv:2507.00698",
@@ -51,18 +51,28 @@ def _ravlt(letter: str) -> dict[str, Weights]:
     return {"in1k": Weights("aldjalkdf/RAVLT", f"RAVLT_{letter}.pth")}
 
 
+# Their repository is on the hub, but its authors do not print the names of its files.
+MAVIT = {"in1k": Weights(page="https://huggingface.co/aldjalkdf/MAViT/tree/main")}
+
+
 register(
     __name__,
     {
         "mala_vit_nano": Model(MALA, PYRAMID_NANO),
-        "mala_vit_tiny": Model(MALA, PYRAMID_TINY, top1=82.9),
-        "mala_vit_small": Model(MALA, PYRAMID_SMALL, top1=84.7),
-        "mala_vit_base": Model(MALA, PYRAMID_BASE, top1=85.7),
-        "mala_vit_large": Model(MALA, PYRAMID_LARGE | {"head_dim": 2560}, top1=86.0),
+        "mala_vit_tiny": Model(MALA, PYRAMID_TINY, MAVIT, top1=82.9),
+        "mala_vit_small": Model(MALA, PYRAMID_SMALL, MAVIT, top1=84.7),
+        "mala_vit_base": Model(MALA, PYRAMID_BASE, MAVIT, top1=85.7),
+        "mala_vit_large": Model(MALA, PYRAMID_LARGE | {"head_dim": 2560}, MAVIT, top1=86.0),
         "rala_vit_nano": Model(RALA, PYRAMID_NANO),
-        "rala_vit_tiny": Model(RALA, PYRAMID_TINY, _ravlt("T"), top1=82.8),
-        "rala_vit_small": Model(RALA, PYRAMID_SMALL, _ravlt("S"), top1=84.4),
-        "rala_vit_base": Model(RALA, PYRAMID_BASE, _ravlt("B"), top1=85.5),
-        "rala_vit_large": Model(RALA, PYRAMID_LARGE, _ravlt("L"), top1=85.8),
+        "rala_vit_tiny": Model(RALA, PYRAMID_TINY, _ravlt("T"), top1=82.8, mask_rcnn=(47.3, 42.7)),
+        "rala_vit_small": Model(
+            RALA, PYRAMID_SMALL, _ravlt("S"), top1=84.4, mask_rcnn=(49.8, 44.6), upernet=50.7
+        ),
+        "rala_vit_base": Model(
+            RALA, PYRAMID_BASE, _ravlt("B"), top1=85.5, mask_rcnn=(51.2, 45.7), upernet=52.5
+        ),
+        "rala_vit_large": Model(
+            RALA, PYRAMID_LARGE, _ravlt("L"), top1=85.8, mask_rcnn=(52.3, 46.4), upernet=53.2
+        ),
     },
 )

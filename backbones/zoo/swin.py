@@ -11,17 +11,18 @@ SOFTMAX = Family(
     filter_fn=swin.checkpoint_filter_fn,
     paper="arXiv:2103.14030",
     origin="https://github.com/microsoft/Swin-Transformer",
+    license="mit",
     first_conv="patch_embed.proj",
     classifier="head.fc",
     # timm's order of shift and padding, which matters for a map that is no multiple of 7.
     config={"mixer": "window", "mixer_options": {"window": {"padding": "end_after_shift"}}},
 )
 
-# No tag with weights: their host is a drive, see `linsight convert`.
 AGENT = replace(
     SOFTMAX,
     paper="arXiv:2312.08874",
     origin="https://github.com/LeapLabTHU/Agent-Attention",
+    license=None,
     config={"mixer_options": {"agent": {"agents": (9, 16, 49, 49)}}},
 )
 
@@ -47,19 +48,31 @@ def _swin(size: str) -> dict[str, Weights]:
 register(
     __name__,
     {
-        "softmax_swin_tiny": Model(SOFTMAX, TINY, _swin("tiny"), top1=81.2),
-        "softmax_swin_small": Model(SOFTMAX, SMALL, _swin("small"), top1=83.2),
-        "softmax_swin_base": Model(SOFTMAX, BASE, _swin("base"), top1=83.5),
+        "softmax_swin_tiny": Model(SOFTMAX, TINY, _swin("tiny"), top1=81.2, upernet=44.51),
+        "softmax_swin_small": Model(SOFTMAX, SMALL, _swin("small"), top1=83.2, upernet=47.64),
+        "softmax_swin_base": Model(SOFTMAX, BASE, _swin("base"), top1=83.5, upernet=48.13),
         "agent_swin_tiny": Model(
-            AGENT, TINY | {"mixer": ("agent", "agent", "agent", "window")}, top1=82.6
+            AGENT,
+            TINY | {"mixer": ("agent", "agent", "agent", "window")},
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/a2ddc1190c224f768a41/")},
+            top1=82.6,
+            mask_rcnn=(44.6, 40.7),
+            upernet=46.68,
         ),
         "agent_swin_small": Model(
-            AGENT, SMALL | {"mixer": ("agent", "agent", "window", "window")}, top1=83.7
+            AGENT,
+            SMALL | {"mixer": ("agent", "agent", "window", "window")},
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/f607172c9fea4d6e99bb/")},
+            top1=83.7,
+            mask_rcnn=(47.2, 42.7),
+            upernet=48.08,
         ),
         "agent_swin_base": Model(
             AGENT,
             BASE | {"mixer": ("agent", "agent", ("agent",) * 2 + ("window",) * 16, "window")},
+            {"in1k": Weights(page="https://cloud.tsinghua.edu.cn/f/4fcd2d0114bb490483c3/")},
             top1=84.0,
+            upernet=48.73,
         ),
     },
 )

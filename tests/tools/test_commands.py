@@ -172,6 +172,15 @@ def test_models(app):
     assert run(app, "models", "rula*").exit_code == 1
 
 
+def test_models_are_readable_on_80_columns(app, monkeypatch):
+    """The longest name, and the longest tag."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, tag in (("soft_norm_vit_medium", "in1k*"), ("softmax_swin_tiny", "ms_in22k_ft_in1k")):
+        output = run(app, "models", name).output
+        assert all(word in output for word in (name, tag, "GMACs", "top-1", "weights", "arXiv"))
+        assert "…" not in output
+
+
 def test_multiply_adds_are_near_the_published():
     """2.4 and 4.6 G there; it does not say what it counts, and here attention is counted too."""
     assert models.count("rala_vit_tiny")[1] == pytest.approx(2.4e9, rel=0.1)

@@ -1,0 +1,132 @@
+"""Write the page of the zoo: `python -m linsight.tools.zoo > docs/zoo.md`."""
+
+import os
+from collections.abc import Callable
+from unittest.mock import patch
+
+import timm
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from linsight.backbones import ZOO
+from linsight.backbones.registry import Model, Weights
+from linsight.kernels import force
+from linsight.tools.models import count
+
+START = """\
+# The zoo
+
+Written by `python -m linsight.tools.zoo > docs/zoo.md`; do not edit it.
+
+- **M**: millions of parameters. **GMACs**: multiply-adds of convolutions and matrix products of
+  one image of 224 x 224, attention included.
+- The accuracies are the papers' and their repositories', in percent; we have not trained these
+  models ourselves. **top-1**: ImageNet-1K at 224 px, with the first of the weights where there
+  are several. **box, mask**: AP on COCO val2017 of Mask R-CNN, schedule 1x. **mIoU**: ADE20K,
+  UperNet, 160,000 iterations of 512 x 512 crops, tested at one scale. Figures of other detectors,
+  heads and schedules are not listed.
+- **weights**: a tag such as `ms_in1k` loads by `timm.create_model("NAME.TAG", pretrained=True)`;
+  one marked *by hand* is downloaded from its page and goes through `linsight convert`
+  ([weights](weights.md)).
+
+"""
+
+MODELS = """\
+| model | M | GMACs | top-1 | box, mask | mIoU | weights |
+| --- | ---: | ---: | ---: | ---: | ---: | --- |
+"""
+
+FAMILIES = """
+## Papers, licences, kernels
+
+The licence is that of the repository that releases the weights; *none stated*: it has no licence
+file, ask its authors. The operators are those of `torch.ops.linsight` that a forward pass of the
+family's first model launches on a GPU at 224 px, all Triton kernels. Softmax attention over all
+tokens is PyTorch's `scaled_dot_product_attention`; matrix products and strided convolutions are
+PyTorch's too.
+
+| models | paper | code | licence of the weights | operators with kernels |
+| --- | --- | --- | --- | --- |
+"""
+
+
+def page(count: Callable[[str], tuple[int, int]] = count) -> str:
+    """The page, in Markdown.
+
+    Args:
+        count: gives parameters and multiply-adds of a model by its name.
+    """
+    lines = [START, MODELS]
+    families: dict[str, str] = {}
+    for name in sorted(ZOO, key=_prefix):
+        lines.append(_model(name, ZOO[name], *count(name)))
+        families.setdefault(_prefix(name), name)
+    lines.append(FAMILIES)
+    lines += [_family(prefix, name) for prefix, name in families.items()]
+    return "".join(lines)
+
+
+def operators(name: str) -> list[str]:
+    """Operators of `torch.ops.linsight` that a model launches for one image of 224 x 224.
+
+    Found on the meta device, so that no GPU is needed.
+    """
+    # Forced off a GPU, kernels want the interpreter; shapes alone launch nothing.
+    interpreter = patch.dict(os.environ, TRITON_INTERPRET="1")
+    with interpreter, torch.device("meta"), force("triton"), torch.inference_mode():
+        model = timm.create_model(name).eval()
+        with _Recorder() as recorder:
+            model(torch.empty(1, 3, 224, 224))
+    return sorted(recorder.names)
+
+
+class _Recorder(TorchDispatchMode):
+    """Collects the names of linsight's operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "linsight":
+            self.names.add(function._opname)
+        return function(*args, **(kwargs or {}))
+
+
+def _prefix(name: str) -> str:
+    return name.rpartition("_")[0]
+
+
+def _model(name: str, row: Model, parameters: int, macs: int) -> str:
+    cells = (
+        f"`{name}`",
+        f"{parameters / 1e6:.1f}",
+        f"{macs / 1e9:.2f}",
+        f"{row.top1:.1f}" if row.top1 else "-",
+        "{:.1f}, {:.1f}".format(*row.mask_rcnn) if row.mask_rcnn else "-",
+        f"{row.upernet:.1f}" if row.upernet else "-",
+        ", ".join(_weights(tag, weights) for tag, weights in row.weights.items()) or "-",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _weights(tag: str, weights: Weights) -> str:
+    address = weights.url or weights.page or f"https://huggingface.co/{weights.hub_id}"
+    return f"[{tag}]({address})" + ("" if weights.url or weights.hub_id else " *by hand*")
+
+
+def _family(prefix: str, name: str) -> str:
+    family = ZOO[name].family
+    paper = family.paper.removeprefix("arXiv:")
+    cells = (
+        f"`{prefix}_*`",
+        f"[{paper}](https://arxiv.org/abs/{paper})",
+        f"[{family.origin.removeprefix('https://github.com/')}]({family.origin})",
+        family.license or "none stated",
+        ", ".join(operators(name)),
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
