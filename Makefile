@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/linsight demo
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist worksteal
+	$(VENV)/bin/python -m pytest -n auto --dist loadgroup
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

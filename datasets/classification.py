@@ -13,12 +13,23 @@ from mmengine.dist import all_reduce, get_dist_info, sync_random_seed
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 from torch.utils.data import Dataset, IterableDataset
 
 from .digits import DigitClassification
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """timm's posterize, whose RandAugment asks for 0 bits at times: the black image that Pillow
+    gave for them, where Pillow now raises."""
+    return auto_augment.posterize(image, bits, **options) if bits else image.point(lambda _: 0)
+
+
+for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
+    auto_augment.NAME_TO_OP[_name] = _posterize
 
 
 class DataError(ValueError):

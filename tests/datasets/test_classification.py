@@ -175,3 +175,15 @@ def test_workers_draw_other_augmentations_in_each_epoch_and_the_same_after_a_res
     first, second = epoch(loader, 0), epoch(loader, 1)
     assert not torch.equal(first, second)
     assert torch.equal(epoch(loader, 1), second)
+
+
+def test_posterize_at_its_strongest_is_black():
+    """RandAugment's noise takes the magnitude there about once in a thousand images."""
+    from timm.data.auto_augment import AugmentOp
+
+    operation = AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)
+    image = operation(Image.new("RGB", (4, 3), "teal"))
+    assert image.size == (4, 3)
+    assert image.getextrema() == ((0, 0),) * 3
+    kept = AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=5)(Image.new("RGB", (4, 3), "teal"))
+    assert kept.getextrema() != image.getextrema()
