@@ -13,7 +13,8 @@ demo: $(INSTALLED)
 	$(VENV)/bin/linsight demo
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist loadgroup
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal --ignore tests/test_readme.py
+	$(VENV)/bin/python -m pytest tests/test_readme.py  # one after the other, as a reader would
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
