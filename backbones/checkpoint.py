@@ -1,6 +1,7 @@
 """What everything that loads weights shares."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,12 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
         if isinstance(checkpoint.get(key), Mapping):
             return checkpoint[key]
     return checkpoint
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """A weight's name with each part that is a key of `names` replaced, the first key first."""
+    keys = "|".join(map(re.escape, names))
+    return re.sub(keys, lambda found: names[found[0]], name)
 
 
 def resize_position(position: Tensor, size: tuple[int, int], prefix_tokens: int) -> Tensor:
@@ -75,3 +82,18 @@ def check_fit(
         faults.append(f"and {len(reshaped) - SHOWN} more of another shape")
     if faults:
         raise CheckpointError(f"{message}: {'; '.join(faults)}")
+
+
+def check_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
+    """`check_fit` for a model of timm, which adapts the classifier and the first convolution.
+
+    Raises:
+        CheckpointError: see `check_fit`.
+    """
+    config = model.pretrained_cfg
+    check_fit(
+        state_dict,
+        model,
+        f"the checkpoint is not of {config['architecture']}",
+        ignore=(f"{config['classifier']}.", f"{config['first_conv']}."),
+    )

@@ -30,6 +30,18 @@ def checked_image(x: Tensor, in_chans: int, multiple: int) -> Tensor:
     return padded(x, multiple)
 
 
+class PatchEmbed(nn.Module):
+    """Patches of a padded image, each projected: (B, C, H, W) to (B, H / P, W / P, dim)."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(checked_image(x, self.proj.in_channels, self.proj.stride[0]))
+        return x.permute(0, 2, 3, 1)
+
+
 @register_notrace_module
 class DepthwiseConv2d(nn.Conv2d):
     """Depthwise convolution of a channels-last map, size-preserving at stride 1.
@@ -142,3 +154,25 @@ class ConvNorm(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+# Of tokens (B, 1 + N, C), the class token first.
+TOKEN_POOLS = ("", "token", "avg", "max", "avgmax")
+
+
+def checked_pool(pool_type: str) -> str:
+    """`pool_type`, if it is a pooling of tokens.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if pool_type not in TOKEN_POOLS:
+        raise ValueError(f"global_pool is {pool_type!r}, expected one of {TOKEN_POOLS}")
+    return pool_type
+
+
+def classifier(features: int, num_classes: int, like: Tensor) -> nn.Module:
+    """A linear layer on the device and in the dtype of `like`; the identity of no classes."""
+    if not num_classes:
+        return nn.Identity()
+    return nn.Linear(features, num_classes, device=like.device, dtype=like.dtype)

@@ -48,8 +48,8 @@ class CSwinTransformer(SwinTransformer):
 
 
 AUTHORS_NAMES = {
-    "stage1_conv_embed.0.": "patch_embed.proj.",
-    "stage1_conv_embed.2.": "patch_embed.norm.",
+    "stage1_conv_embed.0.": "stem.proj.",
+    "stage1_conv_embed.2.": "stem.norm.",
     "head.": "head.fc.",
 }
 # Of a block: what belongs to the mixer, which the authors keep outside their attention.

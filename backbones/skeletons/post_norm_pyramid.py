@@ -12,23 +12,20 @@ import torch
 from timm.layers import (
     Mlp,
     calculate_drop_path_rates,
-    global_pool_nlc,
     resample_abs_pos_embed,
     to_2tuple,
     to_ntuple,
     trunc_normal_,
 )
-from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ..checkpoint import check_fit, unwrap
+from ..checkpoint import check_model, renamed, unwrap
 from ..layers import AddLayerNorm, ConvNorm, LayerNorm, TransformerBlock
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
-from .hierarchy import HierarchicalVisionTransformer
+from .hierarchy import Head, HierarchicalVisionTransformer, TokenStage
 from .pyramid import REDUCTION, Stem
 
 STEM_WIDTH = 32
-POOLS = ("", "token", "avg", "max", "avgmax")
 
 
 def stem(in_channels: int, channels: int) -> Stem:
@@ -57,89 +54,6 @@ class PostNormBlock(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = self.norm1(x, self.drop(self.mixer(x, size)))[1]
         return self.norm2(x, self.drop(self.mlp(x)))[1]
-
-
-class PostNormStage(nn.Module):
-    """Downsampling (but in the first stage), position embeddings, a class token, blocks.
-
-    With a class token it gives tokens (B, 1 + H * W, C), without one a map (B, H, W, C).
-    """
-
-    def __init__(
-        self,
-        in_dim: int | None,
-        dim: int,
-        size: tuple[int, int],
-        block: type[nn.Module],
-        mixers: Sequence[nn.Module],
-        drops: Sequence[float],
-        mlp_ratio: float,
-        class_token: bool,
-    ) -> None:
-        super().__init__()
-        self.grad_checkpointing = False
-        self.size = size
-        self.downsample = (
-            nn.Identity() if in_dim is None else nn.Sequential(ConvNorm(in_dim, dim), nn.ReLU())
-        )
-        self.prefix_tokens = int(class_token)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
-        tokens = self.prefix_tokens + size[0] * size[1]
-        self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
-        self.blocks = nn.ModuleList(
-            block(dim, mixer, mlp_ratio, drop) for mixer, drop in zip(mixers, drops, strict=True)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        size = x.shape[1:3]
-        x = x.flatten(1, 2)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
-        position = resample_abs_pos_embed(
-            self.pos_embed, size, self.size, self.prefix_tokens, "bilinear", antialias=False
-        )
-        x = x + position.to(x.dtype)
-        for block in self.blocks:
-            x = checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
-        return x.unflatten(1, size) if self.cls_token is None else x
-
-
-class TokenHead(nn.Module):
-    """Pooling and classifier, from tokens (B, 1 + N, C) of which the first is the class token."""
-
-    def __init__(self, dim: int, num_classes: int, pool_type: str, drop_rate: float) -> None:
-        super().__init__()
-        self.num_features = dim
-        self.drop = nn.Dropout(drop_rate)
-        self.fc = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        self.set_pooling(pool_type)
-
-    def set_pooling(self, pool_type: str) -> None:
-        """Choose the pooling.
-
-        Raises:
-            ValueError: if there is no such pooling.
-        """
-        if pool_type not in POOLS:
-            raise ValueError(f"global_pool is {pool_type!r}, expected one of {POOLS}")
-        self.pool_type = pool_type
-
-    def reset(self, num_classes: int, pool_type: str | None, like: Tensor) -> None:
-        """Replace the classifier, by one like `like` in device and dtype, and the pooling if
-        `pool_type` is given."""
-        if pool_type is not None:
-            self.set_pooling(pool_type)
-        self.fc = (
-            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes
-            else nn.Identity()
-        )
-        self.train(self.training)  # new modules start in training mode
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.drop(global_pool_nlc(x, self.pool_type, num_prefix_tokens=1))
-        return x if pre_logits else self.fc(x)
 
 
 class PostNormPyramid(HierarchicalVisionTransformer):
@@ -208,23 +122,20 @@ class PostNormPyramid(HierarchicalVisionTransformer):
                 build_mixer(name, Place(dim, heads, size, i, j, int(last)), mixer_options)
                 for j, name in enumerate(names[i])
             ]
-            self.stages.append(
-                PostNormStage(
-                    dims[i - 1] if i else None,
-                    dim,
-                    size,
-                    TransformerBlock if last else PostNormBlock,
-                    mixers,
-                    drops[i],
-                    mlp_ratio,
-                    class_token=last,
-                )
+            downsample = (
+                nn.Sequential(ConvNorm(dims[i - 1], dim), nn.ReLU()) if i else nn.Identity()
             )
+            block = TransformerBlock if last else PostNormBlock
+            blocks = (
+                block(dim, mixer, mlp_ratio, drop)
+                for mixer, drop in zip(mixers, drops[i], strict=True)
+            )
+            self.stages.append(TokenStage(downsample, dim, size, blocks, class_token=last))
             self.feature_info.append(
                 {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             )
         self.norm = LayerNorm(dims[-1])
-        self.head = TokenHead(dims[-1], num_classes, global_pool, drop_rate)
+        self.head = Head(dims[-1], num_classes, global_pool, drop_rate, class_token=True)
         self._init_weights(to_ntuple(len(dims))(init_std))
 
     def _init_weights(self, init_stds: Sequence[float | None]) -> None:
@@ -237,32 +148,6 @@ class PostNormPyramid(HierarchicalVisionTransformer):
             trunc_normal_(stage.pos_embed, std=0.02)
             if stage.cls_token is not None:
                 trunc_normal_(stage.cls_token, std=0.02)
-
-    def no_weight_decay(self) -> set[str]:
-        """The class token; position embeddings decay, as the authors'."""
-        return {name for name, _ in self.named_parameters() if name.endswith("cls_token")}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for timm's layer decay."""
-        blocks = [
-            (r"^stages\.(\d+)\.(?:downsample|pos_embed|cls_token)", (0,)),
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^norm", (99999,)),
-        ]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one, and the pooling if `global_pool` is given."""
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, like=self.stem[0].weight)
-
-    def forward_stem(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to (B, ceil(H / 4), ceil(W / 4), dims[0])."""
-        return self.stem(x)
-
-    def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Without the class token, which the last stage's tokens begin with."""
-        return x if x.ndim == 4 else x[:, 1:].unflatten(1, size)
 
 
 AUTHORS_STEM = "patch_embed1.proj."
@@ -302,14 +187,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
             state_dict[name] = resample_abs_pos_embed(
                 position, stage.size, None, stage.prefix_tokens, "bilinear", antialias=False
             )
-    config = model.pretrained_cfg
-    check_fit(
-        state_dict,
-        model,
-        f"the checkpoint is not of {config['architecture']}",
-        # timm adapts the classifier to the classes and the first convolution to the channels.
-        ignore=(f"{config['classifier']}.", f"{config['first_conv']}."),
-    )
+    check_model(state_dict, model)
     return state_dict
 
 
@@ -320,8 +198,7 @@ def _our_name(name: str) -> str:
         return "head.fc." + name[len("head.") :]
     if name == "cls_token":
         return "stages.3.cls_token"
-    for theirs, ours in AUTHORS_NAMES.items():
-        name = name.replace(theirs, ours)
+    name = renamed(name, AUTHORS_NAMES)
     name = re.sub(
         r"^patch_embed(\d)\.proj\.(\d)\.",
         lambda m: f"stages.{int(m[1]) - 1}.downsample.0.{'norm' if int(m[2]) else 'conv'}.",

@@ -21,8 +21,8 @@ from timm.models import checkpoint, register_notrace_function
 from torch import Tensor, nn
 
 from ...kernels import Rotary, rotary_tables
-from ..checkpoint import check_fit, unwrap
-from ..layers import AddLayerNorm, ConvMlp, ConvNorm, DepthwiseConv2d, LayerNorm
+from ..checkpoint import check_model, renamed, unwrap
+from ..layers import AddLayerNorm, ConvMlp, ConvNorm, DepthwiseConv2d, LayerNorm, classifier
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from .hierarchy import HierarchicalVisionTransformer
 
@@ -139,20 +139,16 @@ class PyramidHead(nn.Module):
         self.projection = nn.Linear(dim, hidden_dim)
         self.norm = nn.BatchNorm2d(hidden_dim)
         self.drop = nn.Dropout(drop_rate)
-        self.reset(num_classes, pool_type)
+        self.reset(num_classes, pool_type, self.projection.weight)
 
-    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
-        """Replace the classifier, and the pooling if `pool_type` is given."""
+    def reset(self, num_classes: int, pool_type: str | None, like: Tensor) -> None:
+        """Replace the classifier, by one like `like` in device and dtype, and the pooling if
+        `pool_type` is given."""
         if pool_type is not None:
             self.global_pool = SelectAdaptivePool2d(
                 pool_type=pool_type, flatten=bool(pool_type), input_fmt="NHWC"
             )
-        like = self.projection.weight
-        self.fc = (
-            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes
-            else nn.Identity()
-        )
+        self.fc = classifier(self.num_features, num_classes, like)
         self.train(self.training)  # new modules start in training mode
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -246,19 +242,6 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for timm's layer decay."""
-        blocks = [
-            (r"^stages\.(\d+)\.downsample", (0,)),
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^head\.(?:projection|norm)", (99999,)),
-        ]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
-    def forward_stem(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to (B, ceil(H / 4), ceil(W / 4), dims[0])."""
-        return self.stem(x)
-
 
 AUTHORS_NAMES = {
     "patch_embed.proj.": "stem.",
@@ -299,14 +282,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         else value
         for name, value in state_dict.items()
     }
-    config = model.pretrained_cfg
-    check_fit(
-        state_dict,
-        model,
-        f"the checkpoint is not of {config['architecture']}",
-        # timm adapts the classifier to the classes and the first convolution to the channels.
-        ignore=(f"{config['classifier']}.", f"{config['first_conv']}."),
-    )
+    check_model(state_dict, model)
     return state_dict
 
 
@@ -314,8 +290,7 @@ def _our_name(name: str) -> str:
     for theirs, ours in AUTHORS_HEAD.items():
         if name.startswith(theirs):
             return ours + name[len(theirs) :]
-    for theirs, ours in AUTHORS_NAMES.items():
-        name = name.replace(theirs, ours)
+    name = renamed(name, AUTHORS_NAMES)
     # The authors end a stage with the downsampling that here begins the next.
     return re.sub(
         r"^stages\.(\d+)\.downsample", lambda m: f"stages.{int(m[1]) + 1}.downsample", name

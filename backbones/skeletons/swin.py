@@ -12,13 +12,13 @@ from timm.layers import ClassifierHead, calculate_drop_path_rates, to_2tuple, tr
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ..checkpoint import check_fit, unwrap
+from ..checkpoint import check_model, renamed, unwrap
 from ..layers import LayerNorm, TransformerBlock, padded
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.agent import pack_tables, resize_tables
 from ..mixers.window import resize_position_bias
 from .hierarchy import HierarchicalVisionTransformer
-from .pvt import PatchEmbed
+from .pvt import NormedPatchEmbed
 
 PATCH = 4
 EPSILON = 1e-5
@@ -105,7 +105,7 @@ class SwinTransformer(HierarchicalVisionTransformer):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(depths) - 1)
-        self.patch_embed = self.embedding(in_chans, embed_dim)
+        self.stem = self.embedding(in_chans, embed_dim)
         names = mixers_by_block(mixer, depths)
         drop_paths = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
         size = tuple(-(-side // PATCH) for side in to_2tuple(img_size or 224))
@@ -137,7 +137,7 @@ class SwinTransformer(HierarchicalVisionTransformer):
 
     @staticmethod
     def embedding(in_chans: int, dim: int) -> nn.Module:
-        return PatchEmbed(in_chans, dim, PATCH)
+        return NormedPatchEmbed(in_chans, dim, PATCH)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
@@ -146,28 +146,20 @@ class SwinTransformer(HierarchicalVisionTransformer):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for timm's layer decay."""
-        blocks = [
-            (r"^stages\.(\d+)\.downsample", (0,)),
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^norm", (99999,)),
-        ]
-        return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one, and the pooling if `global_pool` is given."""
         self.num_classes = num_classes
-        like = self.patch_embed.proj.weight
+        like = self.stem.proj.weight
         self.head.reset(num_classes, global_pool, device=like.device, dtype=like.dtype)
         self.head_hidden_size = self.head.num_features
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to a quarter of the sides, (B, H / 4, W / 4, embed_dim)."""
-        return self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+        return self.stem(x.contiguous(memory_format=torch.channels_last))
 
 
 AUTHORS_NAMES = {
+    "patch_embed.": "stem.",
     "layers.": "stages.",
     ".attn.qkv.": ".mixer.in_proj.",
     ".attn.proj.": ".mixer.out_proj.",
@@ -211,20 +203,12 @@ def fitted(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
         else value
         for name, value in resize_tables(state_dict, shapes).items()
     }
-    config = model.pretrained_cfg
-    check_fit(
-        state_dict,
-        model,
-        f"the checkpoint is not of {config['architecture']}",
-        # timm adapts the classifier to the classes and the first convolution to the channels.
-        ignore=(f"{config['classifier']}.", f"{config['first_conv']}."),
-    )
+    check_model(state_dict, model)
     return state_dict
 
 
 def _our_name(name: str, late: bool) -> str:
-    for theirs, ours in AUTHORS_NAMES.items():
-        name = name.replace(theirs, ours)
+    name = renamed(name, AUTHORS_NAMES)
     name = re.sub(r"^head\.(?!fc\.)", "head.fc.", name)
     if not late:
         return name

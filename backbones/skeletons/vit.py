@@ -1,6 +1,5 @@
 """The plain Vision Transformer (arXiv:2010.11929) as DeiT trains it (arXiv:2012.12877)."""
 
-import re
 from typing import Any
 
 import torch
@@ -15,24 +14,10 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..checkpoint import check_fit, resize_position, unwrap
-from ..layers import LayerNorm, TransformerBlock, checked_image
+from ..checkpoint import check_model, renamed, resize_position, unwrap
+from ..layers import LayerNorm, PatchEmbed, TransformerBlock, checked_pool, classifier
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.agent import pack_tables, resize_tables
-
-POOLS = ("", "token", "avg", "max", "avgmax")
-
-
-class PatchEmbed(nn.Module):
-    """Patches of a padded image, each projected: (B, in_chans, H, W) to (B, H / P, W / P, C)."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(checked_image(x, self.proj.in_channels, self.proj.stride[0]))
-        return x.permute(0, 2, 3, 1)
 
 
 class VisionTransformer(nn.Module):
@@ -116,9 +101,7 @@ class VisionTransformer(nn.Module):
             nn.init.zeros_(module.bias)
 
     def _set_pool(self, global_pool: str) -> None:
-        if global_pool not in POOLS:
-            raise ValueError(f"global_pool is {global_pool!r}, expected one of {POOLS}")
-        self.global_pool = global_pool
+        self.global_pool = checked_pool(global_pool)
 
     def no_weight_decay(self) -> set[str]:
         """Names beyond vectors and biases that weight decay leaves out."""
@@ -144,12 +127,7 @@ class VisionTransformer(nn.Module):
         if global_pool is not None:
             self._set_pool(global_pool)
         self.num_classes = num_classes
-        like = self.cls_token
-        self.head = (
-            nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes
-            else nn.Identity()
-        )
+        self.head = classifier(self.embed_dim, num_classes, self.cls_token)
         self.head.train(self.training)  # new modules start in training mode
 
     def forward_tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -247,23 +225,14 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = pack_tables(unwrap(state_dict))
-    theirs = re.compile("|".join(map(re.escape, AUTHORS_NAMES)))
     state_dict = {
-        theirs.sub(lambda found: AUTHORS_NAMES[found[0]], name): value
-        for name, value in state_dict.items()
+        renamed(name, AUTHORS_NAMES): value
+        for name, value in pack_tables(unwrap(state_dict)).items()
     }
     state_dict = resize_tables(
         state_dict, {name: value.shape for name, value in model.state_dict().items()}
     )
     if (position := state_dict.get("pos_embed")) is not None:
         state_dict["pos_embed"] = resize_position(position, model.size, model.num_prefix_tokens)
-    config = model.pretrained_cfg
-    check_fit(
-        state_dict,
-        model,
-        f"the checkpoint is not of {config['architecture']}",
-        # timm adapts the classifier to the classes and the first convolution to the channels.
-        ignore=(f"{config['classifier']}.", f"{config['first_conv']}."),
-    )
+    check_model(state_dict, model)
     return state_dict

@@ -12,7 +12,7 @@ SOFTMAX = Family(
     paper="arXiv:2107.00652",
     origin="https://github.com/microsoft/CSWin-Transformer",
     license="mit",
-    first_conv="patch_embed.proj",
+    first_conv="stem.proj",
     classifier="head.fc",
     config={
         "mixer": "cross_window",

@@ -12,7 +12,7 @@ SOFTMAX = Family(
     paper="arXiv:2103.14030",
     origin="https://github.com/microsoft/Swin-Transformer",
     license="mit",
-    first_conv="patch_embed.proj",
+    first_conv="stem.proj",
     classifier="head.fc",
     # timm's order of shift and padding, which matters for a map that is no multiple of 7.
     config={"mixer": "window", "mixer_options": {"window": {"padding": "end_after_shift"}}},
