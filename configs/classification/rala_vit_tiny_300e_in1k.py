@@ -3,18 +3,13 @@
 # late; the cosine starts at the full rate after the warm-up, where theirs counts the warm-up
 # in (0.07 % less); and the averaged weights alone are evaluated, where theirs take the better.
 _base_ = [
+    "../_base_/models/classifier_in1k.py",
     "../_base_/datasets/imagenet_224.py",
     "../_base_/schedules/in1k_adamw_300e.py",
     "../_base_/default_runtime.py",
 ]
 
-model = dict(
-    type="ImageClassifier",
-    backbone=dict(model_name="rala_vit_tiny", drop_path_rate=0.1),
-    num_classes=1000,
-    label_smoothing=0.1,
-    mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5, mode="batch"),
-)
+model = dict(backbone=dict(model_name="rala_vit_tiny", drop_path_rate=0.1))
 
 # A decay of 0.99996 ** (batch / 512), here of 1,024.
 default_hooks = dict(ema=dict(type="EMAHook", momentum=7.99984e-5, update_buffers=True))

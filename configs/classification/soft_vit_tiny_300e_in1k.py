@@ -4,18 +4,13 @@
 # theirs at 1e-6, which is the same here alone; and the batch is 1,024 for every size, where
 # theirs is 32 a GPU, of a number of GPUs that is not published, from the medium size on.
 _base_ = [
+    "../_base_/models/classifier_in1k.py",
     "../_base_/datasets/imagenet_224.py",
     "../_base_/schedules/in1k_adamw_300e.py",
     "../_base_/default_runtime.py",
 ]
 
-model = dict(
-    type="ImageClassifier",
-    backbone=dict(model_name="soft_vit_tiny", drop_path_rate=0.1),
-    num_classes=1000,
-    label_smoothing=0.1,
-    mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5, mode="batch"),
-)
+model = dict(backbone=dict(model_name="soft_vit_tiny", drop_path_rate=0.1))
 
 train_dataloader = dict(
     sampler=dict(_delete_=True, type="DefaultSampler", shuffle=True),

@@ -2,18 +2,13 @@
 # point: the cosine starts at the full rate after the warm-up, where theirs counts the warm-up
 # in (1 % less).
 _base_ = [
+    "../_base_/models/classifier_in1k.py",
     "../_base_/datasets/imagenet_224.py",
     "../_base_/schedules/in1k_adamw_300e.py",
     "../_base_/default_runtime.py",
 ]
 
-model = dict(
-    type="ImageClassifier",
-    backbone=dict(model_name="softmax_swin_tiny", drop_path_rate=0.2),
-    num_classes=1000,
-    label_smoothing=0.1,
-    mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5, mode="batch"),
-)
+model = dict(backbone=dict(model_name="softmax_swin_tiny", drop_path_rate=0.2))
 
 optim_wrapper = dict(clip_grad=dict(max_norm=5.0))
 param_scheduler = [
