@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import Operator, runs_triton, without_autocast
+from .backend import Operator, rows_contiguous, runs_triton, without_autocast
 from .depthwise_conv import TRITON_KERNELS
-from .linear_attention import WIDEST_TRITON_HEAD, rows_contiguous
+from .linear_attention import WIDEST_TRITON_HEAD
 
 
 def averages(length: int, cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:

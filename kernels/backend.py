@@ -60,6 +60,11 @@ def runs_triton(x: Tensor) -> bool:
     return True
 
 
+def rows_contiguous(x: Tensor | None) -> Tensor | None:
+    """`x` itself when its last axis is contiguous, else a copy."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """Where a reference computes in the precision that it chose, on the device of `x`."""
     # The meta device, on which shapes alone are computed, knows no autocast.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import Operator, runs_triton
+from .backend import Operator, rows_contiguous, runs_triton
 
 Activation = Literal["gelu"]
 
@@ -109,7 +109,7 @@ def _run(
 ) -> Tensor:
     from . import depthwise_conv_triton as kernels
 
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = rows_contiguous(x)
     out = _run_fake(x, weight, bias, stride, gelu, residual, dtype)
     kernels.forward(x, weight.contiguous(), bias, stride, gelu, residual, out)
     return out
@@ -125,17 +125,22 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from . import depthwise_conv_triton as kernels
 
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    dx, dweight, dbias = _run_backward_fake(grad, x, weight, stride, gelu, residual)
+    x = rows_contiguous(x)
+    grad = rows_contiguous(grad)
+    dx, dweight, dbias = empty_gradients(x, weight)
     kernels.input_gradient(grad, x, weight.contiguous(), stride, gelu, residual, dx)
     kernels.weight_gradient(grad, x, stride, gelu, dweight, dbias)
     return dx, dweight, dbias
 
 
-def _run_backward_fake(grad, x, weight, stride, gelu, residual):
+def empty_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, and in the dtype of the weight of weight and bias."""
     shapes = ((x, x.shape), (weight, weight.shape), (weight, weight.shape[:1]))
     return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
+
+
+def _run_backward_fake(grad, x, weight, stride, gelu, residual):
+    return empty_gradients(x, weight)
 
 
 def _save(ctx, inputs, output):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .backend import Operator, runs_triton, without_autocast
+from .backend import Operator, rows_contiguous, runs_triton, without_autocast
 from .landmark_kernel import gaussian_kernel
-from .linear_attention import WIDEST_TRITON_HEAD, rows_contiguous
+from .linear_attention import WIDEST_TRITON_HEAD
 
 
 def reference(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .backend import Operator, runs_triton, without_autocast
-from .linear_attention import WIDEST_TRITON_HEAD, rows_contiguous
+from .backend import Operator, rows_contiguous, runs_triton, without_autocast
+from .linear_attention import WIDEST_TRITON_HEAD
 
 
 def gaussian_kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
+from .triton_launch import launch, multiprocessors
 from .triton_math import sum_rows
 
 
@@ -105,13 +105,6 @@ SUM_ROWS, SUM_COLUMNS = 128, 16
 
 
 @lru_cache
-def _most_programs(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 2  # Triton's interpreter: few programs, but more than one part
-    return RESIDENT * torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@lru_cache
 def _tiles(shape: torch.Size) -> tuple[int, int, int, int, int]:
     """Channels and the power of two that they are padded to, rows, rows a tile, and tiles."""
     channels = shape[-1]
@@ -153,7 +146,7 @@ def backward(
 ) -> None:
     """Write the gradients of the sum (with `dtotal`, if there is one), of weight and of bias."""
     channels, padded, tokens, rows, tiles = _tiles(total.shape)
-    programs = min(tiles, _most_programs(total.device))
+    programs = min(tiles, RESIDENT * multiprocessors(total.device))
     stages = STAGES if rows >= ROWS_WORTH_STAGES else 1
     parts = torch.empty((programs, 2, padded), dtype=torch.float32, device=total.device)
     if programs:

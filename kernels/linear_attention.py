@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .backend import Operator, runs_triton, without_autocast
+from .backend import Operator, rows_contiguous, runs_triton, without_autocast
 from .rotary import Rotary, apply_rotary
 
 FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity"]
@@ -166,11 +166,6 @@ def linear_attention(
 
 
 # The Triton side. Triton itself is imported at the first launch, not before.
-
-
-def rows_contiguous(x: Tensor | None) -> Tensor | None:
-    """`x` itself when its last axis is contiguous, else a copy."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 def new_state(query: Tensor, rows: int, width: int) -> Tensor:

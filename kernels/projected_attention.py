@@ -9,8 +9,8 @@ the operators move; here every kernel writes its slice of it.
 import torch
 from torch import Tensor
 
-from .backend import Operator, runs_triton
-from .depthwise_conv import TRITON_KERNELS, depthwise_conv2d
+from .backend import Operator, rows_contiguous, runs_triton
+from .depthwise_conv import TRITON_KERNELS, depthwise_conv2d, empty_gradients
 from .linear_attention import (
     WIDEST_TRITON_HEAD,
     FeatureMap,
@@ -19,7 +19,6 @@ from .linear_attention import (
     check_options,
     linear_attention,
     new_state,
-    rows_contiguous,
 )
 from .rotary import Rotary
 
@@ -151,9 +150,7 @@ def _run_backward(
     from . import linear_attention_triton as attention
 
     grad, projection = rows_contiguous(grad), rows_contiguous(projection)
-    total, dweight, dbias = _run_backward_fake(
-        grad, projection, weight, bias, state, rows, columns, heads, "", "", ""
-    )
+    total, dweight, dbias = empty_gradients(projection, weight)
     local, dlocal = (
         torch.empty(grad.shape, dtype=projection.dtype, device=projection.device) for _ in range(2)
     )
@@ -193,8 +190,7 @@ def _run_backward(
 def _run_backward_fake(
     grad, projection, weight, bias, state, rows, columns, heads, feature_map, key_weights, readout
 ):
-    shapes = ((projection, projection.shape), (weight, weight.shape), (weight, weight.shape[:1]))
-    return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
+    return empty_gradients(projection, weight)
 
 
 def _save(ctx, inputs, output):

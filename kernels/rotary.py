@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .backend import Operator, runs_triton, unwatched
+from .backend import Operator, rows_contiguous, runs_triton, unwatched
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -111,7 +111,7 @@ def reference(x: Tensor, rotary: Rotary) -> Tensor:
 def _run(x, rows, columns, back):
     from . import rotary_triton as kernels
 
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = rows_contiguous(x)
     out = _run_fake(x, rows, columns, back)
     kernels.turn(x, rows.contiguous(), columns.contiguous(), back, out)
     return out

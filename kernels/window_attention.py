@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import Operator, runs_triton, without_autocast
+from .backend import Operator, rows_contiguous, runs_triton, without_autocast
 
 Padding = Literal["end", "end_after_shift", "centre"]
 
@@ -242,7 +242,7 @@ def _check(projection, heads, windows, shift, padding, table, fill, weight) -> N
 def _run(projection, table, fill, weight, bias, heads, windows, shift, padding):
     from . import window_attention_triton as kernels
 
-    projection = projection if projection.stride(-1) == 1 else projection.contiguous()
+    projection = rows_contiguous(projection)
     out, sums = _run_fake(projection, table, fill, weight, bias, heads, windows, shift, padding)
     table, fill, weight, bias = (
         None if x is None else x.contiguous() for x in (table, fill, weight, bias)
@@ -272,8 +272,8 @@ def _run_backward(
 ):
     from . import window_attention_triton as kernels
 
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    projection = projection if projection.stride(-1) == 1 else projection.contiguous()
+    grad = rows_contiguous(grad)
+    projection = rows_contiguous(projection)
     table, fill, weight, bias = (
         None if x is None else x.contiguous() for x in (table, fill, weight, bias)
     )
