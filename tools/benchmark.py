@@ -61,6 +61,7 @@ class Setting:
     resolutions: list[int]
     batch: int | None
     seconds: float
+    references: bool
 
     def batches(self, kind: str) -> Iterator[tuple[int, int]]:
         """Each resolution and its batch."""
@@ -91,6 +92,12 @@ def benchmark(
     phases: Annotated[
         str, typer.Option(help="Of inference,training: forward, and forward with backward.")
     ] = "inference,training",
+    references: Annotated[
+        bool,
+        typer.Option(
+            "--references", help="Each model of linsight beside itself in plain PyTorch, too."
+        ),
+    ] = False,
     dtype: Annotated[
         str | None,
         typer.Option(help="Of operators, and of models' autocast. Default: bfloat16; CPU float32."),
@@ -123,6 +130,7 @@ def benchmark(
         _sizes(resolutions or ("224,512,1024" if gpu else "64,128")),
         batch,
         seconds,
+        references,
     )
     if "graph" in setting.modes and not gpu:
         raise typer.BadParameter(f"--modes graph needs a GPU, the device is {place}")
@@ -218,8 +226,7 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
         for name in names:
             if not timm.is_model(name):
                 raise typer.BadParameter(f"timm has no model {name!r}")
-            for resolution, batch in setting.batches(phase):
-                case = cases.model(name, resolution, batch)
+            for case in _models(name, phase, setting):
 
                 def build(case: Case = case, phase: str = phase) -> Model:
                     dtype = DTYPES[setting.dtype]
@@ -227,6 +234,14 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
 
                 row = _row(case, "compile" if compile else "eager", phase, setting)
                 yield Job(build, lambda model, row: model.measure(), case.reference, [row])
+
+
+def _models(name: str, phase: str, setting: Setting) -> Iterator[Case]:
+    for resolution, batch in setting.batches(phase):
+        case = cases.model(name, resolution, batch)
+        yield case
+        if setting.references and not case.peer_of:
+            yield replace(case, name=f"{name} reference", peer_of=name, reference=True)
 
 
 def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:

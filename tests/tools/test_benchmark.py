@@ -247,7 +247,7 @@ def test_default_batches_shrink_with_the_resolution():
 
 def test_compilation_comes_last():
     modes, phases = ["eager", "graph", "compile"], ["inference", "training"]
-    setting = benchmark.Setting(CPU, "float32", modes, phases, [32], None, 0.001)
+    setting = benchmark.Setting(CPU, "float32", modes, phases, [32], None, 0.001, False)
     order = [row.mode for job in benchmark.plan("all", [], setting) for row in job.rows]
     compiled = [mode.startswith("compile") for mode in order]
     assert compiled == sorted(compiled)
