@@ -121,7 +121,7 @@ class Operator:
             self.function = _autograd_function(name, run, save, differentiate)
 
     def __call__(self, *args: Any) -> Any:
-        if not _plain(args):
+        if not plain(args):
             return self.registered(*args)
         if (
             self.function is not None
@@ -132,8 +132,8 @@ class Operator:
         return self.run(*args)
 
 
-def _plain(args: tuple) -> bool:
-    """Whether nothing but autograd watches a call."""
+def plain(args: tuple) -> bool:
+    """Whether nothing but autograd watches a call with these arguments."""
     return unwatched() and all(
         type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor)
     )
