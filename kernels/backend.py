@@ -9,6 +9,7 @@ override it. Forced on a CPU tensor, ``triton`` runs under Triton's interpreter,
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache, wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -80,6 +81,24 @@ def unwatched() -> bool:
         and _get_current_dispatch_mode() is None
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def kept(make: Callable) -> Callable:
+    """`make`, whose many small operations would cost the host more than a layer, once for all.
+
+    Args:
+        make: constant tensors of its arguments, the last of which is their device.
+    """
+    cached = lru_cache(maxsize=64)(make)
+
+    @wraps(make)
+    def get(*key):
+        if not unwatched() or (key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            return make(*key)
+        with torch.inference_mode(False):  # so that a later call may save them for its gradient
+            return cached(*key)
+
+    return get
 
 
 class Operator:
