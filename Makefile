@@ -1,4 +1,5 @@
 # Two commands: `make demo` learns handwritten digits, `make test` checks the library.
+# `make demo-detection` finds the digits in scenes.
 # Both make .venv first; a second run installs nothing.
 PYTHON ?= python3
 VENV := .venv
@@ -7,10 +8,15 @@ INSTALLED := $(VENV)/.installed
 # Threads that wait by spinning slow everything down as soon as two processes share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-detection test lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/linsight demo
+
+# mmdet comes for it alone.
+demo-detection: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[det]'
+	$(VENV)/bin/linsight demo detection
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal --ignore tests/test_readme.py

@@ -1,22 +1,23 @@
-"""Classify pictures: `linsight predict MODEL PICTURE_OR_FOLDER...`."""
+"""Predict pictures and videos: `linsight predict MODEL PICTURE_OR_FOLDER...`."""
 
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import timm.data
 import torch
 import typer
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from timm.data import get_img_extensions
 
+from linsight.backbones.checkpoint import CheckpointError
 from linsight.datasets.classification import DataError
-from linsight.tools.model import class_names, open_model
+from linsight.tools.model import open_model, read_run
+from linsight.tools.prediction import Predictor
 from linsight.tools.run import plain_errors
 
 
@@ -37,38 +38,28 @@ def predict(
         str | None, typer.Option(help="Such as cpu or cuda:1; default: a GPU if there is one.")
     ] = None,
 ) -> None:
-    """Name the likeliest classes of pictures, and draw each picture beside them."""
+    """Say what a model sees in pictures, and draw it."""
     with plain_errors():
-        classifier = open_model(model, model_name)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        predictor = open_predictor(model, model_name, place, topk)
         files = _pictures(pictures)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        classifier.to(device)
-        names = class_names(classifier)
-        settings = timm.data.resolve_model_data_config(classifier)
-        transform = timm.data.create_transform(**settings)
         out.mkdir(parents=True, exist_ok=True)
         console = Console()
         table = Table("picture", "prediction")
         rows, unreadable = [], []
-        for file in track(files, "Classifying", console=console, disable=len(files) == 1):
+        for file in track(files, "Predicting", console=console, disable=len(files) == 1):
             try:
                 picture = Image.open(file).convert("RGB")
             # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format.
             except Exception as error:
                 unreadable.append(f"{file} ({error})")
                 continue
-            with torch.inference_mode():
-                scores = classifier(transform(picture)[None].to(device))[0].float().softmax(-1)
-            top = scores.topk(min(topk, len(names)))
-            best = [
-                (names[i], p)
-                for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            ]
-            table.add_row(str(file), ", ".join(f"{name} {p:.1%}" for name, p in best[:3]))
-            rows += [(str(file), name, f"{p:.6f}") for name, p in best]
-            draw_prediction(picture, best).savefig(_drawing(out, file, files), dpi=120)
+            prediction = predictor(picture)
+            table.add_row(str(file), prediction.summary)
+            rows += [(str(file), *row) for row in prediction.rows]
+            prediction.drawing.save(_drawing(out, file, files))
         with open(out / "predictions.csv", "w", newline="") as list_file:
-            csv.writer(list_file).writerows([("picture", "class", "probability"), *rows])
+            csv.writer(list_file).writerows([("picture", *predictor.columns), *rows])
         console.print(table)
         if unreadable:
             print(
@@ -81,11 +72,35 @@ def predict(
         console.print(f"Drawings and predictions.csv are in {out}")
 
 
+def open_predictor(
+    source: str, model_name: str | None, device: torch.device, topk: int
+) -> Predictor:
+    """The predictor for the kind of model that `source` holds.
+
+    Args:
+        source, model_name: as :func:`~linsight.tools.model.open_model` takes them, or a
+            checkpoint of a training of any of the tasks.
+        device: to run it on.
+        topk: how many classes a classifier names.
+
+    Raises:
+        FileNotFoundError: `source` is neither a file nor a model's name.
+        CheckpointError: the file is damaged, or of a model that nothing here predicts with.
+    """
+    run = read_run(source)
+    kind = run.config.model.type if run else "ImageClassifier"
+    if kind == "ImageClassifier":
+        from linsight.tools.predict_classification import ClassificationPredictor
+
+        return ClassificationPredictor(open_model(source, model_name), device, topk)
+    raise CheckpointError(f"{source} is of a {kind}, with which nothing here predicts")
+
+
 def _pictures(sources: list[Path]) -> list[Path]:
-    files = []
+    files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found = sorted(f for f in source.rglob("*") if f.suffix.lower() in get_img_extensions())
+            found = list(_pictures_in(source))
             if not found:
                 raise DataError(
                     f"folder {source} holds no pictures ({', '.join(get_img_extensions())})"
@@ -98,26 +113,11 @@ def _pictures(sources: list[Path]) -> list[Path]:
     return files
 
 
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    yield from sorted(f for f in folder.rglob("*") if f.suffix.lower() in get_img_extensions())
+
+
 def _drawing(out: Path, file: Path, files: list[Path]) -> Path:
     """Named as the picture; with its folder where two pictures are called the same."""
     alone = sum(other.stem == file.stem for other in files) == 1
     return out / f"{file.stem if alone else '_'.join(file.with_suffix('').parts[-2:])}.png"
-
-
-def draw_prediction(picture: Image.Image, best: list[tuple[str, float]]) -> Figure:
-    """A picture beside bars of its likeliest classes.
-
-    Args:
-        picture: as it was read.
-        best: names and probabilities, the likeliest first.
-    """
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    left.imshow(picture, interpolation="nearest" if max(picture.size) < 200 else None)
-    left.axis("off")
-    names, shares = zip(*reversed(best), strict=True)
-    bars = right.barh([name[:28] for name in names], shares, color="#2a6f97")
-    right.bar_label(bars, [f"{share:.1%}" for share in shares], padding=3)
-    right.set(xlim=(0, 1.18), xticks=[])
-    right.spines[["top", "right", "bottom"]].set_visible(False)
-    return figure

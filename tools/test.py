@@ -4,7 +4,10 @@ from typing import Annotated
 
 import typer
 from mmengine.config import Config
+from rich.console import Console
+from rich.table import Column, Table
 
+from linsight.heads.hooks import percent
 from linsight.tools.run import (
     ConfigName,
     LauncherOption,
@@ -27,7 +30,7 @@ def test(
     launcher: LauncherOption = "none",
     cfg_options: Overrides = None,
 ) -> None:
-    """Print top-1 and top-5 of a checkpoint, and draw some of its predictions."""
+    """Print what a checkpoint reaches on the test data, and draw some of its predictions."""
 
     def adapt(cfg: Config) -> None:
         cfg.resume = False
@@ -41,8 +44,10 @@ def test(
             config, [*(cfg_options or []), *(words or [])], work_dir, launcher, adapt
         )
         metrics = runner.test()
+    table = Table("metric", Column("%", justify="right"))
     for name, value in metrics.items():
-        print(f"{name.removeprefix('accuracy/')}: {value:.2f} %")
+        table.add_row(name.rpartition("/")[2], f"{percent(name, value):.2f}")
+    Console().print(table)
 
 
 if __name__ == "__main__":
