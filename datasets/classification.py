@@ -10,14 +10,14 @@ from typing import Any
 import timm.data
 import torch
 from mmengine.dist import get_dist_info, sync_random_seed
-from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
+from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
 from timm.data import auto_augment
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 from torch.utils.data import Dataset, IterableDataset
 
 from .digits import DigitClassification
-from .tolerant import DataError, TolerantDataset
+from .loading import DataError, TolerantDataset
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
 
@@ -209,11 +209,3 @@ class RepeatAugSampler(TimmRepeatAugSampler):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(self.seed + epoch)
-
-
-@FUNCTIONS.register_module()
-def torch_worker_seed(worker_id: int) -> None:
-    """Leave a data worker's seeds as torch set them: from the main process's generator.
-
-    mmengine's own gives every epoch the same seeds, and so the same augmentations.
-    """

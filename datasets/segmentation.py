@@ -19,7 +19,7 @@ from torchvision.datasets import Cityscapes as TorchvisionCityscapes
 from torchvision.transforms import v2
 
 from .digits import DigitSegmentation
-from .tolerant import UNLABELLED, DataError, TolerantDataset
+from .loading import UNLABELLED, DataError, TolerantDataset
 
 IGNORE = 255
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

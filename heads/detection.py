@@ -77,7 +77,7 @@ class TimmBackbone(BaseModule):
         self.out_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
         self.norm_eval = norm_eval
         # What follows the last output would be trained by nothing.
-        model.prune_intermediate_layers(self.out_indices)
+        model.prune_intermediate_layers(self.out_indices, prune_norm=True)
         if with_cp:
             model.set_grad_checkpointing(True)
         self.model = model

@@ -1,10 +1,14 @@
-# The demonstration: minutes on two CPU cores, or on a GPU if there is one.
-_base_ = ["../_base_/datasets/digits_semantic_96.py", "../_base_/segmentation_runtime.py"]
+# The demonstration: minutes on two CPU cores, or on a GPU if there is one. Muon learns these
+# scenes in a third of the iterations that AdamW takes.
+_base_ = [
+    "../_base_/models/segformer.py",
+    "../_base_/datasets/digits_semantic_96.py",
+    "../_base_/segmentation_runtime.py",
+]
 
 model = dict(
-    type="SemanticSegmentor",
     backbone=dict(model_name="rala_vit_nano"),
-    decode_head=dict(type="SegformerHead", channels=64, dropout_ratio=0.0),
+    decode_head=dict(channels=64, dropout_ratio=0.0),
     num_classes=11,
 )
 
@@ -18,6 +22,4 @@ param_scheduler = [
 ]
 
 train_cfg = dict(by_epoch=False, max_iters=1400, val_interval=350)
-default_hooks = dict(
-    logger=dict(type="LoggerHook", interval=50), checkpoint=dict(interval=350)
-)
+default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval=350))

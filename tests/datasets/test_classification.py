@@ -9,7 +9,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
-from linsight.datasets.tolerant import CORRUPT, DataError, describe_flagged
+from linsight.datasets.loading import CORRUPT, DataError, describe_flagged
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Data sets of files, some of which are damaged, and their check before and during training."""
+"""What the data sets share: files that are damaged, workers' seeds, the check against the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import FUNCTIONS, HOOKS
 from torch.utils.data import Dataset
 
 CORRUPT = "could not be read"
@@ -77,6 +77,14 @@ def describe_flagged(dataset: TolerantDataset, fault: str) -> str:
     names = ", ".join(dataset.name_of(i) for i in bad[:5])
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     return f"{len(bad)} of {len(dataset):,} images {fault}: {names}{more}"
+
+
+@FUNCTIONS.register_module()
+def torch_worker_seed(worker_id: int) -> None:
+    """Leave a data worker's seeds as torch set them: from the main process's generator.
+
+    mmengine's own gives every epoch the same seeds, and so the same augmentations.
+    """
 
 
 @HOOKS.register_module()
