@@ -177,9 +177,9 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: str | Non
 class CheckedLoadHook(Hook):
     """Refuse a checkpoint of another model before mmengine loads what happens to fit.
 
-    Weights named as timm names them, without ``backbone.``, are taken too. To fine-tune on
-    other classes, ``load_from`` may differ from the model in its classifier alone; that is
-    then left out, and said so.
+    Weights named as timm names them, without ``backbone.``, are taken too, and so is what a
+    model's own ``checkpoint_filter_fn`` makes fit. To fine-tune on other classes, ``load_from``
+    may differ from the model in its classifier alone; that is then left out, and said so.
     """
 
     priority = "VERY_HIGH"
@@ -189,7 +189,9 @@ class CheckedLoadHook(Hook):
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
         own = model.state_dict()
         state = {re.sub(r"^module\.", "", k): v for k, v in checkpoint["state_dict"].items()}
-        if all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):
+        if hasattr(model, "checkpoint_filter_fn"):
+            state = model.checkpoint_filter_fn(state)
+        elif all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):
             state = {f"backbone.{k}": v for k, v in state.items()}
         checkpoint["state_dict"] = state
         if runner._resume and "optimizer" not in checkpoint:
@@ -198,8 +200,8 @@ class CheckedLoadHook(Hook):
                 "take an epoch_*.pth, or start from it with --cfg-options load_from=..."
             )
 
-        classifier = _classifier_of(model)
-        shapes = {k: v.shape for k, v in state.items() if classifier and k.startswith(classifier)}
+        classifiers = _classifiers_of(model)
+        shapes = {k: v.shape for k, v in state.items() if k.startswith(classifiers)}
         message = f"checkpoint {source} does not fit the model of the config"
         other = [k for k, shape in shapes.items() if k in own and own[k].shape != shape]
         if not other:
@@ -215,16 +217,18 @@ class CheckedLoadHook(Hook):
         runner.logger.warning(f"{source} was trained for {classes}: its classifier is left out")
         for key in shapes:
             del state[key]
-        check_fit(state, model, message, ignore=(classifier,))
+        check_fit(state, model, message, ignore=classifiers)
 
 
-def _classifier_of(model: torch.nn.Module) -> str:
-    """Prefix of the classifier's weights in a model around a timm backbone, or ''."""
+def _classifiers_of(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of the weights whose shapes depend on the number of classes."""
+    if hasattr(model, "classifiers"):
+        return model.classifiers
     backbone = getattr(model, "backbone", None)
     if not hasattr(backbone, "get_classifier"):
-        return ""
+        return ()
     classifier = backbone.get_classifier()
-    return next((f"{n}." for n, m in model.named_modules() if m is classifier), "")
+    return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
 
 
 @HOOKS.register_module()

@@ -23,8 +23,7 @@ class TimmOptimWrapperConstructor:
     ``optimizer`` holds that function's arguments. Its rules for parameter groups apply: no
     weight decay for tensors of rank 1 or less, for biases, and for the names that the model's
     ``no_weight_decay()`` lists; with ``layer_decay``, layers as the model's
-    ``group_matcher()`` orders them. Where mmengine's model has these two methods itself, all of
-    it is optimised, and otherwise its backbone, which must then be all that there is.
+    ``group_matcher()`` orders them.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -39,9 +38,17 @@ class TimmOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         model = model.module if is_model_wrapper(model) else model
-        if not hasattr(model, "group_matcher"):
-            model = _only_backbone(model)
-        optimizer = timm.optim.create_optimizer_v2(model, **self.optimizer)
+        beside = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and not name.startswith("backbone.")
+        ]
+        if beside:
+            raise ValueError(
+                "TimmOptimWrapperConstructor optimises model.backbone alone, and this model has "
+                f"other parameters: {', '.join(beside[:3])}; use mmengine's constructor"
+            )
+        optimizer = timm.optim.create_optimizer_v2(model.backbone, **self.optimizer)
         # timm's schedulers multiply by the layer's factor at each step; mmengine's keep the
         # ratio that they find.
         for group in optimizer.param_groups:
@@ -49,17 +56,3 @@ class TimmOptimWrapperConstructor:
         return OPTIM_WRAPPERS.build(
             {"type": "OptimWrapper", **self.wrapper, "optimizer": optimizer}
         )
-
-
-def _only_backbone(model: nn.Module) -> nn.Module:
-    beside = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not name.startswith("backbone.")
-    ]
-    if beside:
-        raise ValueError(
-            "TimmOptimWrapperConstructor optimises model.backbone alone, and this model has "
-            f"other parameters: {', '.join(beside[:3])}; use mmengine's constructor"
-        )
-    return model.backbone

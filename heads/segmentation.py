@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from linsight.backbones.checkpoint import check_fit, unwrap
@@ -136,18 +135,6 @@ class SemanticSegmentor(BaseModel):
     def checkpoint_filter_fn(self, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         """See :func:`checkpoint_filter_fn`."""
         return checkpoint_filter_fn(state_dict, self)
-
-    def no_weight_decay(self) -> set[str]:
-        """timm's: names of the weights that do not decay."""
-        names = getattr(self.backbone.model, "no_weight_decay", set)()
-        return {f"backbone.model.{name}" for name in names}
-
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float, ...]]:
-        """timm's: the layer of each weight; all beside the timm model is the last."""
-        model = self.backbone.model
-        layers = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
-        last = max(layers.values()) + 1
-        return lambda name: (layers.get(name.removeprefix("backbone.model."), last),)
 
     def init_weights(self) -> None:
         """Nothing: the parts were initialised, or loaded, when they were created."""
