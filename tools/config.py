@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,21 +136,22 @@ def check_config(config: Config) -> None:
         near = difflib.get_close_matches(key, _TOP_LEVEL, n=1, cutoff=0.85)
         if near and key not in _TOP_LEVEL:
             raise ConfigError(f"config key {key!r} is nobody's; did you mean {near[0]!r}?")
+    scope = config.get("default_scope", "mmengine")
     for path, node in _dicts(config):
-        _check_dict(path, node)
+        _check_dict(path, node, scope)
 
 
-def _check_dict(path: str, node: Mapping) -> None:
-    if "model_name" in node and "type" not in node:
+def _check_dict(path: str, node: Mapping, scope: str) -> None:
+    if "model_name" in node and node.get("type", "TimmBackbone") == "TimmBackbone":
         _check_model_name(path, node["model_name"])
     if "type" in node:
-        place = _find_type(path, node["type"])
+        place = _find_type(path, node["type"], scope)
     elif path == "train_cfg" and not node.get("by_epoch", True):
         place = IterBasedTrainLoop, {"by_epoch"}
     elif path == "optim_wrapper.optimizer" and "opt" in node:
         place = _timm_optimizer(path, node["opt"])
     else:
-        place = _UNTYPED.get(path) or _UNTYPED.get(path.rsplit(".", 1)[-1])
+        place = _UNTYPED.get("transform" if path.endswith(".transform") else path)
     if place is None:
         return
     built, extras = place
@@ -180,24 +182,27 @@ def _timm_optimizer(path: str, name: str) -> tuple[Callable, set[str]]:
     return optimizer, _accepts(timm.optim.create_optimizer_v2)[0] - {"kwargs"}
 
 
-def _find_type(path: str, kind: Any) -> tuple[Callable, set[str]] | None:
-    """What a type builds and the arguments that its registry takes besides, if it is ours."""
+def _find_type(path: str, kind: Any, scope: str) -> tuple[Callable, set[str]] | None:
+    """What a type builds and the arguments that its registry takes besides, if it is known."""
     if not isinstance(kind, str):
         return kind, set()
-    scope = kind.rpartition(".")[0]
     known: set[str] = set()
-    for held in _registries():
+    for held in _registries(scope):
         if (built := held.get(kind)) is not None:
             return built, _BUILDER.get(held.name, set())
         known.update(held.module_dict)
-    if scope:
+    # mmdet's configs also name operators, such as RoIAlign and nms, by their plain names.
+    if "." in kind or hasattr(sys.modules.get("mmcv.ops"), kind):
         return None
     raise ConfigError(f"{path}.type: nothing is registered as {kind!r}{_nearest(kind, known)}")
 
 
-def _registries() -> Iterator[registry.Registry]:
+def _registries(scope: str) -> Iterator[registry.Registry]:
+    """mmengine's registries; of a library that derives from them, such as mmdet, its own first."""
     for value in vars(registry).values():
         if isinstance(value, registry.Registry):
+            if scope in value.children:
+                yield value.children[scope]
             yield value
 
 
