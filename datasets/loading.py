@@ -24,8 +24,7 @@ class TolerantDataset(Dataset):
     """A data set that steps over items that cannot be read, and remembers which.
 
     Args:
-        read: gives the item of an index. A :class:`DataError` of it ends the training; after
-            any other the next item that can be read takes the item's place.
+        read: gives the item of an index.
         length: how many.
         name_of: gives the file name of an index.
         corrupt_tolerance: the largest share of corrupt items.
@@ -58,8 +57,6 @@ class TolerantDataset(Dataset):
         while True:
             try:
                 return index, self.read(index)
-            except DataError:
-                raise
             # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... as the format goes.
             except Exception as error:
                 self.flagged[CORRUPT][index] = True

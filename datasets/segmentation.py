@@ -225,9 +225,7 @@ def SegmentationFolder(
     )
 
 
-def _label_table(
-    reduce_zero_label: bool, label_map: Mapping[int, int] | None
-) -> np.ndarray | None:
+def _label_table(reduce_zero_label: bool, label_map: Mapping[int, int] | None) -> np.ndarray | None:
     """The class of each number that 16 bits hold; none: the numbers are the classes."""
     if label_map is not None:
         table = np.full(1 << 16, IGNORE, np.int32)

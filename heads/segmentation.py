@@ -95,9 +95,7 @@ class SemanticSegmentor(BaseModel):
         self.losses = nn.ModuleList(map(MODELS.build, losses))
         self.loss_weights = list(loss_weights or [1.0] * len(self.losses))
         if len(self.loss_weights) != len(self.losses):
-            raise ValueError(
-                f"loss_weights are {self.loss_weights}, for {len(self.losses)} losses"
-            )
+            raise ValueError(f"loss_weights are {self.loss_weights}, for {len(self.losses)} losses")
         self.window = window and _pair("window", window)
         self.window_stride = self.window and _pair(
             "window_stride", window_stride or [max(1, 2 * side // 3) for side in self.window]

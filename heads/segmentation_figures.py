@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.registry import HOOKS
@@ -20,14 +21,19 @@ from .figures import PredictionsHook
 BACKGROUND = "background"
 
 
-def class_colours(count: int) -> list[tuple[int, int, int]]:
-    """Colours (red, green, blue) of 0 to 255, neighbours far apart in hue."""
+def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
+    """A colour (red, green, blue) of 0 to 255 for each class but the background, by its index."""
+    coloured = [i for i, name in enumerate(classes) if name != BACKGROUND]
+    shades = [*colormaps["tab10"].colors]
     golden = (5**0.5 - 1) / 2
-    colours = []
-    for index in range(count):
-        shade = colorsys.hsv_to_rgb(index * golden % 1, (0.9, 0.6)[index // 8 % 2], 0.95)
-        colours.append(tuple(round(255 * part) for part in shade))
-    return colours
+    shades += (
+        colorsys.hsv_to_rgb(i * golden % 1, (0.9, 0.5)[i // 8 % 2], 0.95)
+        for i in range(len(coloured) - len(shades))
+    )
+    return {
+        i: tuple(round(255 * part) for part in shade)
+        for i, shade in zip(coloured, shades, strict=False)
+    }
 
 
 def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: float = 0.6) -> Tensor:
@@ -39,22 +45,21 @@ def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: floa
         classes: the classes' names.
         alpha: opacity of the colour.
     """
-    present = [i for i in labels.unique().tolist() if i < len(classes)]
-    present = [i for i in present if classes[i] != BACKGROUND]
+    colours = class_colours(classes)
+    present = [i for i in labels.unique().tolist() if i in colours]
     if not present:
         return picture
     masks = labels == torch.tensor(present)[:, None, None]
-    colours = class_colours(len(classes))
     return draw_segmentation_masks(picture, masks, alpha, [colours[i] for i in present])
 
 
-def legend(classes: Sequence[str], present: Sequence[int]) -> list[Patch]:
+def legend(classes: Sequence[str], present: Collection[int]) -> list[Patch]:
     """What the colours of the classes `present` mean."""
-    colours = class_colours(len(classes))
+    colours = class_colours(classes)
     return [
         Patch(color=np.array(colours[i]) / 255, label=str(classes[i]))
-        for i in present
-        if classes[i] != BACKGROUND
+        for i in sorted(present)
+        if i in colours
     ]
 
 
@@ -107,7 +112,7 @@ def draw_masks(
         if picture.shape[1:] != truth.shape:
             size = truth.shape
             picture = torch.nn.functional.interpolate(picture[None].float(), size)[0].byte()
-        present |= {*truth.unique().tolist(), *guess.unique().tolist()} & set(range(len(classes)))
+        present |= {*truth.unique().tolist(), *guess.unique().tolist()}
         row, column = divmod(index, columns)
         cells = (picture, overlay(picture, truth, classes), overlay(picture, guess, classes))
         for cell, name, axes in zip(
@@ -116,7 +121,7 @@ def draw_masks(
             axes.imshow(cell.permute(1, 2, 0).numpy(), interpolation="nearest")
             if row == 0:
                 axes.set_title(name, fontsize=10)
-    handles = legend(classes, sorted(map(int, present)))
+    handles = legend(classes, present)
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(10, len(handles) or 1), frameon=False
     )

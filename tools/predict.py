@@ -93,6 +93,10 @@ def open_predictor(
         from linsight.tools.predict_classification import ClassificationPredictor
 
         return ClassificationPredictor(open_model(source, model_name), device, topk)
+    if kind == "SemanticSegmentor":
+        from linsight.tools.predict_segmentation import SegmentationPredictor
+
+        return SegmentationPredictor(run, source, device)
     raise CheckpointError(f"{source} is of a {kind}, with which nothing here predicts")
 
 

@@ -7,9 +7,7 @@ _base_ = [
     "../_base_/segmentation_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(model_name="rala_vit_small", drop_path_rate=0.15, output_norm_eps=1e-6)
-)
+model = dict(backbone=dict(model_name="rala_vit_small", drop_path_rate=0.15, output_norm_eps=1e-6))
 
 optim_wrapper = dict(
     type="AmpOptimWrapper",

@@ -7,6 +7,4 @@ _base_ = [
     "../_base_/segmentation_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(model_name="rala_vit_tiny", drop_path_rate=0.1, output_norm_eps=1e-6)
-)
+model = dict(backbone=dict(model_name="rala_vit_tiny", drop_path_rate=0.1, output_norm_eps=1e-6))

@@ -62,9 +62,7 @@ val_dataloader = dict(
         split="validation",
         test_mode=True,
         transforms=[
-            dict(
-                type="torchvision.transforms.v2.Resize", size=512, max_size=2048, antialias=False
-            ),
+            dict(type="torchvision.transforms.v2.Resize", size=512, max_size=2048, antialias=False),
         ],
     ),
 )
