@@ -56,7 +56,8 @@ class TolerantDataset(Dataset):
         """The first item from `index` on that can be read, and its index."""
         while True:
             try:
-                return index, self.read(index)
+                item = self.read(index)
+                break
             # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... as the format goes.
             except Exception as error:
                 self.flagged[CORRUPT][index] = True
@@ -66,6 +67,7 @@ class TolerantDataset(Dataset):
                         f"({self.most_corrupt}); the last error: {error}"
                     ) from error
                 index = (index + 1) % len(self)
+        return index, item
 
 
 def describe_flagged(dataset: TolerantDataset, fault: str) -> str:

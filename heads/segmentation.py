@@ -18,6 +18,7 @@ from linsight.backbones.registry import ZOO
 from .checkpoint import read_checkpoint
 from .decode_head import resize
 from .detection import TimmBackbone
+from .segmentation_loss import PixelCrossEntropy
 
 
 @MODELS.register_module()
@@ -96,17 +97,15 @@ class SemanticSegmentor(BaseModel):
         self.loss_weights = list(loss_weights or [1.0] * len(self.losses))
         if len(self.loss_weights) != len(self.losses):
             raise ValueError(f"loss_weights are {self.loss_weights}, for {len(self.losses)} losses")
-        self.window = window and _pair("window", window)
-        self.window_stride = self.window and _pair(
-            "window_stride", window_stride or [max(1, 2 * side // 3) for side in self.window]
-        )
-        if self.window and any(
-            step > side for step, side in zip(self.window_stride, self.window, strict=True)
-        ):
-            raise ValueError(
-                f"window_stride is {self.window_stride}, and would leave gaps between windows of "
-                f"{self.window}"
-            )
+        self.window = None if window is None else _pair("window", window)
+        if self.window:
+            stride = window_stride or [max(1, 2 * side // 3) for side in self.window]
+            self.window_stride = _pair("window_stride", stride)
+            if self.window_stride[0] > self.window[0] or self.window_stride[1] > self.window[1]:
+                raise ValueError(
+                    f"window_stride is {self.window_stride}, and would leave gaps between windows "
+                    f"of {self.window}"
+                )
         if not test_scales or min(test_scales) <= 0:
             raise ValueError(f"test_scales must be one or more above 0, got {tuple(test_scales)}")
         self.test_scales = tuple(test_scales)
@@ -181,6 +180,10 @@ class SemanticSegmentor(BaseModel):
     def _measure(self, logits: Tensor, labels: Tensor) -> Tensor:
         # In half precision the sums over the pixels' neighbours and classes lose their ends.
         logits = resize(logits.float(), labels.shape[-2:])
+        # Other libraries' losses divide by the number of labelled pixels.
+        foreign = any(not isinstance(loss, PixelCrossEntropy) for loss in self.losses)
+        if foreign and not (labels != self.ignore_index).any():
+            return 0 * logits.sum()
         return sum(
             weight * loss(logits, labels)
             for weight, loss in zip(self.loss_weights, self.losses, strict=True)

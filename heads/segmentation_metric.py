@@ -26,8 +26,10 @@ class MeanIoU(BaseMetric):
         ignore_index: the label of pixels that are not counted.
         table: print each class's IoU and Acc.
         collect_device: where the ranks' results meet, ``"cpu"`` or ``"gpu"``.
-        prefix: of the metrics' names; by default none.
+        prefix: of the metrics' names: ``segmentation/mIoU``.
     """
+
+    default_prefix = "segmentation"
 
     def __init__(
         self,

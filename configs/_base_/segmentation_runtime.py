@@ -3,9 +3,9 @@ _base_ = "./default_runtime.py"
 custom_imports = dict(imports=["linsight", "linsight.datasets.segmentation", "linsight.heads"])
 
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=8000, save_best="mIoU"),
-    progress_bar=dict(metrics=["mIoU"]),
-    learning_curve=dict(metrics=["mIoU"]),
+    checkpoint=dict(by_epoch=False, interval=8000, save_best="segmentation/mIoU"),
+    progress_bar=dict(metrics=["segmentation/mIoU"]),
+    learning_curve=dict(metrics=["segmentation/mIoU"]),
     predictions=dict(_delete_=True, type="MasksFigureHook"),
 )
 log_processor = dict(by_epoch=False)

@@ -9,7 +9,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
-from linsight.datasets.loading import CORRUPT, DataError, describe_flagged
+from linsight.datasets.classification import DataError
+from linsight.datasets.loading import CORRUPT, describe_flagged
 
 
 @pytest.fixture
