@@ -33,7 +33,7 @@ from linsight.tools.benchmark_measure import Disagreement, Model, Operator
 from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
 from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
 
-What = Literal["all", "mixers", "models", "operators", "draw"]
+What = Literal["all", "mixers", "models", "operators", "configs", "draw"]
 Mode = Literal["eager", "graph", "compile"]
 Phase = Literal["inference", "training"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -58,13 +58,15 @@ class Setting:
     dtype: str
     modes: list[str]
     phases: list[str]
-    resolutions: list[int]
+    sizes: list[tuple[int, int]]
     batch: int | None
     seconds: float
 
     def batches(self, kind: str) -> Iterator[tuple[int, int]]:
         """Each resolution and its batch."""
-        for resolution in self.resolutions:
+        for resolution, width in self.sizes:
+            if width != resolution:
+                raise typer.BadParameter(f"--resolutions {resolution}x{width} is for configs")
             default = cases.default_batch(kind, resolution, self.device)
             yield resolution, self.batch or default
 
@@ -74,12 +76,17 @@ def benchmark(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models by timm's names, operators and mixers by patterns such as 'rala_*'; "
-            "the CSVs of 'draw'. Default: linsight's small models and their peers, all operators."
+            help="Models by timm's names, operators and mixers by patterns such as 'rala_*', "
+            "configs of whole tasks, or CONFIG@MODEL on another backbone; the CSVs of 'draw'. "
+            "Default: linsight's small models and their peers, all operators."
         ),
     ] = None,
     resolutions: Annotated[
-        str | None, typer.Option(help="Pixels a side. Default: 224,512,1024; on a CPU 64,128.")
+        str | None,
+        typer.Option(
+            help="Pixels a side, of configs also HEIGHTxWIDTH. Default: 224,512,1024; on a CPU "
+            "64,128."
+        ),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images; default: by resolution, as memory allows.")
@@ -162,14 +169,16 @@ def _words(text: str, option: str, known: tuple[str, ...]) -> list[str]:
     return words
 
 
-def _sizes(text: str) -> list[int]:
+def _sizes(text: str) -> list[tuple[int, int]]:
     try:
-        sizes = [int(word) for word in text.split(",")]
+        sizes = [[int(side) for side in word.split("x")] for word in text.split(",")]
     except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise typer.BadParameter(f"--resolutions {text!r}: expected numbers such as 224,512")
-    return sizes
+        sizes = [[]]
+    if any(len(size) not in (1, 2) or min(size) < 1 for size in sizes):
+        raise typer.BadParameter(
+            f"--resolutions {text!r}: expected numbers such as 224,512 or 1024x2048"
+        )
+    return [(size[0], size[-1]) for size in sizes]
 
 
 def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
@@ -181,6 +190,8 @@ def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
             yield from _operator_jobs(cases.mixers, names, compile, setting)
         if what in ("all", "models") and (compile or "eager" in setting.modes):
             yield from _model_jobs(names or list(cases.MODELS), compile, setting)
+        if what == "configs" and (compile or "eager" in setting.modes):
+            yield from _config_jobs(names, compile, setting)
         if what in ("all", "operators"):
             yield from _operator_jobs(cases.operators, names, compile, setting)
 
@@ -224,6 +235,26 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
                 def build(case: Case = case, phase: str = phase) -> Model:
                     dtype = DTYPES[setting.dtype]
                     return Model(case, dtype, setting.device, compile, setting.seconds, phase)
+
+                row = _row(case, "compile" if compile else "eager", phase, setting)
+                yield Job(build, lambda model, row: model.measure(), case.reference, [row])
+
+
+def _config_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[Job]:
+    # They need mmengine, and all else here does not.
+    from linsight.tools import benchmark_configs as configs
+
+    for phase in setting.phases:
+        for name in names or configs.CONFIGS:
+            for size in setting.sizes:
+                batch = setting.batch or configs.default_batch(phase, size, setting.device)
+                case = configs.case(name, size, batch)
+
+                def build(case: Case = case, phase: str = phase) -> Model:
+                    dtype = DTYPES[setting.dtype]
+                    return configs.Segmentor(
+                        case, dtype, setting.device, compile, setting.seconds, phase
+                    )
 
                 row = _row(case, "compile" if compile else "eager", phase, setting)
                 yield Job(build, lambda model, row: model.measure(), case.reference, [row])

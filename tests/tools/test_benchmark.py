@@ -221,6 +221,9 @@ def test_the_newest_row_of_a_measurement_is_drawn():
         (("--modes", "graph"), "GPU"),
         (("--modes", "egaer"), "egaer"),
         (("--resolutions", "224 512"), "224,512"),
+        (("models", "--resolutions", "64x96"), "64x96"),
+        (("configs", "rala_vit_nano_digits"), "ImageClassifier"),
+        (("configs", "upernet_rala_vit_smal_160k_ade20k"), "upernet_rala_vit_small"),
         (("draw", "no/such.csv"), "no/such.csv"),
     ],
 )
@@ -238,6 +241,22 @@ def test_devices_that_cannot_be_timed(tmp_path, device):
     assert device in result.output
 
 
+def test_configs(tmp_path):
+    """A segmentor and the same on timm's backbone, at a size that is not square."""
+    name = "segformer_rala_vit_nano_digits"
+    result = run(tmp_path, "configs", name, f"{name}@resnet10t", "--resolutions", "32x64")
+    assert result.exit_code == 0, result.output
+    got = rows(tmp_path)
+    assert {row["check"] for row in got} == {"ok"}
+    assert [(row["name"], row["peer_of"], row["phase"], row["shape"]) for row in got] == [
+        (name, "", "inference", "1 x 32 x 64"),
+        (f"{name}@resnet10t", "linsight", "inference", "1 x 32 x 64"),
+        (name, "", "training", "2 x 32 x 64"),
+        (f"{name}@resnet10t", "linsight", "training", "2 x 32 x 64"),
+    ]
+    assert all(float(row["images_per_second"]) > 0 for row in got)
+
+
 def test_default_batches_shrink_with_the_resolution():
     gpu = torch.device("cuda")
     sizes = (224, 512, 1024, 2048, 4096)
@@ -247,7 +266,7 @@ def test_default_batches_shrink_with_the_resolution():
 
 def test_compilation_comes_last():
     modes, phases = ["eager", "graph", "compile"], ["inference", "training"]
-    setting = benchmark.Setting(CPU, "float32", modes, phases, [32], None, 0.001)
+    setting = benchmark.Setting(CPU, "float32", modes, phases, [(32, 32)], None, 0.001)
     order = [row.mode for job in benchmark.plan("all", [], setting) for row in job.rows]
     compiled = [mode.startswith("compile") for mode in order]
     assert compiled == sorted(compiled)
