@@ -37,9 +37,7 @@ class DigitDetection(Dataset):
             :data:`~linsight.datasets.digits.DETECTION`.
     """
 
-    def __init__(
-        self, split: Split, length: int, pipeline: Sequence[dict], **scene: Any
-    ) -> None:
+    def __init__(self, split: Split, length: int, pipeline: Sequence[dict], **scene: Any) -> None:
         if length < 1:
             raise ValueError(f"length must be 1 or more, got {length}")
         self.length = length
@@ -62,6 +60,7 @@ class DigitDetection(Dataset):
                 "img_id": index,
                 "img_shape": shape,
                 "ori_shape": shape,
+                "scale_factor": (1.0, 1.0),
                 "height": shape[0],
                 "width": shape[1],
                 "gt_bboxes": HorizontalBoxes(scene.boxes),
@@ -75,9 +74,7 @@ class DigitDetection(Dataset):
                         "ignore_flag": 0,
                         "mask": run_length.encode(np.asfortranarray(mask, np.uint8)),
                     }
-                    for box, label, mask in zip(
-                        scene.boxes, scene.labels, scene.masks, strict=True
-                    )
+                    for box, label, mask in zip(scene.boxes, scene.labels, scene.masks, strict=True)
                 ],
             }
         )

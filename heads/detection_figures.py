@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,9 @@ def draw_objects(
     for i in order:
         colour = class_colour(int(labels[i]))
         x1, y1, x2, y2 = (float(edge) for edge in boxes[i])
-        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=max(1, height // 9))
+        pen.rectangle(
+            (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=max(1, height // 9)
+        )
         text = str(names[labels[i]] if names else int(labels[i]))
         if scores is not None:
             text += f" {scores[i]:.2f}"
@@ -58,7 +60,7 @@ def draw_objects(
     return picture
 
 
-@lru_cache(maxsize=None)
+@cache
 def class_colour(label: int) -> tuple[int, int, int]:
     """RGB of a class: neighbours far apart on the colour wheel, dark enough for white letters."""
     hue = label * 0.61803398875 % 1

@@ -18,6 +18,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
+from linsight.heads.detection import TimmBackbone
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -58,12 +60,18 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     path = find_config(name_or_path)
     try:
         config = Config.fromfile(path)
-    except (SyntaxError, FileNotFoundError, ImportError) as error:
+    except ImportError as error:
+        if (missing := _missing(error)) in ("mmcv", "mmdet"):
+            reason = f"detection needs {missing}: pip install 'linsight[det]'"
+            raise ConfigError(f"config {path}: {reason}") from error
+        raise ConfigError(f"config {path}: {error}") from error
+    except (SyntaxError, FileNotFoundError) as error:
         raise ConfigError(f"config {path}: {error}") from error
     if options := dict(map(_parse_override, overrides)):
         for key in {option.split(".")[0] for option in options} - config.keys() - _TOP_LEVEL:
             near = _nearest(key, config.keys() | _TOP_LEVEL)
             raise ConfigError(f"--cfg-options {key}: the config has no such key{near}")
+        data_root = config.get("data_root")
         # A new key further down is right wherever what is built there takes it as an argument,
         # and that check comes below.
         try:
@@ -72,8 +80,26 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
             # mmengine appends the whole list that an index exceeds.
             reason = str(error).strip("\"'").split(" of list")[0]
             raise ConfigError(f"--cfg-options {' '.join(options)}: {reason}") from error
+        if "data_root" in options:
+            _move_data(config, data_root, str(options["data_root"]))
     check_config(config)
     return config
+
+
+def _missing(error: BaseException | None) -> str | None:
+    """The top-level module that is not installed, where an import failed for that."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__ or error.__context__
+    return error.name.partition(".")[0] if error is not None and error.name else None
+
+
+def _move_data(config: Config, old: str, new: str) -> None:
+    """Put `new` for the folder `old` in every path below it: a config holds copies of it."""
+    old, new = old.rstrip("/"), new.rstrip("/")
+    for _, node in _dicts(config):
+        for key, value in node.items():
+            if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+                node[key] = new + value[len(old) :]
 
 
 def _parse_override(word: str) -> tuple[str, Any]:
@@ -152,9 +178,12 @@ def _check_dict(path: str, node: Mapping, scope: str) -> None:
         place = _timm_optimizer(path, node["opt"])
     else:
         place = _UNTYPED.get("transform" if path.endswith(".transform") else path)
-    if place is None:
+    # What TimmBackbone does not know goes to timm, which checks it when it builds the model.
+    if place is None or place[0] is TimmBackbone:
         return
     built, extras = place
+    if path.endswith("norm_cfg"):  # mmcv takes it out
+        extras = extras | {"requires_grad"}
     names, anything = _accepts(built)
     names = names | extras
     if anything:
@@ -187,12 +216,14 @@ def _find_type(path: str, kind: Any, scope: str) -> tuple[Callable, set[str]] | 
     if not isinstance(kind, str):
         return kind, set()
     known: set[str] = set()
-    for held in _registries(scope):
-        if (built := held.get(kind)) is not None:
-            return built, _BUILDER.get(held.name, set())
+    library, _, name = kind.rpartition(".")
+    for held in _registries(library or scope):
+        held.import_from_location()
+        if name in held.module_dict:
+            return held.module_dict[name], _BUILDER.get(held.name, set())
         known.update(held.module_dict)
     # mmdet's configs also name operators, such as RoIAlign and nms, by their plain names.
-    if "." in kind or hasattr(sys.modules.get("mmcv.ops"), kind):
+    if library or hasattr(sys.modules.get("mmcv.ops"), kind):
         return None
     raise ConfigError(f"{path}.type: nothing is registered as {kind!r}{_nearest(kind, known)}")
 

@@ -35,7 +35,10 @@ val_dataloader = dict(
         digit_size=(0.2, 0.45),
         clutter=4,
         pipeline=[
-            dict(type="PackDetInputs", meta_keys=("img_id", "ori_shape", "img_shape", "scale_factor", "instances"))
+            dict(
+                type="PackDetInputs",
+                meta_keys=("img_id", "ori_shape", "img_shape", "scale_factor", "instances"),
+            )
         ],
     ),
 )
