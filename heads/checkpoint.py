@@ -203,7 +203,7 @@ class CheckedLoadHook(Hook):
         classifiers = _classifiers_of(model)
         shapes = {k: v.shape for k, v in state.items() if k.startswith(classifiers)}
         message = f"checkpoint {source} does not fit the model of the config"
-        other = [k for k, shape in shapes.items() if k in own and own[k].shape != shape]
+        other = [k for k, shape in shapes.items() if k in own and own[k].shape[:1] != shape[:1]]
         if not other:
             check_fit(state, model, message)
             return

@@ -78,6 +78,8 @@ class SemanticSegmentor(BaseModel):
         super().__init__(data_preprocessor)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        if checkpoint is not None:  # of the whole, the backbone too
+            backbone = {**backbone, "pretrained": False, "checkpoint": None}
         self.backbone = TimmBackbone(**backbone)
         channels = self.backbone.out_channels
         info = self.backbone.model.feature_info

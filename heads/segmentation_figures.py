@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.registry import HOOKS
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.utils import draw_segmentation_masks
 
 from .figures import PredictionsHook
@@ -37,20 +38,21 @@ def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
 
 
 def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: float = 0.6) -> Tensor:
-    """A picture, uint8 (3, H, W), with each pixel's class in colour over it.
+    """A picture in grey, uint8 (3, H, W), with each pixel's class in colour over it.
 
     Args:
-        picture: the picture.
-        labels: class of each pixel, (H, W); what is no class, or background, stays as it is.
+        picture: uint8 (3, H, W).
+        labels: class of each pixel, (H, W); what is no class, or background, stays grey.
         classes: the classes' names.
         alpha: opacity of the colour.
     """
+    grey = v2.functional.rgb_to_grayscale(picture, num_output_channels=3)
     colours = class_colours(classes)
     present = [i for i in labels.unique().tolist() if i in colours]
     if not present:
-        return picture
+        return grey
     masks = labels == torch.tensor(present)[:, None, None]
-    return draw_segmentation_masks(picture, masks, alpha, [colours[i] for i in present])
+    return draw_segmentation_masks(grey, masks, alpha, [colours[i] for i in present])
 
 
 def legend(classes: Sequence[str], present: Collection[int]) -> list[Patch]:

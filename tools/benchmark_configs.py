@@ -59,6 +59,8 @@ def case(name: str, size: tuple[int, int], batch: int) -> Case:
             "output_norm_eps": model.backbone.get("output_norm_eps"),
         }
 
+    model.backbone.pretrained = False
+
     def build(device: torch.device) -> nn.Module:
         try:
             built = MODELS.build({**model, "backbone": {**model.backbone, "img_size": size}})

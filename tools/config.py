@@ -16,6 +16,7 @@ from mmengine import registry
 from mmengine.config import Config, DictAction
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
 
 from linsight.heads.detection import TimmBackbone
@@ -67,6 +68,16 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
         raise ConfigError(f"config {path}: {error}") from error
     except (SyntaxError, FileNotFoundError) as error:
         raise ConfigError(f"config {path}: {error}") from error
+    override(config, overrides)
+    return config
+
+
+def override(config: Config, overrides: Iterable[str]) -> None:
+    """Apply ``key=value`` overrides to a config, and check every name in it.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
     if options := dict(map(_parse_override, overrides)):
         for key in {option.split(".")[0] for option in options} - config.keys() - _TOP_LEVEL:
             near = _nearest(key, config.keys() | _TOP_LEVEL)
@@ -83,7 +94,6 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
         if "data_root" in options:
             _move_data(config, data_root, str(options["data_root"]))
     check_config(config)
-    return config
 
 
 def _missing(error: BaseException | None) -> str | None:
@@ -217,6 +227,10 @@ def _find_type(path: str, kind: Any, scope: str) -> tuple[Callable, set[str]] | 
         return kind, set()
     known: set[str] = set()
     library, _, name = kind.rpartition(".")
+    if "." in library:  # a place in a library, as torchvision.transforms.v2.Resize
+        if (built := get_object_from_string(kind)) is None:
+            raise ConfigError(f"{path}.type: there is no {kind!r}")
+        return built, set()
     for held in _registries(library or scope):
         held.import_from_location()
         if name in held.module_dict:

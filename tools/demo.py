@@ -27,12 +27,22 @@ DEMOS = {
             "linsight train rala_vit_tiny_300e_in1k --cfg-options data_root=/path/to/imagenet",
         ),
     ),
+    "segmentation": Demo(
+        "segformer_rala_vit_nano_digits",
+        (
+            "linsight predict {best} PICTURE...",
+            "linsight test segformer_rala_vit_nano_digits {best}",
+            "linsight train upernet_rala_vit_small_160k_ade20k "
+            "--cfg-options data_root=/path/to/ADEChallengeData2016",
+        ),
+    ),
 }
 
 
 def demo(
     task: Annotated[
-        Literal["classification"], typer.Argument(help="What to learn of the digits.")
+        Literal["classification", "segmentation"],
+        typer.Argument(help="What to learn of the digits."),
     ] = "classification",
     work_dir: Annotated[
         Path | None, typer.Option(help="Where the results go; default: work_dirs/demo_<task>.")

@@ -12,9 +12,10 @@ import timm
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from linsight.backbones.checkpoint import CheckpointError, check_fit
+from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
 from linsight.heads.checkpoint import read_checkpoint
 from linsight.heads.classification import create_backbone
+from linsight.tools.config import ConfigError, load_config
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Run:
     state: dict[str, Tensor]
 
 
-def read_run(source: str | Path) -> Run | None:
+def read_run(source: str | Path, name: str | None = None) -> Run | None:
     """Read a checkpoint of `linsight train`; none if `source` is something else.
+
+    A checkpoint of others is read as a run of the config that `name` names, if it is one's.
 
     Raises:
         CheckpointError: the file is damaged, or its config is more than data.
@@ -44,7 +47,12 @@ def read_run(source: str | Path) -> Run | None:
     checkpoint = read_checkpoint(path)
     meta = checkpoint.get("meta", {})
     if not meta.get("cfg"):
-        return None
+        try:
+            config = load_config(name or "")
+        except ConfigError:
+            return None
+        classes = meta.get("CLASSES")  # as mmsegmentation and mmdetection called them
+        return Run(config, tuple(classes) if classes else None, dict(unwrap(checkpoint)))
     try:
         config = Config(_literals(meta["cfg"]))
     except (SyntaxError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +16,10 @@ from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.datasets.classification import DataError
+from linsight.tools.config import override
 from linsight.tools.model import open_model, read_run
 from linsight.tools.prediction import Predictor
-from linsight.tools.run import plain_errors
+from linsight.tools.run import Overrides, plain_errors
 
 
 def predict(
@@ -28,7 +29,8 @@ def predict(
     ],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     model_name: Annotated[
-        str | None, typer.Option("--model", help="timm's name, where MODEL does not say it.")
+        str | None,
+        typer.Option("--model", help="timm's name, or a config's, where MODEL does not say it."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the drawings and the list go.")] = Path(
         "predictions"
@@ -37,11 +39,12 @@ def predict(
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:1; default: a GPU if there is one.")
     ] = None,
+    cfg_options: Overrides = None,
 ) -> None:
     """Say what a model sees in pictures, and draw it."""
     with plain_errors():
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        predictor = open_predictor(model, model_name, place, topk)
+        predictor = open_predictor(model, model_name, place, topk, cfg_options or ())
         files = _pictures(pictures)
         out.mkdir(parents=True, exist_ok=True)
         console = Console()
@@ -73,21 +76,27 @@ def predict(
 
 
 def open_predictor(
-    source: str, model_name: str | None, device: torch.device, topk: int
+    source: str,
+    model_name: str | None,
+    device: torch.device,
+    topk: int,
+    overrides: Sequence[str] = (),
 ) -> Predictor:
     """The predictor for the kind of model that `source` holds.
 
     Args:
         source, model_name: as :func:`~linsight.tools.model.open_model` takes them, or a
-            checkpoint of a training of any of the tasks.
+            checkpoint of a training of any of the tasks; of other files `model_name` may also be
+            that of the config that they fit.
         device: to run it on.
         topk: how many classes a classifier names.
+        overrides: ``key=value`` words that change the config of a training.
 
     Raises:
         FileNotFoundError: `source` is neither a file nor a model's name.
         CheckpointError: the file is damaged, or of a model that nothing here predicts with.
     """
-    run = read_run(source)
+    run = read_run(source, model_name)
     kind = run.config.model.type if run else "ImageClassifier"
     if kind == "ImageClassifier":
         from linsight.tools.predict_classification import ClassificationPredictor
@@ -96,6 +105,8 @@ def open_predictor(
     if kind == "SemanticSegmentor":
         from linsight.tools.predict_segmentation import SegmentationPredictor
 
+        if overrides:
+            override(run.config, overrides)
         return SegmentationPredictor(run, source, device)
     raise CheckpointError(f"{source} is of a {kind}, with which nothing here predicts")
 

@@ -32,13 +32,12 @@ class SegmentationPredictor:
     columns = ("class", "share of the pixels")
 
     def __init__(self, run: Run, source: str | Path, device: torch.device) -> None:
-        settings = run.config.model
-        settings.backbone.pop("checkpoint", None)
-        settings.backbone.pretrained = False
-        settings.checkpoint = None
+        settings = dict(run.config.model) | {"checkpoint": None}
+        settings["backbone"] = settings["backbone"] | {"pretrained": False, "checkpoint": None}
         self.model: SemanticSegmentor = MODELS.build(settings).eval()
-        check_fit(run.state, self.model, f"checkpoint {source} does not fit the model it names")
-        self.model.load_state_dict(run.state)
+        state = self.model.checkpoint_filter_fn(run.state)
+        check_fit(state, self.model, f"checkpoint {source} does not fit the model that it names")
+        self.model.load_state_dict(state)
         self.model.to(device)
         self.device = device
         self.classes = run.classes or tuple(map(str, range(self.model.num_classes)))

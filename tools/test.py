@@ -38,6 +38,7 @@ def test(
             cfg.model.backbone.pretrained = True
         else:
             cfg.load_from = checkpoint
+            cfg.model.backbone.pretrained = False
 
     with plain_errors():
         runner = build_runner(

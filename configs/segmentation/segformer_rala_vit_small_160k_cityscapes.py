@@ -7,7 +7,9 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name="rala_vit_small", drop_path_rate=0.15, output_norm_eps=1e-6),
+    backbone=dict(
+        model_name="rala_vit_small", pretrained=True, drop_path_rate=0.15, output_norm_eps=1e-6
+    ),
     num_classes=19,
     # Predicted in windows, as it was trained.
     window=(1024, 1024),

@@ -1,5 +1,4 @@
-# RAVLT's recipe (arXiv:2411.07635), "1x". Start from its ImageNet weights with
-# model.backbone.checkpoint=RAVLT_T.pth, where theirs take the last weights and not the average.
+# RAVLT's recipe (arXiv:2411.07635), "1x".
 _base_ = [
     "../_base_/models/semantic_fpn.py",
     "../_base_/datasets/ade20k_512.py",
