@@ -109,6 +109,20 @@ def _parse_override(word: str) -> tuple[str, Any]:
     return key, DictAction._parse_iterable(value)
 
 
+def tta_of(config: Mapping) -> dict:
+    """The model of test-time augmentation that a config names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if "tta_model" not in config:
+        raise ConfigError(
+            "--tta: the config has no tta_model and tta_pipeline. mmdet merges boxes alone, so "
+            "there is none for detectors with masks, nor for scenes that may not be mirrored"
+        )
+    return dict(config["tta_model"])
+
+
 # What takes the arguments of a dict that has no type, by its place.
 _LOADER = (DataLoader, {"dataset", "sampler", "batch_sampler", "num_batch_per_epoch"})
 _UNTYPED: dict[str, tuple[Callable, set[str]]] = {

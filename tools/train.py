@@ -48,7 +48,9 @@ def train(
         if amp and cfg.optim_wrapper.get("type") != "AmpOptimWrapper":
             cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
         if compile:
-            cfg.model.compile = True
+            # Detectors have a backbone that compiles; what follows it follows the objects.
+            part = cfg.model if cfg.model.type == "ImageClassifier" else cfg.model.backbone
+            part.compile = True
         if tensorboard:
             backends = [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}]
             cfg.visualizer = {"type": "Visualizer", "vis_backends": backends}
