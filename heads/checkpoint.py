@@ -179,7 +179,8 @@ class CheckedLoadHook(Hook):
 
     Weights named as timm names them, without ``backbone.``, are taken too, and so is what a
     model's own ``checkpoint_filter_fn`` makes fit. To fine-tune on other classes, ``load_from``
-    may differ from the model in its classifier alone; that is then left out, and said so.
+    may differ from the model in its classifier alone, or in the heads beside a backbone and its
+    neck; what differs is then left out, and said so.
     """
 
     priority = "VERY_HIGH"
@@ -200,35 +201,43 @@ class CheckedLoadHook(Hook):
                 "take an epoch_*.pth, or start from it with --cfg-options load_from=..."
             )
 
-        classifiers = _classifiers_of(model)
-        shapes = {k: v.shape for k, v in state.items() if k.startswith(classifiers)}
+        heads = _heads_of(model)
         message = f"checkpoint {source} does not fit the model of the config"
-        other = [k for k, shape in shapes.items() if k in own and own[k].shape[:1] != shape[:1]]
+        other = [
+            k
+            for k in own
+            if k.startswith(heads) and k in state and state[k].shape[:1] != own[k].shape[:1]
+        ]
         if not other:
             check_fit(state, model, message)
             return
-        classes = f"{shapes[other[0]][0]} classes, and the config has {own[other[0]].shape[0]}"
+        wanted, given = (tuple(weights[other[0]].shape) for weights in (own, state))
         fine_tuning = not isinstance(runner._train_loop, dict | None) and not runner._resume
         if not fine_tuning:
             raise CheckpointError(
-                f"checkpoint {source} was trained for {classes}: set "
-                f"model.num_classes={shapes[other[0]][0]}, or take another checkpoint"
+                f"checkpoint {source} was trained for other classes ({other[0]} is {given}, the "
+                f"config's {wanted}): set the config's num_classes, or take another checkpoint"
             )
-        runner.logger.warning(f"{source} was trained for {classes}: its classifier is left out")
-        for key in shapes:
+        runner.logger.warning(
+            f"{source} was trained for other classes ({other[0]} is {given}, the config's "
+            f"{wanted}): left out are {', '.join(other[:5])}"
+            + (f" and {len(other) - 5} more" if len(other) > 5 else "")
+        )
+        for key in other:
             del state[key]
-        check_fit(state, model, message, ignore=classifiers)
+        check_fit(state, model, message, ignore=tuple(other))
 
 
-def _classifiers_of(model: torch.nn.Module) -> tuple[str, ...]:
-    """Prefixes of the weights whose shapes depend on the number of classes."""
+def _heads_of(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of the weights that the classes shape: as the model says, or of
+    the classifier of a timm model, or of whatever stands beside a backbone and its neck."""
     if hasattr(model, "classifiers"):
         return model.classifiers
     backbone = getattr(model, "backbone", None)
-    if not hasattr(backbone, "get_classifier"):
-        return ()
-    classifier = backbone.get_classifier()
-    return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
+    if hasattr(backbone, "get_classifier"):
+        classifier = backbone.get_classifier()
+        return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
+    return tuple(f"{n}." for n, _ in model.named_children() if n not in ("backbone", "neck"))
 
 
 @HOOKS.register_module()

@@ -14,6 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .figures import PredictionsHook
 
+# Pixels of the longer side of a drawing, about.
+_LEAST = 384
+
 
 def draw_objects(
     image: np.ndarray,
@@ -25,6 +28,8 @@ def draw_objects(
 ) -> Image.Image:
     """A picture with its objects, each class in a colour of its own, the surest on top.
 
+    Small pictures are drawn larger, so that the letters find room.
+
     Args:
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4), x1 y1 x2 y2 in pixels.
@@ -34,8 +39,11 @@ def draw_objects(
         names: of the classes.
     """
     order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
-    canvas = image.copy()
+    scale = max(1, round(_LEAST / max(image.shape[:2])))
+    canvas = image.repeat(scale, 0).repeat(scale, 1)
+    boxes = boxes * scale
     if masks is not None:
+        masks = masks.repeat(scale, 1).repeat(scale, 2)
         for i in order:
             colour = np.array(class_colour(int(labels[i])), np.float32)
             canvas[masks[i]] = 0.5 * canvas[masks[i]] + 0.5 * colour
@@ -100,9 +108,6 @@ class ObjectsFigureHook(PredictionsHook):
         for axes in grid.flat:
             axes.axis("off")
         for axes, (image, objects) in zip(grid.flat, self.kept, strict=False):
-            # Small pictures are drawn larger, so that the letters find room.
-            scale = max(1, round(384 / max(image.shape[:2])))
-            image, objects = enlarged(image, objects, scale)
             axes.imshow(draw_objects(image, **objects, names=metainfo.get("classes")))
         return figure
 
@@ -117,22 +122,6 @@ def found(sample: Any, score_threshold: float) -> dict[str, np.ndarray | None]:
         "labels": objects.labels.numpy(),
         "scores": objects.scores.float().numpy(),
         "masks": np.asarray(objects.masks, bool) if "masks" in objects else None,
-    }
-
-
-def enlarged(
-    image: np.ndarray, objects: dict[str, np.ndarray | None], scale: int
-) -> tuple[np.ndarray, dict[str, np.ndarray | None]]:
-    """Image and objects, each pixel `scale` pixels wide and high."""
-
-    def larger(x: np.ndarray, axis: int) -> np.ndarray:
-        return x.repeat(scale, axis).repeat(scale, axis + 1)
-
-    masks = objects["masks"]
-    return larger(image, 0), {
-        **objects,
-        "boxes": objects["boxes"] * scale,
-        "masks": None if masks is None else larger(masks, 1),
     }
 
 

@@ -69,31 +69,31 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     except (SyntaxError, FileNotFoundError) as error:
         raise ConfigError(f"config {path}: {error}") from error
     override(config, overrides)
+    check_config(config)
     return config
 
 
 def override(config: Config, overrides: Iterable[str]) -> None:
-    """Apply ``key=value`` overrides to a config, and check every name in it.
+    """Apply ``key=value`` overrides to a config; :func:`check_config` says what is wrong then.
 
     Raises:
-        ConfigError: see :func:`load_config`.
+        ConfigError: there is nothing that a key could override.
     """
-    if options := dict(map(_parse_override, overrides)):
-        for key in {option.split(".")[0] for option in options} - config.keys() - _TOP_LEVEL:
-            near = _nearest(key, config.keys() | _TOP_LEVEL)
-            raise ConfigError(f"--cfg-options {key}: the config has no such key{near}")
-        data_root = config.get("data_root")
-        # A new key further down is right wherever what is built there takes it as an argument,
-        # and that check comes below.
-        try:
-            config.merge_from_dict(options)
-        except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
-            # mmengine appends the whole list that an index exceeds.
-            reason = str(error).strip("\"'").split(" of list")[0]
-            raise ConfigError(f"--cfg-options {' '.join(options)}: {reason}") from error
-        if "data_root" in options:
-            _move_data(config, data_root, str(options["data_root"]))
-    check_config(config)
+    options = dict(map(_parse_override, overrides))
+    for key in {option.split(".")[0] for option in options} - config.keys() - _TOP_LEVEL:
+        near = _nearest(key, config.keys() | _TOP_LEVEL)
+        raise ConfigError(f"--cfg-options {key}: the config has no such key{near}")
+    data_root = config.get("data_root")
+    # A new key further down is right wherever what is built there takes it as an argument,
+    # and that check comes below.
+    try:
+        config.merge_from_dict(options)
+    except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
+        # mmengine appends the whole list that an index exceeds.
+        reason = str(error).strip("\"'").split(" of list")[0]
+        raise ConfigError(f"--cfg-options {' '.join(options)}: {reason}") from error
+    if "data_root" in options:
+        _move_data(config, data_root, str(options["data_root"]))
 
 
 def _missing(error: BaseException | None) -> str | None:
@@ -117,6 +117,21 @@ def _parse_override(word: str) -> tuple[str, Any]:
     if not (equals and key):
         raise ConfigError(f"--cfg-options takes key=value, got {word!r}")
     return key, DictAction._parse_iterable(value)
+
+
+def tta_of(config: Mapping) -> dict:
+    """The model of test-time augmentation that a config names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if "tta_model" not in config:
+        raise ConfigError(
+            "--tta: the config has no tta_model and tta_pipeline. mmdet merges boxes alone, so "
+            "there is none for detectors with masks, nor for scenes that may not be mirrored; "
+            "segmentors take model.test_scales=[0.75,1.0,1.25] model.test_flip=True"
+        )
+    return dict(config["tta_model"])
 
 
 # What takes the arguments of a dict that has no type, by its place.

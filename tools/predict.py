@@ -2,22 +2,24 @@
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from mmengine.config import Config
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.datasets.classification import DataError
-from linsight.tools.config import override
+from linsight.tools.config import ConfigError, check_config, override
 from linsight.tools.model import open_model, read_run
+from linsight.tools.predict_video import SUFFIXES, predict_video
 from linsight.tools.prediction import Predictor
 from linsight.tools.run import Overrides, plain_errors
 
@@ -27,7 +29,7 @@ def predict(
         str,
         typer.Argument(help="A checkpoint, an exported folder, or a model with published weights."),
     ],
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures, folders of them, or videos.")],
     model_name: Annotated[
         str | None,
         typer.Option("--model", help="timm's name, or a config's, where MODEL does not say it."),
@@ -35,7 +37,13 @@ def predict(
     out: Annotated[Path, typer.Option(help="Where the drawings and the list go.")] = Path(
         "predictions"
     ),
-    topk: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 5,
+    topk: Annotated[int, typer.Option(min=1, help="Classes that a classifier names.")] = 5,
+    score: Annotated[
+        float, typer.Option(min=0, max=1, help="Objects less sure than this are left out.")
+    ] = 0.3,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Test-time augmentation, for detectors of boxes.")
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:1; default: a GPU if there is one.")
     ] = None,
@@ -44,23 +52,22 @@ def predict(
     """Say what a model sees in pictures, and draw it."""
     with plain_errors():
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        predictor = open_predictor(model, model_name, place, topk, cfg_options or ())
+        predictor = open_predictor(model, model_name, place, topk, score, tta, cfg_options or ())
         files = _pictures(pictures)
         out.mkdir(parents=True, exist_ok=True)
         console = Console()
         table = Table("picture", "prediction")
         rows, unreadable = [], []
-        for file in track(files, "Predicting", console=console, disable=len(files) == 1):
-            try:
-                picture = Image.open(file).convert("RGB")
-            # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format.
-            except Exception as error:
-                unreadable.append(f"{file} ({error})")
-                continue
-            prediction = predictor(picture)
-            table.add_row(str(file), prediction.summary)
-            rows += [(str(file), *row) for row in prediction.rows]
-            prediction.drawing.save(_drawing(out, file, files))
+        with Progress(console=console, disable=len(files) == 1 and not _is_video(files[0])) as bar:
+            for file in bar.track(files, description="Predicting"):
+                drawing = _drawing(out, file, files)
+                try:
+                    summary, found = _predict(predictor, file, drawing, bar)
+                except DataError as error:
+                    unreadable.append(str(error))
+                    continue
+                table.add_row(str(file), summary)
+                rows += found
         with open(out / "predictions.csv", "w", newline="") as list_file:
             csv.writer(list_file).writerows([("picture", *predictor.columns), *rows])
         console.print(table)
@@ -79,7 +86,9 @@ def open_predictor(
     source: str,
     model_name: str | None,
     device: torch.device,
-    topk: int,
+    topk: int = 5,
+    score: float = 0.3,
+    tta: bool = False,
     overrides: Sequence[str] = (),
 ) -> Predictor:
     """The predictor for the kind of model that `source` holds.
@@ -90,46 +99,84 @@ def open_predictor(
             that of the config that they fit.
         device: to run it on.
         topk: how many classes a classifier names.
+        score: a detector leaves out objects less sure than this.
+        tta: test-time augmentation.
         overrides: ``key=value`` words that change the config of a training.
 
     Raises:
+        ConfigError: there is no test-time augmentation for this model.
         FileNotFoundError: `source` is neither a file nor a model's name.
         CheckpointError: the file is damaged, or of a model that nothing here predicts with.
     """
     run = read_run(source, model_name)
     kind = run.config.model.type if run else "ImageClassifier"
+    if run and run.config.get("default_scope") == "mmdet":
+        from linsight.tools.predict_detection import DetectionPredictor
+
+        _change(run.config, overrides)
+        return DetectionPredictor(run, source, device, score, tta)
+    if tta:
+        raise ConfigError(f"--tta is for detectors, and {source} is of a {kind}")
     if kind == "ImageClassifier":
+        if overrides:
+            raise ConfigError(f"--cfg-options changes no prediction of a {kind}")
         from linsight.tools.predict_classification import ClassificationPredictor
 
         return ClassificationPredictor(open_model(source, model_name), device, topk)
     if kind == "SemanticSegmentor":
         from linsight.tools.predict_segmentation import SegmentationPredictor
 
-        if overrides:
-            override(run.config, overrides)
+        _change(run.config, overrides)
         return SegmentationPredictor(run, source, device)
     raise CheckpointError(f"{source} is of a {kind}, with which nothing here predicts")
+
+
+def _change(config: Config, overrides: Sequence[str]) -> None:
+    if overrides:
+        override(config, overrides)
+        check_config(config)
+
+
+def _predict(
+    predictor: Predictor, file: Path, drawing: Path, progress: Progress
+) -> tuple[str, list[tuple]]:
+    """Summary and rows of a picture or a video, whose drawing is written.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if _is_video(file):
+        frames = predict_video(predictor, file, drawing.with_suffix(".mp4"), progress)
+        rows = [(f"{file}#{i}", *row) for i, frame in enumerate(frames) for row in frame]
+        return f"{len(frames)} frames", rows
+    try:
+        picture = Image.open(file).convert("RGB")
+    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format.
+    except Exception as error:
+        raise DataError(f"{file} ({error})") from error
+    prediction = predictor(picture)
+    prediction.drawing.save(drawing)
+    return prediction.summary, [(str(file), *row) for row in prediction.rows]
+
+
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
 
 
 def _pictures(sources: list[Path]) -> list[Path]:
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found = list(_pictures_in(source))
+            endings = (*get_img_extensions(), *SUFFIXES)
+            found = sorted(f for f in source.rglob("*") if f.suffix.lower() in endings)
             if not found:
-                raise DataError(
-                    f"folder {source} holds no pictures ({', '.join(get_img_extensions())})"
-                )
+                raise DataError(f"folder {source} holds no pictures ({', '.join(endings)})")
             files += found
         elif source.is_file():
             files.append(source)
         else:
             raise FileNotFoundError(f"picture {source} does not exist")
     return files
-
-
-def _pictures_in(folder: Path) -> Iterator[Path]:
-    yield from sorted(f for f in folder.rglob("*") if f.suffix.lower() in get_img_extensions())
 
 
 def _drawing(out: Path, file: Path, files: list[Path]) -> Path:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from linsight.heads.hooks import percent
+from linsight.tools.config import ConfigError, tta_of
 from linsight.tools.run import (
     ConfigName,
     LauncherOption,
@@ -27,6 +28,9 @@ def test(
     ],
     words: Words = None,
     work_dir: WorkDir = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Test-time augmentation, for detectors of boxes.")
+    ] = False,
     launcher: LauncherOption = "none",
     cfg_options: Overrides = None,
 ) -> None:
@@ -34,11 +38,18 @@ def test(
 
     def adapt(cfg: Config) -> None:
         cfg.resume = False
+        if checkpoint == "pretrained" and cfg.model.type != "ImageClassifier":
+            raise ConfigError(f"'pretrained' is for classifiers, not for a {cfg.model.type}")
         if checkpoint == "pretrained":
             cfg.model.backbone.pretrained = True
         else:
             cfg.load_from = checkpoint
-            cfg.model.backbone.pretrained = False
+            if cfg.model.backbone.get("pretrained"):
+                cfg.model.backbone.pretrained = False
+        if tta:
+            hook = {"type": "PrepareTTAHook", "tta_cfg": tta_of(cfg)}
+            cfg.custom_hooks = [*cfg.get("custom_hooks", ()), hook]
+            cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
     with plain_errors():
         runner = build_runner(

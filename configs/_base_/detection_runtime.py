@@ -6,6 +6,7 @@ custom_imports = dict(
         "linsight.datasets.classification",
         "linsight.datasets.digits_detection",
         "linsight.heads",
+        "linsight.heads.coco",
         "linsight.heads.detection_figures",
         "mmdet.registry",
     ]

@@ -10,6 +10,7 @@ import timm
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import config as mmengine_config
+from mmengine.registry import init_default_scope
 
 from linsight.tools.config import CONFIGS, load_config
 
@@ -25,6 +26,7 @@ def _quick_bases():
     def not_in_the_index(package, name):
         raise ValueError(name)
 
+    init_default_scope("mmdet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmengine_config, "_get_external_cfg_path", not_in_the_index)
         yield

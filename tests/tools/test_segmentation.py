@@ -80,7 +80,7 @@ def test_a_test_prints_every_class(trained, tmp_path):
     wrong = cli_test(*words, "model.decode_head.channels=16", expect=1)
     assert "iter_4.pth does not fit the model of the config" in wrong
     wrong = cli_test(*words, "model.num_classes=7", expect=1)
-    assert "was trained for 11 classes" in wrong
+    assert "was trained for other classes" in wrong
 
 
 def test_fine_tuning_leaves_the_classifier_out(trained, tmp_path):
@@ -92,7 +92,7 @@ def test_fine_tuning_leaves_the_classifier_out(trained, tmp_path):
         *("val_evaluator=None", "train_dataloader.dataset.type=DigitSegmentation"),
         *("default_hooks.data_check=None",),
     )
-    assert "its classifier is left out" in output
+    assert "left out are decode_head.conv_seg.weight, decode_head.conv_seg.bias" in output
 
 
 def test_predictions(trained, tmp_path):
@@ -125,12 +125,15 @@ def test_predictions(trained, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_configs_build(name):
     cfg = load_config(name)
-    with torch.device("meta"):
-        model = MODELS.build({**cfg.model, "backbone": {**cfg.model.backbone, "pretrained": False}})
-    count = sum(p.numel() for p in model.parameters()) / 1e6
     family, _, size = re.sub("_(80|160|40)k_ade20k", "", name).rpartition("_")
-    if size in PARAMETERS.get(family, {}):
-        assert count == pytest.approx(PARAMETERS[family][size], abs=0.7)
+    published = PARAMETERS.get(family, {}).get(size)
+    if published or re.search("nano|tiny|segformer", name):
+        settings = {**cfg.model, "backbone": {**cfg.model.backbone, "pretrained": False}}
+        with torch.device("meta"):
+            model = MODELS.build(settings)
+        if published:
+            count = sum(p.numel() for p in model.parameters()) / 1e6
+            assert count == pytest.approx(published, abs=0.7)
     for hook in cfg.default_hooks.values():
         assert HOOKS.build(hook)
     METRICS.build(cfg.val_evaluator)

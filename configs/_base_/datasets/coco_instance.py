@@ -8,3 +8,5 @@ train_dataloader = dict(
 )
 val_dataloader = dict(num_workers=4, persistent_workers=False)
 test_dataloader = val_dataloader
+val_evaluator = dict(type="QuietCocoMetric")
+test_evaluator = val_evaluator

@@ -44,5 +44,5 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type="CocoMetric", metric=["bbox", "segm"])
+val_evaluator = dict(type="QuietCocoMetric", metric=["bbox", "segm"])
 test_evaluator = val_evaluator
