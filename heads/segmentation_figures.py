@@ -26,9 +26,10 @@ def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
     """A colour (red, green, blue) of 0 to 255 for each class but the background, by its index."""
     coloured = [i for i, name in enumerate(classes) if name != BACKGROUND]
     shades = [*colormaps["tab10"].colors]
+    del shades[7]  # grey, as the picture below
     golden = (5**0.5 - 1) / 2
     shades += (
-        colorsys.hsv_to_rgb(i * golden % 1, (0.9, 0.5)[i // 8 % 2], 0.95)
+        colorsys.hsv_to_rgb((0.16 + i * golden) % 1, (0.9, 0.5)[i // 8 % 2], 0.95)
         for i in range(len(coloured) - len(shades))
     )
     return {
@@ -37,7 +38,7 @@ def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
     }
 
 
-def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: float = 0.6) -> Tensor:
+def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: float = 0.75) -> Tensor:
     """A picture in grey, uint8 (3, H, W), with each pixel's class in colour over it.
 
     Args:
