@@ -33,11 +33,18 @@ from linsight.tools.benchmark_measure import Disagreement, Model, Operator
 from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
 from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
 
-What = Literal["all", "mixers", "models", "operators", "draw"]
+What = Literal["all", "mixers", "models", "operators", "detectors", "draw"]
 Mode = Literal["eager", "graph", "compile"]
 Phase = Literal["inference", "training"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RESULTS = "results.csv"
+# By whether they are for detectors, and on a GPU.
+_RESOLUTIONS = {
+    (False, True): "224,512,1024",
+    (False, False): "64,128",
+    (True, True): "800",
+    (True, False): "96",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Setting:
     resolutions: list[int]
     batch: int | None
     seconds: float
+    peers: tuple[str, ...] = ()
 
     def batches(self, kind: str) -> Iterator[tuple[int, int]]:
         """Each resolution and its batch."""
@@ -74,12 +82,17 @@ def benchmark(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models by timm's names, operators and mixers by patterns such as 'rala_*'; "
-            "the CSVs of 'draw'. Default: linsight's small models and their peers, all operators."
+            help="Models by timm's names, operators and mixers by patterns such as 'rala_*', "
+            "detectors by configs; the CSVs of 'draw'. Default: linsight's small models and their "
+            "peers, all operators."
         ),
     ] = None,
     resolutions: Annotated[
         str | None, typer.Option(help="Pixels a side. Default: 224,512,1024; on a CPU 64,128.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="A backbone to put into the same detector, by timm's name; repeat it."),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images; default: by resolution, as memory allows.")
@@ -113,6 +126,10 @@ def benchmark(
         return
     if what == "all" and names:
         raise typer.BadParameter("names need 'operators', 'mixers' or 'models' before them")
+    if what == "detectors" and not names:
+        raise typer.BadParameter("'detectors' needs the names of configs")
+    if peer and what != "detectors":
+        raise typer.BadParameter("--peer is for 'detectors'")
     place = _device(device)
     gpu = place.type == "cuda"
     setting = Setting(
@@ -120,9 +137,10 @@ def benchmark(
         _words(dtype or ("bfloat16" if gpu else "float32"), "--dtype", tuple(DTYPES))[0],
         _words(modes or ("eager,graph,compile" if gpu else "eager"), "--modes", get_args(Mode)),
         _words(phases, "--phases", get_args(Phase)),
-        _sizes(resolutions or ("224,512,1024" if gpu else "64,128")),
+        _sizes(resolutions or _RESOLUTIONS[what == "detectors", gpu]),
         batch,
         seconds,
+        tuple(peer or ()),
     )
     if "graph" in setting.modes and not gpu:
         raise typer.BadParameter(f"--modes graph needs a GPU, the device is {place}")
@@ -181,6 +199,8 @@ def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
             yield from _operator_jobs(cases.mixers, names, compile, setting)
         if what in ("all", "models") and (compile or "eager" in setting.modes):
             yield from _model_jobs(names or list(cases.MODELS), compile, setting)
+        if what == "detectors" and (compile or "eager" in setting.modes):
+            yield from _detector_jobs(names, compile, setting)
         if what in ("all", "operators"):
             yield from _operator_jobs(cases.operators, names, compile, setting)
 
@@ -227,6 +247,33 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
 
                 row = _row(case, "compile" if compile else "eager", phase, setting)
                 yield Job(build, lambda model, row: model.measure(), case.reference, [row])
+
+
+def _detector_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[Job]:
+    try:
+        from linsight.tools.benchmark_detectors import Detector, cases
+        from linsight.tools.config import ConfigError
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(
+            f"detectors need {error.name}: pip install 'linsight[det]'"
+        ) from None
+    for phase in setting.phases:
+        for name in names:
+            for resolution in setting.resolutions:
+                try:
+                    found = list(cases(name, list(setting.peers), resolution, setting.batch or 2))
+                except ConfigError as error:
+                    raise typer.BadParameter(str(error)) from None
+                for case in found:
+
+                    def build(case: Case = case, phase: str = phase) -> Detector:
+                        dtype = DTYPES[setting.dtype]
+                        return Detector(
+                            case, dtype, setting.device, compile, setting.seconds, phase
+                        )
+
+                    row = _row(case, "compile" if compile else "eager", phase, setting)
+                    yield Job(build, lambda detector, row: detector.measure(), False, [row])
 
 
 def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:
