@@ -21,10 +21,3 @@ val_dataloader = dict(batch_size=4, num_workers=14, dataset=dict(length=96, **sc
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(type="AmpOptimWrapper", loss_scale="dynamic")
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-2, begin=0, end=200, by_epoch=False),
-    dict(
-        type="CosineAnnealingLR", eta_min=1e-5, T_max=4, begin=1, end=5, convert_to_iter_based=True
-    ),
-]
-train_cfg = dict(max_epochs=5)
