@@ -7,6 +7,8 @@ all. In a config: ``custom_imports = dict(imports=["linsight.datasets.coco"])``,
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
@@ -83,7 +85,8 @@ class CheckedCocoDataset(CocoDataset):
             print_log(f"{message}. They are left out", "current", logging.WARNING)
         api = COCO()
         api.dataset = content
-        api.createIndex()
+        with contextlib.redirect_stdout(io.StringIO()):  # It tells how far it is.
+            api.createIndex()
         # mmdet's names, given before there was an index.
         api.img_ann_map, api.cat_img_map = api.imgToAnns, api.catToImgs
         return api
