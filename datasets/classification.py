@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -268,18 +268,17 @@ class DataCheckHook(Hook):
             if loop is not None
         }
         named = {split: classes for split, classes in named.items() if classes}
-        model = getattr(runner.model, "module", runner.model)
         for split, classes in named.items():
-            wanted = getattr(model, "num_classes", len(classes))
-            if len(classes) != wanted:
-                raise DataError(
-                    f"the {split} data set has {len(classes)} classes, and model.num_classes is "
-                    f"{wanted}: set model.num_classes={len(classes)}"
-                )
+            _check_count(split, classes, runner.model)
         if len(named) == 2 and len(set(map(tuple, named.values()))) > 1:
             training, validation = (set(classes) for classes in named.values())
             only = sorted(training ^ validation)[:5]
             raise DataError(f"training and validation name other classes: {', '.join(only)}")
+
+    def before_test(self, runner: Any) -> None:
+        classes = getattr(runner.test_dataloader.dataset, "metainfo", {}).get("classes")
+        if classes:
+            _check_count("test", classes, runner.model)
 
     def after_train_epoch(self, runner: Any) -> None:
         self._report(runner, runner.train_dataloader.dataset, "training")
@@ -291,7 +290,11 @@ class DataCheckHook(Hook):
         self._report(runner, runner.test_dataloader.dataset, "test")
 
     def _report(self, runner: Any, dataset: Any, split: str) -> None:
-        if not isinstance(dataset, TransformedImages):
+        # mmdet has data sets around data sets.
+        for inner in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
+            if inner is not None:
+                self._report(runner, inner, split)
+        if not hasattr(dataset, "corrupt"):
             return
         # A rank knows of the images that it read.
         counts = dataset.corrupt.to(torch.int32)
@@ -301,3 +304,19 @@ class DataCheckHook(Hook):
             runner.logger.warning(
                 f"{split} data: {describe_corrupt(dataset)}; others took their places"
             )
+
+
+def _check_count(split: str, classes: Sequence[str], model: torch.nn.Module) -> None:
+    """Compare the classes with the model's, or with those of each head of a detector."""
+    for name, module in getattr(model, "module", model).named_modules():
+        wanted = getattr(module, "num_classes", None)
+        # A backbone has none; an RPN tells objects from background, whatever they are.
+        parts = set(name.split("."))
+        foreign = parts & {"backbone", "rpn_head", "semantic_head"}
+        if not isinstance(wanted, int) or foreign or len(classes) == wanted:
+            continue
+        key = ".".join(filter(None, ("model", name, "num_classes")))
+        raise DataError(
+            f"the {split} data set has {len(classes)} classes, and {key} is {wanted}: set "
+            f"{key}={len(classes)}"
+        )
