@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS, HOOKS
 from torch.utils.data import Dataset
 
-CORRUPT = "could not be read"
-UNLABELLED = "have no labelled pixel"
-_CONSEQUENCES = {CORRUPT: "others took their places", UNLABELLED: "nothing was learned from them"}
+# By the attribute of a data set that says which of its images have a fault: the fault, and what
+# follows from it.
+_FAULTS = {
+    "corrupt": ("could not be read", "others took their places"),
+    "unlabelled": ("have no labelled pixel", "nothing was learned from them"),
+}
 
 
 class DataError(ValueError):
@@ -30,7 +33,7 @@ class TolerantDataset(Dataset):
         corrupt_tolerance: the largest share of corrupt items.
 
     Attributes:
-        flagged: by fault, whether an item has it, bool (length,); what a data worker marks
+        corrupt: whether an item could not be read, bool (length,); what a data worker marks
             there, every process sees.
     """
 
@@ -44,13 +47,10 @@ class TolerantDataset(Dataset):
         self.read = read
         self.name_of = name_of
         self.most_corrupt = max(1, int(corrupt_tolerance * length)) if corrupt_tolerance else 0
-        # A flag an item, not a count, needs no lock.
-        self.flagged = {
-            fault: torch.zeros(length, dtype=torch.bool).share_memory_() for fault in _CONSEQUENCES
-        }
+        self.corrupt = flags(length)
 
     def __len__(self) -> int:
-        return len(self.flagged[CORRUPT])
+        return len(self.corrupt)
 
     def read_from(self, index: int) -> tuple[int, Any]:
         """The first item from `index` on that can be read, and its index."""
@@ -60,22 +60,32 @@ class TolerantDataset(Dataset):
                 break
             # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... as the format goes.
             except Exception as error:
-                self.flagged[CORRUPT][index] = True
-                if self.flagged[CORRUPT].sum() > self.most_corrupt:
+                self.corrupt[index] = True
+                if self.corrupt.sum() > self.most_corrupt:
                     raise DataError(
-                        f"{describe_flagged(self, CORRUPT)}, more than corrupt_tolerance allows "
+                        f"{describe(self)}, more than corrupt_tolerance allows "
                         f"({self.most_corrupt}); the last error: {error}"
                     ) from error
                 index = (index + 1) % len(self)
         return index, item
 
 
-def describe_flagged(dataset: TolerantDataset, fault: str) -> str:
-    """How many images of a data set have a fault, and which."""
-    bad = dataset.flagged[fault].nonzero().flatten().tolist()
+def flags(length: int) -> torch.Tensor:
+    """A flag an item, shared with the data workers: other than a count it needs no lock."""
+    return torch.zeros(length, dtype=torch.bool).share_memory_()
+
+
+def describe(dataset: Dataset, fault: str = "corrupt") -> str:
+    """How many images of a data set have a fault, and which, by the data set's ``name_of``.
+
+    Args:
+        dataset: with flags of its images in the attribute that is named as the fault.
+        fault: ``"corrupt"`` or ``"unlabelled"``.
+    """
+    bad = getattr(dataset, fault).nonzero().flatten().tolist()
     names = ", ".join(dataset.name_of(i) for i in bad[:5])
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    return f"{len(bad)} of {len(dataset):,} images {fault}: {names}{more}"
+    return f"{len(bad)} of {len(dataset):,} images {_FAULTS[fault][0]}: {names}{more}"
 
 
 @FUNCTIONS.register_module()
@@ -102,18 +112,17 @@ class DataCheckHook(Hook):
             if loop is not None
         }
         named = {split: classes for split, classes in named.items() if classes}
-        model = getattr(runner.model, "module", runner.model)
         for split, classes in named.items():
-            wanted = getattr(model, "num_classes", len(classes))
-            if len(classes) != wanted:
-                raise DataError(
-                    f"the {split} data set has {len(classes)} classes, and model.num_classes is "
-                    f"{wanted}: set model.num_classes={len(classes)}"
-                )
+            _check_count(split, classes, runner.model)
         if len(named) == 2 and len(set(map(tuple, named.values()))) > 1:
             training, validation = (set(classes) for classes in named.values())
             only = sorted(training ^ validation)[:5]
             raise DataError(f"training and validation name other classes: {', '.join(only)}")
+
+    def before_test(self, runner: Any) -> None:
+        classes = getattr(runner.test_dataloader.dataset, "metainfo", {}).get("classes")
+        if classes:
+            _check_count("test", classes, runner.model)
 
     def after_train_epoch(self, runner: Any) -> None:
         self._report(runner, runner.train_dataloader.dataset, "training")
@@ -125,14 +134,33 @@ class DataCheckHook(Hook):
         self._report(runner, runner.test_dataloader.dataset, "test")
 
     def _report(self, runner: Any, dataset: Any, split: str) -> None:
-        if not isinstance(dataset, TolerantDataset):
-            return
-        for fault, flags in dataset.flagged.items():
+        # mmdet has data sets around data sets.
+        for inner in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
+            if inner is not None:
+                self._report(runner, inner, split)
+        for fault, (_, consequence) in _FAULTS.items():
+            flagged = getattr(dataset, fault, None)
+            if flagged is None:
+                continue
             # A rank knows of the images that it read.
-            counts = flags.to(torch.int32)
+            counts = flagged.to(torch.int32)
             all_reduce(counts)
-            flags.logical_or_(counts.bool().cpu())
-            if flags.any():
-                runner.logger.warning(
-                    f"{split} data: {describe_flagged(dataset, fault)}; {_CONSEQUENCES[fault]}"
-                )
+            flagged.logical_or_(counts.bool().cpu())
+            if flagged.any():
+                runner.logger.warning(f"{split} data: {describe(dataset, fault)}; {consequence}")
+
+
+def _check_count(split: str, classes: Sequence[str], model: torch.nn.Module) -> None:
+    """Compare the classes with the model's, or with those of each head of a detector."""
+    for name, module in getattr(model, "module", model).named_modules():
+        wanted = getattr(module, "num_classes", None)
+        # A backbone has none; an RPN tells objects from background, whatever they are.
+        parts = set(name.split("."))
+        foreign = parts & {"backbone", "rpn_head", "semantic_head"}
+        if not isinstance(wanted, int) or foreign or len(classes) == wanted:
+            continue
+        key = ".".join(filter(None, ("model", name, "num_classes")))
+        raise DataError(
+            f"the {split} data set has {len(classes)} classes, and {key} is {wanted}: set "
+            f"{key}={len(classes)}"
+        )

@@ -19,7 +19,7 @@ from torchvision.datasets import Cityscapes as TorchvisionCityscapes
 from torchvision.transforms import v2
 
 from .digits import DigitSegmentation
-from .loading import UNLABELLED, DataError, TolerantDataset
+from .loading import DataError, TolerantDataset, flags
 
 IGNORE = 255
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -95,6 +95,9 @@ class TransformedMasks(TolerantDataset):
         name_of: gives the file name of an index.
         corrupt_tolerance: the largest share of files that may be unreadable.
 
+    Attributes:
+        unlabelled: whether an item was found without a labelled pixel, bool (length,).
+
     Raises:
         DataError: there are more classes than eight bits tell apart; of an item: its mask has
             another size than its image, or labels that no class has.
@@ -115,6 +118,7 @@ class TransformedMasks(TolerantDataset):
         if len(classes) > IGNORE:
             raise DataError(f"{len(classes)} classes are more than the {IGNORE} of an 8-bit mask")
         super().__init__(read, length, name_of, corrupt_tolerance)
+        self.unlabelled = flags(length)
         self.transforms = build_transforms(transforms)
         self.test_mode = test_mode
         self.metainfo = {"classes": list(map(str, classes)), "mean": [*mean], "std": [*std]}
@@ -141,7 +145,7 @@ class TransformedMasks(TolerantDataset):
             )
         labelled = mask[mask != IGNORE]
         if not labelled.size:
-            self.flagged[UNLABELLED][index] = True
+            self.unlabelled[index] = True
         elif labelled.max() >= classes or labelled.min() < 0:
             bad = np.unique(labelled[(labelled >= classes) | (labelled < 0)]).tolist()
             raise DataError(

@@ -179,8 +179,8 @@ class CheckedLoadHook(Hook):
 
     Weights named as timm names them, without ``backbone.``, are taken too, and so is what a
     model's own ``checkpoint_filter_fn`` makes fit. To fine-tune on other classes, ``load_from``
-    may differ from the model in its classifier alone, or in the heads beside a backbone and its
-    neck; what differs is then left out, and said so.
+    may differ from the model in its classifier alone, or a detector's in its heads; what differs
+    is then left out, and said so.
     """
 
     priority = "VERY_HIGH"
@@ -201,43 +201,75 @@ class CheckedLoadHook(Hook):
                 "take an epoch_*.pth, or start from it with --cfg-options load_from=..."
             )
 
-        heads = _heads_of(model)
+        classifier = _classifier_of(model)
         message = f"checkpoint {source} does not fit the model of the config"
         other = [
-            k
-            for k in own
-            if k.startswith(heads) and k in state and state[k].shape[:1] != own[k].shape[:1]
+            key
+            for key, weight in state.items()
+            if key in own
+            and own[key].shape != weight.shape
+            and (
+                key.startswith(classifier) and own[key].shape[:1] != weight.shape[:1]
+                if classifier
+                else not key.startswith(_CLASSLESS)
+            )
         ]
         if not other:
             check_fit(state, model, message)
+            _compare_names(runner, checkpoint, source)
             return
-        wanted, given = (tuple(weights[other[0]].shape) for weights in (own, state))
+        theirs, ours = tuple(state[other[0]].shape), tuple(own[other[0]].shape)
+        if classifier:
+            trained = f"for {theirs[0]} classes, and the config has {ours[0]}"
+            fix = f"model.num_classes={theirs[0]}"
+        else:
+            trained = f"for other classes or queries ({other[0]} is {theirs}, the model's {ours})"
+            fix = "the heads' num_classes and the data set's classes to its own"
         fine_tuning = not isinstance(runner._train_loop, dict | None) and not runner._resume
         if not fine_tuning:
             raise CheckpointError(
-                f"checkpoint {source} was trained for other classes ({other[0]} is {given}, the "
-                f"config's {wanted}): set the config's num_classes, or take another checkpoint"
+                f"checkpoint {source} was trained {trained}: set {fix}, or take another checkpoint"
             )
-        runner.logger.warning(
-            f"{source} was trained for other classes ({other[0]} is {given}, the config's "
-            f"{wanted}): left out are {', '.join(other[:5])}"
-            + (f" and {len(other) - 5} more" if len(other) > 5 else "")
-        )
-        for key in other:
+        what = "its classifier is" if classifier else f"{len(other)} weights of its heads are"
+        runner.logger.warning(f"{source} was trained {trained}: {what} left out")
+        left_out = [key for key in state if key.startswith(classifier)] if classifier else other
+        for key in left_out:
             del state[key]
-        check_fit(state, model, message, ignore=tuple(other))
+        check_fit(state, model, message, ignore=tuple(left_out))
 
 
-def _heads_of(model: torch.nn.Module) -> tuple[str, ...]:
-    """Prefixes of the weights that the classes shape: as the model says, or of
-    the classifier of a timm model, or of whatever stands beside a backbone and its neck."""
+# What a detector has before its heads.
+_CLASSLESS = ("backbone.", "neck.")
+
+
+def _compare_names(runner: Any, checkpoint: Mapping, source: str) -> None:
+    """Say in testing that as many classes have other names, or another order."""
+    if isinstance(runner._test_loop, dict | None):
+        return
+    meta = checkpoint.get("meta")
+    metas = (
+        meta.get("dataset_meta") if isinstance(meta, Mapping) else None,
+        getattr(runner.test_dataloader.dataset, "metainfo", None),
+    )
+    theirs, ours = (tuple((meta or {}).get("classes") or ()) for meta in metas)
+    differ = [f"{a} for {b}" for a, b in zip(theirs, ours, strict=False) if a != b]
+    if theirs and ours and differ:
+        runner.logger.warning(
+            f"{source} was trained with other names of classes than the test data have: "
+            f"{', '.join(differ[:3])}{', ...' if len(differ) > 3 else ''}"
+        )
+
+
+def _classifier_of(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of the weights whose first axis is the classes, in a model that says so or is
+    around a timm classifier."""
     if hasattr(model, "classifiers"):
         return model.classifiers
     backbone = getattr(model, "backbone", None)
-    if hasattr(backbone, "get_classifier"):
-        classifier = backbone.get_classifier()
-        return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
-    return tuple(f"{n}." for n, _ in model.named_children() if n not in ("backbone", "neck"))
+    if not hasattr(backbone, "get_classifier"):
+        return ()
+    classifier = backbone.get_classifier()
+    return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
 
 
 @HOOKS.register_module()

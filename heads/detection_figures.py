@@ -95,6 +95,9 @@ class ObjectsFigureHook(PredictionsHook):
 
     def keep(self, data_batch: Any, outputs: Any) -> None:
         room = self.rows * self.columns - len(self.kept)
+        # Test-time augmentation has several images of each scene, and mmdet none of its own.
+        if isinstance(data_batch["inputs"][0], list | tuple):
+            return
         for image, sample in zip(data_batch["inputs"][:room], outputs, strict=False):
             self.kept.append((_picture(image, sample), found(sample, self.score_threshold)))
 

@@ -51,7 +51,7 @@ class Case:
     """One module at one resolution.
 
     Attributes:
-        kind: 'operators', 'mixers', 'models' or 'configs'.
+        kind: 'operators', 'mixers', 'models', 'detectors' or 'segmentors'.
         name: of what is measured.
         peer_of: the case it stands beside, empty for linsight's own.
         resolution: of the image, in pixels a side.

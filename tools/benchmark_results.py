@@ -102,7 +102,7 @@ def read(path: Path) -> list[dict[str, str]]:
 WIDTH = 134
 COLUMNS = (
     # Heading, width, alignment, and the text of a row.
-    ("name", 30, "left", lambda r: ("  " if r.peer_of else "") + _short(r.name)),
+    ("name", 30, "left", lambda r: ("  " if r.peer_of else "") + r.name),
     ("of", 22, "left", lambda r: r.shape),
     ("mode", 13, "left", lambda r: r.mode),
     ("phase", 16, "left", lambda r: r.phase),
@@ -112,12 +112,6 @@ COLUMNS = (
     ("floor", 5, "right", lambda r: "" if r.fraction is None else f"{r.fraction:.0%}"),
     ("first s", 8, "right", lambda r: _number(r.first_call_s)),
 )
-
-
-def _short(name: str) -> str:
-    """Of a config on another backbone, the backbone: the config stands above it."""
-    _, at, backbone = name.partition("@")
-    return at + backbone if at else name
 
 
 def _number(value: float | None) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmdet.registry import MODELS
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -72,7 +73,7 @@ class DetectionPredictor:
                 "scale_factor": (1.0, 1.0),
             }
         )
-        (sample,) = self.model.test_step({name: [value] for name, value in item.items()})
+        (sample,) = self.model.test_step(pseudo_collate([item]))
         objects = found(sample, self.score)
         masks = objects["masks"]
         rows = []

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from linsight.datasets.classification import DataError
-from linsight.datasets.loading import CORRUPT, describe_flagged
+from linsight.datasets.loading import describe
 
 
 @pytest.fixture
@@ -85,9 +85,7 @@ def test_corrupt_images_are_replaced_and_counted_across_workers(root):
     assert torch.cat(labels).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     images = torch.cat(images)
     assert torch.equal(images[1], images[2])
-    assert describe_flagged(loader.dataset, CORRUPT) == (
-        "2 of 12 images could not be read: a/1.png, b/2.png"
-    )
+    assert describe(loader.dataset) == ("2 of 12 images could not be read: a/1.png, b/2.png")
 
 
 def test_too_many_corrupt_images_are_an_error(root):

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from linsight.datasets.digits import digit_scene
-from linsight.datasets.loading import CORRUPT, UNLABELLED, DataCheckHook, DataError
+from linsight.datasets.loading import DataCheckHook, DataError
 from linsight.datasets.segmentation import IGNORE, RandomClassCrop
 
 FLIP = {"type": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1.0}
@@ -122,7 +122,7 @@ class TestFaults:
         (folder / "masks/a.png").write_bytes(b"no picture")
         dataset = build(folder)
         assert dataset[0][0].equal(dataset[1][0])
-        assert dataset.flagged[CORRUPT].tolist() == [True, False, False]
+        assert dataset.corrupt.tolist() == [True, False, False]
         self.report(dataset, caplog)
         assert "1 of 3 images could not be read: a.png; others took" in caplog.text
         (folder / "images/b.png").write_bytes(b"")
@@ -133,7 +133,7 @@ class TestFaults:
         write(folder / "masks/b.png", np.full((20, 30), IGNORE, np.uint8))
         dataset = build(folder, transforms=[{"type": "RandomClassCrop", "size": 16}])
         assert (dataset[1][1] == IGNORE).all()
-        assert dataset.flagged[UNLABELLED].tolist() == [False, True, False]
+        assert dataset.unlabelled.tolist() == [False, True, False]
         self.report(dataset, caplog)
         assert "1 of 3 images have no labelled pixel: b.png" in caplog.text
 

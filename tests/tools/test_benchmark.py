@@ -222,8 +222,8 @@ def test_the_newest_row_of_a_measurement_is_drawn():
         (("--modes", "egaer"), "egaer"),
         (("--resolutions", "224 512"), "224,512"),
         (("models", "--resolutions", "64x96"), "64x96"),
-        (("configs", "rala_vit_nano_digits"), "ImageClassifier"),
-        (("configs", "upernet_rala_vit_smal_160k_ade20k"), "upernet_rala_vit_small"),
+        (("segmentors", "rala_vit_nano_digits"), "ImageClassifier"),
+        (("segmentors", "upernet_rala_vit_smal_160k_ade20k"), "upernet_rala_vit_small"),
         (("draw", "no/such.csv"), "no/such.csv"),
     ],
 )
@@ -241,19 +241,21 @@ def test_devices_that_cannot_be_timed(tmp_path, device):
     assert device in result.output
 
 
-def test_configs(tmp_path):
-    """A segmentor and the same on timm's backbone, at a size that is not square."""
-    name = "segformer_rala_vit_nano_digits"
-    result = run(tmp_path, "configs", name, f"{name}@resnet10t", "--resolutions", "32x64")
+def test_segmentors(tmp_path):
+    """A segmentor and the same on timm's backbones, at a size that is not square."""
+    peers = ("resnet10t", "swin_tiny_patch4_window7_224")
+    words = ("segformer_rala_vit_nano_digits", "--resolutions", "32x64")
+    result = run(tmp_path, "segmentors", *words, *(w for peer in peers for w in ("--peer", peer)))
     assert result.exit_code == 0, result.output
     got = rows(tmp_path)
     assert {row["check"] for row in got} == {"ok"}
-    assert [(row["name"], row["peer_of"], row["phase"], row["shape"]) for row in got] == [
-        (name, "", "inference", "1 x 32 x 64"),
-        (f"{name}@resnet10t", "linsight", "inference", "1 x 32 x 64"),
-        (name, "", "training", "2 x 32 x 64"),
-        (f"{name}@resnet10t", "linsight", "training", "2 x 32 x 64"),
+    names = [f"Segformer {name}" for name in ("rala_vit_nano", *peers)]
+    assert [(row["phase"], row["name"], row["peer_of"]) for row in got] == [
+        (phase, name, "" if name == names[0] else names[0])
+        for phase in ("inference", "training")
+        for name in names
     ]
+    assert {row["shape"] for row in got} == {"2 x 32 x 64"}
     assert all(float(row["images_per_second"]) > 0 for row in got)
 
 
