@@ -177,9 +177,10 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: str | Non
 class CheckedLoadHook(Hook):
     """Refuse a checkpoint of another model before mmengine loads what happens to fit.
 
-    Weights named as timm names them, without ``backbone.``, are taken too. To fine-tune on
-    other classes, ``load_from`` may differ from the model in its classifier alone; that is
-    then left out, and said so.
+    Weights named as timm names them, without ``backbone.``, are taken too, and so is what a
+    model's own ``checkpoint_filter_fn`` makes fit. To fine-tune on other classes, ``load_from``
+    may differ from the model in its classifier alone, or a detector's in its heads; what differs
+    is then left out, and said so.
     """
 
     priority = "VERY_HIGH"
@@ -189,7 +190,9 @@ class CheckedLoadHook(Hook):
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
         own = model.state_dict()
         state = {re.sub(r"^module\.", "", k): v for k, v in checkpoint["state_dict"].items()}
-        if all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):
+        if hasattr(model, "checkpoint_filter_fn"):
+            state = model.checkpoint_filter_fn(state)
+        elif all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):
             state = {f"backbone.{k}": v for k, v in state.items()}
         checkpoint["state_dict"] = state
         if runner._resume and "optimizer" not in checkpoint:
@@ -199,32 +202,74 @@ class CheckedLoadHook(Hook):
             )
 
         classifier = _classifier_of(model)
-        shapes = {k: v.shape for k, v in state.items() if classifier and k.startswith(classifier)}
         message = f"checkpoint {source} does not fit the model of the config"
-        other = [k for k, shape in shapes.items() if k in own and own[k].shape != shape]
+        other = [
+            key
+            for key, weight in state.items()
+            if key in own
+            and own[key].shape != weight.shape
+            and (
+                key.startswith(classifier) and own[key].shape[:1] != weight.shape[:1]
+                if classifier
+                else not key.startswith(_CLASSLESS)
+            )
+        ]
         if not other:
             check_fit(state, model, message)
+            _compare_names(runner, checkpoint, source)
             return
-        classes = f"{shapes[other[0]][0]} classes, and the config has {own[other[0]].shape[0]}"
+        theirs, ours = tuple(state[other[0]].shape), tuple(own[other[0]].shape)
+        if classifier:
+            trained = f"for {theirs[0]} classes, and the config has {ours[0]}"
+            fix = f"model.num_classes={theirs[0]}"
+        else:
+            trained = f"for other classes or queries ({other[0]} is {theirs}, the model's {ours})"
+            fix = "the heads' num_classes and the data set's classes to its own"
         fine_tuning = not isinstance(runner._train_loop, dict | None) and not runner._resume
         if not fine_tuning:
             raise CheckpointError(
-                f"checkpoint {source} was trained for {classes}: set "
-                f"model.num_classes={shapes[other[0]][0]}, or take another checkpoint"
+                f"checkpoint {source} was trained {trained}: set {fix}, or take another checkpoint"
             )
-        runner.logger.warning(f"{source} was trained for {classes}: its classifier is left out")
-        for key in shapes:
+        what = "its classifier is" if classifier else f"{len(other)} weights of its heads are"
+        runner.logger.warning(f"{source} was trained {trained}: {what} left out")
+        left_out = [key for key in state if key.startswith(classifier)] if classifier else other
+        for key in left_out:
             del state[key]
-        check_fit(state, model, message, ignore=(classifier,))
+        check_fit(state, model, message, ignore=tuple(left_out))
 
 
-def _classifier_of(model: torch.nn.Module) -> str:
-    """Prefix of the classifier's weights in a model around a timm backbone, or ''."""
+# What a detector has before its heads.
+_CLASSLESS = ("backbone.", "neck.")
+
+
+def _compare_names(runner: Any, checkpoint: Mapping, source: str) -> None:
+    """Say in testing that as many classes have other names, or another order."""
+    if isinstance(runner._test_loop, dict | None):
+        return
+    meta = checkpoint.get("meta")
+    metas = (
+        meta.get("dataset_meta") if isinstance(meta, Mapping) else None,
+        getattr(runner.test_dataloader.dataset, "metainfo", None),
+    )
+    theirs, ours = (tuple((meta or {}).get("classes") or ()) for meta in metas)
+    differ = [f"{a} for {b}" for a, b in zip(theirs, ours, strict=False) if a != b]
+    if theirs and ours and differ:
+        runner.logger.warning(
+            f"{source} was trained with other names of classes than the test data have: "
+            f"{', '.join(differ[:3])}{', ...' if len(differ) > 3 else ''}"
+        )
+
+
+def _classifier_of(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of the weights whose first axis is the classes, in a model that says so or is
+    around a timm classifier."""
+    if hasattr(model, "classifiers"):
+        return model.classifiers
     backbone = getattr(model, "backbone", None)
     if not hasattr(backbone, "get_classifier"):
-        return ""
+        return ()
     classifier = backbone.get_classifier()
-    return next((f"{n}." for n, m in model.named_modules() if m is classifier), "")
+    return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
 
 
 @HOOKS.register_module()

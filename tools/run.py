@@ -99,6 +99,11 @@ def build_runner(
         work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
     )
     cfg.launcher = launcher
+    if launcher == "pytorch" and not torch.cuda.is_available():
+        # mmengine would ask for a GPU, once as it joins the processes and once for the model.
+        torch.distributed.init_process_group("gloo")
+        wrapper = cfg.get("model_wrapper_cfg") or {"broadcast_buffers": False}
+        cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
     adapt(cfg)
     # mmengine takes None, "without this hook", for its own alone.
     hooks = cfg.get("default_hooks", {})

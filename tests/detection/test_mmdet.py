@@ -19,7 +19,8 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
-CONFIGS = {
+# Those of mmdet's own files that are built on one of our backbones.
+DETECTORS = {
     "retinanet": "retinanet/retinanet_r50_fpn_1x_coco.py",
     "faster_rcnn": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
     "mask_rcnn": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
@@ -29,7 +30,9 @@ CONFIGS = {
     "dino": "dino/dino-4scale_r50_8xb2-12e_coco.py",
     "rtmdet": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
     "rtmdet_ins": "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py",
-    # One for each operator that those above do without.
+}
+# One for each operator that those above do without, on mmdet's own backbone.
+OPERATORS = {
     "deformable_convolution": "dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py",
     "modulated_deformable_convolution": "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
     "deformable_pooling": "dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py",
@@ -53,31 +56,59 @@ def test_every_model_module_imports():
         importlib.import_module(module.name)
 
 
-def smaller(config: ConfigDict) -> ConfigDict:
-    """The model with a ResNet-18, without weights to download, and with few queries."""
-    # A deformable convolution is a part of a bottleneck, which a ResNet-18 has none of.
-    resnet = config.backbone.type == "ResNet" and "dcn" not in config.backbone
+def config(file: str) -> ConfigDict:
+    """The model of one of mmdet's files: nothing to download, few queries, layers and images."""
+    root = Path(importlib.import_module("mmdet").__file__).parent / ".mim" / "configs"
+    model = Config.fromfile(root / file).model
 
     def visit(node: object) -> None:
         if isinstance(node, dict):
             if isinstance(node.get("init_cfg"), dict) and "checkpoint" in node["init_cfg"]:
                 node["init_cfg"] = None
-            if resnet and isinstance(node.get("in_channels"), list):
-                node["in_channels"] = [channels // 4 for channels in node["in_channels"]]
             for name in node.keys() & {"num_queries", "max_per_image", "max_per_img", "nms_pre"}:
                 node[name] = min(node[name], 20)
+            if "num_layers" in node and "layer_cfg" in node:
+                node["num_layers"] = min(node["num_layers"], 2)
             if "num_points" in node and "oversample_ratio" in node:
                 node["num_points"] = 128
         if isinstance(node, (dict, list, tuple)):
             for child in node.values() if isinstance(node, dict) else node:
                 visit(child)
 
-    visit(config)
+    visit(model)
     # Mask2Former's would make every image 1024 pixels wide and high.
-    config.data_preprocessor.pop("batch_augments", None)
-    if resnet:
-        config.backbone.depth = 18
-    return config
+    model.data_preprocessor.pop("batch_augments", None)
+    return model
+
+
+def on_small_resnet(model: ConfigDict) -> ConfigDict:
+    # A deformable convolution is a part of a bottleneck, which a ResNet-18 has none of.
+    if "dcn" not in model.backbone:
+        model.backbone.depth = 18
+        model.neck.in_channels = [channels // 4 for channels in model.neck.in_channels]
+    return model
+
+
+def on_our_backbone(model: ConfigDict) -> ConfigDict:
+    """The model with a `TimmBackbone` in place of its own, of as many maps."""
+    where, key = model, "neck"
+    if "neck" not in model:  # Mask2Former's stands in its head.
+        where, key = model, "panoptic_head"
+    # An FPN that starts higher leaves the first map, and so its norm, without a gradient.
+    first = where[key].get("start_level", 0)
+    wanted = len(where[key].in_channels) - first
+    if first:
+        where[key].start_level = 0
+    model.backbone = {
+        "type": "TimmBackbone",
+        "model_name": "rala_vit_nano",
+        "out_indices": tuple(range(4 - wanted, 4)),
+        "output_norm_eps": 1e-6,
+    }
+    where[key].in_channels = MODELS.build(model.backbone).out_channels
+    if key == "panoptic_head":
+        where[key].strides = [4, 8, 16, 32]
+    return model
 
 
 def sample(objects: int, masked: bool) -> DetDataSample:
@@ -97,25 +128,23 @@ def sample(objects: int, masked: bool) -> DetDataSample:
     return sample
 
 
-def config(name: str) -> ConfigDict:
-    root = Path(importlib.import_module("mmdet").__file__).parent / ".mim" / "configs"
-    return smaller(Config.fromfile(root / CONFIGS[name]).model)
-
-
 def step_and_predict(model: torch.nn.Module, masked: bool) -> None:
-    """One backward pass and one prediction, of images with two objects and with one."""
+    """One backward pass and one prediction, of an image with two objects and one without."""
     images = torch.randint(0, 255, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
 
     model.init_weights()  # without it some of mmdet's parameters are whatever memory held
     model.train()
-    batch = {"inputs": list(images), "data_samples": [sample(2, masked), sample(1, masked)]}
+    batch = {"inputs": list(images), "data_samples": [sample(2, masked), sample(0, masked)]}
     losses = model(**model.data_preprocessor(batch, training=True), mode="loss")
     total, _ = model.parse_losses(losses)
     total.backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert total.isfinite()
-    assert all(gradient.isfinite().all() for gradient in gradients)
-    assert any(gradient.any() for gradient in gradients)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all(), name
+    # DDP stops at a parameter without one.
+    assert {name for name, p in model.named_parameters() if p.requires_grad} <= gradients.keys()
+    assert any(gradients[name].any() for name in gradients if name.startswith("backbone."))
 
     model.eval()
     batch = {"inputs": list(images[:1]), "data_samples": [sample(2, masked)]}
@@ -126,20 +155,14 @@ def step_and_predict(model: torch.nn.Module, masked: bool) -> None:
     assert instances.scores.isfinite().all()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_detector_takes_a_step_and_predicts(name):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_in_mmdets_own_models(name):
     torch.manual_seed(0)
-    step_and_predict(MODELS.build(config(name)), masked="mask" in name or name == "rtmdet_ins")
+    step_and_predict(MODELS.build(on_small_resnet(config(OPERATORS[name]))), masked=False)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "cascade_mask_rcnn", "dino"])
-def test_detector_on_our_backbone(name):
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detectors_on_our_backbone(name):
     torch.manual_seed(0)
-    detector = config(name)
-    detector.backbone = {"type": "TimmBackbone", "model_name": "rala_vit_nano"}
-    detector.backbone["output_norm_eps"] = 1e-6
-    channels = MODELS.build(detector.backbone).out_channels
-    detector.neck.in_channels = channels[-len(detector.neck.in_channels) :]
-    if len(detector.neck.in_channels) < len(channels):
-        detector.backbone["out_indices"] = (1, 2, 3)
-    step_and_predict(MODELS.build(detector), masked="mask" in name)
+    masked = "mask" in name or name == "rtmdet_ins"
+    step_and_predict(MODELS.build(on_our_backbone(config(DETECTORS[name]))), masked)

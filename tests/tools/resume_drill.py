@@ -2,7 +2,8 @@
 times; resume each; compare the final weights with those of an unbroken run, bit for bit.
 
 A process of its own, because it forks trainings from a state in which torch has run nothing.
-Run as ``python resume_drill.py FOLDER``; tests/tools/test_resume.py does.
+Run as ``python resume_drill.py CONFIG LEAST SECONDS``: at least so many trainings are killed, and
+more until the time is over. tests/tools/test_resume.py and tests/detection/test_resume.py do.
 """
 
 import os
@@ -13,11 +14,14 @@ import time
 import traceback
 from pathlib import Path
 
+import mmengine.config.config
 import torch
 
+from linsight.tools.config import load_config
 from linsight.tools.train import train
 
-SECONDS = 25
+# mmengine formats the config for every checkpoint, which takes longer than these trainings.
+mmengine.config.config.FormatCode = lambda code, **style: (code, True)
 
 
 def start(config: Path, work_dir: Path, resume: bool, kill_at: int | None = None) -> int:
@@ -60,21 +64,24 @@ def finish(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(folder: Path) -> None:
-    config = folder / "tiny.py"
+def main(config: Path, least: int, seconds: float) -> None:
+    folder = config.parent
+    load_config(config)  # once for all: it imports what the config names
     begin = time.monotonic()
     assert finish(start(config, folder / "unbroken", resume=False)) == 0
     length = time.monotonic() - begin
     steps = int((folder / "unbroken.steps").read_text())
-    wanted = torch.load(folder / "unbroken" / "epoch_3.pth", weights_only=False)
+    last = Path((folder / "unbroken" / "last_checkpoint").read_text()).name
+    wanted = torch.load(folder / "unbroken" / last, weights_only=False)
 
     rng = random.Random(0)
-    # Random times first, one of them in a run that was killed before; then every step that a
-    # checkpoint takes, in random order, as far as the time goes.
-    kills = [None, None, *rng.sample(range(1, steps + 1), steps)]
+    # Random times, twice in one run; and every step that a checkpoint takes, in random order, as
+    # far as the time goes.
+    kills = [None, *rng.sample(range(1, steps + 1), steps)]
+    kills.insert(2, None)
     done = 0
     for number, kill_at in enumerate(kills):
-        if number > 5 and time.monotonic() - begin > SECONDS:
+        if number >= least and time.monotonic() - begin > seconds:
             break
         work_dir = folder / f"killed_{number}"
         pid = start(config, work_dir, resume=False, kill_at=kill_at)
@@ -89,8 +96,8 @@ def main(folder: Path) -> None:
             pid = start(config, work_dir, resume=True)
         code = finish(start(config, work_dir, resume=True))
         assert code == 0, Path(f"{work_dir}.log").read_text()[-2000:]
-        found = torch.load(work_dir / "epoch_3.pth", weights_only=False)
-        for part in ("state_dict", "ema_state_dict"):
+        found = torch.load(work_dir / last, weights_only=False)
+        for part in wanted.keys() & {"state_dict", "ema_state_dict"}:
             for key, value in wanted[part].items():
                 assert torch.equal(value, found[part][key]), f"{work_dir}, step {kill_at}: {key}"
         assert sorted(p.name for p in work_dir.glob("best*")), work_dir
@@ -100,4 +107,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

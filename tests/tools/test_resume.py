@@ -11,7 +11,10 @@ import pytest
 def test_killed_trainings_end_bit_for_bit_alike(tiny):
     drill = Path(__file__).with_name("resume_drill.py")
     result = subprocess.run(
-        [sys.executable, str(drill), str(tiny.parent)], capture_output=True, text=True, timeout=300
+        [sys.executable, str(drill), str(tiny), "6", "25"],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "end alike" in result.stdout

@@ -1,0 +1,18 @@
+"""Two processes train as one does with twice the batch, through mmengine's launcher."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
+
+
+def test_losses_are_the_same():
+    script = Path(__file__).with_name("two_processes.py")
+    result = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "20 steps" in result.stdout
