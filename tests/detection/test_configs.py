@@ -1,6 +1,7 @@
 """The detection configs: each names a model that builds, a data set and a schedule."""
 
 import re
+from functools import cache
 
 import pytest
 
@@ -30,6 +31,7 @@ def _quick_bases():
         yield
 
 
+@cache
 def channels(model_name: str) -> list[int]:
     with torch.device("meta"):
         return [level["num_chs"] for level in timm.create_model(model_name).feature_info]
@@ -95,7 +97,10 @@ def test_what_does_not_decay():
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     names = {id(p): name for name, p in model.named_parameters()}
     kept = {
-        names[id(p)] for g in wrapper.param_groups if not g["weight_decay"] for p in g["params"]
+        names[id(p)]
+        for g in wrapper.optimizer.param_groups
+        if not g["weight_decay"]
+        for p in g["params"]
     }
     excepted = "norm|relative_position_bias_table|map_bias|row_bias|column_bias"
     assert kept == {name for name in names.values() if re.search(excepted, name)}
