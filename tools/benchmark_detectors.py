@@ -50,15 +50,16 @@ def cases(config: str, peers: list[str], shorter: int, batch: int) -> Iterator[C
 def _on(name: str, model: ConfigDict, size: tuple[int, int]) -> ConfigDict:
     """The model on another backbone, with its number of channels."""
     model = model.copy()
-    kept = ("type", "out_indices", "output_norm_eps", "drop_path_rate")
+    with torch.device("meta"):
+        levels = timm.create_model(name).feature_info
+    # A convolutional network may have a finer map before the first stage's.
+    chosen = range(len(levels))[-len(model.neck.in_channels) :]
+    kept = ("type", "output_norm_eps", "drop_path_rate")
     backbone = {key: value for key, value in model.backbone.items() if key in kept}
     # Such as timm's Swin, which makes its masks for one size of image.
     if timm.get_pretrained_cfg(name).fixed_input_size:
         backbone["img_size"] = size
-    model.backbone = {**backbone, "model_name": name}
-    with torch.device("meta"):
-        levels = timm.create_model(name).feature_info
-    chosen = backbone.get("out_indices", range(len(levels)))
+    model.backbone = {**backbone, "model_name": name, "out_indices": tuple(chosen)}
     model.neck = {**model.neck, "in_channels": [levels[i]["num_chs"] for i in chosen]}
     return model
 
