@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import Compose
+from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.registry import DATASETS
@@ -41,7 +42,7 @@ class DigitDetection(Dataset):
         if length < 1:
             raise ValueError(f"length must be 1 or more, got {length}")
         self.length = length
-        self.pipeline = Compose(pipeline)
+        self.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])
         self.scene = functools.partial(digit_scene, split=split, **{**DETECTION, **scene})
         self.scene(0)  # A bad argument shows here and not in a worker.
         self.metainfo = {"classes": CLASSES}

@@ -11,7 +11,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from linsight.datasets.digits_detection import DigitDetection
@@ -50,25 +50,26 @@ def cases(config: str, peers: list[str], shorter: int, batch: int) -> Iterator[C
 def _on(name: str, model: ConfigDict, size: tuple[int, int]) -> ConfigDict:
     """The model on another backbone, with its number of channels."""
     model = model.copy()
-    kept = ("type", "out_indices", "output_norm_eps", "drop_path_rate")
+    with torch.device("meta"):
+        levels = timm.create_model(name).feature_info
+    # A convolutional network may have a finer map before the first stage's.
+    chosen = range(len(levels))[-len(model.neck.in_channels) :]
+    kept = ("type", "output_norm_eps", "drop_path_rate")
     backbone = {key: value for key, value in model.backbone.items() if key in kept}
     # Such as timm's Swin, which makes its masks for one size of image.
     if timm.get_pretrained_cfg(name).fixed_input_size:
         backbone["img_size"] = size
-    model.backbone = {**backbone, "model_name": name}
-    with torch.device("meta"):
-        levels = timm.create_model(name).feature_info
-    chosen = backbone.get("out_indices", range(len(levels)))
+    model.backbone = {**backbone, "model_name": name, "out_indices": tuple(chosen)}
     model.neck = {**model.neck, "in_channels": [levels[i]["num_chs"] for i in chosen]}
     return model
 
 
 def _builder(model: ConfigDict) -> Callable[[torch.device], nn.Module]:
     def build(device: torch.device) -> nn.Module:
-        init_default_scope("mmdet")
         cfg = model.copy()
         cfg.backbone = {**cfg.backbone, "pretrained": False}
-        return MODELS.build(cfg)
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            return MODELS.build(cfg)
 
     return build
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from linsight.datasets.digits import digit_scene
 from linsight.datasets.digits_coco import write_coco
+from linsight.tools.benchmark import benchmark
 from linsight.tools.config import find_config
 from linsight.tools.predict import predict
 
@@ -195,3 +196,18 @@ def test_digits_twins_train(name, tmp_path):
     output = cli_train(name, "--work-dir", tmp_path, *SMALL, "train_cfg.max_epochs=1")
     assert "coco/bbox_mAP" in output
     assert ("coco/segm_mAP" in output) == ("mask" in name)
+
+
+def test_benchmark_beside_another_backbone(tmp_path):
+    words = ["detectors", MASK_RCNN, "--peer", "resnet10t", "--resolutions", "64", "--batch", "1"]
+    words += ["--device", "cpu", "--seconds", "0.001", "--out", tmp_path]
+    assert "Results" in command(benchmark)(*words)
+    with open(tmp_path / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [("MaskRCNN rala_vit_nano", ""), ("MaskRCNN resnet10t", "MaskRCNN rala_vit_nano")]
+    assert [(row["name"], row["peer_of"]) for row in rows] == names * 2
+    assert {row["phase"] for row in rows} == {"inference", "training"}
+    for row in rows:
+        assert row["check"] == "ok"
+        assert row["shape"] == "1 x 3 x 64 x 107"
+        assert float(row["images_per_second"]) > 0

@@ -1,6 +1,7 @@
 """The detection configs: each names a model that builds, a data set and a schedule."""
 
 import re
+from functools import cache
 
 import pytest
 
@@ -10,7 +11,6 @@ import timm
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import config as mmengine_config
-from mmengine.registry import init_default_scope
 
 from linsight.tools.config import CONFIGS, load_config
 
@@ -26,12 +26,12 @@ def _quick_bases():
     def not_in_the_index(package, name):
         raise ValueError(name)
 
-    init_default_scope("mmdet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmengine_config, "_get_external_cfg_path", not_in_the_index)
         yield
 
 
+@cache
 def channels(model_name: str) -> list[int]:
     with torch.device("meta"):
         return [level["num_chs"] for level in timm.create_model(model_name).feature_info]
@@ -97,7 +97,10 @@ def test_what_does_not_decay():
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     names = {id(p): name for name, p in model.named_parameters()}
     kept = {
-        names[id(p)] for g in wrapper.param_groups if not g["weight_decay"] for p in g["params"]
+        names[id(p)]
+        for g in wrapper.optimizer.param_groups
+        if not g["weight_decay"]
+        for p in g["params"]
     }
     excepted = "norm|relative_position_bias_table|map_bias|row_bias|column_bias"
     assert kept == {name for name in names.values() if re.search(excepted, name)}
@@ -118,7 +121,7 @@ def test_builds(name):
     cfg = load_config(name, ["model.backbone.pretrained=False"])
     model = MODELS.build(cfg.model)
     maps = model.neck(model.backbone(torch.zeros(1, 3, 64, 96)))
-    assert {x.shape[1] for x in maps} == {model.neck.out_channels}
+    assert {x.shape[1] for x in maps} == {cfg.model.neck.out_channels}
 
 
 def test_data_root_moves_every_path():

@@ -82,6 +82,16 @@ def test_checkpointing_changes_no_gradient():
         torch.testing.assert_close(x, y)
 
 
+def test_compiled_maps_are_the_same():
+    torch.manual_seed(0)
+    backbone = build("resnet10t").eval()
+    compiled = build("resnet10t", compile={"backend": "eager"}).eval()
+    compiled.load_state_dict(backbone.state_dict())
+    with torch.no_grad():
+        for x, y in zip(compiled(IMAGES), backbone(IMAGES), strict=True):
+            torch.testing.assert_close(x, y)
+
+
 def test_weights_from_a_file(tmp_path):
     model = timm.create_model("rala_vit_nano")
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")

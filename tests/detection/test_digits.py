@@ -1,0 +1,133 @@
+"""Digit scenes as mmdet takes them, their metric, their drawing, and the optimiser of detectors."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.structures import InstanceData
+from torch import nn
+
+from linsight.datasets.digits import DETECTION, digit_scene
+from linsight.datasets.digits_detection import DigitDetection
+from linsight.heads.coco import QuietCocoMetric
+from linsight.heads.detection_figures import ObjectsFigureHook, class_colour, draw_objects
+
+KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor", "instances")
+PIPELINE = [{"type": "PackDetInputs", "meta_keys": KEYS}]
+SCENE = {"size": (96, 128), "digits": (0, 4), "max_overlap": 0.3}
+
+
+@pytest.fixture
+def scenes():
+    return DigitDetection("test", 4, PIPELINE, **SCENE)
+
+
+def perfect(item: dict) -> DetDataSample:
+    """The item's objects, as if they had been found."""
+    sample, truth = item["data_samples"], item["data_samples"].gt_instances
+    sample.pred_instances = InstanceData(
+        bboxes=truth.bboxes.tensor,
+        labels=truth.labels,
+        scores=torch.linspace(1, 0.6, len(truth)),
+        masks=torch.from_numpy(truth.masks.masks).bool(),
+    )
+    return sample
+
+
+def test_items_are_the_scenes(scenes):
+    for index in range(len(scenes)):
+        item, scene = scenes[index], digit_scene(index, "test", **{**DETECTION, **SCENE})
+        image = item["inputs"].permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(image[..., ::-1], scene.image)
+        truth = item["data_samples"].gt_instances
+        np.testing.assert_array_equal(truth.bboxes.tensor, scene.boxes)
+        np.testing.assert_array_equal(truth.labels, scene.labels)
+        np.testing.assert_array_equal(truth.masks.masks, scene.masks)
+    with pytest.raises(IndexError, match="4 is out of range"):
+        scenes[4]
+    with pytest.raises(ValueError, match="length must be 1 or more, got 0"):
+        DigitDetection("test", 0, PIPELINE)
+
+
+def test_metric_without_an_annotation_file(scenes, capsys):
+    metric = QuietCocoMetric(metric=["bbox", "segm"])
+    metric.dataset_meta = scenes.metainfo
+    for nothing_found in (False, True):
+        samples = [perfect(scenes[index]) for index in range(4)]
+        if nothing_found:
+            for sample in samples:
+                sample.pred_instances = sample.pred_instances[:0]
+        metric.process({}, [sample.to_dict() for sample in samples])
+        values = metric.evaluate(4)
+        for kind in ("bbox", "segm"):
+            assert values[f"coco/{kind}_mAP"] == pytest.approx(float(not nothing_found))
+    assert "Average Precision" not in capsys.readouterr().out
+
+
+def test_objects_are_drawn_in_their_colours():
+    image = np.full((200, 400, 3), 255, np.uint8)
+    masks = np.zeros((2, 200, 400), bool)
+    masks[0, 120:150, 60:90] = masks[1, 130:140, 300:380] = True
+    boxes = np.array([[50.0, 100, 100, 160], [290, 110, 390, 150]])
+    picture = draw_objects(image, boxes, np.array([3, 4]), np.array([0.9, 0.4]), masks)
+    pixels = np.asarray(picture)
+    assert picture.size == (400, 200)
+    assert (image == 255).all()
+    for label, (x, y), inside in ((3, (50, 130), (75, 135)), (4, (290, 130), (340, 135))):
+        colour = np.array(class_colour(label))
+        assert pixels[y, x].tolist() == colour.tolist()
+        assert abs(pixels[inside[1], inside[0]] - (255 + colour) / 2).max() <= 1
+    assert pixels[10, 200].tolist() == [255, 255, 255]
+    # A small picture is drawn larger, one without objects as it is.
+    small = draw_objects(image[:64, :64], boxes[:0], np.zeros(0, int))
+    assert small.size == (384, 384)
+    assert (np.asarray(small) == 255).all()
+
+
+def test_figure_of_what_was_found(scenes):
+    hook = ObjectsFigureHook(rows=2, columns=2, score_threshold=0.7)
+    hook.reset()
+    assert hook.figure({}) is None
+    items = [scenes[index] for index in range(4)]
+    hook.keep({"inputs": [item["inputs"] for item in items]}, [perfect(item) for item in items])
+    hook.keep({"inputs": [items[0]["inputs"]]}, [perfect(items[0])])
+    assert len(hook.kept) == 4
+    assert all((kept["scores"] >= 0.7).all() for _, kept in hook.kept)
+    assert len(hook.figure(scenes.metainfo).axes) == 4
+
+
+class Parts(nn.Module):
+    """A backbone whose table does not decay, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(3, 4)
+        self.backbone.table = nn.Parameter(torch.zeros(2, 2))
+        self.backbone.no_weight_decay = lambda: {"table"}
+        self.head = nn.Linear(4, 5)
+
+
+def test_timms_optimiser_takes_whole_detectors():
+    settings = {"opt": "nmuon", "lr": 0.1, "weight_decay": 0.05}
+    build = OPTIM_WRAPPER_CONSTRUCTORS.get("TimmOptimWrapperConstructor")
+    model = Parts()
+    names = {id(p): name for name, p in model.named_parameters()}
+    wrapper = build({"optimizer": settings})(model)
+    decay = {
+        names[id(p)]: group["weight_decay"]
+        for group in wrapper.optimizer.param_groups
+        for p in group["params"]
+    }
+    assert decay == {
+        "backbone.weight": 0.05,
+        "head.weight": 0.05,
+        "backbone.bias": 0,
+        "head.bias": 0,
+        "backbone.table": 0,
+    }
+    with pytest.raises(ValueError, match=r"layer_decay orders .* other parameters: head\.weight"):
+        build({"optimizer": {**settings, "layer_decay": 0.7}})(model)
