@@ -1,4 +1,5 @@
 # Two commands: `make demo` learns handwritten digits, `make test` checks the library.
+# `make demo-detection` finds the digits in scenes, `make demo-segmentation` outlines them.
 # Both make .venv first; a second run installs nothing.
 PYTHON ?= python3
 VENV := .venv
@@ -8,10 +9,16 @@ UPSTREAM := .venv-upstream
 # Threads that wait by spinning slow everything down as soon as two processes share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-upstream lint clean
+.PHONY: demo demo-detection demo-segmentation test test-upstream lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/linsight demo
+
+demo-detection: $(INSTALLED)
+	$(VENV)/bin/linsight demo detection
+
+demo-segmentation: $(INSTALLED)
+	$(VENV)/bin/linsight demo segmentation
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal --ignore tests/test_readme.py

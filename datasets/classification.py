@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm.data
 import torch
-from mmengine.dist import all_reduce, get_dist_info, sync_random_seed
-from mmengine.hooks import Hook
-from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS
+from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
 from timm.data import auto_augment
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 from torch.utils.data import Dataset, IterableDataset
 
 from .digits import DigitClassification
+from .loading import DataError, TolerantDataset
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
 
@@ -32,14 +32,8 @@ for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
     auto_augment.NAME_TO_OP[_name] = _posterize
 
 
-class DataError(ValueError):
-    """A data set that is missing, empty, or too damaged to train on."""
-
-
-class TransformedImages(Dataset):
-    """A data set of (PIL image, label) under a transform, which steps over corrupt images.
-
-    An image that cannot be read is replaced by the next that can, and marked in ``corrupt``.
+class TransformedImages(TolerantDataset):
+    """A data set of (PIL image, label) under timm's transform.
 
     Args:
         read: gives the PIL image and label of an index.
@@ -59,39 +53,12 @@ class TransformedImages(Dataset):
         name_of: Callable[[int], str] = str,
         corrupt_tolerance: float = 0.01,
     ) -> None:
-        self.read = read
+        super().__init__(read, length, name_of, corrupt_tolerance)
         self.transform, self.metainfo = _transform(transform, classes)
-        self.name_of = name_of
-        self.most_corrupt = max(1, int(corrupt_tolerance * length)) if corrupt_tolerance else 0
-        # Shared with the data workers: a flag an image, not a count, needs no lock.
-        self.corrupt = torch.zeros(length, dtype=torch.bool).share_memory_()
-
-    def __len__(self) -> int:
-        return len(self.corrupt)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        while True:
-            try:
-                image, label = self.read(index)
-                break
-            # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... as the format goes.
-            except Exception as error:
-                self.corrupt[index] = True
-                if self.corrupt.sum() > self.most_corrupt:
-                    raise DataError(
-                        f"{describe_corrupt(self)}, more than corrupt_tolerance allows "
-                        f"({self.most_corrupt}); the last error: {error}"
-                    ) from error
-                index = (index + 1) % len(self)
+        _, (image, label) = self.read_from(index)
         return self.transform(image), label
-
-
-def describe_corrupt(dataset: TransformedImages) -> str:
-    """How many images of a data set could not be read, and which."""
-    bad = dataset.corrupt.nonzero().flatten().tolist()
-    names = ", ".join(dataset.name_of(i) for i in bad[:5])
-    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    return f"{len(bad)} of {len(dataset):,} images could not be read: {names}{more}"
 
 
 def _transform(transform: dict | None, classes: list[str] | None) -> tuple[Callable, dict]:
@@ -242,81 +209,3 @@ class RepeatAugSampler(TimmRepeatAugSampler):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(self.seed + epoch)
-
-
-@FUNCTIONS.register_module()
-def torch_worker_seed(worker_id: int) -> None:
-    """Leave a data worker's seeds as torch set them: from the main process's generator.
-
-    mmengine's own gives every epoch the same seeds, and so the same augmentations.
-    """
-
-
-@HOOKS.register_module()
-class DataCheckHook(Hook):
-    """Compare the data sets with the model before training, and report corrupt images.
-
-    Raises:
-        DataError: number or names of the classes do not agree.
-    """
-
-    def before_train(self, runner: Any) -> None:
-        loops = {"training": runner.train_loop, "validation": runner.val_loop}
-        named = {
-            split: getattr(loop.dataloader.dataset, "metainfo", {}).get("classes")
-            for split, loop in loops.items()
-            if loop is not None
-        }
-        named = {split: classes for split, classes in named.items() if classes}
-        for split, classes in named.items():
-            _check_count(split, classes, runner.model)
-        if len(named) == 2 and len(set(map(tuple, named.values()))) > 1:
-            training, validation = (set(classes) for classes in named.values())
-            only = sorted(training ^ validation)[:5]
-            raise DataError(f"training and validation name other classes: {', '.join(only)}")
-
-    def before_test(self, runner: Any) -> None:
-        classes = getattr(runner.test_dataloader.dataset, "metainfo", {}).get("classes")
-        if classes:
-            _check_count("test", classes, runner.model)
-
-    def after_train_epoch(self, runner: Any) -> None:
-        self._report(runner, runner.train_dataloader.dataset, "training")
-
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        self._report(runner, runner.val_dataloader.dataset, "validation")
-
-    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        self._report(runner, runner.test_dataloader.dataset, "test")
-
-    def _report(self, runner: Any, dataset: Any, split: str) -> None:
-        # mmdet has data sets around data sets.
-        for inner in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
-            if inner is not None:
-                self._report(runner, inner, split)
-        if not hasattr(dataset, "corrupt"):
-            return
-        # A rank knows of the images that it read.
-        counts = dataset.corrupt.to(torch.int32)
-        all_reduce(counts)
-        dataset.corrupt.logical_or_(counts.bool().cpu())
-        if dataset.corrupt.any():
-            runner.logger.warning(
-                f"{split} data: {describe_corrupt(dataset)}; others took their places"
-            )
-
-
-def _check_count(split: str, classes: Sequence[str], model: torch.nn.Module) -> None:
-    """Compare the classes with the model's, or with those of each head of a detector."""
-    for name, module in getattr(model, "module", model).named_modules():
-        wanted = getattr(module, "num_classes", None)
-        # A backbone has none; an RPN tells objects from background, whatever they are.
-        parts = set(name.split("."))
-        foreign = parts & {"backbone", "rpn_head", "semantic_head"}
-        if not isinstance(wanted, int) or foreign or len(classes) == wanted:
-            continue
-        key = ".".join(filter(None, ("model", name, "num_classes")))
-        raise DataError(
-            f"the {split} data set has {len(classes)} classes, and {key} is {wanted}: set "
-            f"{key}={len(classes)}"
-        )

@@ -18,13 +18,12 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from .classification import DataError, describe_corrupt
+from .loading import DataError, describe, flags
 
 SHOWN = 3
 # What mmdet and COCO's evaluation read of an entry without asking whether it is there.
@@ -66,7 +65,7 @@ class CheckedCocoDataset(CocoDataset):
         if not self._fully_initialized:
             super().full_init()
             # Shared with the data workers: a flag an image, not a count, needs no lock.
-            self.corrupt = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+            self.corrupt = flags(len(self))
 
     def COCOAPI(self, path: str) -> COCO:
         """The checked content of the file: mmdet opens it through this name."""
@@ -135,7 +134,7 @@ class CheckedCocoDataset(CocoDataset):
             most = self._most_corrupt(len(self))
             if self.corrupt.sum() > most:
                 raise DataError(
-                    f"{describe_corrupt(self)}, more than corrupt_tolerance allows ({most}); the "
+                    f"{describe(self)}, more than corrupt_tolerance allows ({most}); the "
                     f"last error: {reason}"
                 ) from error
             return None

@@ -1,8 +1,38 @@
-"""What stands on a backbone: classification and detection, and later segmentation.
+"""What stands on a backbone: classification, detection and segmentation.
 
 Importing it registers everything here with mmengine.
 """
 
-from . import checkpoint, classification, detection, figures, hooks, optim
+from . import (
+    checkpoint,
+    classification,
+    detection,
+    fcn,
+    figures,
+    hooks,
+    optim,
+    segformer,
+    segmentation,
+    segmentation_figures,
+    segmentation_loss,
+    segmentation_metric,
+    semantic_fpn,
+    upernet,
+)
 
-__all__ = ["checkpoint", "classification", "detection", "figures", "hooks", "optim"]
+__all__ = [
+    "checkpoint",
+    "classification",
+    "detection",
+    "fcn",
+    "figures",
+    "hooks",
+    "optim",
+    "segformer",
+    "segmentation",
+    "segmentation_figures",
+    "segmentation_loss",
+    "segmentation_metric",
+    "semantic_fpn",
+    "upernet",
+]

@@ -177,9 +177,10 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: str | Non
 class CheckedLoadHook(Hook):
     """Refuse a checkpoint of another model before mmengine loads what happens to fit.
 
-    Weights named as timm names them, without ``backbone.``, are taken too. To fine-tune on
-    other classes, ``load_from`` may differ from the model in its classifier alone, or a
-    detector's in its heads; what differs is then left out, and said so.
+    Weights named as timm names them, without ``backbone.``, are taken too, and so is what a
+    model's own ``checkpoint_filter_fn`` makes fit. To fine-tune on other classes, ``load_from``
+    may differ from the model in its classifier alone, or a detector's in its heads; what differs
+    is then left out, and said so.
     """
 
     priority = "VERY_HIGH"
@@ -189,7 +190,9 @@ class CheckedLoadHook(Hook):
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
         own = model.state_dict()
         state = {re.sub(r"^module\.", "", k): v for k, v in checkpoint["state_dict"].items()}
-        if all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):
+        if hasattr(model, "checkpoint_filter_fn"):
+            state = model.checkpoint_filter_fn(state)
+        elif all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):
             state = {f"backbone.{k}": v for k, v in state.items()}
         checkpoint["state_dict"] = state
         if runner._resume and "optimizer" not in checkpoint:
@@ -205,7 +208,11 @@ class CheckedLoadHook(Hook):
             for key, weight in state.items()
             if key in own
             and own[key].shape != weight.shape
-            and (key.startswith(classifier) if classifier else not key.startswith(_CLASSLESS))
+            and (
+                key.startswith(classifier) and own[key].shape[:1] != weight.shape[:1]
+                if classifier
+                else not key.startswith(_CLASSLESS)
+            )
         ]
         if not other:
             check_fit(state, model, message)
@@ -253,13 +260,16 @@ def _compare_names(runner: Any, checkpoint: Mapping, source: str) -> None:
         )
 
 
-def _classifier_of(model: torch.nn.Module) -> str:
-    """Prefix of the classifier's weights in a model around a timm backbone, or ''."""
+def _classifier_of(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of the weights whose first axis is the classes, in a model that says so or is
+    around a timm classifier."""
+    if hasattr(model, "classifiers"):
+        return model.classifiers
     backbone = getattr(model, "backbone", None)
     if not hasattr(backbone, "get_classifier"):
-        return ""
+        return ()
     classifier = backbone.get_classifier()
-    return next((f"{n}." for n, m in model.named_modules() if m is classifier), "")
+    return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
 
 
 @HOOKS.register_module()

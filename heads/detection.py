@@ -31,6 +31,7 @@ class TimmBackbone(BaseModule):
         frozen_stages: train neither the stem nor this many stages, and keep them in evaluation
             mode; 0 freezes the stem alone, -1 nothing.
         norm_eval: keep every batch normalisation in evaluation mode.
+        compile: compile the forward pass; a dict holds arguments of ``torch.compile``.
         with_cp: compute activations anew in the backward pass (gradient checkpointing).
         checkpoint: a file of weights to start from, in any form that timm or the model's
             authors give them. For weights of the hub pass ``pretrained=True`` instead.
@@ -50,6 +51,7 @@ class TimmBackbone(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        compile: bool | dict = False,
         checkpoint: str | Path | None = None,
         init_cfg: dict | None = None,
         **kwargs: Any,
@@ -82,7 +84,7 @@ class TimmBackbone(BaseModule):
         self.out_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
         self.norm_eval = norm_eval
         # What follows the last output would be trained by nothing.
-        model.prune_intermediate_layers(self.out_indices)
+        model.prune_intermediate_layers(self.out_indices, prune_norm=True)
         if with_cp:
             model.set_grad_checkpointing(True)
         self.model = model
@@ -93,6 +95,8 @@ class TimmBackbone(BaseModule):
                 LayerNorm2d(channels, eps=output_norm_eps) for channels in self.out_channels
             )
         self._freeze(frozen_stages)
+        if compile:
+            self.compile(**(compile if isinstance(compile, dict) else {}))
 
     def _freeze(self, stages: int) -> None:
         """Freeze the groups of parameters up to stage `stages`, as timm's layer decay counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,31 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from .hooks import counted, percent
+
 _STYLE = {"color": "#2166ac", "linewidth": 1.8}
+_COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac")
 _WRONG = "#c0392b"
 
 
 @HOOKS.register_module()
 class LearningCurveHook(Hook):
-    """Draw loss, validation metric and learning rate over the epochs: learning_curve.png.
+    """Draw loss, validation metrics and learning rate over the training: learning_curve.png.
 
     Args:
-        metric: the validation metric to draw.
+        metrics: the validation metrics to draw, the one that matters most first.
     """
 
     priority = "LOW"
 
-    def __init__(self, metric: str = "accuracy/top1") -> None:
-        self.metric = metric
+    def __init__(self, metrics: Sequence[str] = ("accuracy/top1",)) -> None:
+        self.metrics = tuple(metrics)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         # In the message hub, so that the checkpoint carries it through a resume.
         history = runner.message_hub.get_info("history", {})
-        history[runner.epoch] = dict(metrics or {})
+        _, done, _ = counted(runner)
+        history[done] = dict(metrics or {})
         runner.message_hub.update_info("history", history)
 
     def after_train(self, runner: Any) -> None:
@@ -44,12 +49,15 @@ class LearningCurveHook(Hook):
             return
         history = hub.get_info("history", {})
         path = Path(runner.work_dir, "learning_curve.png")
+        unit, _, _ = counted(runner)
         draw_learning_curve(
             hub.get_scalar("train/loss").data[0],
             hub.get_scalar("train/lr").data[0],
-            {epoch: m[self.metric] for epoch, m in history.items() if self.metric in m},
-            len(runner.train_dataloader),
-            self.metric,
+            {
+                name: {at: percent(name, m[name]) for at, m in history.items() if name in m}
+                for name in self.metrics
+            },
+            len(runner.train_dataloader) if unit == "epoch" else None,
         ).savefig(path, dpi=150)
         runner.logger.info(f"Learning curve: {path}")
 
@@ -57,51 +65,61 @@ class LearningCurveHook(Hook):
 def draw_learning_curve(
     losses: np.ndarray,
     rates: np.ndarray,
-    metric: dict[int, float],
-    epoch_length: int,
-    name: str,
+    metrics: dict[str, dict[int, float]],
+    epoch_length: int | None,
 ) -> Figure:
-    """Three panels over the epochs.
+    """Three panels over the training: loss, metrics, learning rate.
 
     Args:
         losses: training loss of each iteration.
         rates: learning rate of each iteration.
-        metric: validation metric by epoch.
-        epoch_length: iterations an epoch.
-        name: of the metric.
+        metrics: by name, the validation metric in percent by epoch, or by iteration.
+        epoch_length: iterations an epoch; none: the training counts in iterations.
     """
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    epochs = np.arange(1, len(losses) + 1) / epoch_length
-    whole = len(losses) // epoch_length * epoch_length
+    unit = "epoch" if epoch_length else "iteration"
+    at = np.arange(1, len(losses) + 1) / (epoch_length or 1)
+    # Without epochs, a mean of every fiftieth of the training.
+    length = epoch_length or max(1, len(losses) // 50)
+    whole = len(losses) // length * length
     thin = max(1, len(losses) // 2000)
 
-    left.plot(epochs[::thin], losses[::thin], color="#9ec5e8", linewidth=0.7)
+    left.plot(at[::thin], losses[::thin], color="#9ec5e8", linewidth=0.7)
     if whole:
-        means = losses[:whole].reshape(-1, epoch_length).mean(1)
-        left.plot(np.arange(1, len(means) + 1), means, marker=".", label="mean of epoch", **_STYLE)
+        means = losses[:whole].reshape(-1, length).mean(1)
+        label = "mean of epoch" if epoch_length else f"mean of {length}"
+        left.plot(at[length - 1 : whole : length], means, marker=".", label=label, **_STYLE)
         left.legend(frameon=False)
         # The first iterations of a training would flatten the rest.
         left.set_ylim(*_span(losses, means))
     left.set_title("Training loss")
 
-    middle.set_title(f"Validation {name.replace('/', ' ')} (%)")
-    if metric:
-        middle.plot(list(metric), list(metric.values()), marker=".", **_STYLE)
-        best = max(metric, key=metric.get)
-        middle.axhline(metric[best], color="0.6", linewidth=0.8, linestyle="--")
-        text = f"best: {metric[best]:.2f} in epoch {best}"
-        middle.text(0.98, 0.04, text, transform=middle.transAxes, ha="right")
-    right.plot(epochs[::thin], rates[::thin], **_STYLE)
+    middle.set_title(f"Validation {', '.join(map(_plain, metrics))} (%)")
+    for (name, values), colour in zip(metrics.items(), _COLOURS, strict=False):
+        if not values:
+            continue
+        best = max(values, key=values.get)
+        label = f"{_plain(name)}, best: {values[best]:.2f} in {unit} {best}"
+        style = _STYLE | {"color": colour}
+        middle.plot(list(values), list(values.values()), marker=".", label=label, **style)
+        middle.axhline(values[best], color="0.6", linewidth=0.8, linestyle="--")
+    if any(metrics.values()):
+        middle.legend(frameon=False, loc="lower right")
+    right.plot(at[::thin], rates[::thin], **_STYLE)
     right.set_title("Learning rate")
     right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axes in (left, middle, right):
-        axes.set_xlabel("epoch")
-        axes.set_xlim(0, max(1, epochs[-1]) * 1.02)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(unit)
+        axes.set_xlim(0, max(1, at[-1]) * 1.02)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _plain(metric: str) -> str:
+    return metric.rpartition("/")[2].replace("_", " ")
 
 
 def _span(values: np.ndarray, means: np.ndarray) -> tuple[float, float]:
@@ -110,40 +128,79 @@ def _span(values: np.ndarray, means: np.ndarray) -> tuple[float, float]:
     return low - margin, max(high, means.max()) + margin
 
 
-@HOOKS.register_module()
 class PredictionsHook(Hook):
-    """Draw evaluated images with their predicted label, the wrong ones marked:
-    predictions.png, after training and after a test.
+    """Draw images of the last evaluation with what was predicted for them: predictions.png,
+    after training and after a test. What is kept and how it is drawn, each task says."""
 
-    The images are those of the last evaluation: the first ones it got right, and in the last
-    row the first ones it got wrong.
+    priority = "LOW"
+
+    def reset(self) -> None:
+        """An evaluation begins."""
+        raise NotImplementedError
+
+    def keep(self, data_batch: Any, outputs: Any) -> None:
+        """Take from a batch and the model's outputs what will be drawn."""
+        raise NotImplementedError
+
+    def figure(self, metainfo: dict) -> Figure | None:
+        """Of what was kept, given the data set's ``metainfo``; none if there is nothing."""
+        raise NotImplementedError
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self.reset()
+
+    def before_test_epoch(self, runner: Any) -> None:
+        self.reset()
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self.keep(data_batch, outputs)
+
+    after_test_iter = after_val_iter
+
+    def before_train(self, runner: Any) -> None:
+        self.reset()
+
+    def after_train(self, runner: Any) -> None:
+        if runner.val_loop is not None:
+            self._draw(runner, runner.val_dataloader.dataset)
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._draw(runner, runner.test_dataloader.dataset)
+
+    def _draw(self, runner: Any, dataset: Any) -> None:
+        if not is_main_process():
+            return
+        figure = self.figure(getattr(dataset, "metainfo", {}))
+        if figure is None:
+            return
+        path = Path(runner.work_dir, "predictions.png")
+        figure.savefig(path, dpi=150)
+        runner.logger.info(f"Predictions: {path}")
+
+
+@HOOKS.register_module()
+class ClassesFigureHook(PredictionsHook):
+    """Draw evaluated images with their predicted label, the wrong ones marked.
+
+    They are the first ones that were right, and in the last row the first that were wrong.
 
     Args:
         rows: of the grid.
         columns: of the grid.
     """
 
-    priority = "LOW"
-
     def __init__(self, rows: int = 4, columns: int = 8) -> None:
         self.rows = rows
         self.columns = columns
-        self._reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         self.right: list[tuple] = []
         self.wrong: list[tuple] = []
         self.seen = self.errors = 0
 
-    def before_val_epoch(self, runner: Any) -> None:
-        self._reset()
-
-    def before_test_epoch(self, runner: Any) -> None:
-        self._reset()
-
-    def after_val_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
+    def keep(self, data_batch: Any, outputs: Any) -> None:
         images, labels = data_batch
         predicted = torch.stack([output["scores"] for output in outputs]).argmax(1).cpu()
         for image, label, guess in zip(images, labels.tolist(), predicted.tolist(), strict=True):
@@ -153,34 +210,23 @@ class PredictionsHook(Hook):
             if len(kept) < self.rows * self.columns:
                 kept.append((image.cpu(), label, guess))
 
-    after_test_iter = after_val_iter
-
-    def after_train(self, runner: Any) -> None:
-        if self.seen:
-            self._draw(runner, runner.val_dataloader.dataset)
-
-    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        self._draw(runner, runner.test_dataloader.dataset)
-
-    def _draw(self, runner: Any, dataset: Any) -> None:
-        if not is_main_process():
-            return
+    def figure(self, metainfo: dict) -> Figure | None:
+        if not self.seen:
+            return None
         room = self.rows * self.columns
         # At least the last row for the wrong ones, more where there are few right ones.
         right = self.right[: room - self.columns * bool(self.wrong)]
         rows = -(-len(right) // self.columns)
         wrong = self.wrong[: room - rows * self.columns]
-        path = Path(runner.work_dir, "predictions.png")
-        draw_predictions(
+        return draw_predictions(
             right,
             wrong,
-            getattr(dataset, "metainfo", {}),
+            metainfo,
             self.columns,
             f"{self.seen - self.errors:,} of {self.seen:,} images right "
             f"({1 - self.errors / self.seen:.2%})"
             + (f"; marked: {len(wrong)} of the {self.errors:,} wrong" if wrong else ""),
-        ).savefig(path, dpi=150)
-        runner.logger.info(f"Predictions: {path}")
+        )
 
 
 def draw_predictions(

@@ -1,4 +1,7 @@
-"""What a training run does at its fixed points: seeding, resuming, showing how far it is."""
+"""What a training run does at its fixed points: seeding, resuming, showing how far it is.
+
+Runs count in epochs or, under mmengine's ``IterBasedTrainLoop``, in iterations.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import atexit
 import logging
 import random
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,7 @@ import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,6 +27,19 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+
+def counted(runner: Any) -> tuple[str, int, int]:
+    """What a run counts in, ``"epoch"`` or ``"iteration"``, how many are done, and of how many."""
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return "epoch", runner.epoch, runner.max_epochs
+    return "iteration", runner.iter, runner.max_iters
+
+
+def percent(metric: str, value: float) -> float:
+    """A metric in percent, as all of ours are: mmdet gives COCO's as shares, -1 where nothing is
+    to be found."""
+    return 100 * value if metric.startswith("coco/") and value >= 0 else value
 
 
 @HOOKS.register_module()
@@ -54,10 +72,9 @@ class ResumeValidationHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         loop = runner.train_loop
-        due = runner.epoch >= loop.val_begin and (
-            runner.epoch % loop.val_interval == 0 or runner.epoch == runner.max_epochs
-        )
-        if runner._resume and runner.epoch and runner.val_loop is not None and due:
+        _, done, end = counted(runner)
+        due = done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
+        if runner._resume and done and runner.val_loop is not None and due:
             runner.val_loop.run()
 
 
@@ -65,19 +82,19 @@ class ResumeValidationHook(Hook):
 class ProgressBarHook(Hook):
     """On a terminal, one bar over the whole training instead of log lines.
 
-    It shows epoch, loss, accuracy and the estimated end. Elsewhere this hook does nothing,
-    and mmengine's log lines appear. The log file has them in either case.
+    It shows epoch, loss, validation metrics and the estimated end. Elsewhere this hook does
+    nothing, and mmengine's log lines appear. The log file has them in either case.
 
     Args:
-        metric: the validation metric to show.
+        metrics: the validation metrics to show.
         interval: iterations between two updates of the loss, which on a GPU has to wait for
             the computation.
     """
 
     priority = "BELOW_NORMAL"
 
-    def __init__(self, metric: str = "accuracy/top1", interval: int = 10) -> None:
-        self.metric = metric
+    def __init__(self, metrics: Sequence[str] = ("accuracy/top1",), interval: int = 10) -> None:
+        self.metrics = tuple(metrics)
         self.interval = interval
         self.progress: Progress | None = None
 
@@ -86,10 +103,10 @@ class ProgressBarHook(Hook):
         if not (is_main_process() and console.is_terminal):
             return
         self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            TextColumn("{task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}"),
+            TextColumn("loss {task.fields[loss]}  {task.fields[metrics]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -102,10 +119,9 @@ class ProgressBarHook(Hook):
             "train",
             total=runner.max_iters,
             completed=runner.iter,
-            epoch=runner.epoch,
-            epochs=runner.max_epochs,
+            epoch=self._epoch(runner),
             loss="-",
-            accuracy="-",
+            metrics=self._text({}),
         )
         self.progress.start()
         # A training that ends by an error leaves the terminal in order too.
@@ -116,17 +132,29 @@ class ProgressBarHook(Hook):
     ) -> None:
         if self.progress is None:
             return
-        fields = {"completed": runner.iter + 1, "epoch": runner.epoch + 1}
+        fields = {"completed": runner.iter + 1, "epoch": self._epoch(runner)}
         if self.every_n_train_iters(runner, self.interval):
             fields["loss"] = f"{outputs['loss'].item():.3f}"
         self.progress.update(self.task, **fields)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        if self.progress is not None and self.metric in (metrics or {}):
-            self.progress.update(self.task, accuracy=f"{metrics[self.metric]:.2f} %")
+        if self.progress is not None and metrics:
+            self.progress.update(self.task, metrics=self._text(metrics))
 
     def after_train(self, runner: Any) -> None:
         self.close()
+
+    @staticmethod
+    def _epoch(runner: Any) -> str:
+        unit, done, end = counted(runner)
+        return f"epoch {min(done + 1, end)}/{end}" if unit == "epoch" else ""
+
+    def _text(self, values: dict[str, float]) -> str:
+        return "  ".join(
+            f"{name.rpartition('/')[2]} "
+            + (f"{percent(name, values[name]):.2f} %" if name in values else "-")
+            for name in self.metrics
+        )
 
     def close(self) -> None:
         """Take the bar off the terminal; the log lines appear again."""

@@ -6,6 +6,7 @@ import timm.optim
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 
@@ -21,9 +22,9 @@ class TimmOptimWrapperConstructor:
         )
 
     ``optimizer`` holds that function's arguments. Its rules for parameter groups apply: no
-    weight decay for tensors of rank 1 or less, for biases, and for the names that the model's
-    ``no_weight_decay()`` lists; with ``layer_decay``, layers as the model's
-    ``group_matcher()`` orders them.
+    weight decay for tensors of rank 1 or less, for biases, and for the names that
+    ``no_weight_decay()`` of the model or of its parts lists; with ``layer_decay``, for a model
+    that is nothing but a backbone, layers as its ``group_matcher()`` orders them.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -43,16 +44,32 @@ class TimmOptimWrapperConstructor:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and not name.startswith("backbone.")
         ]
-        if beside:
+        if not beside:
+            optimizer = timm.optim.create_optimizer_v2(model.backbone, **self.optimizer)
+        elif self.optimizer.get("layer_decay") is not None:
             raise ValueError(
-                "TimmOptimWrapperConstructor optimises model.backbone alone, and this model has "
-                f"other parameters: {', '.join(beside[:3])}; use mmengine's constructor"
+                "optim_wrapper.optimizer.layer_decay orders the layers of a backbone, and this "
+                f"model has other parameters: {', '.join(beside[:3])}"
             )
-        optimizer = timm.optim.create_optimizer_v2(model.backbone, **self.optimizer)
+        else:
+            optimizer = timm.optim.create_optimizer_v2(
+                model, **self.optimizer, param_group_fn=self._groups
+            )
         # timm's schedulers multiply by the layer's factor at each step; mmengine's keep the
         # ratio that they find.
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         return OPTIM_WRAPPERS.build(
             {"type": "OptimWrapper", **self.wrapper, "optimizer": optimizer}
+        )
+
+    def _groups(self, model: nn.Module) -> list[dict]:
+        undecayed = {
+            f"{part}.{name}"
+            for part, module in model.named_modules()
+            if hasattr(module, "no_weight_decay")
+            for name in module.no_weight_decay()
+        }
+        return param_groups_weight_decay(
+            model, self.optimizer.get("weight_decay", 0.0), no_weight_decay_list=undecayed
         )

@@ -33,11 +33,18 @@ from linsight.tools.benchmark_measure import Disagreement, Model, Operator
 from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
 from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
 
-What = Literal["all", "mixers", "models", "operators", "draw"]
+What = Literal["all", "mixers", "models", "operators", "detectors", "segmentors", "draw"]
 Mode = Literal["eager", "graph", "compile"]
 Phase = Literal["inference", "training"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RESULTS = "results.csv"
+# By whether they are for detectors, and on a GPU.
+_RESOLUTIONS = {
+    (False, True): "224,512,1024",
+    (False, False): "64,128",
+    (True, True): "800",
+    (True, False): "96",
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,19 @@ class Setting:
     dtype: str
     modes: list[str]
     phases: list[str]
-    resolutions: list[int]
+    sizes: list[tuple[int, int]]
     batch: int | None
     seconds: float
+    references: bool = False
+    peers: tuple[str, ...] = ()
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Of square images."""
+        for height, width in self.sizes:
+            if height != width:
+                raise typer.BadParameter(f"--resolutions {height}x{width} is for segmentors")
+        return [height for height, _ in self.sizes]
 
     def batches(self, kind: str) -> Iterator[tuple[int, int]]:
         """Each resolution and its batch."""
@@ -74,12 +91,21 @@ def benchmark(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models by timm's names, operators and mixers by patterns such as 'rala_*'; "
-            "the CSVs of 'draw'. Default: linsight's small models and their peers, all operators."
+            help="Models by timm's names, operators and mixers by patterns such as 'rala_*', "
+            "detectors and segmentors by configs; the CSVs of 'draw'. Default: linsight's small "
+            "models and their peers, all operators."
         ),
     ] = None,
     resolutions: Annotated[
-        str | None, typer.Option(help="Pixels a side. Default: 224,512,1024; on a CPU 64,128.")
+        str | None,
+        typer.Option(
+            help="Pixels a side, of segmentors also HEIGHTxWIDTH. Default: 224,512,1024; on a CPU "
+            "64,128."
+        ),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="A backbone to put into the same config, by timm's name; repeat it."),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images; default: by resolution, as memory allows.")
@@ -91,6 +117,12 @@ def benchmark(
     phases: Annotated[
         str, typer.Option(help="Of inference,training: forward, and forward with backward.")
     ] = "inference,training",
+    references: Annotated[
+        bool,
+        typer.Option(
+            "--references", help="Each model of linsight beside itself in plain PyTorch, too."
+        ),
+    ] = False,
     dtype: Annotated[
         str | None,
         typer.Option(help="Of operators, and of models' autocast. Default: bfloat16; CPU float32."),
@@ -113,6 +145,10 @@ def benchmark(
         return
     if what == "all" and names:
         raise typer.BadParameter("names need 'operators', 'mixers' or 'models' before them")
+    if what == "detectors" and not names:
+        raise typer.BadParameter("'detectors' needs the names of configs")
+    if peer and what not in ("detectors", "segmentors"):
+        raise typer.BadParameter("--peer is for 'detectors' and 'segmentors'")
     place = _device(device)
     gpu = place.type == "cuda"
     setting = Setting(
@@ -120,9 +156,11 @@ def benchmark(
         _words(dtype or ("bfloat16" if gpu else "float32"), "--dtype", tuple(DTYPES))[0],
         _words(modes or ("eager,graph,compile" if gpu else "eager"), "--modes", get_args(Mode)),
         _words(phases, "--phases", get_args(Phase)),
-        _sizes(resolutions or ("224,512,1024" if gpu else "64,128")),
+        _sizes(resolutions or _RESOLUTIONS[what == "detectors", gpu]),
         batch,
         seconds,
+        references,
+        tuple(peer or ()),
     )
     if "graph" in setting.modes and not gpu:
         raise typer.BadParameter(f"--modes graph needs a GPU, the device is {place}")
@@ -162,14 +200,16 @@ def _words(text: str, option: str, known: tuple[str, ...]) -> list[str]:
     return words
 
 
-def _sizes(text: str) -> list[int]:
+def _sizes(text: str) -> list[tuple[int, int]]:
     try:
-        sizes = [int(word) for word in text.split(",")]
+        sizes = [[int(side) for side in word.split("x")] for word in text.split(",")]
     except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise typer.BadParameter(f"--resolutions {text!r}: expected numbers such as 224,512")
-    return sizes
+        sizes = [[]]
+    if any(len(size) not in (1, 2) or min(size) < 1 for size in sizes):
+        raise typer.BadParameter(
+            f"--resolutions {text!r}: expected numbers such as 224,512 or 1024x2048"
+        )
+    return [(size[0], size[-1]) for size in sizes]
 
 
 def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
@@ -181,6 +221,8 @@ def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
             yield from _operator_jobs(cases.mixers, names, compile, setting)
         if what in ("all", "models") and (compile or "eager" in setting.modes):
             yield from _model_jobs(names or list(cases.MODELS), compile, setting)
+        if what in ("detectors", "segmentors") and (compile or "eager" in setting.modes):
+            yield from _config_jobs(what, names, compile, setting)
         if what in ("all", "operators"):
             yield from _operator_jobs(cases.operators, names, compile, setting)
 
@@ -218,8 +260,7 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
         for name in names:
             if not timm.is_model(name):
                 raise typer.BadParameter(f"timm has no model {name!r}")
-            for resolution, batch in setting.batches(phase):
-                case = cases.model(name, resolution, batch)
+            for case in _models(name, phase, setting):
 
                 def build(case: Case = case, phase: str = phase) -> Model:
                     dtype = DTYPES[setting.dtype]
@@ -227,6 +268,46 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
 
                 row = _row(case, "compile" if compile else "eager", phase, setting)
                 yield Job(build, lambda model, row: model.measure(), case.reference, [row])
+
+
+def _models(name: str, phase: str, setting: Setting) -> Iterator[Case]:
+    for resolution, batch in setting.batches(phase):
+        case = cases.model(name, resolution, batch)
+        yield case
+        if setting.references and not case.peer_of:
+            yield replace(case, name=f"{name} reference", peer_of=name, reference=True)
+
+
+def _config_jobs(what: str, names: list[str], compile: bool, setting: Setting) -> Iterator[Job]:
+    from linsight.tools.config import ConfigError
+
+    try:
+        if what == "detectors":
+            from linsight.tools.benchmark_detectors import Detector as Subject
+            from linsight.tools.benchmark_detectors import cases
+        else:
+            from linsight.tools.benchmark_segmentors import Segmentor as Subject
+            from linsight.tools.benchmark_segmentors import cases
+    except ModuleNotFoundError as error:
+        extra = {"detectors": "det", "segmentors": "train"}[what]
+        raise typer.BadParameter(
+            f"{what} need {error.name}: pip install 'linsight[{extra}]'"
+        ) from None
+    for phase in setting.phases:
+        for name in names:
+            for size in setting.sizes if what == "segmentors" else setting.resolutions:
+                try:
+                    found = list(cases(name, list(setting.peers), size, setting.batch or 2))
+                except ConfigError as error:
+                    raise typer.BadParameter(str(error)) from None
+                for case in found:
+
+                    def build(case: Case = case, phase: str = phase) -> Any:
+                        dtype = DTYPES[setting.dtype]
+                        return Subject(case, dtype, setting.device, compile, setting.seconds, phase)
+
+                    row = _row(case, "compile" if compile else "eager", phase, setting)
+                    yield Job(build, lambda subject, row: subject.measure(), False, [row])
 
 
 def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:

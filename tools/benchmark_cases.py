@@ -51,7 +51,7 @@ class Case:
     """One module at one resolution.
 
     Attributes:
-        kind: 'operators', 'mixers' or 'models'.
+        kind: 'operators', 'mixers', 'models', 'detectors' or 'segmentors'.
         name: of what is measured.
         peer_of: the case it stands beside, empty for linsight's own.
         resolution: of the image, in pixels a side.
@@ -61,6 +61,7 @@ class Case:
         inputs: makes its arguments, and last the gradient of its result; models take images.
         moved: elements that must be read or written, forward and backward; none for models.
         reference: whether the operators run their eager references.
+        width: of the image, where it is not its resolution.
     """
 
     kind: str
@@ -73,6 +74,12 @@ class Case:
     inputs: Callable[[Noise], list[Tensor]] | None = None
     moved: tuple[int, int] | None = None
     reference: bool = False
+    width: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image in pixels."""
+        return self.resolution, self.width or self.resolution
 
 
 def default_batch(kind: str, resolution: int, device: torch.device) -> int:
@@ -271,19 +278,24 @@ def model(name: str, resolution: int, batch: int) -> Case:
             built = timm.create_model(name, img_size=resolution)
         except TypeError:  # what only convolves takes every size, and no such argument
             built = timm.create_model(name)
-        with torch.no_grad():
-            for parameter in built.parameters():
-                # Else layer scales of 1e-6 hide whole branches from the check.
-                parameter.add_(torch.randn_like(parameter), alpha=0.02)
-        for part in built.modules():
-            if isinstance(part, DropPath):
-                part.drop_prob = 0.0
-            elif isinstance(part, nn.Dropout):
-                part.p = 0.0
-        return built
+        return without_chance(built)
 
     peer_of = "" if name in ZOO else "linsight"
     return Case("models", name, peer_of, resolution, batch, f"{batch} x {resolution}²", build)
+
+
+def without_chance(model: nn.Module) -> nn.Module:
+    """A model without what makes two steps differ, and with no branch too weak to be checked."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Else layer scales of 1e-6 hide whole branches from the check.
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    for part in model.modules():
+        if isinstance(part, DropPath):
+            part.drop_prob = 0.0
+        elif isinstance(part, nn.Dropout | nn.Dropout2d):
+            part.p = 0.0
+    return model
 
 
 def chosen(cases: Iterator[Case], patterns: list[str]) -> list[Case]:

@@ -205,10 +205,11 @@ class Model(Subject):
         self.training = phase == "training"
         self.module.train(self.training)
         different = distinct(case.batch)
-        images = torch.randn(different, 3, case.resolution, case.resolution, device=device)
-        labels = torch.randint(1000, (different,), device=device)
+        images, labels = self.data(different)
         again = case.batch // different
-        self.images, self.labels = images.repeat(again, 1, 1, 1), labels.repeat(again)
+        self.images, self.labels = (
+            x.repeat(again, *(1 for _ in x.shape[1:])) for x in (images, labels)
+        )
         # Before the first call, which in training moves the statistics of batch norm.
         copy = deepcopy(self.module)
         ours: list[Tensor] = []
@@ -224,6 +225,11 @@ class Model(Subject):
 
         self.first_call = elapsed(first, device)
         self.check = check_if_exact_fits(ours, exact, dtype)
+
+    def data(self, count: int) -> tuple[Tensor, Tensor]:
+        """That many images, and what they show."""
+        images = torch.randn(count, 3, *self.case.size, device=self.device)
+        return images, torch.randint(1000, (count,), device=self.device)
 
     def _outcome(
         self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
@@ -255,6 +261,10 @@ class Model(Subject):
         loss.backward()
         return logits.detach()
 
+    def predict(self) -> Any:
+        """What inference is timed for."""
+        return self._infer(self.function, self.images)
+
     def measure(self) -> dict[str, Any]:
         """Time and memory of inference, or of a training step with AdamW."""
         if self.training:
@@ -269,7 +279,7 @@ class Model(Subject):
         else:
 
             def call() -> None:
-                self._infer(self.function, self.images)
+                self.predict()
 
         peak = peak_memory(call, self.device)
         times = quantiles(call, self.device, self.seconds)

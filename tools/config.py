@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from mmengine import registry
 from mmengine.config import Config, DictAction
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
+
+from linsight.heads.detection import TimmBackbone
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -57,22 +61,55 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     path = find_config(name_or_path)
     try:
         config = Config.fromfile(path)
-    except (SyntaxError, FileNotFoundError, ImportError) as error:
+    except ImportError as error:
+        if (missing := _missing(error)) in ("mmcv", "mmdet"):
+            reason = f"detection needs {missing}: pip install 'linsight[det]'"
+            raise ConfigError(f"config {path}: {reason}") from error
         raise ConfigError(f"config {path}: {error}") from error
-    if options := dict(map(_parse_override, overrides)):
-        for key in {option.split(".")[0] for option in options} - config.keys() - _TOP_LEVEL:
-            near = _nearest(key, config.keys() | _TOP_LEVEL)
-            raise ConfigError(f"--cfg-options {key}: the config has no such key{near}")
-        # A new key further down is right wherever what is built there takes it as an argument,
-        # and that check comes below.
-        try:
-            config.merge_from_dict(options)
-        except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
-            # mmengine appends the whole list that an index exceeds.
-            reason = str(error).strip("\"'").split(" of list")[0]
-            raise ConfigError(f"--cfg-options {' '.join(options)}: {reason}") from error
+    except (SyntaxError, FileNotFoundError) as error:
+        raise ConfigError(f"config {path}: {error}") from error
+    override(config, overrides)
     check_config(config)
     return config
+
+
+def override(config: Config, overrides: Iterable[str]) -> None:
+    """Apply ``key=value`` overrides to a config; :func:`check_config` says what is wrong then.
+
+    Raises:
+        ConfigError: there is nothing that a key could override.
+    """
+    options = dict(map(_parse_override, overrides))
+    for key in {option.split(".")[0] for option in options} - config.keys() - _TOP_LEVEL:
+        near = _nearest(key, config.keys() | _TOP_LEVEL)
+        raise ConfigError(f"--cfg-options {key}: the config has no such key{near}")
+    data_root = config.get("data_root")
+    # A new key further down is right wherever what is built there takes it as an argument,
+    # and that check comes below.
+    try:
+        config.merge_from_dict(options)
+    except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
+        # mmengine appends the whole list that an index exceeds.
+        reason = str(error).strip("\"'").split(" of list")[0]
+        raise ConfigError(f"--cfg-options {' '.join(options)}: {reason}") from error
+    if "data_root" in options:
+        _move_data(config, data_root, str(options["data_root"]))
+
+
+def _missing(error: BaseException | None) -> str | None:
+    """The top-level module that is not installed, where an import failed for that."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__ or error.__context__
+    return error.name.partition(".")[0] if error is not None and error.name else None
+
+
+def _move_data(config: Config, old: str, new: str) -> None:
+    """Put `new` for the folder `old` in every path below it: a config holds copies of it."""
+    old, new = old.rstrip("/"), new.rstrip("/")
+    for _, node in _dicts(config):
+        for key, value in node.items():
+            if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+                node[key] = new + value[len(old) :]
 
 
 def _parse_override(word: str) -> tuple[str, Any]:
@@ -80,6 +117,21 @@ def _parse_override(word: str) -> tuple[str, Any]:
     if not (equals and key):
         raise ConfigError(f"--cfg-options takes key=value, got {word!r}")
     return key, DictAction._parse_iterable(value)
+
+
+def tta_of(config: Mapping) -> dict:
+    """The model of test-time augmentation that a config names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if "tta_model" not in config:
+        raise ConfigError(
+            "--tta: the config has no tta_model and tta_pipeline. mmdet merges boxes alone, so "
+            "there is none for detectors with masks, nor for scenes that may not be mirrored; "
+            "segmentors take model.test_scales=[0.75,1.0,1.25] model.test_flip=True"
+        )
+    return dict(config["tta_model"])
 
 
 # What takes the arguments of a dict that has no type, by its place.
@@ -135,24 +187,28 @@ def check_config(config: Config) -> None:
         near = difflib.get_close_matches(key, _TOP_LEVEL, n=1, cutoff=0.85)
         if near and key not in _TOP_LEVEL:
             raise ConfigError(f"config key {key!r} is nobody's; did you mean {near[0]!r}?")
+    scope = config.get("default_scope", "mmengine")
     for path, node in _dicts(config):
-        _check_dict(path, node)
+        _check_dict(path, node, scope)
 
 
-def _check_dict(path: str, node: Mapping) -> None:
-    if "model_name" in node and "type" not in node:
+def _check_dict(path: str, node: Mapping, scope: str) -> None:
+    if "model_name" in node and node.get("type", "TimmBackbone") == "TimmBackbone":
         _check_model_name(path, node["model_name"])
     if "type" in node:
-        place = _find_type(path, node["type"])
+        place = _find_type(path, node["type"], scope)
     elif path == "train_cfg" and not node.get("by_epoch", True):
         place = IterBasedTrainLoop, {"by_epoch"}
     elif path == "optim_wrapper.optimizer" and "opt" in node:
         place = _timm_optimizer(path, node["opt"])
     else:
-        place = _UNTYPED.get(path) or _UNTYPED.get(path.rsplit(".", 1)[-1])
-    if place is None:
+        place = _UNTYPED.get("transform" if path.endswith(".transform") else path)
+    # What TimmBackbone does not know goes to timm, which checks it when it builds the model.
+    if place is None or place[0] is TimmBackbone:
         return
     built, extras = place
+    if path.endswith("norm_cfg"):  # mmcv takes it out
+        extras = extras | {"requires_grad"}
     names, anything = _accepts(built)
     names = names | extras
     if anything:
@@ -180,24 +236,33 @@ def _timm_optimizer(path: str, name: str) -> tuple[Callable, set[str]]:
     return optimizer, _accepts(timm.optim.create_optimizer_v2)[0] - {"kwargs"}
 
 
-def _find_type(path: str, kind: Any) -> tuple[Callable, set[str]] | None:
-    """What a type builds and the arguments that its registry takes besides, if it is ours."""
+def _find_type(path: str, kind: Any, scope: str) -> tuple[Callable, set[str]] | None:
+    """What a type builds and the arguments that its registry takes besides, if it is known."""
     if not isinstance(kind, str):
         return kind, set()
-    scope = kind.rpartition(".")[0]
     known: set[str] = set()
-    for held in _registries():
-        if (built := held.get(kind)) is not None:
-            return built, _BUILDER.get(held.name, set())
+    library, _, name = kind.rpartition(".")
+    if "." in library:  # a place in a library, as torchvision.transforms.v2.Resize
+        if (built := get_object_from_string(kind)) is None:
+            raise ConfigError(f"{path}.type: there is no {kind!r}")
+        return built, set()
+    for held in _registries(library or scope):
+        held.import_from_location()
+        if name in held.module_dict:
+            return held.module_dict[name], _BUILDER.get(held.name, set())
         known.update(held.module_dict)
-    if scope:
+    # mmdet's configs also name operators, such as RoIAlign and nms, by their plain names.
+    if library or hasattr(sys.modules.get("mmcv.ops"), kind):
         return None
     raise ConfigError(f"{path}.type: nothing is registered as {kind!r}{_nearest(kind, known)}")
 
 
-def _registries() -> Iterator[registry.Registry]:
+def _registries(scope: str) -> Iterator[registry.Registry]:
+    """mmengine's registries; of a library that derives from them, such as mmdet, its own first."""
     for value in vars(registry).values():
         if isinstance(value, registry.Registry):
+            if scope in value.children:
+                yield value.children[scope]
             yield value
 
 

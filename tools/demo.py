@@ -1,20 +1,65 @@
-"""The demonstration: `linsight demo` learns handwritten digits and says what to do next."""
+"""The demonstrations: `linsight demo` learns handwritten digits and says what to do next."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from linsight.tools.train import train
 
-CONFIG = "rala_vit_nano_digits"
+
+@dataclass(frozen=True)
+class Demo:
+    """What to train, and which commands lead on from its weights."""
+
+    config: str
+    next: tuple[str, ...]
+
+
+DEMOS = {
+    "classification": Demo(
+        "rala_vit_nano_digits",
+        (
+            "linsight export {best} --out exports/digits",
+            "linsight predict exports/digits PICTURE...",
+            "linsight models",
+            "linsight train rala_vit_tiny_300e_in1k --cfg-options data_root=/path/to/imagenet",
+        ),
+    ),
+    "detection": Demo(
+        "mask_rcnn_rala_vit_nano_fpn_digits",
+        (
+            "linsight predict {best} PICTURE_OR_VIDEO...",
+            "linsight test mask_rcnn_rala_vit_nano_fpn_digits {best}",
+            "linsight train mask_rcnn_rala_vit_tiny_fpn_1x_coco "
+            "--cfg-options data_root=/path/to/coco",
+        ),
+    ),
+    "segmentation": Demo(
+        "segformer_rala_vit_nano_digits",
+        (
+            "linsight predict {best} PICTURE...",
+            "linsight test segformer_rala_vit_nano_digits {best}",
+            "linsight train upernet_rala_vit_small_160k_ade20k "
+            "--cfg-options data_root=/path/to/ADEChallengeData2016",
+        ),
+    ),
+}
 
 
 def demo(
-    work_dir: Annotated[Path, typer.Option(help="Where the results go.")] = Path("work_dirs/demo"),
+    task: Annotated[
+        Literal["classification", "detection", "segmentation"],
+        typer.Argument(help="What to learn of the digits."),
+    ] = "classification",
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where the results go; default: work_dirs/demo_<task>.")
+    ] = None,
 ) -> None:
     """Train a rank-augmented linear-attention model on digit scenes, in minutes."""
-    train(CONFIG, work_dir=work_dir)
+    work_dir = work_dir or Path("work_dirs", f"demo_{task}")
+    train(DEMOS[task].config, work_dir=work_dir)
     best = max(work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
     print(
         f"""
@@ -22,10 +67,7 @@ Done. The test digits are in nobody's handwriting that the model saw.
   weights   {best}
   figures   {work_dir}/learning_curve.png, {work_dir}/predictions.png
 
-What next?
-  linsight export {best} --out exports/digits
-  linsight predict exports/digits PICTURE...
-  linsight models
-  linsight train rala_vit_tiny_300e_in1k --cfg-options data_root=/path/to/imagenet
-"""
+What next?"""
     )
+    for command in DEMOS[task].next:
+        print(f"  {command.format(best=best)}")

@@ -12,7 +12,15 @@ import linsight
 from linsight.kernels import backend
 
 EXTRAS = {
-    "train": ("mmengine", "cv2", "sklearn", "pycocotools", "matplotlib", "tensorboard"),
+    "train": (
+        "mmengine",
+        "cv2",
+        "sklearn",
+        "pycocotools",
+        "torchmetrics",
+        "matplotlib",
+        "tensorboard",
+    ),
     "det": ("mmcv", "mmdet"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
 }

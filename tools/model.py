@@ -2,17 +2,87 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
-from linsight.backbones.checkpoint import CheckpointError, check_fit
+from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
 from linsight.heads.checkpoint import read_checkpoint
 from linsight.heads.classification import create_backbone
+from linsight.tools.config import ConfigError, load_config
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a checkpoint of `linsight train` holds.
+
+    Attributes:
+        config: that it was trained by.
+        classes: their names, if the data set had any.
+        state: the weights.
+    """
+
+    config: Config
+    classes: tuple[str, ...] | None
+    state: dict[str, Tensor]
+
+
+def read_run(source: str | Path, name: str | None = None) -> Run | None:
+    """Read a checkpoint of `linsight train`; none if `source` is something else.
+
+    A checkpoint of others is read as a run of the config that `name` names, if it is one's.
+
+    Raises:
+        CheckpointError: the file is damaged, or its config is more than data.
+    """
+    path = Path(source)
+    if not path.is_file() or path.suffix == ".safetensors":
+        return None
+    checkpoint = read_checkpoint(path)
+    meta = checkpoint.get("meta", {})
+    if not meta.get("cfg"):
+        try:
+            config = load_config(name or "")
+        except ConfigError:
+            return None
+        classes = meta.get("CLASSES")  # as mmsegmentation and mmdetection called them
+        return Run(config, tuple(classes) if classes else None, dict(unwrap(checkpoint)))
+    try:
+        config = Config(_literals(meta["cfg"]))
+    except (SyntaxError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: its config is not plain data: {error}") from None
+    classes = (meta.get("dataset_meta") or {}).get("classes")
+    return Run(config, tuple(classes) if classes else None, checkpoint["state_dict"])
+
+
+def _literals(text: str) -> dict[str, Any]:
+    """The values that a config's text assigns; unlike mmengine's reader, it runs nothing."""
+
+    def value(node: ast.expr) -> Any:
+        match node:
+            case ast.Call(func=ast.Name("dict"), args=[], keywords=keywords):
+                return {word.arg: value(word.value) for word in keywords}
+            case ast.Dict(keys=keys, values=values):
+                return {value(k): value(v) for k, v in zip(keys, values, strict=True)}
+            case ast.List(elts=items):
+                return [value(item) for item in items]
+            case ast.Tuple(elts=items):
+                return tuple(map(value, items))
+            case ast.Set(elts=items):
+                return set(map(value, items))
+            case ast.Name("inf" | "nan" as name):
+                return float(name)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -value(operand)
+        return ast.literal_eval(node)
+
+    return {statement.targets[0].id: value(statement.value) for statement in ast.parse(text).body}
 
 
 def open_model(source: str | Path, model_name: str | None = None) -> nn.Module:
@@ -41,9 +111,8 @@ def open_model(source: str | Path, model_name: str | None = None) -> nn.Module:
         if not (path.parent / "config.json").is_file():
             raise CheckpointError(f"{path} does not say which model it is of: give --model NAME")
         return _exported(path.parent)
-    checkpoint = read_checkpoint(path)
-    if config := checkpoint.get("meta", {}).get("cfg"):
-        return _trained(path, checkpoint, Config.fromstring(config, ".py"))
+    if run := read_run(path):
+        return _trained(path, run)
     if model_name is None:
         raise CheckpointError(f"{path} does not say which model it is of: give --model NAME")
     try:
@@ -73,22 +142,23 @@ def _exported(folder: Path) -> nn.Module:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def _trained(path: Path, checkpoint: dict[str, Any], config: Config) -> nn.Module:
+def _trained(path: Path, run: Run) -> nn.Module:
+    config = run.config
     if config.get("model", {}).get("type") != "ImageClassifier":
         raise CheckpointError(f"{path} is not of an image classifier of linsight")
     overlay = dict(config.test_dataloader.dataset.get("transform", {}))
     size = overlay.get("input_size", 224)
     overlay["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size[-2:])
     overlay["num_classes"] = config.model.num_classes
-    if classes := (checkpoint["meta"].get("dataset_meta") or {}).get("classes"):
-        overlay["label_names"] = tuple(classes)
+    if run.classes:
+        overlay["label_names"] = run.classes
     backbone = dict(config.model.backbone) | {"pretrained": False}
     model = create_backbone(
         **backbone, num_classes=config.model.num_classes, pretrained_cfg_overlay=overlay
     )
     state = {
         name.removeprefix("backbone."): value
-        for name, value in checkpoint["state_dict"].items()
+        for name, value in run.state.items()
         if name.startswith("backbone.")
     }
     check_fit(state, model, f"checkpoint {path} does not fit the model that it names")

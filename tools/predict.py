@@ -1,23 +1,27 @@
-"""Classify pictures: `linsight predict MODEL PICTURE_OR_FOLDER...`."""
+"""Predict pictures and videos: `linsight predict MODEL PICTURE_OR_FOLDER...`."""
 
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import timm.data
 import torch
 import typer
-from matplotlib.figure import Figure
+from mmengine.config import Config
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from timm.data import get_img_extensions
 
+from linsight.backbones.checkpoint import CheckpointError
 from linsight.datasets.classification import DataError
-from linsight.tools.model import class_names, open_model
-from linsight.tools.run import plain_errors
+from linsight.tools.config import ConfigError, check_config, override
+from linsight.tools.model import open_model, read_run
+from linsight.tools.predict_video import SUFFIXES, predict_video
+from linsight.tools.prediction import Predictor
+from linsight.tools.run import Overrides, plain_errors
 
 
 def predict(
@@ -25,50 +29,47 @@ def predict(
         str,
         typer.Argument(help="A checkpoint, an exported folder, or a model with published weights."),
     ],
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures, folders of them, or videos.")],
     model_name: Annotated[
-        str | None, typer.Option("--model", help="timm's name, where MODEL does not say it.")
+        str | None,
+        typer.Option("--model", help="timm's name, or a config's, where MODEL does not say it."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the drawings and the list go.")] = Path(
         "predictions"
     ),
-    topk: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 5,
+    topk: Annotated[int, typer.Option(min=1, help="Classes that a classifier names.")] = 5,
+    score: Annotated[
+        float, typer.Option(min=0, max=1, help="Objects less sure than this are left out.")
+    ] = 0.3,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Test-time augmentation, for detectors of boxes.")
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:1; default: a GPU if there is one.")
     ] = None,
+    cfg_options: Overrides = None,
 ) -> None:
-    """Name the likeliest classes of pictures, and draw each picture beside them."""
+    """Say what a model sees in pictures, and draw it."""
     with plain_errors():
-        classifier = open_model(model, model_name)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        predictor = open_predictor(model, model_name, place, topk, score, tta, cfg_options or ())
         files = _pictures(pictures)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        classifier.to(device)
-        names = class_names(classifier)
-        settings = timm.data.resolve_model_data_config(classifier)
-        transform = timm.data.create_transform(**settings)
         out.mkdir(parents=True, exist_ok=True)
         console = Console()
         table = Table("picture", "prediction")
         rows, unreadable = [], []
-        for file in track(files, "Classifying", console=console, disable=len(files) == 1):
-            try:
-                picture = Image.open(file).convert("RGB")
-            # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format.
-            except Exception as error:
-                unreadable.append(f"{file} ({error})")
-                continue
-            with torch.inference_mode():
-                scores = classifier(transform(picture)[None].to(device))[0].float().softmax(-1)
-            top = scores.topk(min(topk, len(names)))
-            best = [
-                (names[i], p)
-                for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            ]
-            table.add_row(str(file), ", ".join(f"{name} {p:.1%}" for name, p in best[:3]))
-            rows += [(str(file), name, f"{p:.6f}") for name, p in best]
-            draw_prediction(picture, best).savefig(_drawing(out, file, files), dpi=120)
+        with Progress(console=console, disable=len(files) == 1 and not _is_video(files[0])) as bar:
+            for file in bar.track(files, description="Predicting"):
+                drawing = _drawing(out, file, files)
+                try:
+                    summary, found = _predict(predictor, file, drawing, bar)
+                except DataError as error:
+                    unreadable.append(str(error))
+                    continue
+                table.add_row(str(file), summary)
+                rows += found
         with open(out / "predictions.csv", "w", newline="") as list_file:
-            csv.writer(list_file).writerows([("picture", "class", "probability"), *rows])
+            csv.writer(list_file).writerows([("picture", *predictor.columns), *rows])
         console.print(table)
         if unreadable:
             print(
@@ -81,15 +82,95 @@ def predict(
         console.print(f"Drawings and predictions.csv are in {out}")
 
 
+def open_predictor(
+    source: str,
+    model_name: str | None,
+    device: torch.device,
+    topk: int = 5,
+    score: float = 0.3,
+    tta: bool = False,
+    overrides: Sequence[str] = (),
+) -> Predictor:
+    """The predictor for the kind of model that `source` holds.
+
+    Args:
+        source, model_name: as :func:`~linsight.tools.model.open_model` takes them, or a
+            checkpoint of a training of any of the tasks; of other files `model_name` may also be
+            that of the config that they fit.
+        device: to run it on.
+        topk: how many classes a classifier names.
+        score: a detector leaves out objects less sure than this.
+        tta: test-time augmentation.
+        overrides: ``key=value`` words that change the config of a training.
+
+    Raises:
+        ConfigError: there is no test-time augmentation for this model.
+        FileNotFoundError: `source` is neither a file nor a model's name.
+        CheckpointError: the file is damaged, or of a model that nothing here predicts with.
+    """
+    run = read_run(source, model_name)
+    kind = run.config.model.type if run else "ImageClassifier"
+    if run and run.config.get("default_scope") == "mmdet":
+        from linsight.tools.predict_detection import DetectionPredictor
+
+        _change(run.config, overrides)
+        return DetectionPredictor(run, source, device, score, tta)
+    if tta:
+        raise ConfigError(f"--tta is for detectors, and {source} is of a {kind}")
+    if kind == "ImageClassifier":
+        if overrides:
+            raise ConfigError(f"--cfg-options changes no prediction of a {kind}")
+        from linsight.tools.predict_classification import ClassificationPredictor
+
+        return ClassificationPredictor(open_model(source, model_name), device, topk)
+    if kind == "SemanticSegmentor":
+        from linsight.tools.predict_segmentation import SegmentationPredictor
+
+        _change(run.config, overrides)
+        return SegmentationPredictor(run, source, device)
+    raise CheckpointError(f"{source} is of a {kind}, with which nothing here predicts")
+
+
+def _change(config: Config, overrides: Sequence[str]) -> None:
+    if overrides:
+        override(config, overrides)
+        check_config(config)
+
+
+def _predict(
+    predictor: Predictor, file: Path, drawing: Path, progress: Progress
+) -> tuple[str, list[tuple]]:
+    """Summary and rows of a picture or a video, whose drawing is written.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if _is_video(file):
+        frames = predict_video(predictor, file, drawing.with_suffix(".mp4"), progress)
+        rows = [(f"{file}#{i}", *row) for i, frame in enumerate(frames) for row in frame]
+        return f"{len(frames)} frames", rows
+    try:
+        picture = Image.open(file).convert("RGB")
+    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format.
+    except Exception as error:
+        raise DataError(f"{file} ({error})") from error
+    prediction = predictor(picture)
+    prediction.drawing.save(drawing)
+    return prediction.summary, [(str(file), *row) for row in prediction.rows]
+
+
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
+
+
 def _pictures(sources: list[Path]) -> list[Path]:
-    files = []
+    files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found = sorted(f for f in source.rglob("*") if f.suffix.lower() in get_img_extensions())
+            endings = (*get_img_extensions(), *SUFFIXES)
+            found = sorted(f for f in source.rglob("*") if f.suffix.lower() in endings)
             if not found:
-                raise DataError(
-                    f"folder {source} holds no pictures ({', '.join(get_img_extensions())})"
-                )
+                raise DataError(f"folder {source} holds no pictures ({', '.join(endings)})")
             files += found
         elif source.is_file():
             files.append(source)
@@ -102,22 +183,3 @@ def _drawing(out: Path, file: Path, files: list[Path]) -> Path:
     """Named as the picture; with its folder where two pictures are called the same."""
     alone = sum(other.stem == file.stem for other in files) == 1
     return out / f"{file.stem if alone else '_'.join(file.with_suffix('').parts[-2:])}.png"
-
-
-def draw_prediction(picture: Image.Image, best: list[tuple[str, float]]) -> Figure:
-    """A picture beside bars of its likeliest classes.
-
-    Args:
-        picture: as it was read.
-        best: names and probabilities, the likeliest first.
-    """
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    left.imshow(picture, interpolation="nearest" if max(picture.size) < 200 else None)
-    left.axis("off")
-    names, shares = zip(*reversed(best), strict=True)
-    bars = right.barh([name[:28] for name in names], shares, color="#2a6f97")
-    right.bar_label(bars, [f"{share:.1%}" for share in shares], padding=3)
-    right.set(xlim=(0, 1.18), xticks=[])
-    right.spines[["top", "right", "bottom"]].set_visible(False)
-    return figure

@@ -48,7 +48,10 @@ def train(
         if amp and cfg.optim_wrapper.get("type") != "AmpOptimWrapper":
             cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
         if compile:
-            cfg.model.compile = True
+            # Detectors have a backbone that compiles; what follows it follows the objects.
+            whole = cfg.model.type in ("ImageClassifier", "SemanticSegmentor")
+            part = cfg.model if whole else cfg.model.backbone
+            part.compile = True
         if tensorboard:
             backends = [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}]
             cfg.visualizer = {"type": "Visualizer", "vis_backends": backends}

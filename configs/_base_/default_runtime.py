@@ -12,11 +12,8 @@ default_hooks = dict(
     data_check=dict(type="DataCheckHook"),
     progress_bar=dict(type="ProgressBarHook"),
     learning_curve=dict(type="LearningCurveHook"),
-    predictions=dict(type="PredictionsHook"),
+    predictions=dict(type="ClassesFigureHook"),
 )
-
-val_evaluator = dict(type="Accuracy", topk=(1, 5))
-test_evaluator = val_evaluator
 
 env_cfg = dict(cudnn_benchmark=True)
 randomness = dict(seed=0)

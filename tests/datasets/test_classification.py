@@ -9,7 +9,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
-from linsight.datasets.classification import DataError, describe_corrupt
+from linsight.datasets.classification import DataError
+from linsight.datasets.loading import describe
 
 
 @pytest.fixture
@@ -84,9 +85,7 @@ def test_corrupt_images_are_replaced_and_counted_across_workers(root):
     assert torch.cat(labels).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     images = torch.cat(images)
     assert torch.equal(images[1], images[2])
-    assert describe_corrupt(loader.dataset) == (
-        "2 of 12 images could not be read: a/1.png, b/2.png"
-    )
+    assert describe(loader.dataset) == ("2 of 12 images could not be read: a/1.png, b/2.png")
 
 
 def test_too_many_corrupt_images_are_an_error(root):

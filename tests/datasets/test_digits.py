@@ -207,14 +207,6 @@ def test_segmentation():
     assert swapped[0][0].mode == "L"
 
 
-def test_mmengine_builds_the_segmentation():
-    registry = pytest.importorskip("mmengine.registry")
-    import linsight.datasets.digits_mmengine  # noqa: F401
-
-    dataset = registry.DATASETS.build({"type": "DigitSegmentation", "split": "test", "length": 3})
-    assert len(dataset) == 3
-
-
 def test_the_figure(tmp_path):
     pytest.importorskip("matplotlib")
     draw_digit_scenes(tmp_path / "docs" / "scenes.png")

@@ -46,6 +46,8 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+val_evaluator = dict(type="Accuracy", topk=(1, 5))
+test_evaluator = val_evaluator
 optim_wrapper = dict(
     constructor="TimmOptimWrapperConstructor",
     optimizer=dict(opt="adamw", lr=1e-3, weight_decay=0.05),

@@ -221,6 +221,9 @@ def test_the_newest_row_of_a_measurement_is_drawn():
         (("--modes", "graph"), "GPU"),
         (("--modes", "egaer"), "egaer"),
         (("--resolutions", "224 512"), "224,512"),
+        (("models", "--resolutions", "64x96"), "64x96"),
+        (("segmentors", "rala_vit_nano_digits"), "ImageClassifier"),
+        (("segmentors", "upernet_rala_vit_smal_160k_ade20k"), "upernet_rala_vit_small"),
         (("draw", "no/such.csv"), "no/such.csv"),
     ],
 )
@@ -238,6 +241,24 @@ def test_devices_that_cannot_be_timed(tmp_path, device):
     assert device in result.output
 
 
+def test_segmentors(tmp_path):
+    """A segmentor and the same on timm's backbones, at a size that is not square."""
+    peers = ("resnet10t", "swin_tiny_patch4_window7_224")
+    words = ("segformer_rala_vit_nano_digits", "--resolutions", "32x64")
+    result = run(tmp_path, "segmentors", *words, *(w for peer in peers for w in ("--peer", peer)))
+    assert result.exit_code == 0, result.output
+    got = rows(tmp_path)
+    assert {row["check"] for row in got} == {"ok"}
+    names = [f"Segformer {name}" for name in ("rala_vit_nano", *peers)]
+    assert [(row["phase"], row["name"], row["peer_of"]) for row in got] == [
+        (phase, name, "" if name == names[0] else names[0])
+        for phase in ("inference", "training")
+        for name in names
+    ]
+    assert {row["shape"] for row in got} == {"2 x 32 x 64"}
+    assert all(float(row["images_per_second"]) > 0 for row in got)
+
+
 def test_default_batches_shrink_with_the_resolution():
     gpu = torch.device("cuda")
     sizes = (224, 512, 1024, 2048, 4096)
@@ -247,7 +268,7 @@ def test_default_batches_shrink_with_the_resolution():
 
 def test_compilation_comes_last():
     modes, phases = ["eager", "graph", "compile"], ["inference", "training"]
-    setting = benchmark.Setting(CPU, "float32", modes, phases, [32], None, 0.001)
+    setting = benchmark.Setting(CPU, "float32", modes, phases, [(32, 32)], None, 0.001)
     order = [row.mode for job in benchmark.plan("all", [], setting) for row in job.rows]
     compiled = [mode.startswith("compile") for mode in order]
     assert compiled == sorted(compiled)

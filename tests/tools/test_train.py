@@ -145,7 +145,7 @@ class TestTest:
     def test_mmengines_and_safetensors_give_the_same(self, trained, tmp_path):
         config, work_dir = trained
         output = cli_test(config, work_dir / "epoch_3.pth", "--work-dir", tmp_path)
-        (line,) = [line for line in output.splitlines() if line.startswith("top1:")]
+        (line,) = [line for line in output.splitlines() if line.startswith("│ top1")]
         state = torch.load(work_dir / "epoch_3.pth", weights_only=False)["state_dict"]
         state = {k.removeprefix("backbone."): v.contiguous() for k, v in state.items()}
         safetensors.torch.save_file(state, tmp_path / "model.safetensors")

@@ -1,0 +1,23 @@
+# Mask R-CNN in full, on scenes of COCO's size, for a GPU and many cores: minutes, from scratch.
+_base_ = [
+    "../_base_/models/mask_rcnn_fpn.py",
+    "../_base_/datasets/digits_detection.py",
+    "../_base_/schedules/digits_nmuon.py",
+    "../_base_/detection_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        model_name="rala_vit_tiny", pretrained=False, output_norm_eps=1e-6, drop_path_rate=0.0
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+    roi_head=dict(bbox_head=dict(num_classes=10), mask_head=dict(num_classes=10)),
+)
+
+# Each core draws some 17 scenes a second.
+scenes = dict(size=(800, 1333), digits=(1, 8), digit_size=(0.14, 0.36), clutter=8)
+train_dataloader = dict(num_workers=14, pin_memory=True, dataset=dict(length=16000, **scenes))
+val_dataloader = dict(batch_size=4, num_workers=14, dataset=dict(length=96, **scenes))
+test_dataloader = val_dataloader
+
+optim_wrapper = dict(type="AmpOptimWrapper", loss_scale="dynamic")

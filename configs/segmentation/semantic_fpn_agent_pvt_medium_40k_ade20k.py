@@ -1,0 +1,3 @@
+_base_ = "./semantic_fpn_agent_pvt_tiny_40k_ade20k.py"
+
+model = dict(backbone=dict(model_name="agent_pvt_medium", drop_path_rate=0.2))

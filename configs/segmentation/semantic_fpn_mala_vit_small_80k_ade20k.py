@@ -1,0 +1,3 @@
+_base_ = "./semantic_fpn_rala_vit_tiny_80k_ade20k.py"
+
+model = dict(backbone=dict(model_name="mala_vit_small", drop_path_rate=0.15))

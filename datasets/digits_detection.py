@@ -1,0 +1,80 @@
+"""Digit scenes as mmdet trains and tests on them: boxes, classes, masks, drawn on the fly.
+
+In a config: ``custom_imports = dict(imports=["linsight", "linsight.datasets.digits_detection"])``,
+then ``dataset=dict(type="DigitDetection", split="train", pipeline=[dict(type="PackDetInputs")])``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import Compose
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
+from mmengine.registry import DATASETS
+from pycocotools import mask as run_length
+from torch.utils.data import Dataset
+
+from .digits import CLASSES, DETECTION, Split, digit_scene
+
+
+@DATASETS.register_module()
+class DigitDetection(Dataset):
+    """Several digits a scene, to be found, named and outlined.
+
+    An item is what mmdet's pipelines work on after ``LoadImageFromFile`` and
+    ``LoadAnnotations``, taken through one. With ``"instances"`` among the ``meta_keys`` of
+    ``PackDetInputs``, ``CocoMetric`` needs no annotation file.
+
+    Args:
+        split: ``"train"`` or ``"test"``, which share no handwriting.
+        length: how many scenes.
+        pipeline: mmdet's transforms.
+        **scene: arguments of :func:`~linsight.datasets.digits.digit_scene` that differ from
+            :data:`~linsight.datasets.digits.DETECTION`.
+    """
+
+    def __init__(self, split: Split, length: int, pipeline: Sequence[dict], **scene: Any) -> None:
+        if length < 1:
+            raise ValueError(f"length must be 1 or more, got {length}")
+        self.length = length
+        self.pipeline = Compose(pipeline)
+        self.scene = functools.partial(digit_scene, split=split, **{**DETECTION, **scene})
+        self.scene(0)  # A bad argument shows here and not in a worker.
+        self.metainfo = {"classes": CLASSES}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index} is out of range for {self.length} scenes")
+        scene = self.scene(index)
+        shape = scene.semantic.shape
+        return self.pipeline(
+            {
+                "img": np.ascontiguousarray(scene.image[..., ::-1]),  # OpenCV's order, BGR
+                "img_id": index,
+                "img_shape": shape,
+                "ori_shape": shape,
+                "scale_factor": (1.0, 1.0),
+                "height": shape[0],
+                "width": shape[1],
+                "gt_bboxes": HorizontalBoxes(scene.boxes),
+                "gt_bboxes_labels": scene.labels,
+                "gt_ignore_flags": np.zeros(len(scene.labels), bool),
+                "gt_masks": BitmapMasks(scene.masks.astype(np.uint8), *shape),
+                "instances": [
+                    {
+                        "bbox": box.tolist(),
+                        "bbox_label": int(label),
+                        "ignore_flag": 0,
+                        "mask": run_length.encode(np.asfortranarray(mask, np.uint8)),
+                    }
+                    for box, label, mask in zip(scene.boxes, scene.labels, scene.masks, strict=True)
+                ],
+            }
+        )

@@ -1,0 +1,166 @@
+"""What the data sets share: files that are damaged, workers' seeds, the check against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.registry import FUNCTIONS, HOOKS
+from torch.utils.data import Dataset
+
+# By the attribute of a data set that says which of its images have a fault: the fault, and what
+# follows from it.
+_FAULTS = {
+    "corrupt": ("could not be read", "others took their places"),
+    "unlabelled": ("have no labelled pixel", "nothing was learned from them"),
+}
+
+
+class DataError(ValueError):
+    """A data set that is missing, empty, or too damaged to train on."""
+
+
+class TolerantDataset(Dataset):
+    """A data set that steps over items that cannot be read, and remembers which.
+
+    Args:
+        read: gives the item of an index.
+        length: how many.
+        name_of: gives the file name of an index.
+        corrupt_tolerance: the largest share of corrupt items.
+
+    Attributes:
+        corrupt: whether an item could not be read, bool (length,); what a data worker marks
+            there, every process sees.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Any],
+        length: int,
+        name_of: Callable[[int], str] = str,
+        corrupt_tolerance: float = 0.01,
+    ) -> None:
+        self.read = read
+        self.name_of = name_of
+        self.most_corrupt = max(1, int(corrupt_tolerance * length)) if corrupt_tolerance else 0
+        self.corrupt = flags(length)
+
+    def __len__(self) -> int:
+        return len(self.corrupt)
+
+    def read_from(self, index: int) -> tuple[int, Any]:
+        """The first item from `index` on that can be read, and its index."""
+        while True:
+            try:
+                item = self.read(index)
+                break
+            # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... as the format goes.
+            except Exception as error:
+                self.corrupt[index] = True
+                if self.corrupt.sum() > self.most_corrupt:
+                    raise DataError(
+                        f"{describe(self)}, more than corrupt_tolerance allows "
+                        f"({self.most_corrupt}); the last error: {error}"
+                    ) from error
+                index = (index + 1) % len(self)
+        return index, item
+
+
+def flags(length: int) -> torch.Tensor:
+    """A flag an item, shared with the data workers: other than a count it needs no lock."""
+    return torch.zeros(length, dtype=torch.bool).share_memory_()
+
+
+def describe(dataset: Dataset, fault: str = "corrupt") -> str:
+    """How many images of a data set have a fault, and which, by the data set's ``name_of``.
+
+    Args:
+        dataset: with flags of its images in the attribute that is named as the fault.
+        fault: ``"corrupt"`` or ``"unlabelled"``.
+    """
+    bad = getattr(dataset, fault).nonzero().flatten().tolist()
+    names = ", ".join(dataset.name_of(i) for i in bad[:5])
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return f"{len(bad)} of {len(dataset):,} images {_FAULTS[fault][0]}: {names}{more}"
+
+
+@FUNCTIONS.register_module()
+def torch_worker_seed(worker_id: int) -> None:
+    """Leave a data worker's seeds as torch set them: from the main process's generator.
+
+    mmengine's own gives every epoch the same seeds, and so the same augmentations.
+    """
+
+
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Compare the data sets with the model before training, and report faulty images.
+
+    Raises:
+        DataError: number or names of the classes do not agree.
+    """
+
+    def before_train(self, runner: Any) -> None:
+        loops = {"training": runner.train_loop, "validation": runner.val_loop}
+        named = {
+            split: getattr(loop.dataloader.dataset, "metainfo", {}).get("classes")
+            for split, loop in loops.items()
+            if loop is not None
+        }
+        named = {split: classes for split, classes in named.items() if classes}
+        for split, classes in named.items():
+            _check_count(split, classes, runner.model)
+        if len(named) == 2 and len(set(map(tuple, named.values()))) > 1:
+            training, validation = (set(classes) for classes in named.values())
+            only = sorted(training ^ validation)[:5]
+            raise DataError(f"training and validation name other classes: {', '.join(only)}")
+
+    def before_test(self, runner: Any) -> None:
+        classes = getattr(runner.test_dataloader.dataset, "metainfo", {}).get("classes")
+        if classes:
+            _check_count("test", classes, runner.model)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        self._report(runner, runner.train_dataloader.dataset, "training")
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._report(runner, runner.val_dataloader.dataset, "validation")
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._report(runner, runner.test_dataloader.dataset, "test")
+
+    def _report(self, runner: Any, dataset: Any, split: str) -> None:
+        # mmdet has data sets around data sets.
+        for inner in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
+            if inner is not None:
+                self._report(runner, inner, split)
+        for fault, (_, consequence) in _FAULTS.items():
+            flagged = getattr(dataset, fault, None)
+            if flagged is None:
+                continue
+            # A rank knows of the images that it read.
+            counts = flagged.to(torch.int32)
+            all_reduce(counts)
+            flagged.logical_or_(counts.bool().cpu())
+            if flagged.any():
+                runner.logger.warning(f"{split} data: {describe(dataset, fault)}; {consequence}")
+
+
+def _check_count(split: str, classes: Sequence[str], model: torch.nn.Module) -> None:
+    """Compare the classes with the model's, or with those of each head of a detector."""
+    for name, module in getattr(model, "module", model).named_modules():
+        wanted = getattr(module, "num_classes", None)
+        # A backbone has none; an RPN tells objects from background, whatever they are.
+        parts = set(name.split("."))
+        foreign = parts & {"backbone", "rpn_head", "semantic_head"}
+        if not isinstance(wanted, int) or foreign or len(classes) == wanted:
+            continue
+        key = ".".join(filter(None, ("model", name, "num_classes")))
+        raise DataError(
+            f"the {split} data set has {len(classes)} classes, and {key} is {wanted}: set "
+            f"{key}={len(classes)}"
+        )

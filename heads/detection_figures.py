@@ -1,0 +1,135 @@
+"""Draw boxes and masks on pictures, and the evaluated images of a run with those found in them."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from mmengine.registry import HOOKS
+from PIL import Image, ImageDraw, ImageFont
+
+from .figures import PredictionsHook
+
+# Pixels of the longer side of a drawing, about.
+_LEAST = 384
+
+
+def draw_objects(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None = None,
+    masks: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
+) -> Image.Image:
+    """A picture with its objects, each class in a colour of its own, the surest on top.
+
+    Small pictures are drawn larger, so that the letters find room.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        boxes: (N, 4), x1 y1 x2 y2 in pixels.
+        labels: int (N,).
+        scores: (N,), 0 to 1, written beside the class.
+        masks: bool (N, H, W).
+        names: of the classes.
+    """
+    order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
+    scale = max(1, round(_LEAST / max(image.shape[:2])))
+    canvas = image.repeat(scale, 0).repeat(scale, 1)
+    boxes = boxes * scale
+    if masks is not None:
+        masks = masks.repeat(scale, 1).repeat(scale, 2)
+        for i in order:
+            colour = np.array(class_colour(int(labels[i])), np.float32)
+            canvas[masks[i]] = 0.5 * canvas[masks[i]] + 0.5 * colour
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+    height = int(np.clip(min(picture.size) / 28, 10, 28))
+    font = ImageFont.load_default(size=height)
+    for i in order:
+        colour = class_colour(int(labels[i]))
+        x1, y1, x2, y2 = (float(edge) for edge in boxes[i])
+        pen.rectangle(
+            (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=max(1, height // 9)
+        )
+        text = str(names[labels[i]] if names else int(labels[i]))
+        if scores is not None:
+            text += f" {scores[i]:.2f}"
+        # Above the box; inside where there is no room.
+        top = y1 - height - 2 if y1 > height + 2 else y1
+        room = pen.textbbox((x1 + 1, top), text, font=font)
+        pen.rectangle((x1, top, room[2] + 1, top + height + 2), fill=colour)
+        pen.text((x1 + 1, top), text, fill="white", font=font)
+    return picture
+
+
+@cache
+def class_colour(label: int) -> tuple[int, int, int]:
+    """RGB of a class: neighbours far apart on the colour wheel, dark enough for white letters."""
+    hue = label * 0.61803398875 % 1
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.85, 0.8))
+
+
+@HOOKS.register_module()
+class ObjectsFigureHook(PredictionsHook):
+    """Draw the first evaluated images with the boxes and masks that were found in them.
+
+    Args:
+        rows: of the grid.
+        columns: of the grid.
+        score_threshold: objects less sure than this are left out.
+    """
+
+    def __init__(self, rows: int = 3, columns: int = 4, score_threshold: float = 0.5) -> None:
+        self.rows = rows
+        self.columns = columns
+        self.score_threshold = score_threshold
+
+    def reset(self) -> None:
+        self.kept: list[tuple] = []
+
+    def keep(self, data_batch: Any, outputs: Any) -> None:
+        room = self.rows * self.columns - len(self.kept)
+        # Test-time augmentation has several images of each scene, and mmdet none of its own.
+        if isinstance(data_batch["inputs"][0], list | tuple):
+            return
+        for image, sample in zip(data_batch["inputs"][:room], outputs, strict=False):
+            self.kept.append((_picture(image, sample), found(sample, self.score_threshold)))
+
+    def figure(self, metainfo: dict) -> Figure | None:
+        if not self.kept:
+            return None
+        rows = -(-len(self.kept) // self.columns)
+        figure = Figure(figsize=(3 * self.columns, 3 * rows + 0.4), layout="constrained")
+        figure.suptitle(f"Found with a score of {self.score_threshold} or more")
+        grid = figure.subplots(rows, self.columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, (image, objects) in zip(grid.flat, self.kept, strict=False):
+            axes.imshow(draw_objects(image, **objects, names=metainfo.get("classes")))
+        return figure
+
+
+def found(sample: Any, score_threshold: float) -> dict[str, np.ndarray | None]:
+    """The arguments `boxes`, `labels`, `scores` and `masks` of :func:`draw_objects`, from
+    mmdet's ``DetDataSample`` with predictions."""
+    objects = sample.pred_instances
+    objects = objects[objects.scores >= score_threshold].cpu()
+    return {
+        "boxes": objects.bboxes.float().numpy(),
+        "labels": objects.labels.numpy(),
+        "scores": objects.scores.float().numpy(),
+        "masks": np.asarray(objects.masks, bool) if "masks" in objects else None,
+    }
+
+
+def _picture(image: Any, sample: Any) -> np.ndarray:
+    """The image of a batch, BGR (3, H, W), as it was before it was resized and padded: RGB."""
+    height, width = sample.img_shape[:2]
+    picture = image[[2, 1, 0], :height, :width].permute(1, 2, 0).cpu().numpy().astype(np.uint8)
+    return np.asarray(Image.fromarray(picture).resize(sample.ori_shape[1::-1]))

@@ -1,0 +1,278 @@
+"""Semantic segmentation on mmengine: the model of backbone, neck and heads, and its inference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from linsight.backbones.checkpoint import check_fit, unwrap
+from linsight.backbones.registry import ZOO
+
+from .checkpoint import read_checkpoint
+from .decode_head import resize
+from .detection import TimmBackbone
+from .segmentation_loss import PixelCrossEntropy
+
+
+@MODELS.register_module()
+class SemanticSegmentor(BaseModel):
+    """A timm model, a neck if there is one, and heads, as mmengine trains them.
+
+    Parts and weights are named as mmsegmentation's EncoderDecoder names them. Images are taken
+    as the data set's transforms left them: normalised, float (B, 3, H, W).
+
+    Args:
+        backbone: arguments of :class:`~linsight.heads.detection.TimmBackbone`.
+        decode_head: a head by its registered name; the channels and strides of the maps that it
+            gets are filled in.
+        num_classes: how many classes.
+        neck: what stands between the two, by its registered name.
+        auxiliary_head: a second head, on the backbone's own maps, for training alone.
+        auxiliary_weight: of the second head's loss.
+        loss: what is called with logits (B, num_classes, H, W) in float32 and labels (B, H, W)
+            and gives a scalar, by its registered name or its place in any library
+            (``dict(type="segmentation_models_pytorch.losses.DiceLoss", mode="multiclass")``);
+            several in a list are added. By default cross-entropy.
+        loss_weights: of the several.
+        ignore_index: the label of pixels that belong to no class.
+        window: (height, width) of the windows in which images are predicted; none: whole.
+        window_stride: from one window to the next; by default two thirds of the window. Where
+            windows overlap their logits are averaged.
+        test_scales: sizes, relative to the image, whose probabilities are averaged.
+        test_flip: average with those of the mirrored image.
+        checkpoint: a file of weights of the whole to start from, this library's or the authors'.
+        compile: compile the parts in place; a dict holds arguments of ``torch.compile``.
+        data_preprocessor: mmengine's; by default it moves the batch to the model's device.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        CheckpointError: the checkpoint is not of this model.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        decode_head: dict,
+        num_classes: int,
+        neck: dict | None = None,
+        auxiliary_head: dict | None = None,
+        auxiliary_weight: float = 0.4,
+        loss: dict | Sequence[dict] | None = None,
+        loss_weights: Sequence[float] | None = None,
+        ignore_index: int = 255,
+        window: int | Sequence[int] | None = None,
+        window_stride: int | Sequence[int] | None = None,
+        test_scales: Sequence[float] = (1.0,),
+        test_flip: bool = False,
+        checkpoint: str | Path | None = None,
+        compile: bool | dict = False,
+        data_preprocessor: dict | nn.Module | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        if checkpoint is not None:  # of the whole, the backbone too
+            backbone = {**backbone, "pretrained": False, "checkpoint": None}
+        self.backbone = TimmBackbone(**backbone)
+        channels = self.backbone.out_channels
+        info = self.backbone.model.feature_info
+        strides = [info[i]["reduction"] for i in self.backbone.out_indices]
+        self.neck = neck and MODELS.build({"in_channels": channels, **neck})
+        head = {"num_classes": num_classes, **decode_head}
+        head.setdefault("in_channels", self.neck.out_channels if neck else channels)
+        if head["type"] == "FPNHead":
+            head.setdefault("feature_strides", strides)
+        self.decode_head = MODELS.build(head)
+        self.auxiliary_head = auxiliary_head and MODELS.build(
+            {"num_classes": num_classes, "in_channels": channels, **auxiliary_head}
+        )
+        self.auxiliary_weight = auxiliary_weight
+        losses = [loss] if isinstance(loss, Mapping) else loss or [{"type": "PixelCrossEntropy"}]
+        self.losses = nn.ModuleList(map(MODELS.build, losses))
+        self.loss_weights = list(loss_weights or [1.0] * len(self.losses))
+        if len(self.loss_weights) != len(self.losses):
+            raise ValueError(f"loss_weights are {self.loss_weights}, for {len(self.losses)} losses")
+        self.window = None if window is None else _pair("window", window)
+        if self.window:
+            stride = window_stride or [max(1, 2 * side // 3) for side in self.window]
+            self.window_stride = _pair("window_stride", stride)
+            if self.window_stride[0] > self.window[0] or self.window_stride[1] > self.window[1]:
+                raise ValueError(
+                    f"window_stride is {self.window_stride}, and would leave gaps between windows "
+                    f"of {self.window}"
+                )
+        if not test_scales or min(test_scales) <= 0:
+            raise ValueError(f"test_scales must be one or more above 0, got {tuple(test_scales)}")
+        self.test_scales = tuple(test_scales)
+        self.test_flip = test_flip
+        for part in self._heads():
+            # Our backbones' maps are channels-last, and so stay the heads'.
+            part.to(memory_format=torch.channels_last)
+        if checkpoint is not None:
+            state = checkpoint_filter_fn(read_checkpoint(checkpoint), self)
+            check_fit(state, self, f"checkpoint {checkpoint} does not fit the model")
+            self.load_state_dict(state)
+        if compile:
+            for part in (self.backbone, *self._heads()):
+                part.compile(**(compile if isinstance(compile, dict) else {}))
+
+    def _heads(self) -> list[nn.Module]:
+        return [m for m in (self.neck, self.decode_head, self.auxiliary_head) if m is not None]
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Prefixes of the weights whose shapes depend on the number of classes."""
+        return ("decode_head.conv_seg.", "auxiliary_head.conv_seg.")
+
+    def checkpoint_filter_fn(self, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+        """See :func:`checkpoint_filter_fn`."""
+        return checkpoint_filter_fn(state_dict, self)
+
+    def init_weights(self) -> None:
+        """Nothing: the parts were initialised, or loaded, when they were created."""
+
+    def forward(
+        self,
+        inputs: Tensor,
+        labels: Tensor | None = None,
+        mode: str = "tensor",
+        size: Sequence[int] | None = None,
+    ) -> Any:
+        """Run the model in one of mmengine's modes.
+
+        Args:
+            inputs: normalised images (B, 3, H, W).
+            labels: class indices (B, H', W'); needed for the loss alone.
+            mode: ``"tensor"`` gives logits (B, num_classes, H / 4, W / 4) at the size of the
+                finest map, ``"predict"`` a list of ``dict(labels=(H', W'))``, ``"loss"`` a dict
+                of scalars.
+            size: (H', W') of the predicted labels; by default the labels', else the images'.
+        """
+        if mode == "tensor":
+            return self._decode(inputs)
+        if mode == "loss":
+            return self._loss(inputs, labels)
+        if mode == "predict":
+            if size is None:
+                size = inputs.shape[-2:] if labels is None else labels.shape[-2:]
+            return [{"labels": x} for x in self._predict(inputs, size)]
+        raise ValueError(f"mode must be 'tensor', 'predict' or 'loss', got {mode!r}")
+
+    def _decode(self, inputs: Tensor) -> Tensor:
+        maps = self.backbone(inputs)
+        return self.decode_head(self.neck(maps) if self.neck else maps)
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        labels = labels.long()
+        maps = self.backbone(inputs)
+        logits = self.decode_head(self.neck(maps) if self.neck else maps)
+        losses = {"decode.loss": self._measure(logits, labels)}
+        if self.auxiliary_head:
+            auxiliary = self._measure(self.auxiliary_head(maps), labels)
+            losses["auxiliary.loss"] = self.auxiliary_weight * auxiliary
+        return losses
+
+    def _measure(self, logits: Tensor, labels: Tensor) -> Tensor:
+        # In half precision the sums over the pixels' neighbours and classes lose their ends.
+        logits = resize(logits.float(), labels.shape[-2:])
+        # Other libraries' losses divide by the number of labelled pixels.
+        foreign = any(not isinstance(loss, PixelCrossEntropy) for loss in self.losses)
+        if foreign and not (labels != self.ignore_index).any():
+            return 0 * logits.sum()
+        return sum(
+            weight * loss(logits, labels)
+            for weight, loss in zip(self.loss_weights, self.losses, strict=True)
+        )
+
+    def _predict(self, inputs: Tensor, size: Sequence[int]) -> Tensor:
+        """Labels (B, H', W')."""
+        views = list(self._views(inputs))
+        if len(views) == 1:
+            return resize(self._logits(inputs), size).argmax(1)
+        total: Tensor | None = None
+        for view, flipped in views:
+            scores = resize(self._logits(view), size).softmax(1)
+            scores = scores.flip(-1) if flipped else scores
+            total = scores if total is None else total.add_(scores)
+        return total.argmax(1)
+
+    def _views(self, inputs: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        for scale in self.test_scales:
+            size = [max(1, round(side * scale)) for side in inputs.shape[-2:]]
+            view = resize(inputs, size)
+            yield view, False
+            if self.test_flip:
+                yield view.flip(-1), True
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """Float32 logits (B, num_classes, H, W) at the images' size."""
+        height, width = inputs.shape[-2:]
+        if self.window is None:
+            return resize(self._decode(inputs).float(), (height, width))
+        rows, columns = (
+            _starts(*each)
+            for each in zip((height, width), self.window, self.window_stride, strict=True)
+        )
+        total = inputs.new_zeros(len(inputs), self.num_classes, height, width, dtype=torch.float32)
+        count = inputs.new_zeros(height, width, dtype=torch.float32)
+        # One window at a time: the memory beyond the sum is that of one window.
+        for y in rows:
+            for x in columns:
+                part = (..., slice(y, y + self.window[0]), slice(x, x + self.window[1]))
+                view = inputs[part]
+                total[part] += resize(self._decode(view).float(), view.shape[-2:])
+                count[part] += 1
+        return total.div_(count)
+
+
+def _starts(side: int, window: int, stride: int) -> list[int]:
+    """Where the windows over a side begin; the last is moved back into the image."""
+    count = max(side - window + stride - 1, 0) // stride + 1
+    return [max(min(i * stride, side - window), 0) for i in range(count)]
+
+
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"{name} must be (height, width) of 1 or more, got {value}")
+    return pair
+
+
+def checkpoint_filter_fn(
+    state_dict: Mapping[str, Any], model: SemanticSegmentor
+) -> dict[str, Tensor]:
+    """A segmentor's checkpoint of a paper's authors, or of this library, under our names.
+
+    The heads' names are mmsegmentation's in both. The backbone's go through the filter of its
+    family, and the authors' norms on its outputs (``extra_norms.0.norm.weight`` of RAVLT and
+    MAViT, ``norm0.weight`` of Swin) become ``backbone.norms.0.weight``.
+
+    Raises:
+        CheckpointError: the backbone's weights are of another model.
+    """
+    state_dict = dict(unwrap(state_dict))
+    if not any(name.startswith("backbone.") for name in state_dict) or any(
+        name.startswith("backbone.model.") for name in state_dict
+    ):
+        return state_dict
+    backbone, renamed = {}, {}
+    for name, value in state_dict.items():
+        part, _, rest = name.partition(".")
+        if part != "backbone":
+            renamed[name] = value
+        elif norm := re.fullmatch(r"(?:extra_norms\.|norm)(\d)(?:\.norm)?\.(weight|bias)", rest):
+            renamed[f"backbone.norms.{norm[1]}.{norm[2]}"] = value
+        else:
+            backbone[rest] = value
+    timm_model = model.backbone.model
+    architecture = timm_model.pretrained_cfg["architecture"]
+    if architecture in ZOO:
+        backbone = ZOO[architecture].family.filter_fn(backbone, timm_model)
+    return {**{f"backbone.model.{k}": v for k, v in backbone.items()}, **renamed}

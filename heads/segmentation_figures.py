@@ -1,0 +1,131 @@
+"""Pictures of semantic segmentation: classes in colour over the image."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from mmengine.registry import HOOKS
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.utils import draw_segmentation_masks
+
+from .figures import PredictionsHook
+
+#: The name of a class that is left uncoloured.
+BACKGROUND = "background"
+
+
+def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
+    """A colour (red, green, blue) of 0 to 255 for each class but the background, by its index."""
+    coloured = [i for i, name in enumerate(classes) if name != BACKGROUND]
+    shades = [*colormaps["tab10"].colors]
+    del shades[7]  # grey, as the picture below
+    golden = (5**0.5 - 1) / 2
+    shades += (
+        colorsys.hsv_to_rgb((0.16 + i * golden) % 1, (0.9, 0.5)[i // 8 % 2], 0.95)
+        for i in range(len(coloured) - len(shades))
+    )
+    return {
+        i: tuple(round(255 * part) for part in shade)
+        for i, shade in zip(coloured, shades, strict=False)
+    }
+
+
+def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: float = 0.75) -> Tensor:
+    """A picture in grey, uint8 (3, H, W), with each pixel's class in colour over it.
+
+    Args:
+        picture: uint8 (3, H, W).
+        labels: class of each pixel, (H, W); what is no class, or background, stays grey.
+        classes: the classes' names.
+        alpha: opacity of the colour.
+    """
+    grey = v2.functional.rgb_to_grayscale(picture, num_output_channels=3)
+    colours = class_colours(classes)
+    present = [i for i in labels.unique().tolist() if i in colours]
+    if not present:
+        return grey
+    masks = labels == torch.tensor(present)[:, None, None]
+    return draw_segmentation_masks(grey, masks, alpha, [colours[i] for i in present])
+
+
+def legend(classes: Sequence[str], present: Collection[int]) -> list[Patch]:
+    """What the colours of the classes `present` mean."""
+    colours = class_colours(classes)
+    return [
+        Patch(color=np.array(colours[i]) / 255, label=str(classes[i]))
+        for i in sorted(present)
+        if i in colours
+    ]
+
+
+@HOOKS.register_module()
+class MasksFigureHook(PredictionsHook):
+    """Draw evaluated images beside their true and their predicted classes: the first ones.
+
+    Args:
+        rows: of the grid.
+        columns: images in a row, each drawn three times.
+    """
+
+    def __init__(self, rows: int = 4, columns: int = 2) -> None:
+        self.rows = rows
+        self.columns = columns
+
+    def reset(self) -> None:
+        self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def keep(self, data_batch: Any, outputs: Any) -> None:
+        images, labels = data_batch
+        for image, truth, output in zip(images, labels, outputs, strict=True):
+            if len(self.kept) < self.rows * self.columns:
+                self.kept.append((image.cpu(), truth.cpu(), output["labels"].cpu()))
+
+    def figure(self, metainfo: dict) -> Figure | None:
+        return draw_masks(self.kept, metainfo, self.columns) if self.kept else None
+
+
+def draw_masks(
+    images: Sequence[tuple[Tensor, Tensor, Tensor]], metainfo: dict, columns: int
+) -> Figure:
+    """A grid of images, each beside its true and its predicted classes.
+
+    Args:
+        images: (normalised image (3, H, W), true labels, predicted labels) of each.
+        metainfo: ``classes``, ``mean`` and ``std`` of the data set.
+        columns: images in a row.
+    """
+    classes = metainfo["classes"]
+    mean, std = (torch.tensor(metainfo[key])[:, None, None] for key in ("mean", "std"))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(5.4 * columns, 1.85 * rows + 0.8), layout="constrained")
+    grid = figure.subplots(rows, 3 * columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    present: set[int] = set()
+    for index, (image, truth, guess) in enumerate(images):
+        picture = ((image.float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+        if picture.shape[1:] != truth.shape:
+            size = truth.shape
+            picture = torch.nn.functional.interpolate(picture[None].float(), size)[0].byte()
+        present |= {*truth.unique().tolist(), *guess.unique().tolist()}
+        row, column = divmod(index, columns)
+        cells = (picture, overlay(picture, truth, classes), overlay(picture, guess, classes))
+        for cell, name, axes in zip(
+            cells, ("image", "truth", "prediction"), grid[row, 3 * column :], strict=False
+        ):
+            axes.imshow(cell.permute(1, 2, 0).numpy(), interpolation="nearest")
+            if row == 0:
+                axes.set_title(name, fontsize=10)
+    handles = legend(classes, present)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(10, len(handles) or 1), frameon=False
+    )
+    return figure

@@ -1,0 +1,86 @@
+"""Intersection over union of semantic segmentation, counted by torchmetrics."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+
+@METRICS.register_module()
+class MeanIoU(BaseMetric):
+    """mIoU, mAcc and aAcc over all pixels of the data set, in percent.
+
+    IoU of a class: the pixels that are of it and predicted so, over those that are either. Acc:
+    over those that are of it. A class that is neither in the labels nor in the predictions has
+    no IoU, one that is not in the labels no Acc, and the means are over the others. aAcc is the
+    share of pixels predicted right.
+
+    Args:
+        ignore_index: the label of pixels that are not counted.
+        table: print each class's IoU and Acc.
+        collect_device: where the ranks' results meet, ``"cpu"`` or ``"gpu"``.
+        prefix: of the metrics' names: ``segmentation/mIoU``.
+    """
+
+    default_prefix = "segmentation"
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        table: bool = False,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.ignore_index = ignore_index
+        self.table = table
+
+    def process(self, data_batch: tuple[Tensor, Tensor], data_samples: Sequence[dict]) -> None:
+        from torchmetrics.functional.classification import multiclass_stat_scores
+
+        classes = len(self.dataset_meta["classes"])
+        for labels, sample in zip(data_batch[1], data_samples, strict=True):
+            predicted = sample["labels"]
+            counts = multiclass_stat_scores(
+                predicted,
+                labels.to(predicted.device),
+                num_classes=classes,
+                average="none",
+                ignore_index=self.ignore_index,
+                validate_args=False,
+            )
+            # True and false positives, true and false negatives, pixels of the class.
+            self.results.append(counts[:, [0, 1, 4]].cpu().numpy())
+
+    def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
+        right, wrong, labelled = np.sum(results, 0).T
+        with np.errstate(invalid="ignore"):
+            iou = 100 * right / (wrong + labelled)
+            accuracy = 100 * right / labelled
+            pixels = 100 * right.sum() / labelled.sum()
+        if self.table:
+            print_table(self.dataset_meta["classes"], iou, accuracy)
+        return {"mIoU": _mean(iou), "mAcc": _mean(accuracy), "aAcc": float(pixels)}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over the classes that have a value; NaN where none has."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def print_table(classes: Sequence[str], iou: np.ndarray, accuracy: np.ndarray) -> None:
+    """Print IoU and Acc of each class, the classes without a value as absent."""
+    table = Table("class")
+    for name in ("IoU", "Acc"):
+        table.add_column(name, justify="right")
+    for name, *values in zip(classes, iou, accuracy, strict=True):
+        table.add_row(str(name), *("absent" if np.isnan(v) else f"{v:.2f}" for v in values))
+    Console(file=sys.stdout).print(table)

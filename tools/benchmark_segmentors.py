@@ -1,0 +1,99 @@
+"""Time a semantic segmentor of linsight's configs on several backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import timm
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from linsight.tools.benchmark_cases import Case, without_chance
+from linsight.tools.benchmark_measure import Model
+from linsight.tools.config import ConfigError, load_config
+
+
+def cases(config: str, peers: list[str], size: tuple[int, int], batch: int) -> Iterator[Case]:
+    """The segmentor of a config, and the same on other backbones.
+
+    Args:
+        config: name or path.
+        peers: models of timm.
+        size: (height, width) of the images in pixels.
+        batch: images. Of one, batch normalisation has no variance where UPerNet pools to a
+            single pixel.
+
+    Raises:
+        ConfigError: there is no such config, or it is of no segmentor.
+    """
+    model = load_config(config).model
+    if model.type != "SemanticSegmentor":
+        raise ConfigError(f"{config} is of a {model.type}, and no SemanticSegmentor")
+    height, width = size
+    for name in (model.backbone.model_name, *peers):
+        own = name == model.backbone.model_name
+        yield Case(
+            kind="segmentors",
+            name=f"{_short(model)} {name}",
+            peer_of="" if own else f"{_short(model)} {model.backbone.model_name}",
+            resolution=height,
+            batch=batch,
+            shape=f"{batch} x {height} x {width}",
+            build=_builder(model if own else _on(name, model), size),
+            width=width,
+        )
+
+
+def _short(model: ConfigDict) -> str:
+    return model.decode_head.type.removesuffix("Head")
+
+
+def _on(name: str, model: ConfigDict) -> ConfigDict:
+    """The model on another backbone."""
+    if not timm.is_model(name):
+        raise ConfigError(f"--peer: timm has no model {name!r}")
+    with torch.device("meta"):
+        levels = len(timm.create_model(name).feature_info)
+    kept = ("output_norm_eps", "drop_path_rate")
+    backbone = {key: value for key, value in model.backbone.items() if key in kept}
+    model = model.copy()
+    model.backbone = {**backbone, "model_name": name, "out_indices": tuple(range(levels))[-4:]}
+    return model
+
+
+def _builder(model: ConfigDict, size: tuple[int, int]) -> Callable[[torch.device], nn.Module]:
+    def build(device: torch.device) -> nn.Module:
+        backbone = {**model.backbone, "pretrained": False}
+        # Such as timm's Swin, which makes its masks for one size of image.
+        if timm.get_pretrained_cfg(model.backbone.model_name).fixed_input_size:
+            backbone["img_size"] = size
+        return without_chance(MODELS.build({**model, "backbone": backbone}))
+
+    return build
+
+
+class Segmentor(Model):
+    """A semantic segmentor: its inference is from images to labels, and its step is trained on
+    labels of the images' size."""
+
+    def data(self, count: int) -> tuple[Tensor, Tensor]:
+        images, _ = super().data(count)
+        classes = self.module.num_classes
+        return images, torch.randint(classes, (count, *self.case.size), device=self.device)
+
+    def _backward(
+        self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
+    ) -> Tensor:
+        with self._autocast(exact):
+            losses = function(images, labels, mode="loss")
+        loss = sum(losses.values())
+        loss.backward()
+        return loss.detach().reshape(1, 1)
+
+    @torch.inference_mode()
+    def predict(self) -> Any:
+        with self._autocast(exact=False):
+            return self.function(self.images, mode="predict")

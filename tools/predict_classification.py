@@ -1,0 +1,62 @@
+"""Pictures and their likeliest classes."""
+
+from __future__ import annotations
+
+import timm.data
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from linsight.tools.model import class_names
+from linsight.tools.prediction import Prediction, rendered
+
+
+class ClassificationPredictor:
+    """Names the likeliest classes of a picture.
+
+    Args:
+        model: a timm model, as :func:`~linsight.tools.model.open_model` gives it.
+        device: to run it on.
+        topk: how many classes to name.
+    """
+
+    columns = ("class", "probability")
+
+    def __init__(self, model: nn.Module, device: torch.device, topk: int) -> None:
+        self.model, self.device, self.topk = model.to(device), device, topk
+        self.names = class_names(model)
+        self.transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+    @torch.inference_mode()
+    def __call__(self, picture: Image.Image) -> Prediction:
+        scores = self.model(self.transform(picture)[None].to(self.device))[0].float().softmax(-1)
+        top = scores.topk(min(self.topk, len(self.names)))
+        best = [
+            (self.names[i], p)
+            for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+        return Prediction(
+            summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
+            rows=[(name, f"{p:.6f}") for name, p in best],
+            drawing=rendered(draw_classes(picture, best)),
+        )
+
+
+def draw_classes(picture: Image.Image, best: list[tuple[str, float]]) -> Figure:
+    """A picture beside bars of its likeliest classes.
+
+    Args:
+        picture: as it was read.
+        best: names and probabilities, the likeliest first.
+    """
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    left.imshow(picture, interpolation="nearest" if max(picture.size) < 200 else None)
+    left.axis("off")
+    names, shares = zip(*reversed(best), strict=True)
+    bars = right.barh([name[:28] for name in names], shares, color="#2a6f97")
+    right.bar_label(bars, [f"{share:.1%}" for share in shares], padding=3)
+    right.set(xlim=(0, 1.18), xticks=[])
+    right.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure

@@ -1,0 +1,126 @@
+"""Pictures and the objects in them: boxes, classes, and masks where the detector gives them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmdet.registry import MODELS
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from PIL import Image
+
+from linsight.backbones.checkpoint import CheckpointError, check_fit
+from linsight.heads.detection_figures import draw_objects, found
+from linsight.tools.config import tta_of
+from linsight.tools.model import Run
+from linsight.tools.prediction import Prediction
+
+_LIBRARIES = ("linsight", "mmdet", "mmengine")
+
+
+class DetectionPredictor:
+    """Finds, names and, if it was trained to, outlines the objects of a picture.
+
+    Args:
+        run: of a training of one of mmdet's detectors.
+        source: where it was read, for messages.
+        device: to run it on.
+        score: objects less sure than this are left out.
+        tta: merge what is found at the scales and mirrored, as the config says.
+
+    Raises:
+        CheckpointError: the weights are not of the model that the checkpoint names, or it
+            names what neither linsight nor mmdet has.
+        ConfigError: there is no test-time augmentation for this model.
+    """
+
+    columns = ("class", "score", "left", "top", "right", "bottom", "mask_pixels")
+
+    def __init__(
+        self, run: Run, source: str, device: torch.device, score: float, tta: bool = False
+    ) -> None:
+        config = run.config
+        _import(config, source)
+        init_default_scope("mmdet")
+        # Neither downloads nor files beside: the weights are in the checkpoint.
+        config.model.backbone.update(pretrained=False, checkpoint=None)
+        model = MODELS.build(config.model)
+        check_fit(run.state, model, f"checkpoint {source} does not fit the model that it names")
+        model.load_state_dict(run.state, strict=False)
+        pipeline = config.test_dataloader.dataset.pipeline
+        if tta:
+            model, pipeline = MODELS.build({**tta_of(config), "module": model}), config.tta_pipeline
+        self.model = model.to(device).eval()
+        self.pipeline = Compose(list(_without_loading(pipeline)))
+        self.names = run.classes
+        self.score = score
+
+    @torch.inference_mode()
+    def __call__(self, picture: Image.Image) -> Prediction:
+        image = np.asarray(picture)
+        shape = image.shape[:2]
+        item = self.pipeline(
+            {
+                "img": np.ascontiguousarray(image[..., ::-1]),  # BGR
+                "img_id": 0,
+                "img_shape": shape,
+                "ori_shape": shape,
+                "scale_factor": (1.0, 1.0),
+            }
+        )
+        (sample,) = self.model.test_step(pseudo_collate([item]))
+        objects = found(sample, self.score)
+        masks = objects["masks"]
+        rows = []
+        for i in np.argsort(-objects["scores"], kind="stable"):
+            label = int(objects["labels"][i])
+            name = self.names[label] if self.names else label
+            box = (f"{edge:.1f}" for edge in objects["boxes"][i])
+            pixels = "" if masks is None else int(masks[i].sum())
+            rows.append((name, f"{objects['scores'][i]:.4f}", *box, pixels))
+        names = [str(row[0]) for row in rows]
+        counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
+        return Prediction(
+            summary=", ".join(counts) or "nothing",
+            rows=rows,
+            drawing=draw_objects(image, **objects, names=self.names),
+        )
+
+
+def _without_loading(pipeline: Sequence[dict]) -> Iterator[dict]:
+    """The transforms after reading the picture, and without what is known of it."""
+    for step in pipeline:
+        if step["type"] == "TestTimeAug":
+            branches = [list(_without_loading(branch)) for branch in step["transforms"]]
+            yield {**step, "transforms": [branch for branch in branches if branch]}
+        elif not step["type"].startswith("Load"):
+            yield step
+
+
+def _import(config: Mapping, source: str) -> None:
+    """Import what registers the config's types, of known libraries alone: a checkpoint may come
+    from anywhere, and mmengine would call whatever function a type names."""
+    for module in config.get("custom_imports", {}).get("imports", ()):
+        if module.partition(".")[0] in _LIBRARIES:
+            importlib.import_module(module)
+    for kind in _types([config["model"], config["test_dataloader"], config.get("tta_model", {})]):
+        library = str(kind).rpartition(".")[0]
+        if library and library not in _LIBRARIES:
+            raise CheckpointError(
+                f"checkpoint {source} names {kind}, which is not of {', '.join(_LIBRARIES)}"
+            )
+
+
+def _types(node: Any) -> Iterator[Any]:
+    if isinstance(node, Mapping):
+        if "type" in node:
+            yield node["type"]
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for value in node:
+            yield from _types(value)

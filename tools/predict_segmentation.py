@@ -1,0 +1,89 @@
+"""Pictures and the class of each of their pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from mmengine.registry import MODELS
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torchvision.transforms import v2
+
+from linsight.backbones.checkpoint import check_fit
+from linsight.datasets.segmentation import build_transforms
+from linsight.heads.segmentation import SemanticSegmentor
+from linsight.heads.segmentation_figures import legend, overlay
+from linsight.tools.model import Run
+from linsight.tools.prediction import Prediction, rendered
+
+
+class SegmentationPredictor:
+    """Names the class of each pixel of a picture, as the training's test data are predicted.
+
+    Args:
+        run: what a checkpoint of a semantic segmentor holds.
+        source: the checkpoint's file, for messages.
+        device: to run it on.
+    """
+
+    columns = ("class", "share of the pixels")
+
+    def __init__(self, run: Run, source: str | Path, device: torch.device) -> None:
+        settings = dict(run.config.model) | {"checkpoint": None}
+        settings["backbone"] = settings["backbone"] | {"pretrained": False, "checkpoint": None}
+        self.model: SemanticSegmentor = MODELS.build(settings).eval()
+        state = self.model.checkpoint_filter_fn(run.state)
+        check_fit(state, self.model, f"checkpoint {source} does not fit the model that it names")
+        self.model.load_state_dict(state)
+        self.model.to(device)
+        self.device = device
+        self.classes = run.classes or tuple(map(str, range(self.model.num_classes)))
+        dataset = run.config.test_dataloader.dataset
+        self.transforms = build_transforms(dataset.get("transforms", ()))
+        self.mean = dataset.get("mean", IMAGENET_DEFAULT_MEAN)
+        self.std = dataset.get("std", IMAGENET_DEFAULT_STD)
+
+    @torch.inference_mode()
+    def __call__(self, picture: Image.Image) -> Prediction:
+        original = v2.functional.to_image(picture)
+        image = v2.functional.to_dtype(self.transforms(original), torch.float32, scale=True)
+        image = v2.functional.normalize(image, self.mean, self.std)
+        labels = self.model(image[None].to(self.device), mode="predict", size=original.shape[-2:])[
+            0
+        ]["labels"].cpu()
+        counts = torch.bincount(labels.flatten(), minlength=len(self.classes))
+        order = counts.argsort(descending=True)[: int((counts > 0).sum())].tolist()
+        shares = [(self.classes[i], counts[i].item() / labels.numel()) for i in order]
+        return Prediction(
+            summary=", ".join(f"{name} {share:.1%}" for name, share in shares[:3]),
+            rows=[(name, f"{share:.6f}") for name, share in shares],
+            drawing=rendered(draw_classes(original, labels, self.classes)),
+        )
+
+
+def draw_classes(picture: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:
+    """A picture beside itself with its classes in colour, and a legend of those that it has.
+
+    Args:
+        picture: uint8 (3, H, W).
+        labels: class of each pixel, (H, W).
+        classes: the classes' names.
+    """
+    height, width = labels.shape
+    side = 5.0
+    figure = Figure(figsize=(2 * side, side * height / width + 0.6), layout="constrained")
+    for axes, cell in zip(
+        figure.subplots(1, 2), (picture, overlay(picture, labels, classes)), strict=True
+    ):
+        smooth = None if max(height, width) >= 200 else "nearest"
+        axes.imshow(cell.permute(1, 2, 0).numpy(), interpolation=smooth)
+        axes.axis("off")
+    handles = legend(classes, labels.unique().tolist())
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(8, len(handles)), frameon=False
+        )
+    return figure
