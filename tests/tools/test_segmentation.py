@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from linsight.datasets.digits import digit_scene
 from linsight.tools import main
 from linsight.tools.config import CONFIGS, ConfigError, load_config
+from linsight.tools.demo import DEMOS
 from linsight.tools.test import test as run_test
 from linsight.tools.train import train
 
@@ -126,6 +127,10 @@ def test_predictions(trained, tmp_path):
     torch.save({"state_dict": state, "meta": {"CLASSES": names}}, tmp_path / "authors.pth")
     named = predict(tmp_path / "authors.pth", "named", "--model", config)
     assert {row[1] for row in named[1:]} <= set(names)
+
+
+def test_the_demonstration_has_its_config():
+    assert DEMOS["segmentation"].config in NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
