@@ -27,6 +27,15 @@ DEMOS = {
             "linsight train rala_vit_tiny_300e_in1k --cfg-options data_root=/path/to/imagenet",
         ),
     ),
+    "detection": Demo(
+        "mask_rcnn_rala_vit_nano_fpn_digits",
+        (
+            "linsight predict {best} PICTURE_OR_VIDEO...",
+            "linsight test mask_rcnn_rala_vit_nano_fpn_digits {best}",
+            "linsight train mask_rcnn_rala_vit_tiny_fpn_1x_coco "
+            "--cfg-options data_root=/path/to/coco",
+        ),
+    ),
     "segmentation": Demo(
         "segformer_rala_vit_nano_digits",
         (
@@ -41,7 +50,7 @@ DEMOS = {
 
 def demo(
     task: Annotated[
-        Literal["classification", "segmentation"],
+        Literal["classification", "detection", "segmentation"],
         typer.Argument(help="What to learn of the digits."),
     ] = "classification",
     work_dir: Annotated[

@@ -58,7 +58,9 @@ def test(
         metrics = runner.test()
     table = Table("metric", Column("%", justify="right"))
     for name, value in metrics.items():
-        table.add_row(name.rpartition("/")[2], f"{percent(name, value):.2f}")
+        # Of objects of a size that the data have none of, COCO's precision is -1.
+        figure = f"{percent(name, value):.2f}" if value >= 0 else "-"
+        table.add_row(name.rpartition("/")[2], figure)
     Console().print(table)
 
 

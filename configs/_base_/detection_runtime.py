@@ -4,6 +4,7 @@ custom_imports = dict(
     imports=[
         "linsight",
         "linsight.datasets.classification",
+        "linsight.datasets.coco",
         "linsight.datasets.digits_detection",
         "linsight.heads",
         "linsight.heads.coco",

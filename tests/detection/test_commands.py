@@ -80,7 +80,7 @@ class TestMaskRCNN:
         output = cli_test(MASK_RCNN, source, "--work-dir", tmp_path, *words, expect=1)
         assert "(roi_head.bbox_head.fc_cls.weight is (11, 128), the model's (13, 128))" in output
         words += [f"load_from={source}", "train_cfg.max_epochs=1", "train_cfg.val_begin=9"]
-        words += ["default_hooks.predictions=None"]
+        words += ["default_hooks.predictions=None", "default_hooks.data_check=None"]
         output = cli_train(MASK_RCNN, "--work-dir", tmp_path, *words)
         assert "2 weights of its heads are left out" in output
 
