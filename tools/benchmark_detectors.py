@@ -11,7 +11,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from linsight.datasets.digits_detection import DigitDetection
@@ -65,10 +65,10 @@ def _on(name: str, model: ConfigDict, size: tuple[int, int]) -> ConfigDict:
 
 def _builder(model: ConfigDict) -> Callable[[torch.device], nn.Module]:
     def build(device: torch.device) -> nn.Module:
-        init_default_scope("mmdet")
         cfg = model.copy()
         cfg.backbone = {**cfg.backbone, "pretrained": False}
-        return MODELS.build(cfg)
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            return MODELS.build(cfg)
 
     return build
 

@@ -11,7 +11,7 @@ import torch
 from mmcv.transforms import Compose
 from mmdet.registry import MODELS
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
@@ -45,18 +45,19 @@ class DetectionPredictor:
         self, run: Run, source: str, device: torch.device, score: float, tta: bool = False
     ) -> None:
         config = run.config
+        augmentation = tta_of(config) if tta else None
         _import(config, source)
-        init_default_scope("mmdet")
         # Neither downloads nor files beside: the weights are in the checkpoint.
         config.model.backbone.update(pretrained=False, checkpoint=None)
-        model = MODELS.build(config.model)
+        pipeline = config.tta_pipeline if tta else config.test_dataloader.dataset.pipeline
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            model = MODELS.build(config.model)
+            self.pipeline = Compose(list(_without_loading(pipeline)))
         check_fit(run.state, model, f"checkpoint {source} does not fit the model that it names")
         model.load_state_dict(run.state, strict=False)
-        pipeline = config.test_dataloader.dataset.pipeline
-        if tta:
-            model, pipeline = MODELS.build({**tta_of(config), "module": model}), config.tta_pipeline
+        if augmentation:
+            model = MODELS.build({**augmentation, "module": model})
         self.model = model.to(device).eval()
-        self.pipeline = Compose(list(_without_loading(pipeline)))
         self.names = run.classes
         self.score = score
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
 
 from linsight.datasets.digits_coco import write_coco
 
@@ -138,6 +139,13 @@ def write_config(
         text = text.replace("{" + key + "}", str(value))
     path.write_text(text)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_mmdets_scope():
+    """Types are looked for in mmdet first, and after these tests no more."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
 
 
 @pytest.fixture(scope="session")

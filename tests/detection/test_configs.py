@@ -10,7 +10,6 @@ import timm
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import config as mmengine_config
-from mmengine.registry import init_default_scope
 
 from linsight.tools.config import CONFIGS, load_config
 
@@ -26,7 +25,6 @@ def _quick_bases():
     def not_in_the_index(package, name):
         raise ValueError(name)
 
-    init_default_scope("mmdet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmengine_config, "_get_external_cfg_path", not_in_the_index)
         yield
@@ -118,7 +116,7 @@ def test_builds(name):
     cfg = load_config(name, ["model.backbone.pretrained=False"])
     model = MODELS.build(cfg.model)
     maps = model.neck(model.backbone(torch.zeros(1, 3, 64, 96)))
-    assert {x.shape[1] for x in maps} == {model.neck.out_channels}
+    assert {x.shape[1] for x in maps} == {cfg.model.neck.out_channels}
 
 
 def test_data_root_moves_every_path():
