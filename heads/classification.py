@@ -17,6 +17,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import METRICS, MODELS
 from torch import Tensor, nn
 
+from linsight.backbones import ZOO
+from linsight.backbones.checkpoint import CheckpointError
+
 for _loss in (
     nn.CrossEntropyLoss,
     timm.loss.LabelSmoothingCrossEntropy,
@@ -32,6 +35,7 @@ def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
 
     Raises:
         ValueError: timm knows no such model, or the model takes no such argument.
+        CheckpointError: `pretrained` weights are asked for, and there are none to fetch.
     """
     architecture = model_name.split(".")[0]
     if ":" not in model_name and not timm.is_model(architecture):
@@ -42,6 +46,17 @@ def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
         )
     try:
         return timm.create_model(model_name, **kwargs)
+    except RuntimeError as error:
+        if "No pretrained weights exist" not in str(error):
+            raise
+        weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
+        pages = ", ".join({w.page for w in weights if w.page})
+        raise CheckpointError(
+            f"{model_name} has no weights at a plain address"
+            + (f"; get them from {pages}" if pages else "")
+            + ": set model.backbone.pretrained=False, and give a file as "
+            "model.backbone.checkpoint=FILE"
+        ) from None
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in kwargs:

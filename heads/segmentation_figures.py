@@ -29,7 +29,7 @@ def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
     del shades[7]  # grey, as the picture below
     golden = (5**0.5 - 1) / 2
     shades += (
-        colorsys.hsv_to_rgb((0.16 + i * golden) % 1, (0.9, 0.5)[i // 8 % 2], 0.95)
+        colorsys.hsv_to_rgb((0.44 + i * golden) % 1, (0.9, 0.5)[i // 8 % 2], 0.95)
         for i in range(len(coloured) - len(shades))
     )
     return {

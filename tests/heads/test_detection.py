@@ -4,6 +4,7 @@ import torch
 from mmengine.registry import MODELS
 
 import linsight.heads  # noqa: F401  registers TimmBackbone
+from linsight.backbones.checkpoint import CheckpointError
 
 IMAGES = torch.randn(2, 3, 64, 96)
 
@@ -141,3 +142,10 @@ def test_bad_arguments_are_named(options, message):
 def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*nothing\.pth"):
         build(checkpoint=tmp_path / "nothing.pth")
+
+
+def test_weights_behind_a_page_are_named():
+    with pytest.raises(
+        CheckpointError, match=r"get them from https://\S+MAViT\S+: set .*pretrained"
+    ):
+        build("mala_vit_tiny", pretrained=True)

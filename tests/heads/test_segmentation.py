@@ -256,12 +256,10 @@ class TestMeanIoU:
 def authors(manifest: dict, head: tuple[str, ...], norms: str, model: SemanticSegmentor) -> dict:
     """A segmentation checkpoint as the authors' code saves it: their backbone's names without
     its head, norms on the outputs, and the rest as mmsegmentation names it."""
-    own = fill.state_dict(manifest)
-    state = {
-        f"backbone.{name}": torch.from_numpy(value)
-        for name, value in own.items()
-        if not name.startswith(head)
-    }
+    own = {name: torch.from_numpy(value) for name, value in fill.state_dict(manifest).items()}
+    # Counters and buffers, which no output depends on.
+    own |= {name: torch.tensor(0) for name in manifest["not_filled"]}
+    state = {f"backbone.{name}": value for name, value in own.items() if not name.startswith(head)}
     for name, value in model.state_dict().items():
         if name.startswith("backbone.norms."):
             _, _, index, kind = name.split(".")

@@ -242,14 +242,13 @@ def test_devices_that_cannot_be_timed(tmp_path, device):
 
 
 def test_segmentors(tmp_path):
-    """A segmentor and the same on timm's backbones, at a size that is not square."""
-    peers = ("resnet10t", "swin_tiny_patch4_window7_224")
-    words = ("segformer_rala_vit_nano_digits", "--resolutions", "32x64")
-    result = run(tmp_path, "segmentors", *words, *(w for peer in peers for w in ("--peer", peer)))
+    """A segmentor and the same on timm's backbone, at a size that is not square."""
+    words = ("segformer_rala_vit_nano_digits", "--peer", "resnet10t", "--resolutions", "32x64")
+    result = run(tmp_path, "segmentors", *words)
     assert result.exit_code == 0, result.output
     got = rows(tmp_path)
     assert {row["check"] for row in got} == {"ok"}
-    names = [f"Segformer {name}" for name in ("rala_vit_nano", *peers)]
+    names = [f"Segformer {name}" for name in ("rala_vit_nano", "resnet10t")]
     assert [(row["phase"], row["name"], row["peer_of"]) for row in got] == [
         (phase, name, "" if name == names[0] else names[0])
         for phase in ("inference", "training")
