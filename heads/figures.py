@@ -26,7 +26,7 @@ class LearningCurveHook(Hook):
     """Draw loss, validation metrics and learning rate over the training: learning_curve.png.
 
     Args:
-        metrics: the validation metrics to draw, the one that matters most first.
+        metrics: the validation metrics to draw, as far as the evaluator gives them.
     """
 
     priority = "LOW"
@@ -50,13 +50,14 @@ class LearningCurveHook(Hook):
         history = hub.get_info("history", {})
         path = Path(runner.work_dir, "learning_curve.png")
         unit, _, _ = counted(runner)
+        curves = {
+            name: {at: percent(name, m[name]) for at, m in history.items() if name in m}
+            for name in self.metrics
+        }
         draw_learning_curve(
             hub.get_scalar("train/loss").data[0],
             hub.get_scalar("train/lr").data[0],
-            {
-                name: {at: percent(name, m[name]) for at, m in history.items() if name in m}
-                for name in self.metrics
-            },
+            {name: curve for name, curve in curves.items() if curve},
             len(runner.train_dataloader) if unit == "epoch" else None,
         ).savefig(path, dpi=150)
         runner.logger.info(f"Learning curve: {path}")
@@ -73,7 +74,8 @@ def draw_learning_curve(
     Args:
         losses: training loss of each iteration.
         rates: learning rate of each iteration.
-        metrics: by name, the validation metric in percent by epoch, or by iteration.
+        metrics: by name, the validation metric in percent by epoch, or by iteration; there is
+            one value at least of each.
         epoch_length: iterations an epoch; none: the training counts in iterations.
     """
     figure = Figure(figsize=(11, 3.4), layout="constrained")
@@ -95,16 +97,14 @@ def draw_learning_curve(
         left.set_ylim(*_span(losses, means))
     left.set_title("Training loss")
 
-    middle.set_title(f"Validation {', '.join(map(_plain, metrics))} (%)")
+    middle.set_title(f"Validation {', '.join(map(_plain, metrics))} (%)" if metrics else "")
     for (name, values), colour in zip(metrics.items(), _COLOURS, strict=False):
-        if not values:
-            continue
         best = max(values, key=values.get)
         label = f"{_plain(name)}, best: {values[best]:.2f} in {unit} {best}"
         style = _STYLE | {"color": colour}
         middle.plot(list(values), list(values.values()), marker=".", label=label, **style)
         middle.axhline(values[best], color="0.6", linewidth=0.8, linestyle="--")
-    if any(metrics.values()):
+    if metrics:
         middle.legend(frameon=False, loc="lower right")
     right.plot(at[::thin], rates[::thin], **_STYLE)
     right.set_title("Learning rate")

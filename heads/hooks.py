@@ -86,7 +86,7 @@ class ProgressBarHook(Hook):
     nothing, and mmengine's log lines appear. The log file has them in either case.
 
     Args:
-        metrics: the validation metrics to show.
+        metrics: the validation metrics to show, as far as the evaluator gives them.
         interval: iterations between two updates of the loss, which on a GPU has to wait for
             the computation.
     """
@@ -150,10 +150,10 @@ class ProgressBarHook(Hook):
         return f"epoch {min(done + 1, end)}/{end}" if unit == "epoch" else ""
 
     def _text(self, values: dict[str, float]) -> str:
+        # A detector without masks has no precision of masks.
+        known = [name for name in self.metrics if name in values]
         return "  ".join(
-            f"{name.rpartition('/')[2]} "
-            + (f"{percent(name, values[name]):.2f} %" if name in values else "-")
-            for name in self.metrics
+            f"{name.rpartition('/')[2]} {percent(name, values[name]):.2f} %" for name in known
         )
 
     def close(self) -> None:

@@ -18,8 +18,8 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, begin=0, end=100, by_epoch=False),
-    dict(type="PolyLR", power=1.0, eta_min=1e-5, begin=100, end=1000, by_epoch=False),
+    dict(type="PolyLR", power=1.0, eta_min=1e-5, begin=100, end=800, by_epoch=False),
 ]
 
-train_cfg = dict(by_epoch=False, max_iters=1000, val_interval=250)
-default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval=250))
+train_cfg = dict(by_epoch=False, max_iters=800, val_interval=200)
+default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval=200))
