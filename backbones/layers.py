@@ -1,11 +1,11 @@
 """Layers that several skeletons and mixers share. Maps are channels-last: (B, H, W, C)."""
 
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, is_exporting
+from timm.layers import DropPath, is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ..kernels import add_layer_norm, depthwise_conv2d, layer_norm
+from ..kernels import add_layer_norm, depthwise_conv2d, layer_norm, linear
 
 
 @register_notrace_function
@@ -90,15 +90,32 @@ class AddLayerNorm(LayerNorm):
         return add_layer_norm(x, branch, self.weight, self.bias, eps=self.eps)
 
 
-def scaled_linear(linear: nn.Linear, x: Tensor, scale: Tensor | None) -> Tensor:
-    """scale * linear(x), of a layer scale (arXiv:2103.17239) of C elements, or linear(x).
+@register_notrace_module
+class Linear(nn.Linear):
+    """x W^T + b, or scale * (x W^T + b) with a layer scale of as many elements as b."""
 
-    The scale goes on the weights, so that nothing of the size of x is moved or kept for it.
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        scale = None if scale is None else scale.flatten()
+        return linear(x, self.weight, self.bias, scale=scale)
+
+
+class Mlp(nn.Module):
+    """Feed-forward network, fc2(GELU(fc1(x))).
+
+    Args:
+        dim: channels.
+        hidden_dim: channels between the layers.
+        approximate: of GELU, 'none' or 'tanh'.
     """
-    if scale is None:
-        return linear(x)
-    scale = scale.flatten()
-    return F.linear(x, scale[:, None] * linear.weight, scale * linear.bias)
+
+    def __init__(self, dim: int, hidden_dim: int, approximate: str = "none") -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class TransformerBlock(nn.Module):
@@ -136,12 +153,12 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.depthwise = DepthwiseConv2d(hidden_dim, 3, activation="gelu", residual=True)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        return scaled_linear(self.fc2, self.depthwise(self.fc1(x)), scale)
+        return self.fc2(self.depthwise(self.fc1(x)), scale)
 
 
 class ConvNorm(nn.Sequential):

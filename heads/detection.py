@@ -35,7 +35,7 @@ class TimmBackbone(BaseModule):
         with_cp: compute activations anew in the backward pass (gradient checkpointing).
         checkpoint: a file of weights to start from, in any form that timm or the model's
             authors give them. For weights of the hub pass ``pretrained=True`` instead.
-        init_cfg: mmengine's, which has nothing to do here.
+        init_cfg: mmengine's; none, for timm initialises the model.
         **kwargs: further arguments of :func:`timm.create_model`, such as ``drop_path_rate``.
 
     Raises:
@@ -56,7 +56,12 @@ class TimmBackbone(BaseModule):
         init_cfg: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
+        if init_cfg is not None:
+            raise ValueError(
+                f"init_cfg is {init_cfg}, which a TimmBackbone would not read: give a file of "
+                "weights as checkpoint=, or pretrained=True"
+            )
         if checkpoint is not None:
             if not Path(checkpoint).is_file():
                 raise FileNotFoundError(f"checkpoint: there is no file {str(checkpoint)!r}")

@@ -6,6 +6,7 @@ from .depthwise_conv import depthwise_conv2d
 from .gaussian_attention import gaussian_attention
 from .landmark_kernel import landmark_kernel
 from .layer_norm import add_layer_norm, layer_norm
+from .linear import linear
 from .linear_attention import linear_attention
 from .newton_inverse import newton_inverse
 from .projected_attention import projected_linear_attention
@@ -22,6 +23,7 @@ __all__ = [
     "gaussian_attention",
     "landmark_kernel",
     "layer_norm",
+    "linear",
     "linear_attention",
     "newton_inverse",
     "projected_linear_attention",

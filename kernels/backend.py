@@ -9,6 +9,7 @@ override it. Forced on a CPU tensor, ``triton`` runs under Triton's interpreter,
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache, wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -82,6 +83,24 @@ def unwatched() -> bool:
     )
 
 
+def kept(make: Callable) -> Callable:
+    """`make`, whose many small operations would cost the host more than a layer, once for all.
+
+    Args:
+        make: constant tensors of its arguments, the last of which is their device.
+    """
+    cached = lru_cache(maxsize=64)(make)
+
+    @wraps(make)
+    def get(*key):
+        if not unwatched() or (key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            return make(*key)
+        with torch.inference_mode(False):  # so that a later call may save them for its gradient
+            return cached(*key)
+
+    return get
+
+
 class Operator:
     """An operator of Triton kernels, called directly where it can be.
 
@@ -121,7 +140,7 @@ class Operator:
             self.function = _autograd_function(name, run, save, differentiate)
 
     def __call__(self, *args: Any) -> Any:
-        if not _plain(args):
+        if not plain(args):
             return self.registered(*args)
         if (
             self.function is not None
@@ -132,8 +151,8 @@ class Operator:
         return self.run(*args)
 
 
-def _plain(args: tuple) -> bool:
-    """Whether nothing but autograd watches a call."""
+def plain(args: tuple) -> bool:
+    """Whether nothing but autograd watches a call with these arguments."""
     return unwatched() and all(
         type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor)
     )

@@ -1,11 +1,9 @@
 """Two-dimensional rotary position embedding (RAVLT, arXiv:2411.07635; RoPE, arXiv:2104.09864)."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from .backend import Operator, rows_contiguous, runs_triton, unwatched
+from .backend import Operator, kept, rows_contiguous, runs_triton
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -37,12 +35,11 @@ def rotary_tables(
             "two axes and needs a multiple of 4"
         )
     dtype = torch.promote_types(dtype, torch.float32)
-    if unwatched() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        return _kept_tables(*size, head_dim, dtype, device)
-    return _make_tables(*size, head_dim, dtype, device)
+    return _tables(*size, head_dim, dtype, device)
 
 
-def _make_tables(
+@kept
+def _tables(
     height: int, width: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> Rotary:
     # The authors round the frequencies to float32, whatever the precision of the model.
@@ -56,13 +53,6 @@ def _make_tables(
         return torch.stack((angle.cos(), angle.sin()))
 
     return table(height), table(width)
-
-
-@lru_cache(maxsize=64)
-def _kept_tables(*key) -> Rotary:
-    """`_make_tables`, whose many small operations would cost the host more than a layer."""
-    with torch.inference_mode(False):  # so that a later call may save them for its gradient
-        return _make_tables(*key)
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:

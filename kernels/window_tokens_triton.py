@@ -54,8 +54,8 @@ def locate(window, y, x, geometry):
     i = (place // columns) * wh + y
     j = (place % columns) * ww + x
     real = (i < period_h) & (j < period_w)
-    i += sh
-    j += sw
+    i += sh % period_h  # a map may be smaller than the shift of its windows
+    j += sw % period_w
     i = tl.where(i >= period_h, i - period_h, i) - top
     j = tl.where(j >= period_w, j - period_w, j) - left
     real = real & (i >= 0) & (i < height) & (j >= 0) & (j < width)

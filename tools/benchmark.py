@@ -68,6 +68,7 @@ class Setting:
     sizes: list[tuple[int, int]]
     batch: int | None
     seconds: float
+    references: bool = False
     peers: tuple[str, ...] = ()
 
     @property
@@ -116,6 +117,12 @@ def benchmark(
     phases: Annotated[
         str, typer.Option(help="Of inference,training: forward, and forward with backward.")
     ] = "inference,training",
+    references: Annotated[
+        bool,
+        typer.Option(
+            "--references", help="Each model of linsight beside itself in plain PyTorch, too."
+        ),
+    ] = False,
     dtype: Annotated[
         str | None,
         typer.Option(help="Of operators, and of models' autocast. Default: bfloat16; CPU float32."),
@@ -152,6 +159,7 @@ def benchmark(
         _sizes(resolutions or _RESOLUTIONS[what == "detectors", gpu]),
         batch,
         seconds,
+        references,
         tuple(peer or ()),
     )
     if "graph" in setting.modes and not gpu:
@@ -252,8 +260,7 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
         for name in names:
             if not timm.is_model(name):
                 raise typer.BadParameter(f"timm has no model {name!r}")
-            for resolution, batch in setting.batches(phase):
-                case = cases.model(name, resolution, batch)
+            for case in _models(name, phase, setting):
 
                 def build(case: Case = case, phase: str = phase) -> Model:
                     dtype = DTYPES[setting.dtype]
@@ -261,6 +268,14 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
 
                 row = _row(case, "compile" if compile else "eager", phase, setting)
                 yield Job(build, lambda model, row: model.measure(), case.reference, [row])
+
+
+def _models(name: str, phase: str, setting: Setting) -> Iterator[Case]:
+    for resolution, batch in setting.batches(phase):
+        case = cases.model(name, resolution, batch)
+        yield case
+        if setting.references and not case.peer_of:
+            yield replace(case, name=f"{name} reference", peer_of=name, reference=True)
 
 
 def _config_jobs(what: str, names: list[str], compile: bool, setting: Setting) -> Iterator[Job]:

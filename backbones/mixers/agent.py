@@ -10,7 +10,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels import Rotary, agent_attention
-from ...kernels.backend import without_autocast
+from ...kernels.backend import kept, without_autocast
 from .place import Place
 from .projected import ProjectedMixer
 
@@ -97,13 +97,14 @@ class Agent(ProjectedMixer):
         )
 
 
-def interpolation(length: int, target: int, like: Tensor) -> Tensor:
+@kept
+def interpolation(length: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Linear interpolation of `length` values to `target`, as a matrix (length, target).
 
     A product with it has a gradient that is the same in every run; that of `F.interpolate` is
     summed by atomics on CUDA.
     """
-    identity = torch.eye(length, dtype=like.dtype, device=like.device)
+    identity = torch.eye(length, dtype=dtype, device=device)
     return F.interpolate(identity[None], target, mode="linear")[0]
 
 
@@ -112,7 +113,7 @@ def resize_axis(table: Tensor, length: int) -> Tensor:
     # A comparison of sizes would fix an exported graph's.
     if not is_exporting() and table.shape[-1] == length:
         return table
-    return table @ interpolation(table.shape[-1], length, table)
+    return table @ interpolation(table.shape[-1], length, table.dtype, table.device)
 
 
 def resize_map(table: Tensor, size: tuple[int, int]) -> Tensor:
@@ -120,7 +121,7 @@ def resize_map(table: Tensor, size: tuple[int, int]) -> Tensor:
     table = resize_axis(table, size[1])
     if not is_exporting() and table.shape[-2] == size[0]:
         return table
-    return interpolation(table.shape[-2], size[0], table).T @ table
+    return interpolation(table.shape[-2], size[0], table.dtype, table.device).T @ table
 
 
 # The authors' tables of the first and of the second attention.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import Rotary
-from ..layers import DepthwiseConv2d, scaled_linear
+from ..layers import DepthwiseConv2d, Linear
 from .place import Place
 
 
@@ -28,9 +28,9 @@ class ProjectedMixer(nn.Module):
         dim = place.dim
         self.num_heads = place.num_heads
         self.prefix_tokens = place.prefix_tokens
-        self.in_proj = nn.Linear(dim, (4 if gate else 3) * dim)
+        self.in_proj = Linear(dim, (4 if gate else 3) * dim)
         self.local = DepthwiseConv2d(dim, local_kernel) if local_kernel else None
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
 
     def forward(
         self,
@@ -51,7 +51,7 @@ class ProjectedMixer(nn.Module):
         Returns:
             (B, P + H * W, C).
         """
-        return scaled_linear(self.out_proj, self.attend(self.in_proj(x), size, rotary), scale)
+        return self.out_proj(self.attend(self.in_proj(x), size, rotary), scale)
 
     @abstractmethod
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:

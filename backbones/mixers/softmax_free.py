@@ -13,7 +13,7 @@ from ...kernels import (
     newton_inverse,
 )
 from ...kernels.newton_inverse import InverseMethod
-from ..layers import scaled_linear
+from ..layers import Linear
 from .place import Place
 
 # Landmarks a side at a model's own size, unless a ratio is given: SOFT's number.
@@ -84,13 +84,13 @@ class SoftmaxFree(nn.Module):
         self.ratio = landmark_ratio or max(1, min(place.size) // LANDMARKS)
         self.inverse = inverse
         self.iterations = iterations
-        self.in_proj = nn.Linear(place.dim, 2 * place.dim)
+        self.in_proj = Linear(place.dim, 2 * place.dim)
         self.landmark = nn.Conv2d(self.width, self.width, self.ratio, self.ratio, bias=False)
         self.landmark_norm = nn.LayerNorm(self.width)
         self.local = nn.Conv2d(
             self.num_heads, self.num_heads, local_kernel, groups=self.num_heads, bias=False
         )
-        self.out_proj = nn.Linear(place.dim, place.dim)
+        self.out_proj = Linear(place.dim, place.dim)
 
     def forward(
         self,
@@ -125,7 +125,7 @@ class SoftmaxFree(nn.Module):
         value_map = projection[..., projection.shape[-1] // 2 :].unflatten(1, size)
         local = depthwise_conv2d(value_map, filters).reshape(value.shape)
         y = gaussian_attention(query, landmarks, value, inverse, local, scale=self.width**-0.25)
-        return scaled_linear(self.out_proj, y.flatten(2), scale)
+        return self.out_proj(y.flatten(2), scale)
 
     def landmarks(self, query: Tensor) -> Tensor:
         """(B, M, heads, D) in the dtype of `query`, (B, H, W, heads, D)."""

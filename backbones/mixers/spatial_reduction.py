@@ -5,7 +5,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ...kernels import Rotary
-from ..layers import LayerNorm, padded, scaled_linear
+from ..layers import LayerNorm, Linear, padded
 from .place import Place
 
 
@@ -38,11 +38,11 @@ class SpatialReduction(nn.Module):
             )
         dim = place.dim
         self.num_heads = place.num_heads
-        self.query = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
         self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction)
         self.norm = LayerNorm(dim, eps=1e-5)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.key_value = Linear(dim, 2 * dim)
+        self.out_proj = Linear(dim, dim)
 
     def forward(
         self,
@@ -59,4 +59,4 @@ class SpatialReduction(nn.Module):
             self.key_value(reduced).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )
         y = F.scaled_dot_product_attention(query, key, value)
-        return scaled_linear(self.out_proj, y.transpose(1, 2).flatten(2), scale)
+        return self.out_proj(y.transpose(1, 2).flatten(2), scale)

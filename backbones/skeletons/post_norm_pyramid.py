@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from timm.layers import (
-    Mlp,
     calculate_drop_path_rates,
     resample_abs_pos_embed,
     to_2tuple,
@@ -20,7 +19,7 @@ from timm.layers import (
 from torch import Tensor, nn
 
 from ..checkpoint import check_model, renamed, unwrap
-from ..layers import AddLayerNorm, ConvNorm, LayerNorm, TransformerBlock
+from ..layers import AddLayerNorm, ConvNorm, LayerNorm, Mlp, TransformerBlock
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from .hierarchy import Head, HierarchicalVisionTransformer, TokenStage
 from .pyramid import REDUCTION, Stem
@@ -47,7 +46,7 @@ class PostNormBlock(nn.Module):
         super().__init__()
         self.mixer = mixer
         self.norm1 = AddLayerNorm(dim, eps=1e-5)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim), act_layer=lambda: nn.GELU("tanh"))
+        self.mlp = Mlp(dim, int(mlp_ratio * dim), approximate="tanh")
         self.norm2 = AddLayerNorm(dim, eps=1e-5)
         self.drop = nn.Dropout(drop)
 

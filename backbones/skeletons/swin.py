@@ -13,7 +13,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..checkpoint import check_model, renamed, unwrap
-from ..layers import LayerNorm, TransformerBlock, padded
+from ..layers import LayerNorm, Linear, TransformerBlock, padded
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.agent import pack_tables, resize_tables
 from ..mixers.window import resize_position_bias
@@ -33,7 +33,7 @@ class PatchMerging(nn.Module):
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.norm = LayerNorm(4 * in_dim, eps=EPSILON)
-        self.reduction = nn.Linear(4 * in_dim, dim, bias=False)
+        self.reduction = Linear(4 * in_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = padded(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)

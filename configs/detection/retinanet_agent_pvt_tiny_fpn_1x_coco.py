@@ -13,6 +13,6 @@ model = dict(
         drop_path_rate=0.1,
         mixer_options=dict(agent=dict(agent_grid=(12, 16, 28, 28))),
     ),
-    neck=dict(in_channels=[64, 128, 320, 512]),
+    neck=dict(in_channels=[128, 320, 512]),
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))

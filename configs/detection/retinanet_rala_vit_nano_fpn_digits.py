@@ -6,12 +6,16 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name="rala_vit_nano", pretrained=False, output_norm_eps=1e-6),
     # Digits are small: from the first stage on.
+    backbone=dict(
+        model_name="rala_vit_nano",
+        pretrained=False,
+        out_indices=(0, 1, 2, 3),
+        output_norm_eps=1e-6,
+    ),
     neck=dict(
         in_channels=[32, 64, 128, 192],
         out_channels=64,
-        start_level=0,
         add_extra_convs=False,
         num_outs=4,
     ),

@@ -8,6 +8,6 @@ _base_ = [
 
 model = dict(
     backbone=dict(model_name="soft_norm_vit_tiny", drop_path_rate=0.1),
-    neck=dict(in_channels=[64, 128, 320, 512]),
+    neck=dict(in_channels=[128, 320, 512]),
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))

@@ -7,19 +7,27 @@ from torch import Tensor
 from ..triton_launch import launch
 
 
-@triton.jit(do_not_specialize=["total", "gamma", "alpha"])
+# Specialised on whether 16 divides the total, without which loads are of one element each.
+@triton.jit(do_not_specialize=["gamma", "alpha"])
 def _focal(
     x, target, weight, out, total, classes, gamma, alpha,
     GRADIENT: tl.constexpr, WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = start + tl.arange(0, BLOCK)
     ok = at < total
-    label = tl.load(target + at // classes, mask=ok, other=0)
-    hit = at % classes == label
+    # One division of 64 bits a program; from its first row on, 32 do.
+    first = start // classes
+    place = (start - first * classes).to(tl.int32) + tl.arange(0, BLOCK)
+    row = place // classes
+    label = tl.load(target + first + row, mask=ok, other=0)
+    hit = place - row * classes == label
     sign = tl.where(hit, 1.0, -1.0)
     v = sign * tl.load(x + at, mask=ok, other=0.0).to(tl.float32)
-    log_p = tl.minimum(v, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(v)))
-    log_rest = log_p - v
+    tail = tl.log(1.0 + tl.exp(-tl.abs(v)))
+    log_p = tl.minimum(v, 0.0) - tail
+    # Finite, so that a gamma of 0 takes nothing from an infinite logit.
+    log_rest = tl.maximum(tl.minimum(-v, 0.0) - tail, -1e38)
     factor = tl.where(hit, alpha, 1.0 - alpha) * tl.exp(gamma * log_rest)
     if WEIGHT:
         known = ok & (label >= 0) & (label < classes)

@@ -21,8 +21,8 @@ from mmdet.utils import register_all_modules
 from mmengine.registry import DATASETS
 from pycocotools import mask as run_length
 
-from linsight.datasets.classification import DataCheckHook, DataError
 from linsight.datasets.coco import _pixels, remove_faulty
+from linsight.datasets.loading import DataCheckHook, DataError
 
 CLASSES = ("cat", "dog")
 SQUARE = [[4, 4, 14, 4, 14, 14, 4, 14]]

@@ -35,6 +35,8 @@ def test_names_what_it_is_called(name):
     levels = backbone.get("out_indices", (0, 1, 2, 3))
     found = channels(backbone.model_name)
     assert list(cfg.model.neck.in_channels) == [found[level] for level in levels]
+    # A map that the neck leaves out has a norm without a gradient, at which DDP stops.
+    assert cfg.model.neck.get("start_level", 0) == 0
     masks = "mask_rcnn" in name
     assert ("segm" in cfg.val_evaluator.metric) == masks
     if "digits" in name:

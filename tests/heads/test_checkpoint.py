@@ -1,8 +1,10 @@
 """Checkpoints: written whole or not at all, read without running code, refused when foreign."""
 
 import errno
+import logging
 import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -13,7 +15,7 @@ from mmengine.runner import save_checkpoint
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
-from linsight.heads.checkpoint import read_checkpoint
+from linsight.heads.checkpoint import CheckedLoadHook, read_checkpoint
 
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)}
 
@@ -122,3 +124,50 @@ def test_fit_names_what_differs():
         check_fit({**STATE, "scale": STATE["bias"]}, model, "x.pth")
     with pytest.raises(CheckpointError, match=r"weight is \(2, 3\), the model's \(4, 3\)"):
         check_fit(STATE, nn.Linear(3, 4), "x.pth")
+
+
+def detector(classes: int) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {"backbone": nn.Linear(3, 4), "neck": nn.Linear(4, 4), "bbox_head": nn.Linear(4, classes)}
+    )
+
+
+class TestDetector:
+    def load(self, model: nn.Module, state: dict, names: str = "", training: bool = False) -> dict:
+        data = SimpleNamespace(dataset=SimpleNamespace(metainfo={"classes": ("cat", "dog")}))
+        loop = SimpleNamespace(dataloader=data)
+        runner = SimpleNamespace(
+            model=model,
+            work_dir="",
+            logger=logging.getLogger("test"),
+            test_dataloader=data,
+            _load_from="coco.pth",
+            _resume=False,
+            _train_loop=loop if training else None,
+            _test_loop=None if training else loop,
+        )
+        meta = {"dataset_meta": {"classes": tuple(names.split())}}
+        checkpoint = {"state_dict": dict(state), "meta": meta}
+        CheckedLoadHook().after_load_checkpoint(runner, checkpoint)
+        return checkpoint["state_dict"]
+
+    def test_other_classes_are_refused_in_testing(self):
+        wanted = r"coco\.pth was trained .*bbox_head\.weight is \(80, 4\), the model's \(2, 4\)"
+        with pytest.raises(CheckpointError, match=wanted):
+            self.load(detector(2), detector(80).state_dict())
+
+    def test_other_classes_are_left_out_in_fine_tuning(self, caplog):
+        state = self.load(detector(2), detector(80).state_dict(), training=True)
+        assert state.keys() == {f"{part}.{kind}" for part in ("backbone", "neck") for kind in STATE}
+        assert "2 weights of its heads are left out" in caplog.text
+
+    def test_another_backbone_is_refused(self):
+        state = detector(2).state_dict() | {"backbone.weight": torch.zeros(5, 3)}
+        with pytest.raises(CheckpointError, match=r"backbone\.weight is \(5, 3\)"):
+            self.load(detector(2), state, training=True)
+
+    def test_other_names_of_as_many_classes(self, caplog):
+        self.load(detector(2), detector(2).state_dict(), "cat dog")
+        assert not caplog.text
+        self.load(detector(2), detector(2).state_dict(), "dog cat")
+        assert "other names of classes than the test data have: dog for cat" in caplog.text

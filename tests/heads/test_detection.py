@@ -92,6 +92,28 @@ def test_compiled_maps_are_the_same():
             torch.testing.assert_close(x, y)
 
 
+def test_drop_path_in_training_alone():
+    backbone = build(drop_path_rate=0.9)
+    rates = [m.drop_prob for m in backbone.modules() if hasattr(m, "drop_prob")]
+    assert max(rates) == pytest.approx(0.9)
+    with torch.no_grad():
+        backbone.train()
+        assert not torch.equal(backbone(IMAGES)[-1], backbone(IMAGES)[-1])
+        backbone.eval()
+        assert torch.equal(backbone(IMAGES)[-1], backbone(IMAGES)[-1])
+
+
+def test_weights_of_the_hub(tmp_path, monkeypatch):
+    """As `pretrained=True` finds them by a model's tag, here at an address without a network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    model = timm.create_model("rala_vit_nano")
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    address = {"url": (tmp_path / "weights.pth").as_uri(), "hf_hub_id": None, "source": "url"}
+    backbone = build(pretrained=True, pretrained_cfg_overlay=address)
+    own = model.state_dict()
+    assert all(x.equal(own[name]) for name, x in backbone.model.state_dict().items())
+
+
 def test_weights_from_a_file(tmp_path):
     model = timm.create_model("rala_vit_nano")
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
@@ -107,6 +129,7 @@ def test_weights_from_a_file(tmp_path):
         ({"out_indices": ()}, "out_indices is"),
         ({"frozen_stages": 5}, "frozen_stages is 5"),
         ({"drop_paths": 0.1}, "nearest are drop_path"),
+        ({"init_cfg": {"type": "Pretrained"}}, "give a file of weights as checkpoint="),
         ({"model_name": "rala_vit_nan"}, "rala_vit_nano"),
     ],
 )

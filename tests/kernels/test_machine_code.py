@@ -72,6 +72,16 @@ def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, compiled:
     assert {"_state", "_read", "_key_gradient", "_query_gradient", "_weigh"} < set(compiled)
 
 
+def test_scaled_linear(compiled: list) -> None:
+    from linsight.kernels import linear_triton as kernels
+
+    sums = kernels.column_sums(torch.zeros(300, 70, dtype=torch.bfloat16))
+    kernels.total(sums)
+    weight, vector = torch.zeros(70, 12), torch.zeros(70)
+    kernels.unscale(weight, sums, weight, vector, vector)
+    assert compiled == ["_sum_columns", "_total", "_unscale"]
+
+
 def test_rotary(compiled: list) -> None:
     x = torch.zeros(2, 14 * 13, 2, 48, dtype=torch.bfloat16, requires_grad=True)
     y = torch.ops.linsight.rotary(x, *rotary_tables((14, 13), 48, x.dtype, x.device), False)
@@ -109,7 +119,7 @@ def test_deformable_attention(dtype: torch.dtype, compiled: list) -> None:
     tensors = (value, shapes, starts, locations, weights.to(dtype))
     out = torch.ops.linsight.deformable_attention(*tensors)
     torch.ops.linsight.deformable_attention_backward(out, *tensors)
-    assert set(compiled) == {"_attend", "_differentiate"}
+    assert set(compiled) == {"_attend", "_differentiate", "_round"}
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -211,6 +211,14 @@ def test_error_against_float64(size, head_dim, options, given, dtype, device, se
 
 
 @pytest.mark.triton
+def test_map_smaller_than_its_shift(device) -> None:
+    options = {"windows": [(5, 4)], "shift": (3, 2), "padding": "end_after_shift"}
+    tensors = case((1, 2, 1), 2, 16, options, device)
+    slope = torch.randn(1, 2, 1, 32, device=device)
+    assert_as_exact_as_eager(attention(2, options), tensors, torch.float32, slope)
+
+
+@pytest.mark.triton
 def test_random_shapes(device, seed) -> None:
     draw = random.Random(seed)
     large = device.type == "cuda"

@@ -58,6 +58,17 @@ def test_sigmoid_focal_loss_of_strided_and_empty_tensors(device):
     focal("triton", x[:0], target[:0], weight, 2.0)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_focal_loss_of_logits_that_are_not_finite(device, gamma):
+    """A masked class has the logit -inf and no loss; what overflowed is not hidden."""
+    x = torch.tensor([[torch.inf, -torch.inf, torch.nan, 0.0]] * 4, device=device)
+    target = torch.arange(4, device=device)
+    weight = torch.zeros(0, device=device)
+    ours, eager = (focal(choice, x, target, weight, gamma)[0] for choice in ("triton", "reference"))
+    torch.testing.assert_close(ours, eager, equal_nan=True)
+    assert ours[:, 1].tolist() == [0, torch.inf, 0, 0]
+
+
 def attention_problem(
     device: torch.device, dtype: torch.dtype, width: int, queries: int
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
@@ -65,7 +76,10 @@ def attention_problem(
     shapes = torch.tensor([[7, 5], [3, 4], [1, 2]], device=device)
     starts = torch.tensor([0, 35, 47], device=device)
     value = torch.randn(2, 49, 3, width)
-    locations = torch.rand(2, queries, 3, 3, 2, 2) * 1.5 - 0.25
+    locations = (torch.rand(2, queries, 3, 3, 2, 2) * 1.5 - 0.25).to(dtype)
+    # At -1 exactly a sample has a kink: mmcv's derivative, and ours, is the one from outside.
+    sizes = shapes.cpu().flip(-1)[:, None]
+    locations[locations.float() * sizes - 0.5 == -1] = 0.5
     weights = torch.rand(2, queries, 3, 3, 2)
     return tuple(x.to(device, dtype) for x in (value, locations, weights)), shapes, starts
 
@@ -86,7 +100,7 @@ def attention(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("width", "queries"), [(8, 19), (24, 1), (32, 33)])
+@pytest.mark.parametrize(("width", "queries"), [(8, 19), (24, 1), (32, 17)])
 def test_deformable_attention(seed, device, dtype, width, queries):
     problem = attention_problem(device, dtype, width, queries)
     slope = torch.randn(2, queries, 3 * width).to(device, dtype)
@@ -102,8 +116,8 @@ def test_deformable_attention(seed, device, dtype, width, queries):
 
 @pytest.mark.parametrize("size", [1e-30, 1e-6, 1e30])
 def test_integer_sums_at_any_magnitude(seed, device, size):
-    problem = attention_problem(device, torch.float32, 8, 19)
-    slope = torch.randn(2, 19, 24).to(device)
+    problem = attention_problem(device, torch.float32, 8, 5)
+    slope = torch.randn(2, 5, 24).to(device)
     one = attention("triton", *problem, slope)[1]
     scaled = attention("triton", *problem, slope * size)[1]
     torch.testing.assert_close(scaled / size, one, rtol=1e-5, atol=1e-6)
