@@ -6,6 +6,7 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,26 @@ from torch.utils.data import DataLoader
 from linsight.heads.detection import TimmBackbone
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+_mmengines_path = Config._get_cfg_path
+
+
+def _path_of_base(base: str, filename: str) -> tuple[str, str | None]:
+    """The file of a base such as ``mmdet::_base_/models/mask-rcnn_r50_fpn.py``, and its scope.
+
+    mmengine's own way reads the index of all of mmdet's models before it looks for a file, and
+    upstream's asks setuptools for a module that it has no more.
+    """
+    package, _, path = base.partition("::")
+    if path and (spec := find_spec(package)) is not None:
+        file = Path(spec.origin).parent / ".mim" / "configs" / path
+        if file.is_file():
+            return str(file), package
+    return _mmengines_path(base, filename)
+
+
+Config._get_cfg_path = staticmethod(_path_of_base)
 
 
 class ConfigError(ValueError):

@@ -1,4 +1,4 @@
-# The demonstration: a quarter of an hour on two CPU cores, from scratch.
+# The demonstration: less than a quarter of an hour on two CPU cores, from scratch.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/digits_detection.py",

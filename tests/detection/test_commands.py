@@ -144,7 +144,7 @@ data_root = "{root}/"
 classes = dict(classes=tuple("0123456789"))
 model = dict(
     backbone=dict(model_name="rala_vit_nano", pretrained=False),
-    neck=dict(in_channels=[32, 64, 128, 192]),
+    neck=dict(in_channels=[64, 128, 192]),
     bbox_head=dict(num_classes=10),
 )
 train_dataloader = dict(num_workers=0, dataset=dict(data_root=data_root, metainfo=classes))

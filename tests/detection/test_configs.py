@@ -10,25 +10,12 @@ pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsigh
 import timm
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import config as mmengine_config
 
 from linsight.tools.config import CONFIGS, load_config
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("detection/*.py"))
 COCO = [name for name in NAMES if name.endswith("_coco")]
 EPOCHS = {"1x": (12, [8, 11]), "3x": (36, [27, 33]), "12e": (12, [11])}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_bases():
-    """mmengine reads mmdet's whole model index before it looks for a file among its bases."""
-
-    def not_in_the_index(package, name):
-        raise ValueError(name)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmengine_config, "_get_external_cfg_path", not_in_the_index)
-        yield
 
 
 @cache
