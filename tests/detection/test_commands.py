@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
 import cv2
+import mmdet
 import torch
 from PIL import Image
 
@@ -193,6 +194,8 @@ def test_own_data_in_cocos_folders(tmp_path):
     ],
 )
 def test_digits_twins_train(name, tmp_path):
+    if name.startswith("dino") and mmdet.__version__ == "3.3.0":
+        pytest.skip("mmdet 3.3.0's DINO is made for 256 channels alone")
     output = cli_train(name, "--work-dir", tmp_path, *SMALL, "train_cfg.max_epochs=1")
     assert "coco/bbox_mAP" in output
     assert ("coco/segm_mAP" in output) == ("mask" in name)

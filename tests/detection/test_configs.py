@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
+import mmdet
 import timm
 import torch
 from mmdet.registry import MODELS
@@ -107,6 +108,8 @@ def test_what_does_not_decay():
     ],
 )
 def test_builds(name):
+    if name == "dino_4scale_rala_vit_nano_digits" and mmdet.__version__ == "3.3.0":
+        pytest.skip("mmdet 3.3.0's DINO is made for 256 channels alone")
     cfg = load_config(name, ["model.backbone.pretrained=False"])
     model = MODELS.build(cfg.model)
     maps = model.neck(model.backbone(torch.zeros(1, 3, 64, 96)))
