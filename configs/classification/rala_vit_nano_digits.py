@@ -1,6 +1,6 @@
 # The demonstration: minutes on two CPU cores, or on a GPU if there is one. Muon learns these
 # scenes in a third of the iterations that AdamW takes.
-_base_ = ["../_base_/datasets/digits_48.py", "../_base_/default_runtime.py"]
+_base_ = ["../_base_/datasets/digits_64.py", "../_base_/default_runtime.py"]
 
 model = dict(
     type="ImageClassifier",
@@ -11,15 +11,20 @@ model = dict(
 
 optim_wrapper = dict(
     constructor="TimmOptimWrapperConstructor",
-    optimizer=dict(opt="nmuon", lr=8e-3, weight_decay=0.05),
+    optimizer=dict(opt="nmuon", lr=5e-3, weight_decay=0.05),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, begin=0, end=1, convert_to_iter_based=True),
     dict(
-        type="CosineAnnealingLR", eta_min=1e-5, T_max=8, begin=1, end=9, convert_to_iter_based=True
+        type="CosineAnnealingLR",
+        eta_min=1e-5,
+        T_max=10,
+        begin=1,
+        end=11,
+        convert_to_iter_based=True,
     ),
 ]
 
-train_cfg = dict(by_epoch=True, max_epochs=9, val_interval=3)
+train_cfg = dict(by_epoch=True, max_epochs=11, val_interval=3)
 val_cfg = dict()
 test_cfg = dict()

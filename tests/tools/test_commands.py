@@ -56,7 +56,7 @@ def run(app, *words):
 
 def test_open_a_training_checkpoint(checkpoint):
     model = open_model(checkpoint)
-    assert model.pretrained_cfg["input_size"] == (3, 48, 48)
+    assert model.pretrained_cfg["input_size"] == (3, 64, 64)
     assert class_names(model)[3] == "digit 3"
     wanted = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert torch.equal(model.head.fc.weight, wanted["backbone.head.fc.weight"])
@@ -108,7 +108,7 @@ def test_export_round_trip(app, checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "rala_vit_nano"
-    assert config["pretrained_cfg"]["input_size"] == [3, 48, 48]
+    assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
     assert config["label_names"][7] == "digit 7"
     original = open_model(checkpoint)
     overlay = {"file": str(folder / "model.safetensors"), "num_classes": 10}
