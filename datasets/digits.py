@@ -117,6 +117,7 @@ def digit_scene(
     max_overlap: float = 0.05,
     clutter: int = 2,
     noise: float = 0.02,
+    distortion: float = 0.0,
 ) -> Scene:
     """Compose scene number ``index`` of a split.
 
@@ -138,6 +139,9 @@ def digit_scene(
         clutter: most distractors behind the digits: lines, blobs, and bits of other
             digits' strokes smaller than half of the smallest digit.
         noise: standard deviation of the pixels' noise, as a share of the full scale.
+        distortion: standard deviation, in eighths of a digit, by which the parts of a digit are
+            smoothly displaced, as another hand would write them: up to about 0.6 they stay easy to
+            read.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -145,7 +149,11 @@ def digit_scene(
     """
     height, width = _pair("size", size)
     fewest, most = _pair("digits", digits)
-    _check(index, seed, (height, width), (fewest, most), digit_size, max_overlap, clutter, noise)
+    _check(index, seed, (height, width), (fewest, most), digit_size, max_overlap, clutter)
+    if not noise >= 0:
+        raise ValueError(f"noise must be 0 or more, got {noise}")
+    if not 0 <= distortion <= 1:
+        raise ValueError(f"distortion must be between 0 and 1, got {distortion}")
     smallest, largest = (share * min(height, width) for share in digit_size)
 
     fields, labels = _fields(split)
@@ -161,7 +169,7 @@ def digit_scene(
     spare = np.empty(0)  # Pixels that may still be covered of each.
     placed = []
     for digit in chosen[:count]:
-        ink = write(rng, fields[digit], rng.uniform(smallest, largest))
+        ink = write(rng, fields[digit], rng.uniform(smallest, largest), distortion)
         colour = ink_colour(rng, paper, 0.4, 0.75)
         mask = ink >= 0.5
         (h, w), corner = ink.shape, _place(rng, mask, owner, frames, spare, max_overlap)
@@ -195,7 +203,6 @@ def _check(
     digit_size: tuple[float, float],
     max_overlap: float,
     clutter: int,
-    noise: float,
 ) -> None:
     whole = {"index": index, "seed": seed, "clutter": clutter}
     for name, value in whole.items():
@@ -217,8 +224,6 @@ def _check(
         )
     if not 0 <= max_overlap <= 1:
         raise ValueError(f"max_overlap must be between 0 and 1, got {max_overlap}")
-    if not noise >= 0:
-        raise ValueError(f"noise must be 0 or more, got {noise}")
 
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ _CELLS = 8  # A digit of scikit-learn's is 8x8 cells,
 _MARGIN = 0.5  # its smoothed strokes fade out within half a cell around them,
 _PADDING = 2  # and this much paper is the reach of the cubic kernel.
 _OVERSAMPLING = 4  # Pixels of a field per cell.
+_KNOTS = 4  # A side, of a distortion: a stroke bends, and does not tremble.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -66,8 +67,13 @@ def ink_colour(rng: np.random.Generator, paper: float, least: float, most: float
     return _colour(rng, inks[rng.integers(len(inks))], 0.3)
 
 
-def write(rng: np.random.Generator, field: np.ndarray, extent: float) -> np.ndarray:
-    """A digit turned, sheared and scaled to a longer side of ``extent`` px: ink, float32 (h, w)."""
+def write(
+    rng: np.random.Generator, field: np.ndarray, extent: float, distortion: float = 0.0
+) -> np.ndarray:
+    """A digit turned, sheared and scaled to a longer side of ``extent`` px: ink, float32 (h, w).
+
+    ``distortion`` is the standard deviation, in cells, by which its parts are displaced.
+    """
     cv2 = _cv2()
     angle, shear = rng.uniform(-0.15, 0.15), rng.uniform(-0.15, 0.15)
     narrow = rng.uniform(0.75, 1.0)
@@ -79,6 +85,8 @@ def write(rng: np.random.Generator, field: np.ndarray, extent: float) -> np.ndar
     width, height = np.ceil(scale * reach).astype(int)
     cells = _CELLS + 2 * _MARGIN
     inverse = np.linalg.inv(forward) * (cells * _OVERSAMPLING / scale)
+    if distortion:
+        field = _distorted(rng, field, distortion)
     centre = (len(field) - 1) / 2
     shift = centre - inverse @ [(width - 1) / 2, (height - 1) / 2]
     ink = cv2.warpAffine(
@@ -92,6 +100,16 @@ def write(rng: np.random.Generator, field: np.ndarray, extent: float) -> np.ndar
     ink = ((ink - level) * slope + 0.5).clip(0, 1)
     x1, y1, x2, y2 = tight_box(ink > 0)
     return ink[y1:y2, x1:x2]
+
+
+def _distorted(rng: np.random.Generator, field: np.ndarray, distortion: float) -> np.ndarray:
+    """A field under a smooth random displacement (Simard et al., ICDAR 2003, section 2)."""
+    cv2 = _cv2()
+    side = len(field)
+    knots = rng.normal(0, distortion * _OVERSAMPLING, (_KNOTS, _KNOTS, 2)).astype(np.float32)
+    shift = cv2.resize(knots, (side, side), interpolation=cv2.INTER_CUBIC)
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    return cv2.remap(field, x + shift[..., 0], y + shift[..., 1], cv2.INTER_LINEAR)
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:

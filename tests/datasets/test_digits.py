@@ -54,8 +54,11 @@ def check(scene: Scene, height: int, width: int) -> None:
     max_overlap=st.floats(0, 1),
     clutter=st.integers(0, 12),
     noise=st.floats(0, 1),
+    distortion=st.sampled_from((0.0, 0.5, 1.0)),
 )
-def test_any_setting(index, split, seed, size, digits, shares, max_overlap, clutter, noise):
+def test_any_setting(
+    index, split, seed, size, digits, shares, max_overlap, clutter, noise, distortion
+):
     least = 8 / min(size) + 1e-9
     small, large = sorted(least + share * (1 - least) for share in shares)
     scene = digit_scene(
@@ -68,6 +71,7 @@ def test_any_setting(index, split, seed, size, digits, shares, max_overlap, clut
         max_overlap=max_overlap,
         clutter=clutter,
         noise=noise,
+        distortion=distortion,
     )
     check(scene, *size)
     assert min(digits[0], 1) <= len(scene.labels) <= digits[1]
@@ -121,6 +125,15 @@ def test_index_split_and_seed_each_change_the_scene():
     assert scenes[0].labels == scenes[1].labels, "every 1415 scenes show each handwriting once"
 
 
+def test_distortion_bends_the_digit_alone():
+    straight, bent = (
+        digit_scene(7, clutter=0, noise=0, digit_size=(0.9, 0.9), distortion=distortion)
+        for distortion in (0.0, 0.4)
+    )
+    assert np.array_equal(straight.labels, bent.labels)
+    assert not np.array_equal(straight.masks, bent.masks)
+
+
 def test_occlusion_is_limited():
     frames_apart = [digit_scene(i, **{**CROWD, "max_overlap": 0}) for i in range(20)]
     for scene in frames_apart:
@@ -157,6 +170,7 @@ def test_ink_stands_out_from_paper():
         ({"max_overlap": 2}, "max_overlap must be"),
         ({"clutter": 1.5}, "clutter must be"),
         ({"noise": -0.1}, "noise must be"),
+        ({"distortion": 1.5}, "distortion must be"),
         ({"noise": float("nan")}, "noise must be"),
     ],
 )
