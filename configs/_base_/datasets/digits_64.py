@@ -16,6 +16,7 @@ train_dataloader = dict(
         size=64,
         digit_size=(0.7, 0.95),
         clutter=2,
+        distortion=0.3,
         # Each scene is drawn anew, in its own slant, width and pen: cropping and stretching it on
         # top costs accuracy.
         transform=dict(input_size=64, crop_pct=1.0),
