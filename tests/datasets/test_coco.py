@@ -4,6 +4,8 @@ import copy
 import json
 import logging
 import os
+from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,8 @@ import linsight  # noqa: F401  before mmdet: provides mmcv's operators
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
 from mmdet.utils import register_all_modules
-from mmengine.registry import DATASETS
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, DefaultScope
 from pycocotools import mask as run_length
 
 from linsight.datasets.coco import _pixels, remove_faulty
@@ -51,8 +54,17 @@ def content(images: int = 4) -> dict:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    register_all_modules(init_default_scope=True)
+def registered() -> Iterator[None]:
+    """Types are looked for in mmdet first, and after these tests no more."""
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_logger(monkeypatch) -> None:
+    """That of an earlier training writes where nobody looks any more."""
+    monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ BOXES = torch.tensor([[5.0, 5, 30, 40], [40, 10, 80, 60]])
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> None:
-    register_all_modules(init_default_scope=True)
+    register_all_modules(init_default_scope=False)
 
 
 def test_every_model_module_imports():
