@@ -23,7 +23,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from .loading import DataError, describe, flags
+from .loading import DataError, flags, mark_corrupt, most_corrupt
 
 SHOWN = 3
 # What mmdet and COCO's evaluation read of an entry without asking whether it is there.
@@ -107,7 +107,7 @@ class CheckedCocoDataset(CocoDataset):
             f"{len(missing)} of the {len(data_list):,} images of {self.ann_file} do not exist "
             f"({_some(sorted(missing))})"
         )
-        if self.test_mode or len(missing) > self._most_corrupt(len(data_list)):
+        if self.test_mode or len(missing) > most_corrupt(self.corrupt_tolerance, len(data_list)):
             raise DataError(f"{message}: set the data loader's dataset.data_prefix.img")
         print_log(f"{message}; they are left out", "current", logging.WARNING)
         return [info for info in data_list if info["img_path"] not in missing]
@@ -130,20 +130,12 @@ class CheckedCocoDataset(CocoDataset):
             reason = f"{type(error).__name__}: {error}"
             if self.test_mode:
                 raise DataError(f"{self.name_of(idx)} could not be read: {reason}") from error
-            self.corrupt[idx] = True
-            most = self._most_corrupt(len(self))
-            if self.corrupt.sum() > most:
-                raise DataError(
-                    f"{describe(self)}, more than corrupt_tolerance allows ({most}); the "
-                    f"last error: {reason}"
-                ) from error
+            most = most_corrupt(self.corrupt_tolerance, len(self))
+            mark_corrupt(self, idx, most, error, reason)
             return None
 
     def name_of(self, index: int) -> str:
         return self.get_data_info(index)["img_path"]
-
-    def _most_corrupt(self, images: int) -> int:
-        return max(1, int(self.corrupt_tolerance * images)) if self.corrupt_tolerance else 0
 
 
 def _some(values: Collection) -> str:

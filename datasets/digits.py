@@ -297,7 +297,7 @@ class DigitClassification(Dataset):
         target_transform: Callable[..., Any] | None = None,
         **scene: Any,
     ) -> None:
-        self.length = _length(split, length)
+        self.length = scene_count(split, length)
         self.transform = transform
         self.target_transform = target_transform
         self.scene = functools.partial(digit_scene, split=split, digits=1, **scene)
@@ -307,7 +307,7 @@ class DigitClassification(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        scene = _item(self, index)
+        scene = scene_of(self, index)
         image, label = Image.fromarray(scene.image), int(scene.labels[0])
         if self.transform is not None:
             image = self.transform(image)
@@ -337,7 +337,7 @@ class DigitSegmentation(Dataset):
         transforms: Callable[..., Any] | None = None,
         **scene: Any,
     ) -> None:
-        self.length = _length(split, length)
+        self.length = scene_count(split, length)
         self.transforms = transforms
         self.scene = functools.partial(digit_scene, split=split, **{**DETECTION, **scene})
         self.scene(0)
@@ -346,18 +346,20 @@ class DigitSegmentation(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        scene = _item(self, index)
+        scene = scene_of(self, index)
         image, mask = Image.fromarray(scene.image), Image.fromarray(scene.semantic)
         return (image, mask) if self.transforms is None else self.transforms(image, mask)
 
 
-def _item(dataset: DigitClassification | DigitSegmentation, index: int) -> Scene:
+def scene_of(dataset: Dataset, index: int) -> Scene:
+    """The scene of an item, as a data set's ``scene`` draws it."""
     if not 0 <= index < len(dataset):
         raise IndexError(f"index {index} is out of range for {len(dataset)} scenes")
     return dataset.scene(index)
 
 
-def _length(split: Split, length: int | None) -> int:
+def scene_count(split: Split, length: int | None) -> int:
+    """How many scenes a data set has: `length`, or the default of its split."""
     if length is None:
         return len(load_split(split)[1]) * (10 if split == "train" else 4)
     if length < 1:

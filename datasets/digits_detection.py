@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS
 from pycocotools import mask as run_length
 from torch.utils.data import Dataset
 
-from .digits import CLASSES, DETECTION, Split, digit_scene
+from .digits import CLASSES, DETECTION, Split, digit_scene, scene_count, scene_of
 
 
 @DATASETS.register_module()
@@ -39,9 +39,7 @@ class DigitDetection(Dataset):
     """
 
     def __init__(self, split: Split, length: int, pipeline: Sequence[dict], **scene: Any) -> None:
-        if length < 1:
-            raise ValueError(f"length must be 1 or more, got {length}")
-        self.length = length
+        self.length = scene_count(split, length)
         self.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])
         self.scene = functools.partial(digit_scene, split=split, **{**DETECTION, **scene})
         self.scene(0)  # A bad argument shows here and not in a worker.
@@ -51,9 +49,7 @@ class DigitDetection(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < self.length:
-            raise IndexError(f"index {index} is out of range for {self.length} scenes")
-        scene = self.scene(index)
+        scene = scene_of(self, index)
         shape = scene.semantic.shape
         return self.pipeline(
             {

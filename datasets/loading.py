@@ -46,7 +46,7 @@ class TolerantDataset(Dataset):
     ) -> None:
         self.read = read
         self.name_of = name_of
-        self.most_corrupt = max(1, int(corrupt_tolerance * length)) if corrupt_tolerance else 0
+        self.most_corrupt = most_corrupt(corrupt_tolerance, length)
         self.corrupt = flags(length)
 
     def __len__(self) -> int:
@@ -60,12 +60,7 @@ class TolerantDataset(Dataset):
                 break
             # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... as the format goes.
             except Exception as error:
-                self.corrupt[index] = True
-                if self.corrupt.sum() > self.most_corrupt:
-                    raise DataError(
-                        f"{describe(self)}, more than corrupt_tolerance allows "
-                        f"({self.most_corrupt}); the last error: {error}"
-                    ) from error
+                mark_corrupt(self, index, self.most_corrupt, error, str(error))
                 index = (index + 1) % len(self)
         return index, item
 
@@ -73,6 +68,25 @@ class TolerantDataset(Dataset):
 def flags(length: int) -> torch.Tensor:
     """A flag an item, shared with the data workers: other than a count it needs no lock."""
     return torch.zeros(length, dtype=torch.bool).share_memory_()
+
+
+def most_corrupt(tolerance: float, length: int) -> int:
+    """How many of `length` items may be corrupt: a share of them, but at least one; 0 for none."""
+    return max(1, int(tolerance * length)) if tolerance else 0
+
+
+def mark_corrupt(dataset: Dataset, index: int, most: int, error: Exception, reason: str) -> None:
+    """Remember an item that could not be read, in the data set's ``corrupt``.
+
+    Raises:
+        DataError: there are more than `most`; the message ends with the `reason` of this one.
+    """
+    dataset.corrupt[index] = True
+    if dataset.corrupt.sum() > most:
+        raise DataError(
+            f"{describe(dataset)}, more than corrupt_tolerance allows ({most}); the last error: "
+            f"{reason}"
+        ) from error
 
 
 def describe(dataset: Dataset, fault: str = "corrupt") -> str:
