@@ -14,6 +14,7 @@ from .agent_attention_math_triton import (
     softmax_of,
     softmax_weights,
 )
+from .triton_math import shrinkage
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -57,7 +58,7 @@ def _broadcast_statistics(
             s = scores_of(q, a, table, scale)
             s = tl.where(live, s, NEVER)
             higher = tl.maximum(maximum, tl.max(s, 1))
-            shrink = tl.exp(maximum - higher)
+            shrink = shrinkage(maximum, higher, EXACT)
             p = softmax_weights(s, higher[:, None], live, EXACT)
             dp = matmul(dy, tl.trans(u), tl.zeros((BLOCK, AGENTS), tl.float32))
             mass = mass * shrink + tl.sum(p, 1)

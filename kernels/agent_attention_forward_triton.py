@@ -13,6 +13,7 @@ from .agent_attention_math_triton import (
     scores_of,
     softmax_weights,
 )
+from .triton_math import shrinkage
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -78,7 +79,7 @@ def _aggregate(
         b = bias_tile(bias, i[:, None], n[None, :], bias_a, COUNT)
         s = tl.where(valid[None, :], scores_of(a, k, b, scale), NEVER)
         higher = tl.maximum(maximum, tl.max(s, 1))
-        shrink = tl.exp(maximum - higher)
+        shrink = shrinkage(maximum, higher, EXACT)
         p = softmax_weights(s, higher[:, None], valid[None, :], EXACT)
         mass = mass * shrink + tl.sum(p, 1)
         total = matmul(p.to(v.dtype), v, total * shrink[:, None])
@@ -121,7 +122,7 @@ def _merge(
         here = start + tl.arange(0, CHUNK)
         ok = (here < splits)[:, None] & live[None, :]
         at = statistic_parts + here[:, None] * (2 * COUNT) + i[None, :]
-        factor = tl.exp(tl.load(at, mask=ok, other=-float("inf")) - maximum[None, :])
+        factor = shrinkage(tl.load(at, mask=ok, other=-float("inf")), maximum[None, :], True)
         mass += tl.sum(factor * tl.load(at + COUNT, mask=ok, other=0.0), 0)
         tile = tl.load(
             value_parts + (here[:, None] * COUNT + i[None, :])[:, :, None] * D + d[None],
@@ -187,7 +188,7 @@ def _broadcast(
                 s = scores_of(q, a, table, scale)
                 s = tl.where(live, s, NEVER)
                 higher = tl.maximum(maximum, tl.max(s, 1))
-                shrink = tl.exp(maximum - higher)
+                shrink = shrinkage(maximum, higher, EXACT)
                 p = softmax_weights(s, higher[:, None], live, EXACT)
                 mass = mass * shrink + tl.sum(p, 1)
                 y = matmul(p.to(u.dtype), u, y * shrink[:, None])

@@ -45,6 +45,12 @@ def exponential(x, EXACT: tl.constexpr):
 
 
 @triton.jit
+def shrinkage(lower, higher, EXACT: tl.constexpr):
+    """exp(lower - higher): what a running softmax's sums shrink by as its maximum rises."""
+    return exponential(tl.maximum(lower - higher, -1e4), EXACT)
+
+
+@triton.jit
 def _cut(x):
     """The upper 16 bits of float32: bfloat16 rounded towards zero, at one instruction."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from . import window_attention_streamed_triton as streamed
 from .triton_launch import launch, multiprocessors
+from .triton_math import shrinkage
 from .window_attention import largest_tile
 from .window_tokens_triton import (
     MASKED,
@@ -102,7 +103,7 @@ def _attend(
                 key_region = region_of(window, edge_of(ys, xs, geometry), geometry)
                 score = scores_of(q, k, near, region, key_region, there, scale, TABLE, SHIFT)
                 higher = tl.maximum(maximum, tl.max(score, 1))
-                shrink = tl.exp(maximum - higher)
+                shrink = shrinkage(maximum, higher, EXACT)
                 e = weigh(score, higher, there, EXACT)
                 maximum = higher
                 mass = mass * shrink + tl.sum(e, 1)
