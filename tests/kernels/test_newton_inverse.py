@@ -10,7 +10,7 @@ from linsight.kernels import force, newton_inverse
 from linsight.kernels.landmark_kernel import gaussian_kernel
 
 from .conftest import compiled
-from .numerics import assert_as_exact_as_eager, leaves
+from .numerics import assert_as_exact_as_eager, distance, leaves
 
 METHODS = ("regularized", "normalized", "unregularized")
 
@@ -141,7 +141,9 @@ def test_all_twenty_iterations_of_a_bad_matrix(size, spread, device, seed) -> No
 def test_random_shapes(device, seed) -> None:
     draw = random.Random(seed)
     for _ in range(2 if device.type == "cpu" else 20):
-        size = draw.choice((1, 2, 7, 13) if device.type == "cpu" else (1, 2, 31, 53, 65, 131))
+        # Not 2: of two equal row sums the largest is the largest eigenvalue, and the start
+        # without a ridge stands on the border of convergence, where rounding decides.
+        size = draw.choice((1, 3, 7, 13) if device.type == "cpu" else (1, 3, 31, 53, 65, 131))
         method, spread = draw.choice(METHODS), draw.choice((1.0, 0.3))
         print(size, method, spread)
         x = landmarks_kernel(draw.choice((1, 3)), size, spread, device)
@@ -212,5 +214,6 @@ def test_compiles_without_a_graph_break(method, device) -> None:
         with force("triton"):
             y, z = function(x), whole(x)
             slope = torch.randn_like(y)
-            torch.testing.assert_close(z, y)
-            torch.testing.assert_close(*(torch.autograd.grad(r, x, slope) for r in (z, y)))
+            assert distance(z, y.double()) < 1e-5
+            grad, expected = (torch.autograd.grad(r, x, slope)[0] for r in (z, y))
+            assert distance(grad, expected.double()) < 1e-5
