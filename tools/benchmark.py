@@ -219,7 +219,7 @@ def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
             continue
         if what in ("all", "mixers"):
             yield from _operator_jobs(cases.mixers, names, compile, setting)
-        if what in ("all", "models") and (compile or "eager" in setting.modes):
+        if what in ("all", "models"):
             yield from _model_jobs(names or list(cases.MODELS), compile, setting)
         if what in ("detectors", "segmentors") and (compile or "eager" in setting.modes):
             yield from _config_jobs(what, names, compile, setting)
@@ -230,9 +230,7 @@ def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
 def _operator_jobs(
     make: Callable[[int, int], Iterator[Case]], names: list[str], compile: bool, setting: Setting
 ) -> Iterator[Job]:
-    modes = [mode for mode in ("eager", "graph") if mode in setting.modes]
-    if compile:
-        modes = ["compile", *(["compile graph"] if "graph" in modes else [])]
+    modes = _modes(compile, setting)
     phases = [
         {"inference": "forward", "training": "forward+backward"}[phase] for phase in setting.phases
     ]
@@ -255,6 +253,13 @@ def _operator_jobs(
                 yield Job(build, measure, case.reference, rows)
 
 
+def _modes(compile: bool, setting: Setting) -> list[str]:
+    modes = [mode for mode in ("eager", "graph") if mode in setting.modes]
+    if compile:
+        modes = ["compile", *(["compile graph"] if "graph" in modes else [])]
+    return modes
+
+
 def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[Job]:
     for phase in setting.phases:
         for name in names:
@@ -266,8 +271,11 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
                     dtype = DTYPES[setting.dtype]
                     return Model(case, dtype, setting.device, compile, setting.seconds, phase)
 
-                row = _row(case, "compile" if compile else "eager", phase, setting)
-                yield Job(build, lambda model, row: model.measure(), case.reference, [row])
+                def measure(model: Model, row: Row) -> dict[str, Any]:
+                    return model.measure(row.mode.endswith("graph"))
+
+                if rows := [_row(case, m, phase, setting) for m in _modes(compile, setting)]:
+                    yield Job(build, measure, case.reference, rows)
 
 
 def _models(name: str, phase: str, setting: Setting) -> Iterator[Case]:
