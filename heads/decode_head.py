@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule, constant_init, kaiming_init, normal_init
 from torch import Tensor, nn
+
+MOST_ELEMENTS = 2**30
 
 
 class ConvModule(nn.Module):
@@ -95,4 +98,14 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, corners not aligned, of (B, C, H, W) to (H', W'), in the dtype of `x`."""
     if x.shape[2:] == tuple(size):
         return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    # 150 classes of 4096 x 4096 pixels are more than PyTorch's kernels count: some at a time.
+    step = max(1, MOST_ELEMENTS // (len(x) * math.prod(size)))
+    if step >= x.shape[1]:
+        return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    result = x.new_empty(*x.shape[:2], *size)
+    for start in range(0, x.shape[1], step):
+        part = x[:, start : start + step].contiguous()
+        result[:, start : start + step] = F.interpolate(
+            part, size=tuple(size), mode="bilinear", align_corners=False
+        )
+    return result

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-import linsight.heads  # noqa: F401  registers the heads
+from linsight.heads import decode_head
 
 CHANNELS = [16, 24, 32, 40]
 STRIDES = [4, 8, 16, 32]
@@ -93,3 +93,14 @@ def test_against_mmsegmentation(name, train):
 def test_bad_arguments_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         build(name, **options)
+
+
+def test_a_map_of_many_elements_is_resized_some_channels_at_a_time(monkeypatch):
+    x = torch.randn(2, 7, 5, 3).to(memory_format=torch.channels_last).requires_grad_()
+    whole = decode_head.resize(x, (9, 8))
+    (expected,) = torch.autograd.grad(whole.square().sum(), x)
+    for most in (1, 2 * 9 * 8 * 3):
+        monkeypatch.setattr(decode_head, "MOST_ELEMENTS", most)
+        parts = decode_head.resize(x, (9, 8))
+        assert torch.equal(parts, whole)
+        torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), x)[0], expected)
