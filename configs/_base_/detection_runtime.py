@@ -13,6 +13,9 @@ custom_imports = dict(
     ]
 )
 default_scope = "mmdet"
+# The number of regions, a batch to the mask head, is new in every iteration, and so would be
+# the search for the fastest convolution.
+env_cfg = dict(cudnn_benchmark=False)
 
 default_hooks = dict(
     checkpoint=dict(save_best="coco/bbox_mAP"),
