@@ -16,8 +16,16 @@ model = dict(
 
 # Each core draws some 17 scenes a second.
 scenes = dict(size=(800, 1333), digits=(1, 8), digit_size=(0.14, 0.36), clutter=8)
-train_dataloader = dict(num_workers=14, pin_memory=True, dataset=dict(length=16000, **scenes))
+train_dataloader = dict(num_workers=14, pin_memory=True, dataset=dict(length=18000, **scenes))
 val_dataloader = dict(batch_size=4, num_workers=14, dataset=dict(length=96, **scenes))
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(type="AmpOptimWrapper", loss_scale="dynamic")
+# At the demonstration's rate of 8e-3 a network of this size diverges.
+optim_wrapper = dict(type="AmpOptimWrapper", dtype="bfloat16", optimizer=dict(lr=3e-3))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-2, begin=0, end=200, by_epoch=False),
+    dict(
+        type="CosineAnnealingLR", eta_min=1e-5, T_max=3, begin=1, end=4, convert_to_iter_based=True
+    ),
+]
+train_cfg = dict(max_epochs=4, val_interval=2)
