@@ -1,5 +1,6 @@
 """Layers that several skeletons and mixers share. Maps are channels-last: (B, H, W, C)."""
 
+import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, is_exporting
 from timm.models import register_notrace_function, register_notrace_module
@@ -161,6 +162,16 @@ class ConvMlp(nn.Module):
         return self.fc2(self.depthwise(self.fc1(x)), scale)
 
 
+def normalized_conv2d(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """norm(conv(x)); in evaluation mode as one convolution, which saves a pass over its map."""
+    if norm.training or type(norm) is not nn.BatchNorm2d:
+        return norm(conv(x))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = conv.weight * scale[:, None, None, None]
+    bias = torch.addcmul(norm.bias, conv.bias - norm.running_mean, scale)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
+
+
 class ConvNorm(nn.Sequential):
     """3 x 3 convolution of stride 2 and batch norm, from and to a channels-last map."""
 
@@ -170,7 +181,7 @@ class ConvNorm(nn.Sequential):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return normalized_conv2d(x.permute(0, 3, 1, 2), self.conv, self.norm).permute(0, 2, 3, 1)
 
 
 # Of tokens (B, 1 + N, C), the class token first.

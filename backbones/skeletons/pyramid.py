@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from ...kernels import Rotary, rotary_tables
 from ..checkpoint import check_model, renamed, unwrap
-from ..layers import AddLayerNorm, ConvMlp, ConvNorm, DepthwiseConv2d, LayerNorm, classifier
+from ..layers import (
+    AddLayerNorm,
+    ConvMlp,
+    ConvNorm,
+    DepthwiseConv2d,
+    LayerNorm,
+    classifier,
+    normalized_conv2d,
+)
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from .hierarchy import HierarchicalVisionTransformer
 
@@ -44,11 +52,19 @@ def check_image(x: Tensor, in_chans: int) -> None:
 
 
 class Stem(nn.Sequential):
-    """Convolutions of an image (B, in_chans, H, W) to a map (B, ceil(H / 4), ceil(W / 4), C)."""
+    """Convolutions of an image (B, in_chans, H, W) to a map (B, ceil(H / 4), ceil(W / 4), C).
+
+    Its layers are a convolution, a batch norm and an activation in turn; the last may be missing.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(x, self[0].in_channels)
-        return super().forward(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        for i in range(0, len(self), 3):
+            x = normalized_conv2d(x, self[i], self[i + 1])
+            if i + 2 < len(self):
+                x = self[i + 2](x)
+        return x.permute(0, 2, 3, 1)
 
 
 def stem(in_channels: int, channels: int) -> Stem:

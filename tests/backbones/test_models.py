@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from linsight.backbones import ZOO
+from linsight.backbones.layers import normalized_conv2d
 from linsight.backbones.mixers import MIXERS
 
 PARAMETERS = {
@@ -222,3 +223,21 @@ class TestCheckpoints:
         with pytest.raises(RuntimeError, match="weights_only"):
             self.load(tmp_path / "w.pth")
         assert not (tmp_path / "ran").exists()
+
+
+def test_batch_norm_joins_its_convolution_in_evaluation():
+    conv, norm = torch.nn.Conv2d(3, 5, 3, stride=2, padding=1), torch.nn.BatchNorm2d(5)
+    for parameter in (*conv.parameters(), *norm.parameters(), norm.running_mean):
+        torch.nn.init.normal_(parameter)
+    torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    conv.double(), norm.double().eval()
+    y, expected = normalized_conv2d(x, conv, norm), norm(conv(x))
+    torch.testing.assert_close(y, expected)
+    parameters = (*conv.parameters(), *norm.parameters())
+    gradients = [torch.autograd.grad(z.square().sum(), parameters) for z in (y, expected)]
+    torch.testing.assert_close(*gradients)
+    norm.train()
+    before = norm.running_mean.clone()
+    normalized_conv2d(x, conv, norm)
+    assert not torch.equal(norm.running_mean, before)
