@@ -21,8 +21,7 @@ demo-segmentation: $(INSTALLED)
 	$(VENV)/bin/linsight demo segmentation
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist worksteal --ignore tests/test_readme.py
-	$(VENV)/bin/python -m pytest tests/test_readme.py  # one after the other, as a reader would
+	$(VENV)/bin/python -m pytest -n auto --dist loadgroup
 
 # Detection on OpenMMLab's own packages, in place of the forks that linsight declares.
 test-upstream: $(UPSTREAM)/.installed

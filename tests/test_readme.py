@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+# One after the other, as a reader would, whatever runs beside them.
+pytestmark = pytest.mark.xdist_group("readme")
+
 ROOT = Path(__file__).parents[1]
 SHORT = ["train_cfg.max_epochs=1", "train_dataloader.dataset.length=2000"]
 SHORT += ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]

@@ -100,7 +100,8 @@ def case(
     ],
 )
 def test_error_against_float64(kernel, stride, activation, residual, dtype, device, seed) -> None:
-    shape = (1, 5, 9, 40) if device.type == "cpu" else (8, 56, 56, 224)
+    small = (1, 5, 9, 40) if kernel <= 5 else (1, 3, 5, 8)
+    shape = small if device.type == "cpu" else (8, 56, 56, 224)
     tensors, _ = case(shape, kernel, True, device)
 
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -91,13 +91,13 @@ def test_errors_name_the_argument() -> None:
         gaussian_attention(q, k, v, inverse.half())
 
 
-# The first numbers are for the interpreter; 21 and 81 landmarks take two programs.
+# The first numbers are for the interpreter; 17 and 81 landmarks take two programs.
 @pytest.mark.triton
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("marks", "many"), [(5, 49), (21, 81)])
+@pytest.mark.parametrize(("marks", "many"), [(5, 49), (17, 81)])
 def test_error_against_float64(marks, many, dtype, device, seed) -> None:
     small = device.type == "cpu"
-    tensors = case(37, marks, 32, device) if small else case(3136, many, 32, device, batch=4)
+    tensors = case(21, marks, 32, device) if small else case(3136, many, 32, device, batch=4)
     assert_as_exact_as_eager(attend, tensors, dtype, torch.randn_like(tensors[0]))
 
 
@@ -142,7 +142,7 @@ def test_wide_heads(width, dtype, device, seed) -> None:
 @pytest.mark.triton
 def test_random_shapes(device, seed) -> None:
     draw = random.Random(seed)
-    for _ in range(2 if device.type == "cpu" else 20):
+    for _ in range(1 if device.type == "cpu" else 20):
         shape = (draw.choice((1, 2, 17, 31)), draw.choice((1, 3, 17)), draw.choice((16, 32, 40)))
         extras, dtype = draw.choice((4, 5)), draw.choice(DTYPES[:2])
         print(shape, extras, dtype)
