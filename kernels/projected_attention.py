@@ -17,8 +17,9 @@ from .linear_attention import (
     KeyWeights,
     Readout,
     check_options,
+    feature_width,
     linear_attention,
-    new_state,
+    state_shape,
 )
 from .rotary import Rotary
 
@@ -87,7 +88,7 @@ def projected_linear_attention(
         )
     head_dim = projection.shape[-1] // (4 * heads)
     if (
-        head_dim > WIDEST_TRITON_HEAD
+        feature_width(head_dim, feature_map) > WIDEST_TRITON_HEAD
         or weight.shape[-1] not in TRITON_KERNELS
         or not runs_triton(projection)
     ):
@@ -137,10 +138,8 @@ def _run(projection, weight, bias, rows, columns, heads, feature_map, key_weight
 def _run_fake(projection, weight, bias, rows, columns, heads, feature_map, key_weights, readout):
     batch, height, width, channels = projection.shape
     shape = (batch, height, width, channels // 4)
-    return (
-        projection.new_empty(shape),
-        new_state(projection, batch * heads, channels // (4 * heads)),
-    )
+    state = state_shape(batch * heads, channels // (4 * heads), feature_map)
+    return projection.new_empty(shape), projection.new_empty(state, dtype=torch.float32)
 
 
 def _run_backward(

@@ -11,7 +11,7 @@ from linsight.kernels import force, linear_attention, rotary_tables
 from .conftest import compiled
 from .numerics import assert_as_exact_as_eager, distance, leaves, outcome
 
-FEATURES = ("elu_plus_one", "relu", "exp", "identity")
+FEATURES = ("elu_plus_one", "relu", "exp", "identity", "norm_aware")
 WEIGHTS = ("uniform", "global_query")
 READOUTS = ("normalized", "magnitude_aware", "subtractive")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
