@@ -159,10 +159,10 @@ def linear_attention(
     Args:
         query, key, value: (B, N, heads, D), float32, float64, float16 or bfloat16. Any strides
             with the last axis contiguous, so that a packed projection is read in place. On
-            CUDA, float64 and heads wider than 128 (norm-aware: 64) run the reference.
+            CUDA, float64 and heads wider than 128 run the reference.
         feature_map: phi. Elementwise 'elu_plus_one', 'relu', 'exp', or 'identity', for features
-            made beforehand: FLatten's focused power map, whose norms go across the heads, is
-            `focused_features`. Or 'norm_aware' (NaLaFormer, arXiv:2506.21137): with n = ||q||,
+            made beforehand: `focused_features` gives FLatten's focused power map, whose norms go
+            across the heads. Or 'norm_aware' (NaLaFormer, arXiv:2506.21137): with n = ||q||,
             phi(q) = sign(q) (|q| / n)^p, p = 3 (0.5 + tanh n), and phi(k) = k^3, both split into
             their positive and negative part, features of 2 D channels, of which each half is
             turned as a head. A head of q that is all zeros, where q / n is undefined, has
@@ -187,8 +187,7 @@ def linear_attention(
     """
     _check_tensors(query, key, value, local, gate)
     check_options(query.shape[1], rotary, feature_map, key_weights, readout)
-    width = feature_width(query.shape[-1], feature_map)
-    if width > WIDEST_TRITON_HEAD or not runs_triton(query):
+    if query.shape[-1] > WIDEST_TRITON_HEAD or not runs_triton(query):
         return reference(query, key, value, feature_map, key_weights, readout, rotary, local, gate)
     rows, columns = (None, None) if rotary is None else rotary
     return _forward(

@@ -17,7 +17,6 @@ from .linear_attention import (
     KeyWeights,
     Readout,
     check_options,
-    feature_width,
     linear_attention,
     state_shape,
 )
@@ -88,7 +87,7 @@ def projected_linear_attention(
         )
     head_dim = projection.shape[-1] // (4 * heads)
     if (
-        feature_width(head_dim, feature_map) > WIDEST_TRITON_HEAD
+        head_dim > WIDEST_TRITON_HEAD
         or weight.shape[-1] not in TRITON_KERNELS
         or not runs_triton(projection)
     ):
