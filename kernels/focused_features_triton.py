@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .linear_attention_math_triton import fold
 from .triton_launch import launch, multiprocessors
-from .triton_math import exponential, sum_rows
+from .triton_math import exponential, reciprocal_approximate, sum_rows
 
 EPSILON = tl.constexpr(1e-6)
 
@@ -33,16 +34,25 @@ def _softplus(s):
 
 
 @triton.jit
-def _directions(x, softplus, live, POWER: tl.constexpr):
-    """t / ||t||, t^p / ||t^p||, and ||t||; zero beyond the last channel."""
-    t = tl.where(live, (tl.maximum(x, 0.0) + EPSILON) / softplus, 0.0)
-    largest = tl.max(t, 1)[:, None]
-    t /= largest  # else powers and their squares leave the range of float32
+def _divisor(scale, c, live):
+    """1 / softplus(s), zero beyond the last channel."""
+    s = tl.load(scale + c, mask=live, other=0.0).to(tl.float32)
+    return tl.where(live, 1.0 / _softplus(s), 0.0)
+
+
+@triton.jit
+def _powers(x, inverse, POWER: tl.constexpr):
+    """t over its maximum, and that to the power p; the sums of their squares; and the norm of f
+    over the norm of the second."""
+    t = (tl.maximum(x, 0.0) + EPSILON) * inverse
+    largest = tl.max(t, 1)
+    t *= (1.0 / largest)[:, None]  # else powers and their squares leave the range of float32
     powers = t
     for _ in tl.static_range(POWER - 1):
         powers *= t
-    norm = tl.sqrt(tl.sum(t * t, 1))[:, None]
-    return t / norm, powers / tl.sqrt(tl.sum(powers * powers, 1))[:, None], norm * largest
+    square = tl.sum(t * t, 1)
+    square_of_powers = tl.sum(powers * powers, 1)
+    return t, powers, square, square_of_powers, largest * tl.sqrt(square / square_of_powers)
 
 
 @triton.jit(do_not_specialize=["q_count", "k_count"])
@@ -54,45 +64,52 @@ def _forward(
         x, out, x_n, count = q, fq, q_n, q_count
     else:
         x, out, x_n, count = k, fk, k_n, k_count
+    row = tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
     live = c < C
-    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    ok = (n < count) & live
-    softplus = _softplus(tl.load(scale + c, mask=live, other=0.0).to(tl.float32))
-    value = tl.load(x + n * x_n + c, mask=ok, other=0.0).to(tl.float32)
-    _, direction, norm = _directions(value, softplus, live, POWER)
-    tl.store(out + n * C + c, (norm * direction).to(out.dtype.element_ty), mask=ok)
+    inverse = _divisor(scale, c, live)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
+        n = (tile * ROWS + row).to(tl.int64)
+        ok = (n < count) & live
+        value = tl.load(x + n * x_n + c, mask=ok, other=0.0).to(tl.float32)
+        _, powers, _, _, norm = _powers(value, inverse, POWER)
+        tl.store(out + n * C + c, (norm[:, None] * powers).to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["q_count", "k_count"])
 def _backward(
     gq, gk, q, k, scale, dq, dk, parts, q_n, k_n, q_count, k_count,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, POWER: tl.constexpr,
-    STAGES: tl.constexpr,
+    FOLD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq or dk, and this program's part (P,) of the sum of w."""
     if tl.program_id(1) == 0:
         g, x, dx, x_n, count = gq, q, dq, q_n, q_count
     else:
         g, x, dx, x_n, count = gk, k, dk, k_n, k_count
+    EXACT: tl.constexpr = q.dtype.element_ty == tl.float32
     row = tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
     live = c < C
-    softplus = _softplus(tl.load(scale + c, mask=live, other=0.0).to(tl.float32))
-    total = tl.zeros((ROWS, P), tl.float32)
+    inverse = _divisor(scale, c, live)
+    total = tl.zeros((FOLD, P), tl.float32)
     tiles = tl.cdiv(count, ROWS)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         n = (tile * ROWS + row).to(tl.int64)
         ok = (n < count) & live
         value = tl.load(x + n * x_n + c, mask=ok, other=0.0).to(tl.float32)
         gradient = tl.load(g + n * C + c, mask=ok, other=0.0).to(tl.float32)
-        t, powers, norm = _directions(value, softplus, live, POWER)
-        gradient *= norm * powers
-        a = tl.sum(gradient, 1)[:, None]
-        w = POWER * gradient + a * (t * t - POWER * powers * powers)
-        total += w
-        w = tl.where(value > 0, w / (value + EPSILON), 0.0)
-        tl.store(dx + n * C + c, w.to(dx.dtype.element_ty), mask=ok)
+        t, powers, square, square_of_powers, norm = _powers(value, inverse, POWER)
+        gradient *= norm[:, None] * powers
+        a = tl.sum(gradient, 1)
+        w = POWER * gradient + (a / square)[:, None] * (t * t)
+        w -= (POWER * a / square_of_powers)[:, None] * (powers * powers)
+        total += fold(w, FOLD)
+        if EXACT:
+            w /= tl.maximum(value, 0.0) + EPSILON
+        else:
+            w *= reciprocal_approximate(tl.maximum(value, 0.0) + EPSILON)
+        tl.store(dx + n * C + c, tl.where(value > 0, w, 0.0).to(dx.dtype.element_ty), mask=ok)
     place = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     tl.store(parts + place * P + tl.arange(0, P), tl.sum(total, 0))
 
@@ -112,21 +129,24 @@ def _scale_gradient(
     tl.store(dscale + c, total.to(dscale.dtype.element_ty), mask=live)
 
 
-# As in layer_norm_triton: elements a program holds, programs a multiprocessor in the backward
-# pass, tiles fetched ahead where a tile has many rows, and the tile that sums the parts.
-ELEMENTS = 4096
-RESIDENT = 2
-STAGES, ROWS_WORTH_STAGES = 3, 32
+# Elements a program holds, and programs a multiprocessor for each of queries and keys: forward,
+# and backward, which has twice as much in registers. Then the tile that sums the parts.
+FORWARD_ELEMENTS, FORWARD_RESIDENT = 4096, 4
+BACKWARD_ELEMENTS, BACKWARD_RESIDENT = 2048, 2
+STAGES = 1
 WARPS = 4
+THREAD_ROWS = 2  # that one thread has of a backward tile: 16 bytes of each
 SUM_ROWS, SUM_COLUMNS = 128, 16
 
 
 @lru_cache
-def _tiles(channels: int, tokens: int) -> tuple[int, int, int]:
-    """The power of two that channels are padded to, rows a tile, and tiles."""
+def _grid(
+    channels: int, tokens: int, elements: int, resident: int, device: torch.device
+) -> tuple[int, int, int]:
+    """The power of two that channels are padded to, tokens a tile, and programs."""
     padded = triton.next_power_of_2(channels)
-    rows = max(1, ELEMENTS // padded)
-    return padded, rows, triton.cdiv(tokens, rows)
+    rows = max(1, elements // padded)
+    return padded, rows, min(triton.cdiv(tokens, rows), resident * multiprocessors(device))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -140,10 +160,12 @@ def forward(
 ) -> None:
     """Write the features of query and key to `fquery` and `fkey`."""
     query, key = _rows(query), _rows(key)
-    padded, rows, tiles = _tiles(scale.numel(), max(len(query), len(key)))
-    if tiles:
+    padded, rows, programs = _grid(
+        scale.numel(), max(len(query), len(key)), FORWARD_ELEMENTS, FORWARD_RESIDENT, query.device
+    )
+    if programs:
         launch(
-            _forward, (tiles, 2),
+            _forward, (programs, 2),
             query, key, scale.contiguous(), fquery, fkey,
             query.stride(0), key.stride(0), len(query), len(key),
             C=scale.numel(), P=padded, ROWS=rows, POWER=power, num_warps=WARPS,
@@ -164,8 +186,9 @@ def backward(
     """Write the gradients of query, key and scale from those of the features."""
     query, key, scale = _rows(query), _rows(key), scale.contiguous()
     channels = scale.numel()
-    padded, rows, tiles = _tiles(channels, max(len(query), len(key)))
-    programs = min(tiles, RESIDENT * multiprocessors(query.device))
+    padded, rows, programs = _grid(
+        channels, max(len(query), len(key)), BACKWARD_ELEMENTS, BACKWARD_RESIDENT, query.device
+    )
     parts = torch.empty((2 * programs, padded), dtype=torch.float32, device=query.device)
     if programs:
         launch(
@@ -173,7 +196,7 @@ def backward(
             grad_query.contiguous(), grad_key.contiguous(), query, key, scale, dquery, dkey, parts,
             query.stride(0), key.stride(0), len(query), len(key),
             C=channels, P=padded, ROWS=rows, POWER=power,
-            STAGES=STAGES if rows >= ROWS_WORTH_STAGES else 1, num_warps=WARPS,
+            FOLD=max(1, rows // THREAD_ROWS), STAGES=STAGES, num_warps=WARPS,
         )  # fmt: skip
     launch(
         _scale_gradient, (-(-channels // SUM_COLUMNS),),
