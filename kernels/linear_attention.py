@@ -126,9 +126,10 @@ def check_options(
             )
 
 
-def _check_tensors(
+def check_tensors(
     query: Tensor, key: Tensor, value: Tensor, local: Tensor | None, gate: Tensor | None
 ) -> None:
+    """Raise ValueError unless all are (B, N, heads, D), of one shape."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (B, N, heads, D)")
@@ -160,13 +161,13 @@ def linear_attention(
         query, key, value: (B, N, heads, D), float32, float64, float16 or bfloat16. Any strides
             with the last axis contiguous, so that a packed projection is read in place. On
             CUDA, float64 and heads wider than 128 run the reference.
-        feature_map: phi. Elementwise 'elu_plus_one', 'relu', 'exp', or 'identity', for features
-            made beforehand: `focused_features` gives FLatten's focused power map, whose norms go
-            across the heads. Or 'norm_aware' (NaLaFormer, arXiv:2506.21137): with n = ||q||,
+        feature_map: phi. Elementwise 'elu_plus_one', 'relu', 'exp', or 'identity'; or
+            'norm_aware' (NaLaFormer, arXiv:2506.21137): with n = ||q||,
             phi(q) = sign(q) (|q| / n)^p, p = 3 (0.5 + tanh n), and phi(k) = k^3, both split into
             their positive and negative part, features of 2 D channels, of which each half is
             turned as a head. A head of q that is all zeros, where q / n is undefined, has
-            features and a gradient of zero.
+            features and a gradient of zero. FLatten's focused power map, whose norms go across
+            the heads, is that of `focused_linear_attention`.
         key_weights: 'uniform' (w = 1) or 'global_query', RALA's N * softmax over tokens of
             D^-0.5 mean_i(phi(q_i)) . phi(k_j) (arXiv:2411.07635, eq. 5).
         readout: with n the normaliser and s = D^-0.5,
@@ -185,7 +186,7 @@ def linear_attention(
     Raises:
         ValueError: if shapes disagree or an option is unknown.
     """
-    _check_tensors(query, key, value, local, gate)
+    check_tensors(query, key, value, local, gate)
     check_options(query.shape[1], rotary, feature_map, key_weights, readout)
     if query.shape[-1] > WIDEST_TRITON_HEAD or not runs_triton(query):
         return reference(query, key, value, feature_map, key_weights, readout, rotary, local, gate)

@@ -35,7 +35,7 @@ def _output_gradient(
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
-    EXACT: tl.constexpr = q.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = go.dtype.element_ty == tl.float32
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h
@@ -142,7 +142,7 @@ def _key_gradient(
     """
     bh = tl.program_id(0)
     split = tl.program_id(1)
-    EXACT: tl.constexpr = k.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = v.dtype.element_ty == tl.float32
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     k += b * k_b + h * k_h
@@ -239,7 +239,7 @@ def _query_gradient(
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
-    EXACT: tl.constexpr = q.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = go.dtype.element_ty == tl.float32
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h

@@ -205,7 +205,7 @@ def _read(
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
-    EXACT: tl.constexpr = q.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = out.dtype.element_ty == tl.float32
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h

@@ -1,7 +1,7 @@
-"""The Triton kernels of `focused_features`: a token lives in registers.
+"""The Triton kernels of the focused power map: a token, of all its heads, lives in registers.
 
-Backward reads the inputs alone, and computes the norms again. With t as in `focused_features`,
-f its map and a = sum(g f) over the channels, of g the gradient of f,
+Backward reads the inputs alone, and computes the norms again. With t as in
+`focused_linear_attention`, f its map and a = sum(g f) over the channels, of g the gradient of f,
 
     w = p f g + a ((t / ||t||)^2 - p (t^p / ||t^p||)^2)
 
@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .backend import rows_contiguous
 from .linear_attention_math_triton import fold
 from .triton_launch import launch, multiprocessors
 from .triton_math import exponential, reciprocal_approximate, sum_rows
@@ -55,15 +56,15 @@ def _powers(x, inverse, POWER: tl.constexpr):
     return t, powers, square, square_of_powers, largest * tl.sqrt(square / square_of_powers)
 
 
-@triton.jit(do_not_specialize=["q_count", "k_count"])
+@triton.jit(do_not_specialize=["count"])
 def _forward(
-    q, k, scale, fq, fk, q_n, k_n, q_count, k_count,
+    q, k, scale, fq, fk, q_n, k_n, count,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
     if tl.program_id(1) == 0:
-        x, out, x_n, count = q, fq, q_n, q_count
+        x, out, x_n = q, fq, q_n
     else:
-        x, out, x_n, count = k, fk, k_n, k_count
+        x, out, x_n = k, fk, k_n
     row = tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
     live = c < C
@@ -76,17 +77,17 @@ def _forward(
         tl.store(out + n * C + c, (norm[:, None] * powers).to(out.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["q_count", "k_count"])
+@triton.jit(do_not_specialize=["count"])
 def _backward(
-    gq, gk, q, k, scale, dq, dk, parts, q_n, k_n, q_count, k_count,
+    gq, gk, q, k, scale, dq, dk, parts, q_n, k_n, count,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, POWER: tl.constexpr,
     FOLD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq or dk, and this program's part (P,) of the sum of w."""
     if tl.program_id(1) == 0:
-        g, x, dx, x_n, count = gq, q, dq, q_n, q_count
+        g, x, dx, x_n = gq, q, dq, q_n
     else:
-        g, x, dx, x_n, count = gk, k, dk, k_n, k_count
+        g, x, dx, x_n = gk, k, dk, k_n
     EXACT: tl.constexpr = q.dtype.element_ty == tl.float32
     row = tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
@@ -150,9 +151,8 @@ def _grid(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """`x` as (tokens, C), a view of whatever has one step from token to token."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """`x` (B, N, heads, D) as (B * N, C): a view wherever one step leads from token to token."""
+    return rows_contiguous(x.reshape(-1, x.shape[2] * x.shape[3]))
 
 
 def forward(
@@ -161,13 +161,13 @@ def forward(
     """Write the features of query and key to `fquery` and `fkey`."""
     query, key = _rows(query), _rows(key)
     padded, rows, programs = _grid(
-        scale.numel(), max(len(query), len(key)), FORWARD_ELEMENTS, FORWARD_RESIDENT, query.device
+        scale.numel(), len(query), FORWARD_ELEMENTS, FORWARD_RESIDENT, query.device
     )
     if programs:
         launch(
             _forward, (programs, 2),
             query, key, scale.contiguous(), fquery, fkey,
-            query.stride(0), key.stride(0), len(query), len(key),
+            query.stride(0), key.stride(0), len(query),
             C=scale.numel(), P=padded, ROWS=rows, POWER=power, num_warps=WARPS,
         )  # fmt: skip
 
@@ -187,14 +187,14 @@ def backward(
     query, key, scale = _rows(query), _rows(key), scale.contiguous()
     channels = scale.numel()
     padded, rows, programs = _grid(
-        channels, max(len(query), len(key)), BACKWARD_ELEMENTS, BACKWARD_RESIDENT, query.device
+        channels, len(query), BACKWARD_ELEMENTS, BACKWARD_RESIDENT, query.device
     )
     parts = torch.empty((2 * programs, padded), dtype=torch.float32, device=query.device)
     if programs:
         launch(
             _backward, (programs, 2),
-            grad_query.contiguous(), grad_key.contiguous(), query, key, scale, dquery, dkey, parts,
-            query.stride(0), key.stride(0), len(query), len(key),
+            grad_query, grad_key, query, key, scale, dquery, dkey, parts,
+            query.stride(0), key.stride(0), len(query),
             C=channels, P=padded, ROWS=rows, POWER=power,
             FOLD=max(1, rows // THREAD_ROWS), STAGES=STAGES, num_warps=WARPS,
         )  # fmt: skip
