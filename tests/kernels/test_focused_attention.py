@@ -88,14 +88,14 @@ def test_errors_name_the_argument() -> None:
 @pytest.mark.triton
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_error_against_float64(dtype, device, seed) -> None:
-    tensors = case(33, 2, 24, device) if device.type == "cpu" else case(3136, 3, 32, device)
+    tensors = case(17, 2, 16, device) if device.type == "cpu" else case(3136, 3, 32, device)
     assert_as_exact_as_eager(operator(), tensors, dtype, torch.randn_like(tensors[2]))
 
 
 @pytest.mark.triton
 def test_random_shapes_and_magnitudes(device, seed) -> None:
     draw = random.Random(seed)
-    for _ in range(3 if device.type == "cpu" else 20):
+    for _ in range(2 if device.type == "cpu" else 20):
         tokens, power = draw.choice((1, 7, 97)), draw.choice((1, 2, 3, 5))
         heads, width = draw.choice((1, 3, 8)), draw.choice((3, 24, 40))
         magnitude, local = draw.choice((0.0, 1.0, 20.0)), draw.choice((0, 1))
@@ -153,11 +153,8 @@ def test_strides(device, seed) -> None:
 
 @pytest.mark.triton
 def test_registration(device) -> None:
-    *tensors, local = (x.requires_grad_() for x in case(6, 2, 8, device))
-    for branch in (None, local):
-        torch.library.opcheck(
-            torch.ops.linsight.focused_linear_attention.default, (*tensors, branch, 3)
-        )
+    tensors = [x.requires_grad_() for x in case(6, 2, 8, device)]
+    torch.library.opcheck(torch.ops.linsight.focused_linear_attention.default, (*tensors, 3))
 
 
 @pytest.mark.triton
