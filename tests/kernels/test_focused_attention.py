@@ -96,8 +96,8 @@ def test_error_against_float64(dtype, device, seed) -> None:
 def test_random_shapes_and_magnitudes(device, seed) -> None:
     draw = random.Random(seed)
     for _ in range(2 if device.type == "cpu" else 20):
-        tokens, power = draw.choice((1, 7, 97)), draw.choice((1, 2, 3, 5))
-        heads, width = draw.choice((1, 3, 8)), draw.choice((3, 24, 40))
+        tokens, power = draw.choice((1, 7, 41)), draw.choice((1, 2, 3, 5))
+        heads, width = draw.choice((1, 2, 5)), draw.choice((3, 24, 40))
         magnitude, local = draw.choice((0.0, 1.0, 20.0)), draw.choice((0, 1))
         print(tokens, heads, width, power, magnitude, local)
         tensors = case(tokens, heads, width, device, magnitude)[: 4 + local]
@@ -138,17 +138,11 @@ def test_every_element_is_written(device, monkeypatch) -> None:
 
 @pytest.mark.triton
 def test_strides(device, seed) -> None:
-    """Tokens that no single step leads along: heads before tokens, channels apart."""
+    """Tokens that no single step leads along, and channels that lie apart."""
     x = torch.randn(3, 5, 2, 12, device=device)
-    scale = torch.randn(24, device=device)
-    for y in (x.transpose(1, 2).contiguous().transpose(1, 2), x.mT.contiguous().mT):
-        results = []
-        for choice in ("reference", "triton"):
-            tensors = [t.detach().requires_grad_() for t in (y, y, y, scale)]
-            with force(choice):
-                result = focused_linear_attention(*tensors)
-                results.append([result, *torch.autograd.grad(result.square().sum(), tensors)])
-        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    apart = x.transpose(1, 2).contiguous().transpose(1, 2), x.mT.contiguous().mT
+    tensors = [*apart, x, torch.randn(24, device=device)]
+    assert_as_exact_as_eager(operator(), tensors, torch.float32, torch.randn_like(x))
 
 
 @pytest.mark.triton
