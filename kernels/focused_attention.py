@@ -47,7 +47,7 @@ def focused_linear_attention(
     power: int = 3,
     local: Tensor | None = None,
 ) -> Tensor:
-    """`linear_attention` of the focused power map phi (FLatten, arXiv:2308.00442, eq. 4 and 5).
+    """`linear_attention` of the focused power map phi (FLatten, arXiv:2308.00442).
 
     With t = (relu(x) + 1e-6) / softplus(s) of a query or key x, all its heads together,
 

@@ -96,7 +96,7 @@ def test_error_against_float64(dtype, device, seed) -> None:
 def test_random_shapes_and_magnitudes(device, seed) -> None:
     draw = random.Random(seed)
     for _ in range(2 if device.type == "cpu" else 20):
-        tokens, power = draw.choice((1, 7, 41)), draw.choice((1, 2, 3, 5))
+        tokens, power = draw.choice((1, 7, 19)), draw.choice((1, 2, 3, 5))
         heads, width = draw.choice((1, 2, 5)), draw.choice((3, 24, 40))
         magnitude, local = draw.choice((0.0, 1.0, 20.0)), draw.choice((0, 1))
         print(tokens, heads, width, power, magnitude, local)
