@@ -3,6 +3,7 @@
 from .agent_attention import agent_attention
 from .backend import force
 from .depthwise_conv import depthwise_conv2d
+from .focused_attention import focused_linear_attention
 from .gaussian_attention import gaussian_attention
 from .landmark_kernel import landmark_kernel
 from .layer_norm import add_layer_norm, layer_norm
@@ -19,6 +20,7 @@ __all__ = [
     "agent_attention",
     "apply_rotary",
     "depthwise_conv2d",
+    "focused_linear_attention",
     "force",
     "gaussian_attention",
     "landmark_kernel",

@@ -7,9 +7,11 @@ from .linear_attention_math_triton import (
     SCALARS,
     absent,
     angles,
-    feature,
-    feature_gradient,
     fold_accumulated,
+    key_feature,
+    key_feature_gradient,
+    query_feature,
+    query_feature_gradient,
     readout_factors,
     rotate,
     sum_splits,
@@ -26,14 +28,14 @@ def _output_gradient(
     q_b, q_n, q_h, go_b, go_n, go_h, l_b, l_n, l_h, g_b, g_n, g_h,
     dl_b, dl_n, dl_h, dg_b, dg_n, dg_h,
     tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
     MAP: tl.constexpr,
     READOUT: tl.constexpr, ROTARY: tl.constexpr,
     LOCAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
-    EXACT: tl.constexpr = q.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = go.dtype.element_ty == tl.float32
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h
@@ -46,18 +48,19 @@ def _output_gradient(
         dgate += b * dg_b + h * dg_h
     column = tl.arange(0, P)
     d = column[None, :]
-    state += bh.to(tl.int64) * ((P + 4) * P)
-    s = tl.load(state + column[:, None] * P + d)
+    e = tl.arange(0, K)
+    state += bh.to(tl.int64) * (K * P + 2 * K + 2 * P)
+    s = tl.load(state + e[:, None] * P + d)
     s_high = high_part(s, EXACT)
     s_low = low_part(s, EXACT)
-    key = tl.load(state + P * P + d)
+    key = tl.load(state + K * P + e[None, :])
     if READOUT != "normalized":
-        mean_value = tl.load(state + (P + 1) * P + d)
+        mean_value = tl.load(state + K * P + K + d)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    dkey_sum = tl.zeros((BLOCK // 2, P), tl.float32)
+    dkey_sum = tl.zeros((BLOCK // 2, K), tl.float32)
     dvalue_sum = tl.zeros((BLOCK // 2, P), tl.float32)
-    dstate = tl.zeros((P, P), tl.float32)
+    dstate = tl.zeros((P, K), tl.float32)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & (d < D)
@@ -68,7 +71,7 @@ def _output_gradient(
             factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0)
         if LOCAL:
             branch = tl.load(local + at * l_n + d, mask=ok, other=0.0)
-        f = feature(x, MAP, EXACT)
+        f = query_feature(x, MAP, EXACT)
         a, b_, da, db = readout_factors(tl.sum(f * key, 1), scale, READOUT)
         r = f
         if ROTARY:
@@ -100,7 +103,7 @@ def _output_gradient(
                 dy_operand,
                 tl.trans(s_high),
                 tl.trans(s_low),
-                tl.zeros((BLOCK, P), tl.float32),
+                tl.zeros((BLOCK, K), tl.float32),
                 EXACT,
             )
             dn = da * tl.sum(r * t, 1)
@@ -112,11 +115,11 @@ def _output_gradient(
         dkey_sum += fold_accumulated(dn[:, None] * f)
         dstate = dot(tl.trans(dy_operand), r * a[:, None], dstate, EXACT)
 
-    parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * ((P + 3) * P)
-    tl.store(parts + d * P + column[:, None], dstate)
-    tl.store(parts + P * P + column, tl.sum(dkey_sum, 0))
+    parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * (K * P + K + 2 * P)
+    tl.store(parts + e[None, :] * P + column[:, None], dstate)
+    tl.store(parts + K * P + e, tl.sum(dkey_sum, 0))
     if READOUT != "normalized":
-        tl.store(parts + (P + 1) * P + column, tl.sum(dvalue_sum, 0))
+        tl.store(parts + K * P + K + column, tl.sum(dvalue_sum, 0))
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -125,7 +128,7 @@ def _key_gradient(
     k_b, k_n, k_h, v_b, v_n, v_h, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
     tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride,
     query_splits, pieces, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
     MAP: tl.constexpr,
     WEIGHTED: tl.constexpr, ROTARY: tl.constexpr, MEAN_VALUE: tl.constexpr,
     ADD: tl.constexpr, MEASURE: tl.constexpr, CORRECT: tl.constexpr,
@@ -139,34 +142,35 @@ def _key_gradient(
     """
     bh = tl.program_id(0)
     split = tl.program_id(1)
-    EXACT: tl.constexpr = k.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = v.dtype.element_ty == tl.float32
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
     dk += b * dk_b + h * dk_h
     dv += b * dv_b + h * dv_h
-    column = tl.arange(0, P)
-    d = column[None, :]
-    state += bh.to(tl.int64) * ((P + 4) * P)
-    dtotal += bh.to(tl.int64) * ((P + 4) * P)
-    ds = tl.load(dtotal + column[:, None] * P + d)
+    d = tl.arange(0, P)[None, :]
+    e = tl.arange(0, K)
+    softmax_at: tl.constexpr = K * P + K + P
+    state += bh.to(tl.int64) * (softmax_at + K + P)
+    dtotal += bh.to(tl.int64) * (softmax_at + K + P)
+    ds = tl.load(dtotal + e[:, None] * P + d)
     ds_high = high_part(ds, EXACT)
     ds_low = low_part(ds, EXACT)
-    dkey = tl.load(dtotal + P * P + d)
+    dkey = tl.load(dtotal + K * P + e[None, :])
     if MEAN_VALUE:
-        dvalue = tl.load(dtotal + (P + 1) * P + d) / tokens
+        dvalue = tl.load(dtotal + K * P + K + d) / tokens
     if WEIGHTED:
-        query = tl.load(state + (P + 2) * P + d)
-        maximum = tl.load(state + (P + 3) * P)
-        inverse = 1.0 / tl.load(state + (P + 3) * P + 1)
-        piece = tl.arange(0, 2 * P)
-        inner = tl.sum(tl.load(dtotal + (P + 2) * P + piece, mask=piece < pieces, other=0.0), 0)
+        query = tl.load(state + softmax_at + e[None, :])
+        maximum = tl.load(state + softmax_at + K)
+        inverse = 1.0 / tl.load(state + softmax_at + K + 1)
+        piece = tl.arange(0, 2 * K)
+        inner = tl.sum(tl.load(dtotal + softmax_at + piece, mask=piece < pieces, other=0.0), 0)
         if CORRECT:
             piece = tl.arange(0, MOST_PARTS)
             measured = excess + bh.to(tl.int64) * query_splits + piece
             inner += tl.sum(tl.load(measured, mask=piece < query_splits, other=0.0), 0)
-        dquery_sum = tl.zeros((BLOCK // 2, P), tl.float32)
+        dquery_sum = tl.zeros((BLOCK // 2, K), tl.float32)
         excess_sum = tl.zeros((BLOCK,), tl.float32)
     else:
         weight = 1.0 / tokens
@@ -179,7 +183,7 @@ def _key_gradient(
         at = n.to(tl.int64)[:, None]
         x = tl.load(k + at * k_n + d, mask=ok, other=absent(MAP)).to(tl.float32)
         value = operand(tl.load(v + at * v_n + d, mask=ok, other=0.0), EXACT)
-        f = feature(x, MAP, EXACT)
+        f = key_feature(x, MAP, EXACT)
         r = f
         if ROTARY:
             cosine, sine = angles(
@@ -188,7 +192,7 @@ def _key_gradient(
             )  # fmt: skip
             r = rotate(f, cosine, sine)
         t = dot_halves(
-            value, tl.trans(ds_high), tl.trans(ds_low), tl.zeros((BLOCK, P), tl.float32), EXACT
+            value, tl.trans(ds_high), tl.trans(ds_low), tl.zeros((BLOCK, K), tl.float32), EXACT
         )
         if ROTARY:
             t = rotate(t, cosine, -sine)
@@ -203,7 +207,7 @@ def _key_gradient(
         else:
             t *= weight
         if not MEASURE:
-            t = feature_gradient(x, f, t, MAP)
+            t = key_feature_gradient(x, f, t, MAP)
             tl.store(dk + at * dk_n + d, t.to(dk.dtype.element_ty), mask=ok)
             y = dot_halves(r, ds_high, ds_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
             if WEIGHTED:
@@ -220,7 +224,7 @@ def _key_gradient(
         if MEASURE:
             tl.store(excess + place, tl.sum(excess_sum, 0))
         else:
-            tl.store(query_parts + place * P + column, tl.sum(dquery_sum, 0))
+            tl.store(query_parts + place * K + e, tl.sum(dquery_sum, 0))
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -229,13 +233,13 @@ def _query_gradient(
     q_b, q_n, q_h, go_b, go_n, go_h, g_b, g_n, g_h, dq_b, dq_n, dq_h,
     tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride,
     query_splits, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
     MAP: tl.constexpr,
     WEIGHTED: tl.constexpr, READOUT: tl.constexpr, ROTARY: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
-    EXACT: tl.constexpr = q.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = go.dtype.element_ty == tl.float32
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h
@@ -245,15 +249,16 @@ def _query_gradient(
         gate += b * g_b + h * g_h
     column = tl.arange(0, P)
     d = column[None, :]
-    state += bh.to(tl.int64) * ((P + 4) * P)
-    s = tl.load(state + d * P + column[:, None])
+    e = tl.arange(0, K)[None, :]
+    state += bh.to(tl.int64) * (K * P + 2 * K + 2 * P)
+    s = tl.load(state + e * P + column[:, None])
     s_high = high_part(s, EXACT)
     s_low = low_part(s, EXACT)
-    key = tl.load(state + P * P + d)
+    key = tl.load(state + K * P + e)
     if READOUT != "normalized":
-        mean_value = tl.load(state + (P + 1) * P + d)
+        mean_value = tl.load(state + K * P + K + d)
     if WEIGHTED:
-        dquery = sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P)
+        dquery = sum_splits(query_parts + bh.to(tl.int64) * query_splits * K, query_splits, K)
         dquery = (dquery / tokens)[None, :]
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
@@ -266,9 +271,9 @@ def _query_gradient(
         if GATE:
             factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0).to(tl.float32)
             dy = (dy.to(tl.float32) * factor).to(dy.dtype)
-        f = feature(x, MAP, EXACT)
+        f = query_feature(x, MAP, EXACT)
         a, _, da, db = readout_factors(tl.sum(f * key, 1), scale, READOUT)
-        t = dot_halves(operand(dy, EXACT), s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
+        t = dot_halves(operand(dy, EXACT), s_high, s_low, tl.zeros((BLOCK, K), tl.float32), EXACT)
         if ROTARY:
             cosine, sine = angles(
                 rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
@@ -282,5 +287,5 @@ def _query_gradient(
         t = t * a[:, None] + dn[:, None] * key
         if WEIGHTED:
             t += dquery
-        t = feature_gradient(x, f, t, MAP)
+        t = query_feature_gradient(x, f, t, MAP, EXACT)
         tl.store(dq + at * dq_n + d, t.to(dq.dtype.element_ty), mask=ok)

@@ -7,20 +7,29 @@ from .linear_attention_math_triton import (
     SCALARS,
     absent,
     angles,
-    feature,
     fold,
+    key_feature,
+    query_feature,
     readout_factors,
     rotate,
     sum_splits,
 )
-from .triton_math import dot, dot_halves, exponential, high_part, low_part, operand
+from .triton_math import (
+    dot,
+    dot_halves,
+    exponential,
+    high_part,
+    low_part,
+    operand,
+    shrinkage,
+)
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def _query_sums(
     q, parts, q_b, q_n, q_h,
     tokens, per_split, heads,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
     MAP: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
@@ -30,16 +39,16 @@ def _query_sums(
     d = tl.arange(0, P)[None, :]
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    total = tl.zeros((FOLD, P), tl.float32)
+    total = tl.zeros((FOLD, K), tl.float32)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & (d < D)
         x = tl.load(q + n.to(tl.int64)[:, None] * q_n + d, mask=ok, other=absent(MAP)).to(
             tl.float32
         )
-        total += fold(feature(x, MAP, EXACT), FOLD)
+        total += fold(query_feature(x, MAP, EXACT), FOLD)
     at = bh.to(tl.int64) * tl.num_programs(1) + split
-    tl.store(parts + at * P + tl.arange(0, P), tl.sum(total, 0))
+    tl.store(parts + at * K + tl.arange(0, K), tl.sum(total, 0))
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -48,7 +57,7 @@ def _state(
     k_b, k_n, k_h, v_b, v_n, v_h,
     tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride,
     query_splits, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
     MAP: tl.constexpr,
     WEIGHTED: tl.constexpr, ROTARY: tl.constexpr, MEAN_VALUE: tl.constexpr,
 ):  # fmt: skip
@@ -63,13 +72,13 @@ def _state(
     last = tl.minimum(first + per_split, tokens)
 
     if WEIGHTED:
-        query = sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P)
+        query = sum_splits(query_parts + bh.to(tl.int64) * query_splits * K, query_splits, K)
         query = (query * (scale / tokens))[None, :]  # rounded as in _merge: equal scores
     maximum = -float("inf")
     mass = tl.zeros((BLOCK,), tl.float32)
-    key_sum = tl.zeros((FOLD, P), tl.float32)
+    key_sum = tl.zeros((FOLD, K), tl.float32)
     value_sum = tl.zeros((FOLD, P), tl.float32)
-    state = tl.zeros((P, P), tl.float32)
+    state = tl.zeros((P, K), tl.float32)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         valid = n < last
@@ -77,11 +86,11 @@ def _state(
         at = n.to(tl.int64)[:, None]
         x = tl.load(k + at * k_n + d, mask=ok, other=absent(MAP)).to(tl.float32)
         value = tl.load(v + at * v_n + d, mask=ok, other=0.0)
-        f = feature(x, MAP, EXACT)
+        f = key_feature(x, MAP, EXACT)
         if WEIGHTED:
             score = tl.where(valid, tl.sum(f * query, 1), -float("inf"))
             higher = tl.maximum(maximum, tl.max(score, 0))
-            shrink = tl.exp(maximum - higher)
+            shrink = shrinkage(maximum, higher, EXACT)
             weight = exponential(tl.where(valid, score - higher, -1e4), EXACT)
             maximum = higher
             mass = mass * shrink + weight
@@ -101,46 +110,51 @@ def _state(
         # Transposed, v^T is the operand that the tensor cores read where it was loaded.
         state = dot(tl.trans(operand(value, IEEE)), f, state, IEEE)
 
-    row = tl.arange(0, P)
-    parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * ((P + 3) * P)
-    tl.store(parts + row[None, :] * P + row[:, None], state)
-    tl.store(parts + P * P + row, tl.sum(key_sum, 0))
+    row = tl.arange(0, K)
+    column = tl.arange(0, P)
+    parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * (K * P + K + 2 * P)
+    tl.store(parts + row[None, :] * P + column[:, None], state)
+    parts += K * P
+    tl.store(parts + row, tl.sum(key_sum, 0))
     if MEAN_VALUE:
-        tl.store(parts + (P + 1) * P + row, tl.sum(value_sum, 0))
+        tl.store(parts + K + column, tl.sum(value_sum, 0))
     if WEIGHTED:
-        tl.store(parts + (P + 2) * P, maximum)
-        tl.store(parts + (P + 2) * P + 1, tl.sum(mass, 0))
+        tl.store(parts + K + P, maximum)
+        tl.store(parts + K + P + 1, tl.sum(mass, 0))
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def _merge(
     parts, query_parts, total, state, tokens, splits, query_splits, scale,
-    P: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    P: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     WEIGHTED: tl.constexpr, MEAN_VALUE: tl.constexpr, BACKWARD: tl.constexpr,
 ):  # fmt: skip
-    """Sum the splits' partial states: ROWS rows of one head a program.
+    """Sum the splits' partial states: ROWS rows, of P floats, of one head a program.
 
     Forward divides by the softmax's sum (or by N); backward sums alone, and leaves in the last
     two rows the pieces of <S, dS> + <mean k, d mean k>, which the softmax's gradient subtracts.
     """
     bh = tl.program_id(0)
     block = tl.program_id(1)
-    size: tl.constexpr = (P + 3) * P
+    size: tl.constexpr = K * P + K + 2 * P
+    full: tl.constexpr = K * P + 2 * K + 2 * P
+    softmax_at: tl.constexpr = K * P + K + P
+    key_rows: tl.constexpr = K + K // P
     parts += bh.to(tl.int64) * splits * size
-    total += bh.to(tl.int64) * ((P + 4) * P)
+    total += bh.to(tl.int64) * full
     chunk = tl.arange(0, CHUNK)
     column = tl.arange(0, P)
     row = block * ROWS + tl.arange(0, ROWS)
-    is_value = row == P + 1
-    is_key = row < P + 1
-    live = row < P + 2 if MEAN_VALUE else is_key
+    is_value = row == key_rows
+    is_key = row < key_rows
+    live = row < key_rows + 1 if MEAN_VALUE else is_key
 
     maximum = 0.0
     mass = 0.0
     if WEIGHTED:
         maxima = tl.full((CHUNK,), -float("inf"), tl.float32)
         for start in range(0, splits, CHUNK):
-            pointers = parts + (start + chunk) * size + (P + 2) * P
+            pointers = parts + (start + chunk) * size + softmax_at
             maxima = tl.maximum(
                 maxima, tl.load(pointers, mask=start + chunk < splits, other=-float("inf"))
             )
@@ -159,8 +173,8 @@ def _merge(
             other=0.0,
         )
         if WEIGHTED:
-            pointers = parts + here * size + (P + 2) * P
-            factor = tl.exp(tl.load(pointers, mask=valid, other=-float("inf")) - maximum)
+            pointers = parts + here * size + softmax_at
+            factor = shrinkage(tl.load(pointers, mask=valid, other=-float("inf")), maximum, True)
             masses += factor * tl.load(pointers + 1, mask=valid, other=0.0)
             tile *= tl.where(is_value[None, :], 1.0, factor[:, None])[:, :, None]
         result += tl.sum(tile, 0)
@@ -171,20 +185,21 @@ def _merge(
         else:
             result /= tokens.to(tl.float32)
     pointers = row[:, None] * P + column[None, :]
-    tl.store(total + pointers, result, mask=(row < P + 2)[:, None])
+    tl.store(total + pointers, result, mask=(row < key_rows + 1)[:, None])
     if BACKWARD:
         forward = tl.load(
-            state + bh.to(tl.int64) * ((P + 4) * P) + pointers, mask=is_key[:, None], other=0.0
+            state + bh.to(tl.int64) * full + pointers, mask=is_key[:, None], other=0.0
         )
         inner = tl.sum(tl.sum(tl.where(is_key[:, None], result * forward, 0.0), 1), 0)
-        tl.store(total + (P + 2) * P + block, inner)
+        tl.store(total + softmax_at + block, inner)
     elif block == 0:
-        query = tl.zeros((P,), tl.float32)
+        key = tl.arange(0, K)
+        query = tl.zeros((K,), tl.float32)
         if WEIGHTED:
-            query += sum_splits(query_parts + bh.to(tl.int64) * query_splits * P, query_splits, P)
-        tl.store(total + (P + 2) * P + column, query * (scale / tokens))
+            query += sum_splits(query_parts + bh.to(tl.int64) * query_splits * K, query_splits, K)
+        tl.store(total + softmax_at + key, query * (scale / tokens))
         softmax = tl.where(column == 0, maximum, tl.where(column == 1, mass, 0.0))
-        tl.store(total + (P + 3) * P + column, softmax)
+        tl.store(total + softmax_at + K + column, softmax)
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -192,13 +207,13 @@ def _read(
     q, rows, columns, local, gate, state, out,
     q_b, q_n, q_h, l_b, l_n, l_h, g_b, g_n, g_h, o_b, o_n, o_h,
     tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride, scale,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
     MAP: tl.constexpr,
     READOUT: tl.constexpr, ROTARY: tl.constexpr, LOCAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
-    EXACT: tl.constexpr = q.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = out.dtype.element_ty == tl.float32
     b = (bh // heads).to(tl.int64)
     h = bh % heads
     q += b * q_b + h * q_h
@@ -207,15 +222,15 @@ def _read(
         local += b * l_b + h * l_h
     if GATE:
         gate += b * g_b + h * g_h
-    column = tl.arange(0, P)
-    d = column[None, :]
-    state += bh.to(tl.int64) * ((P + 4) * P)
-    s = tl.load(state + column[:, None] * P + d)
+    d = tl.arange(0, P)[None, :]
+    e = tl.arange(0, K)
+    state += bh.to(tl.int64) * (K * P + 2 * K + 2 * P)
+    s = tl.load(state + e[:, None] * P + d)
     s_high = high_part(s, EXACT)
     s_low = low_part(s, EXACT)
-    key = tl.load(state + P * P + d)
+    key = tl.load(state + K * P + e[None, :])
     if READOUT != "normalized":
-        mean_value = tl.load(state + (P + 1) * P + d)
+        mean_value = tl.load(state + K * P + K + d)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
     for start in range(first, last, BLOCK):
@@ -228,7 +243,7 @@ def _read(
             branch = tl.load(local + at * l_n + d, mask=ok, other=0.0)
         if GATE:
             factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0)
-        f = feature(x, MAP, EXACT)
+        f = query_feature(x, MAP, EXACT)
         a, b_, _, _ = readout_factors(tl.sum(f * key, 1), scale, READOUT)
         if ROTARY:
             cosine, sine = angles(

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_math import PTX, exponential, sum_rows
+from .triton_math import PTX, exponential, logarithm, sum_rows
 
 EPSILON = tl.constexpr(1e-6)
 
@@ -26,11 +26,91 @@ SCALARS = [
 @triton.jit
 def absent(MAP: tl.constexpr):
     """What stands for a missing token or channel: phi of it is zero."""
-    return 0.0 if MAP == "identity" else -1e4
+    return 0.0 if MAP == "identity" or MAP == "norm_aware" else -1e4
 
 
 @triton.jit
-def feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
+def _norm_aware(q, EXACT: tl.constexpr):
+    """Of each row: 1 / n, the exponent p(n) and dp / dn; and the logarithm of |q| / n.
+
+    Of zeros, all are finite: what they make of a zero is multiplied by it, or by its sign.
+    """
+    square = tl.sum(q * q, 1)
+    inverse = tl.rsqrt(tl.maximum(square, 1e-37))
+    e = exponential(-2.0 * square * inverse, EXACT)  # tanh n = (1 - e) / (1 + e)
+    power = 1.5 + 3.0 * ((1.0 - e) / (1.0 + e))
+    slope = 12.0 * e / ((1.0 + e) * (1.0 + e))
+    log = logarithm(tl.maximum(tl.abs(q) * inverse[:, None], 1e-30), EXACT)
+    return inverse, power, slope, log
+
+
+@triton.jit
+def _sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+
+
+@triton.jit
+def _halves(x):
+    """(T, P) to (T, 2 P): for each channel its positive part, then its negative part."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.join(tl.maximum(x, 0.0), tl.maximum(-x, 0.0)), (T, 2 * P))
+
+
+@triton.jit
+def _halves_gradient(x, gradient):
+    """The gradient of x, up to its sign, from that of `_halves` of x or of what has its sign."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = x.shape[1]
+    positive, negative = tl.split(tl.reshape(gradient, (T, P, 2)))
+    return tl.where(x > 0, positive, tl.where(x < 0, -negative, 0.0))
+
+
+@triton.jit
+def query_feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
+    """phi of queries (T, P): (T, P), or (T, 2 P) if norm-aware."""
+    if MAP == "norm_aware":
+        _, power, _, log = _norm_aware(x, EXACT)
+        return _halves(_sign(x) * exponential(power[:, None] * log, EXACT))
+    else:
+        return _feature(x, MAP, EXACT)
+
+
+@triton.jit
+def key_feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
+    """phi of keys (T, P): (T, P), or (T, 2 P) if norm-aware."""
+    if MAP == "norm_aware":
+        return _halves(x * x * x)
+    else:
+        return _feature(x, MAP, EXACT)
+
+
+@triton.jit
+def query_feature_gradient(x, f, gradient, MAP: tl.constexpr, EXACT: tl.constexpr):
+    """The gradient of x from that of f = query_feature(x)."""
+    if MAP == "norm_aware":
+        gradient = _halves_gradient(x, gradient)
+        inverse, power, slope, log = _norm_aware(x, EXACT)
+        # Through each |q| / n, then through n: in all the quotients, and in the exponent.
+        root = exponential((power[:, None] - 1.0) * log, EXACT)
+        product = gradient * root * (x * inverse[:, None])
+        radial = slope * tl.sum(product * log, 1) - power * inverse * tl.sum(product, 1)
+        return (power * inverse)[:, None] * gradient * root + (radial * inverse)[:, None] * x
+    else:
+        return _feature_gradient(x, f, gradient, MAP)
+
+
+@triton.jit
+def key_feature_gradient(x, f, gradient, MAP: tl.constexpr):
+    """The gradient of x from that of f = key_feature(x)."""
+    if MAP == "norm_aware":
+        return 3.0 * x * x * _halves_gradient(x, gradient)
+    else:
+        return _feature_gradient(x, f, gradient, MAP)
+
+
+@triton.jit
+def _feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
     if MAP == "elu_plus_one":
         if EXACT:
             return tl.where(x > 0, x + 1.0, exponential(tl.minimum(x, 0.0), EXACT))
@@ -45,7 +125,7 @@ def feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
-def feature_gradient(x, f, gradient, MAP: tl.constexpr):
+def _feature_gradient(x, f, gradient, MAP: tl.constexpr):
     """The gradient of x from that of f = phi(x)."""
     if MAP == "elu_plus_one":
         return tl.where(x > 0, gradient, gradient * f)
@@ -127,12 +207,24 @@ def angles(
 
 
 @triton.jit
-def rotate(x, cosine, sine):
-    """Turn neighbouring pairs of the last axis; the tables broadcast over nothing."""
+def _rotate(x, cosine, sine):
     T: tl.constexpr = x.shape[0]
     P: tl.constexpr = x.shape[1]
     a, b = tl.split(tl.reshape(x, (T, P // 2, 2)))
     return tl.reshape(tl.join(a * cosine - b * sine, b * cosine + a * sine), (T, P))
+
+
+@triton.jit
+def rotate(x, cosine, sine):
+    """Turn neighbouring pairs of the last axis, or of each of the two `_halves`."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = 2 * cosine.shape[1]
+    if x.shape[1] == P:
+        return _rotate(x, cosine, sine)
+    else:
+        positive, negative = tl.split(tl.reshape(x, (T, P, 2)))
+        turned = tl.join(_rotate(positive, cosine, sine), _rotate(negative, cosine, sine))
+        return tl.reshape(turned, (T, 2 * P))
 
 
 @triton.jit

@@ -16,14 +16,18 @@ fills the device:
 Nothing of size N is stored besides inputs and outputs: softmax and feature maps are
 recomputed. Every sum has a fixed order, so two runs agree bit for bit.
 
-The *state* that forward leaves for backward is float32, (B heads, P + 4, P) with P the head
-width padded to a power of two: rows 0 .. P - 1 hold S, then follow mean k, mean v,
-D^-0.5 mean q, and the softmax's maximum and sum.
+With P the head width padded to a power of two, features are K = P wide, or 2 P if norm-aware:
+each channel's positive and negative part. They exist in registers alone, interleaved: both
+turn by the angle of their channel, and neither costs a byte.
+
+The *state* that forward leaves for backward is float32, for each head S (K, P), then mean k (K),
+mean v (P), D^-0.5 mean q (K), and the softmax's maximum and sum (P).
 """
 
 import torch
 from torch import Tensor
 
+from .linear_attention import feature_width, padded_width, state_shape
 from .linear_attention_backward_triton import (
     _key_gradient,
     _output_gradient,
@@ -62,7 +66,10 @@ class Problem:
         readout: str,
     ):
         self.batch, self.tokens, self.heads, self.width = query.shape
-        self.padded = max(16, 1 << (self.width - 1).bit_length())
+        self.padded = padded_width(self.width)
+        self.features = feature_width(self.padded, feature_map)
+        # Rows of a state that are sums over tokens: of S, of mean k and of mean v.
+        self.merged_rows = self.features + self.features // self.padded + 1
         self.rows = self.batch * self.heads
         self.device = query.device
         self.itemsize = query.element_size()
@@ -88,7 +95,7 @@ class Problem:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def tile(self, kernel: str) -> Tile:
-        width = 64 if self.padded <= 64 else 128
+        width = 64 if self.features <= 64 else 128
         return WIDE_TILES[width] if self.itemsize == 4 else TILES[kernel][width]
 
     def split(self, tile: Tile) -> tuple[int, int]:
@@ -98,6 +105,7 @@ class Problem:
         return {
             "D": self.width,
             "P": self.padded,
+            "K": self.features,
             "BLOCK": tile.block,
             "MAP": self.map,
             "num_warps": tile.warps,
@@ -112,7 +120,7 @@ class Problem:
     def query_sums(self, query: Tensor) -> Tensor:
         tile = self.tile("query_sums")
         splits, per_split = self.split(tile)
-        parts = self.empty(self.rows, splits, self.padded)
+        parts = self.empty(self.rows, splits, self.features)
         launch(
             _query_sums, (self.rows, splits),
             query, parts, *query.stride()[:3], self.tokens, per_split, self.heads,
@@ -123,7 +131,7 @@ class Problem:
     def state(self, key: Tensor, value: Tensor, query_parts: Tensor | None) -> Tensor:
         tile = self.tile("state")
         splits, per_split = self.split(tile)
-        parts = self.empty(self.rows, splits, self.padded + 3, self.padded)
+        parts = self.empty(self.rows, splits, self.merged_rows + 1, self.padded)
         rows, columns, *table = self.tables
         launch(
             _state, (self.rows, splits),
@@ -146,20 +154,20 @@ class Problem:
     def pieces(self) -> int:
         """How many programs a head merge the state's gradient, of which each leaves a piece."""
         splits, _ = self.split(self.tile("output_gradient"))
-        return -(-(self.padded + 2) // self.merge_tile(splits)[0])
+        return -(-self.merged_rows // self.merge_tile(splits)[0])
 
     def merge(
         self, parts: Tensor, query_parts: Tensor | None = None, state: Tensor | None = None
     ) -> Tensor:
         rows, chunk = self.merge_tile(parts.shape[1])
-        total = self.empty(self.rows, self.padded + 4, self.padded)
+        total = self.empty(*state_shape(self.rows, self.width, self.map))
         backward = state is not None
         launch(
-            _merge, (self.rows, -(-(self.padded + 2) // rows)),
+            _merge, (self.rows, -(-self.merged_rows // rows)),
             parts, parts if query_parts is None else query_parts, total,
             total if state is None else state, self.tokens, parts.shape[1],
             0 if query_parts is None else query_parts.shape[1], self.scale,
-            P=self.padded, ROWS=rows, CHUNK=chunk,
+            P=self.padded, K=self.features, ROWS=rows, CHUNK=chunk,
             WEIGHTED=self.weighted and not backward, MEAN_VALUE=self.mean_value,
             BACKWARD=backward, num_warps=4,
         )  # fmt: skip
@@ -192,7 +200,7 @@ class Problem:
     ) -> Tensor:
         tile = self.tile("output_gradient")
         splits, per_split = self.split(tile)
-        parts = self.empty(self.rows, splits, self.padded + 3, self.padded)
+        parts = self.empty(self.rows, splits, self.merged_rows + 1, self.padded)
         rows, columns, *table = self.tables
         launch(
             _output_gradient, (self.rows, splits),
@@ -218,7 +226,7 @@ class Problem:
     ) -> Tensor:
         tile = self.tile("key_gradient")
         splits, per_split = self.split(tile)
-        query_parts = self.empty(self.rows, splits, self.padded)
+        query_parts = self.empty(self.rows, splits, self.features)
         excess = self.empty(self.rows, splits)
         rows, columns, *table = self.tables
         correct = self.weighted and key.dtype != torch.bfloat16

@@ -18,7 +18,7 @@ from .linear_attention import (
     Readout,
     check_options,
     linear_attention,
-    new_state,
+    state_shape,
 )
 from .rotary import Rotary
 
@@ -137,10 +137,8 @@ def _run(projection, weight, bias, rows, columns, heads, feature_map, key_weight
 def _run_fake(projection, weight, bias, rows, columns, heads, feature_map, key_weights, readout):
     batch, height, width, channels = projection.shape
     shape = (batch, height, width, channels // 4)
-    return (
-        projection.new_empty(shape),
-        new_state(projection, batch * heads, channels // (4 * heads)),
-    )
+    state = state_shape(batch * heads, channels // (4 * heads), feature_map)
+    return projection.new_empty(shape), projection.new_empty(state, dtype=torch.float32)
 
 
 def _run_backward(

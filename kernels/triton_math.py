@@ -51,6 +51,17 @@ def shrinkage(lower, higher, EXACT: tl.constexpr):
 
 
 @triton.jit
+def logarithm(x, EXACT: tl.constexpr):
+    """log(x), x positive; to a few roundings of float32, or to 2^-22 by the hardware's log2."""
+    if EXACT or not PTX:
+        return tl.log(x)
+    else:
+        return 0.6931471805599453 * tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1
+        )
+
+
+@triton.jit
 def _cut(x):
     """The upper 16 bits of float32: bfloat16 rounded towards zero, at one instruction."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 
 import timm
 import torch
@@ -19,7 +20,12 @@ from torch import Tensor, nn
 import linsight  # noqa: F401  registers the models
 from linsight.backbones import ZOO
 from linsight.backbones.layers import DepthwiseConv2d
-from linsight.kernels import linear_attention, projected_linear_attention, rotary_tables
+from linsight.kernels import (
+    focused_linear_attention,
+    linear_attention,
+    projected_linear_attention,
+    rotary_tables,
+)
 
 MODELS = (
     "rala_vit_small",
@@ -104,9 +110,9 @@ class Rotated(nn.Module):
 class Attention(Rotated):
     """`linear_attention` of tokens (B, N, heads, D)."""
 
-    def __init__(self, mechanism: str, size: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, mechanism: dict, size: tuple[int, int], device: torch.device) -> None:
         super().__init__(size, device)
-        self.mechanism = MECHANISMS[mechanism]
+        self.mechanism = mechanism
 
     def forward(
         self,
@@ -125,6 +131,17 @@ class Attention(Rotated):
             rotary=self.rotary(query),
             **self.mechanism,
         )
+
+
+class FocusedAttention(nn.Module):
+    """`focused_linear_attention` of tokens (B, N, heads, D)."""
+
+    def __init__(self, heads: int, device: torch.device) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(heads * HEAD, device=device))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return focused_linear_attention(query, key, value, self.scale)
 
 
 class SoftmaxAttention(nn.Module):
@@ -194,14 +211,14 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
         moved = tuple(n * batch * tokens * channels for n in passes)
         return Case("operators", name, "", resolution, batch, shape, build, inputs, moved)
 
-    for name in MECHANISMS:
+    def packed(noise: Noise) -> list[Tensor]:
+        return [*noise(tokens, 3, heads, HEAD).unbind(2), noise(tokens, heads, HEAD)]
+
+    for name, mechanism in MECHANISMS.items():
         more = name == "rala"  # its mean query is one more reading of q
 
-        def build(device: torch.device, name: str = name) -> nn.Module:
-            return Attention(name, size, device)
-
-        def packed(noise: Noise) -> list[Tensor]:
-            return [*noise(tokens, 3, heads, HEAD).unbind(2), noise(tokens, heads, HEAD)]
+        def build(device: torch.device, mechanism: dict = mechanism) -> nn.Module:
+            return Attention(mechanism, size, device)
 
         def gated(noise: Noise) -> list[Tensor]:
             query, key, value, gate = noise(tokens, 4, heads, HEAD).unbind(2)
@@ -218,6 +235,9 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
             return [noise(height, width, 4 * channels), noise(height, width, channels)]
 
         yield case(f"{name}_projected", project, projection, (6 + more, 14), channels)
+    norm_aware = partial(Attention, {"feature_map": "norm_aware"}, size)
+    yield case("norm_aware_attention", norm_aware, packed, (4, 9), channels)
+    yield case("focused_attention", partial(FocusedAttention, heads), packed, (4, 9), channels)
     hidden = channels * 7 // 2
     for name, dim, kernel, options in (
         ("depthwise_3x3", channels, 3, {}),

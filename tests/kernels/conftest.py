@@ -47,6 +47,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the interpreter, tiles so small that a small map has several tiles and splits."""
     if INTERPRETED:
+        from linsight.kernels import focused_attention_triton as focused
         from linsight.kernels import gaussian_attention_triton as gaussian
         from linsight.kernels import landmark_kernel_triton as landmark
         from linsight.kernels import linear_attention_triton as linear
@@ -54,6 +55,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
         tile = Tile(block=16, warps=1, stages=1, resident=2, least=16)
         monkeypatch.setattr(linear.Problem, "tile", lambda problem, kernel: tile)
+        monkeypatch.setattr(focused, "FORWARD_ELEMENTS", 128)
+        monkeypatch.setattr(focused, "BACKWARD_ELEMENTS", 128)
         monkeypatch.setattr(gaussian, "choose_tile", lambda *args: tile)
         monkeypatch.setattr(gaussian, "MOST_LANDMARKS", 16)
         monkeypatch.setattr(landmark, "MOST_LANDMARKS", 16)

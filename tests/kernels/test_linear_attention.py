@@ -11,10 +11,17 @@ from linsight.kernels import force, linear_attention, rotary_tables
 from .conftest import compiled
 from .numerics import assert_as_exact_as_eager, distance, leaves, outcome
 
-FEATURES = ("elu_plus_one", "relu", "exp", "identity")
+FEATURES = ("elu_plus_one", "relu", "exp", "identity", "norm_aware")
 WEIGHTS = ("uniform", "global_query")
 READOUTS = ("normalized", "magnitude_aware", "subtractive")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def norm_aware(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """NaLaFormer's features of one head, (N, D) to (N, 2 D)."""
+    norm = q.norm(dim=-1, keepdim=True)
+    halves = [(x.clamp(min=0) / norm) ** (3 * (0.5 + norm.tanh())) for x in (q, -q)]
+    return torch.cat(halves, -1), torch.cat([x.clamp(min=0) for x in (k**3, -(k**3))], -1)
 
 
 def direct(q: Tensor, k: Tensor, v: Tensor, feature: str, weights: str, readout: str) -> Tensor:
@@ -24,8 +31,8 @@ def direct(q: Tensor, k: Tensor, v: Tensor, feature: str, weights: str, readout:
         "relu": torch.relu,
         "exp": torch.exp,
         "identity": lambda x: x,
-    }[feature]
-    f, g = phi(q), phi(k)
+    }.get(feature)
+    f, g = norm_aware(q, k) if feature == "norm_aware" else (phi(q), phi(k))
     tokens, width = q.shape
     p = torch.full((tokens,), 1 / tokens, dtype=q.dtype)
     if weights == "global_query":
@@ -58,6 +65,30 @@ def test_reference_is_the_equation(feature: str, weights: str, readout: str) -> 
     torch.testing.assert_close(gated, (y + local) * gate)
 
 
+def test_norm_aware_attention_is_the_formula() -> None:
+    """NaLaFormer's attention, the halves of its features turned each for itself."""
+    torch.manual_seed(0)
+    size, width = (3, 5), 8
+    q, k, v = torch.randn(3, 1, 15, 2, width, dtype=torch.float64)
+    tables = rotary_tables(size, width, q.dtype, q.device)
+    y = linear_attention(q, k, v, feature_map="norm_aware", rotary=tables)
+
+    frequency = 10000.0 ** -torch.tensor([0.0, 1.0])
+    row, column = torch.arange(15) // 5, torch.arange(15) % 5
+    angle = torch.cat([place[:, None] * frequency for place in (row, column)], -1).double()
+    turn = torch.polar(torch.ones_like(angle), angle)
+
+    def turned(x: Tensor) -> Tensor:  # pairs of channels as complex numbers
+        halves = [torch.view_as_complex(h.unflatten(-1, (-1, 2))) * turn for h in x.chunk(2, -1)]
+        return torch.cat([torch.view_as_real(h).flatten(-2) for h in halves], -1)
+
+    for head in range(2):
+        f, g = norm_aware(q[0, :, head], k[0, :, head])
+        z = 1 / ((f @ g.T / 15).sum(1, keepdim=True) + 1e-6)
+        expected = z * (turned(f) @ turned(g).T / 15) @ v[0, :, head]
+        torch.testing.assert_close(y[0, :, head], expected, rtol=1e-6, atol=1e-6)
+
+
 def test_constant_values_come_back() -> None:
     # The weights of a query sum to one in every readout, so equal values give that value.
     torch.manual_seed(0)
@@ -75,6 +106,8 @@ def test_constant_values_come_back() -> None:
         ("elu_plus_one", "uniform", "magnitude_aware"),
         ("identity", "uniform", "subtractive"),
         ("exp", "global_query", "normalized"),
+        ("norm_aware", "uniform", "normalized"),
+        ("norm_aware", "global_query", "subtractive"),
     ],
 )
 def test_reference_gradient(feature: str, weights: str, readout: str) -> None:
@@ -142,11 +175,13 @@ def options(feature="elu_plus_one", weights="uniform", readout="normalized"):
 
 RALA = options(weights="global_query")
 MALA = options(readout="magnitude_aware")
+NALA = options("norm_aware")
 CASES = [
     *((RALA, dtype) for dtype in DTYPES),
     *((MALA, dtype) for dtype in DTYPES[:2]),
     (options("exp", "uniform", "subtractive"), torch.float32),
     (options("relu", "global_query", "magnitude_aware"), torch.float16),
+    *((NALA, dtype) for dtype in DTYPES),
 ]
 
 
@@ -162,14 +197,21 @@ def test_error_against_float64(choice, dtype, device, seed) -> None:
 
 @pytest.mark.triton
 @pytest.mark.parametrize(
-    ("width", "dtype"),
-    [(16, torch.float16), (24, torch.float32), (96, torch.float16), (128, torch.float32)],
+    ("width", "dtype", "choice"),
+    [
+        (16, torch.float16, RALA),
+        (24, torch.float32, RALA),
+        (96, torch.float16, RALA),
+        (128, torch.float32, RALA),
+        (96, torch.float32, NALA),
+    ],
+    ids=str,
 )
-def test_head_widths(width, dtype, device, seed) -> None:
+def test_head_widths(width, dtype, choice, device, seed) -> None:
     size = (5, 7)
     tensors = case(size, 1, width, device, batch=1)
     slope = torch.randn_like(tensors[0])
-    function = operator(size, width, device, **RALA)
+    function = operator(size, width, device, **choice)
     assert_as_exact_as_eager(function, tensors, dtype, slope)
 
 
@@ -179,7 +221,8 @@ def test_random_shapes(device, seed) -> None:
     for _ in range(2 if device.type == "cpu" else 20):
         size = (draw.choice((5, 7, 11)), draw.choice((1, 3, 13)))
         heads, width = draw.choice((1, 2, 3)), draw.choice((16, 32, 48))
-        choice = options(draw.choice(FEATURES[:2]), draw.choice(WEIGHTS), draw.choice(READOUTS))
+        feature = draw.choice(("elu_plus_one", "relu", "norm_aware"))
+        choice = options(feature, draw.choice(WEIGHTS), draw.choice(READOUTS))
         epilogue = draw.choice((0, 1, 2))
         print(size, heads, width, choice, epilogue)
         tensors = case(size, heads, width, device, batch=draw.choice((1, 2)))
@@ -221,6 +264,22 @@ def test_large_values_and_zeros(device, seed) -> None:
 
 
 @pytest.mark.triton
+def test_norm_aware_large_values_and_zeros(device, seed) -> None:
+    size = (6, 9)
+    tensors = case(size, 1, 32, device, magnitude=7.0)[:3]
+    tensors[0].clamp_(-20, 20)[:, ::3] = 0
+    tensors[1].clamp_(-20, 20)[:, ::5] = 0
+    function = operator(size, 32, device, **NALA)
+    slope = torch.randn_like(tensors[0])
+    assert_as_exact_as_eager(function, tensors, torch.float16, slope)
+    for choice in ("triton", "reference"):
+        y, *gradients = outcome(function, tensors, torch.float32, slope, choice)
+        assert all(x.isfinite().all() for x in (y, *gradients))
+        assert y[:, ::3].eq(0).all()  # a query of zeros has no direction: no features
+        assert gradients[0][:, ::3].eq(0).all()
+
+
+@pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     allocate = torch.Tensor.new_empty
 
@@ -235,7 +294,7 @@ def test_every_element_is_written(device, monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
     monkeypatch.setattr(torch, "empty", poisoned_too)
     size = (5, 13)
-    for choice in (RALA, MALA):
+    for choice in (RALA, MALA, NALA):
         tensors = leaves(case(size, 2, 24, device), torch.float32)
         with force("triton"):
             y = operator(size, 24, device, **choice)(*tensors)
@@ -253,7 +312,7 @@ def test_registration(device) -> None:
     )
     torch.library.opcheck(
         torch.ops.linsight.linear_attention.default,
-        (q, k, v, None, None, None, None, "relu", "uniform", "magnitude_aware"),
+        (q, k, v, None, None, None, None, "norm_aware", "uniform", "magnitude_aware"),
     )
 
 
@@ -261,7 +320,8 @@ def test_registration(device) -> None:
 def test_compiles_without_a_graph_break(device) -> None:
     def function(packed: Tensor) -> Tensor:
         q, k, v, gate = packed.unbind(2)
-        return linear_attention(q, k, v, key_weights="global_query", gate=gate) * 2
+        options = {"feature_map": "norm_aware", "key_weights": "global_query"}
+        return linear_attention(q, k, v, **options, gate=gate) * 2
 
     whole = compiled(function)
     for tokens in (12, 35, 64):

@@ -72,6 +72,24 @@ def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, compiled:
     assert {"_state", "_read", "_key_gradient", "_query_gradient", "_weigh"} < set(compiled)
 
 
+def test_norm_aware_attention(compiled: list) -> None:
+    query = torch.zeros(2, 14 * 13, 2, 32, dtype=torch.bfloat16, requires_grad=True)
+    tables = rotary_tables((14, 13), 32, query.dtype, query.device)
+    y, _ = torch.ops.linsight.linear_attention(
+        query, query, query, *tables, None, None, "norm_aware", "uniform", "normalized"
+    )
+    y.backward(y.detach())
+    assert {"_state", "_merge", "_read", "_key_gradient", "_query_gradient"} < set(compiled)
+
+
+def test_focused_attention(compiled: list) -> None:
+    projection = torch.zeros(2, 14 * 13, 3, 3, 16, dtype=torch.float16, requires_grad=True)
+    scale = torch.zeros(48, requires_grad=True)
+    y, _ = torch.ops.linsight.focused_linear_attention(*projection.unbind(2), scale, None, 3)
+    y.backward(y.detach())
+    assert {"_forward", "_backward", "_scale_gradient", "_state", "_key_gradient"} < set(compiled)
+
+
 def test_scaled_linear(compiled: list) -> None:
     from linsight.kernels import linear_triton as kernels
 
