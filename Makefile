@@ -20,8 +20,9 @@ demo-detection: $(INSTALLED)
 demo-segmentation: $(INSTALLED)
 	$(VENV)/bin/linsight demo segmentation
 
+# Files beside one another, the tests of a file in their order: the README's as a reader would.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist loadgroup
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Detection on OpenMMLab's own packages, in place of the forks that linsight declares.
 test-upstream: $(UPSTREAM)/.installed

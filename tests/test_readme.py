@@ -4,15 +4,13 @@ Training alone is cut short, to one epoch of a few scenes.
 """
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
-
-# One after the other, as a reader would, whatever runs beside them.
-pytestmark = pytest.mark.xdist_group("readme")
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["train_cfg.max_epochs=1", "train_dataloader.dataset.length=2000"]
@@ -85,7 +83,7 @@ def test_readme_has_an_example_of_every_command():
 # One after the other: what a command writes, the next reads.
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands(command, folder):
-    words = command.split()[1:]
+    words = shlex.split(command)[1:]
     if words[0] in ("train", "test"):
         words += ["--cfg-options", *SHORT]
     done = subprocess.run(

@@ -10,6 +10,7 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,7 +35,10 @@ def models(
     for heading in ("model", "M", "GMACs", "top-1", "weights", "arXiv"):
         right = heading in ("M", "GMACs", "top-1")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    for name in names:
+    screen = Console(stderr=True)
+    for name in track(
+        names, "Counting operations", console=screen, transient=True, disable=not screen.is_terminal
+    ):
         row = ZOO[name]
         parameters, macs = count(name)
         table.add_row(
