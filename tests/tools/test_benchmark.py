@@ -145,12 +145,12 @@ def test_a_wrong_gradient_is_found():
 def test_a_fault_ends_a_case_and_not_the_run(tmp_path, monkeypatch):
     build = measure.Model.measure
 
-    def scarce(model):
+    def scarce(model, graph):
         if model.case.resolution == 64:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if model.case.resolution == 96:
             raise RuntimeError("no such luck\nand a long story")
-        return build(model)
+        return build(model, graph)
 
     monkeypatch.setattr(measure.Model, "measure", scarce)
     words = ("rala_vit_nano", "--resolutions", "32,64,96,128", "--phases", "inference")
@@ -178,10 +178,10 @@ def test_a_reference_that_does_not_fit_is_said_so():
 def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch):
     build = measure.Model.measure
 
-    def interrupted(model):
+    def interrupted(model, graph):
         if model.case.resolution == 64:
             raise KeyboardInterrupt
-        return build(model)
+        return build(model, graph)
 
     monkeypatch.setattr(measure.Model, "measure", interrupted)
     words = ("models", "rala_vit_nano", "--resolutions", "32,64", "--phases", "inference")
