@@ -100,6 +100,17 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias, scale=scale)
 
 
+class NormedPatchEmbed(PatchEmbed):
+    """`PatchEmbed` with a norm, of an image: (B, C, H, W) to (B, H / P, W / P, dim)."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__(in_chans, dim, patch_size)
+        self.norm = LayerNorm(dim, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
 class Mlp(nn.Module):
     """Feed-forward network, fc2(GELU(fc1(x))).
 

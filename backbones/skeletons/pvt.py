@@ -13,21 +13,10 @@ from timm.layers import (
 from torch import Tensor, nn
 
 from ..checkpoint import check_model, renamed, resize_position, unwrap
-from ..layers import LayerNorm, PatchEmbed, TransformerBlock
+from ..layers import LayerNorm, NormedPatchEmbed, TransformerBlock
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.agent import pack_tables, resize_tables
 from .hierarchy import Head, HierarchicalVisionTransformer, TokenStage
-
-
-class NormedPatchEmbed(PatchEmbed):
-    """`PatchEmbed` with a norm, of an image: (B, C, H, W) to (B, H / P, W / P, dim)."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__(in_chans, dim, patch_size)
-        self.norm = LayerNorm(dim, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))
 
 
 class PatchDownsample(NormedPatchEmbed):

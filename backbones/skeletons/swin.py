@@ -13,12 +13,11 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..checkpoint import check_model, renamed, unwrap
-from ..layers import LayerNorm, Linear, TransformerBlock, padded
+from ..layers import LayerNorm, Linear, NormedPatchEmbed, TransformerBlock, padded
 from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
 from ..mixers.agent import pack_tables, resize_tables
 from ..mixers.window import resize_position_bias
 from .hierarchy import HierarchicalVisionTransformer
-from .pvt import NormedPatchEmbed
 
 PATCH = 4
 EPSILON = 1e-5

@@ -5,7 +5,9 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models import create_feature_extractor, get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torchvision.models.feature_extraction import get_graph_node_names
 
 from linsight.backbones import ZOO
 from linsight.backbones.layers import normalized_conv2d
@@ -241,3 +243,21 @@ def test_batch_norm_joins_its_convolution_in_evaluation():
     before = norm.running_mean.clone()
     normalized_conv2d(x, conv, norm)
     assert not torch.equal(norm.running_mean, before)
+
+
+TRACED = ("rala_vit_nano", "agent_deit_tiny", "softmax_pvt_tiny", "softmax_swin_tiny")
+
+
+@pytest.mark.parametrize("name", [*TRACED, "softmax_cswin_tiny", "soft_vit_nano"])
+def test_features_through_fx(name):
+    """As timm's create_feature_extractor and torchvision trace it: by torch.fx."""
+    model = timm.create_model(name, num_classes=5, img_size=64).eval()
+    options = {
+        "leaf_modules": get_notrace_modules(),
+        "autowrap_functions": get_notrace_functions(),
+        "param_shapes_constant": True,
+    }
+    *_, last = get_graph_node_names(model, tracer_kwargs=options)[1]
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(create_feature_extractor(model, [last])(x)[last], model(x))
