@@ -18,13 +18,13 @@ param_scheduler = [
     dict(
         type="CosineAnnealingLR",
         eta_min=1e-5,
-        T_max=10,
+        T_max=8,
         begin=1,
-        end=11,
+        end=9,
         convert_to_iter_based=True,
     ),
 ]
 
-train_cfg = dict(by_epoch=True, max_epochs=11, val_interval=3)
+train_cfg = dict(by_epoch=True, max_epochs=9, val_interval=3)
 val_cfg = dict()
 test_cfg = dict()
