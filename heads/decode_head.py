@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule, constant_init, kaiming_init, normal_init
@@ -100,12 +101,11 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
         return x
     # 150 classes of 4096 x 4096 pixels are more than PyTorch's kernels count: some at a time.
     step = max(1, MOST_ELEMENTS // (len(x) * math.prod(size)))
+    interpolate = partial(F.interpolate, size=tuple(size), mode="bilinear", align_corners=False)
     if step >= x.shape[1]:
-        return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+        return interpolate(x)
     result = x.new_empty(*x.shape[:2], *size)
     for start in range(0, x.shape[1], step):
-        part = x[:, start : start + step].contiguous()
-        result[:, start : start + step] = F.interpolate(
-            part, size=tuple(size), mode="bilinear", align_corners=False
-        )
+        some = slice(start, start + step)
+        result[:, some] = interpolate(x[:, some].contiguous())
     return result

@@ -1,8 +1,8 @@
 """The Triton kernels of `newton_inverse`.
 
 A matrix of up to 64 x 64 stays on the chip, one program a matrix: all iterations of the
-forward pass are one launch. Beyond, cuBLAS multiplies in float32, three times as fast as tiles
-of three bfloat16 parts did.
+forward pass are one launch. Beyond, cuBLAS multiplies in float32, faster than tiles of three
+bfloat16 parts did (docs/performance.md).
 
 The unrolled gradient computes the iterates once more and keeps them in memory, then walks back:
 with Y = V P and V' = 2 V - Y V,
@@ -131,6 +131,7 @@ def _without_tf32() -> Iterator[None]:
         matmul.fp32_precision = before
 
 
+@_without_tf32()
 def _iterates(x: Tensor, alpha: Tensor, ridge: float, iterations: int, keep: bool):
     """P and V_0 .. V_iterations, or the last alone, of large matrices."""
     p = x.clone()
@@ -147,8 +148,7 @@ def iterate(x: Tensor, alpha: Tensor, ridge: float, iterations: int) -> Tensor:
     """V after `iterations`, from alpha (x + ridge I), one alpha a matrix."""
     matrices, size, _ = x.shape
     if not _fits(size):
-        with _without_tf32():
-            return _iterates(x, alpha, ridge, iterations, keep=False)[1][-1]
+        return _iterates(x, alpha, ridge, iterations, keep=False)[1][-1]
     v = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     launch(_iterate, (matrices,), x, alpha, v, ridge, size, iterations, **_launch(size))
     return v
@@ -171,8 +171,7 @@ def unrolled_gradient(
     """The gradients of x and alpha through every iteration."""
     matrices, size, _ = x.shape
     if not _fits(size):
-        with _without_tf32():
-            return _large_unrolled_gradient(grad, x, alpha, ridge, iterations)
+        return _large_unrolled_gradient(grad, x, alpha, ridge, iterations)
     iterates = torch.empty((matrices, iterations, size, size), dtype=torch.float32, device=x.device)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dalpha = torch.empty(alpha.shape, dtype=alpha.dtype, device=x.device)
@@ -193,6 +192,7 @@ def unrolled_gradient(
     return dx, dalpha
 
 
+@_without_tf32()
 def _large_unrolled_gradient(
     g: Tensor, x: Tensor, alpha: Tensor, ridge: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
