@@ -13,28 +13,31 @@ import torch
 import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
+from triton.runtime import driver
 
 MOST_SPLITS = 512
 # Enough for some hundred layers at some resolutions; a new resolution starts new entries.
 MOST_KEPT = 16384
 
-_kept: dict[tuple, tuple[CompiledKernel, tuple]] = {}
+_kept: dict[tuple, tuple] = {}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """``kernel[grid](*args, **options)``, the constexprs and compiler options by name."""
-    device = args[0].device
-    if device.type == "cpu":  # under the interpreter
+    first = args[0]
+    if not first.is_cuda:  # under the interpreter
         kernel[grid](*args, **options)
         return
-    if device.index != torch.cuda.current_device():
+    device = first.get_device()
+    if device != driver.active.get_current_device():
         with torch.cuda.device(device):
             launch(kernel, grid, *args, **options)
         return
-    # Machine code differs by types, and by what is a multiple of 16 bytes.
+    # Machine code differs by types, and by what is a multiple of 16 bytes. A kernel's own hash
+    # looks at its source.
     key = (
-        kernel,
-        device.index,
+        id(kernel),
+        device,
         *[(x.dtype, x.data_ptr() & 15) if isinstance(x, Tensor) else x for x in args],
         *options.values(),
     )
@@ -44,11 +47,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         if isinstance(compiled, CompiledKernel):
             if len(_kept) >= MOST_KEPT:
                 _kept.clear()
-            names = kernel.arg_names[len(args) :]
-            _kept[key] = compiled, tuple(options[name] for name in names)
+            constants = tuple(options[name] for name in kernel.arg_names[len(args) :])
+            _kept[key] = compiled.run, compiled.function, compiled.packed_metadata, constants
         return
-    compiled, constants = kept
-    compiled[(*grid, 1, 1)[:3]](*args, *constants)
+    run, function, metadata, constants = kept
+    x, y, z = (*grid, 1, 1)[:3]
+    stream = driver.active.get_current_stream(device)
+    # As TorchInductor launches: without the metadata and the two hooks of a profiler.
+    run(x, y, z, stream, function, metadata, None, None, None, *args, *constants)
 
 
 @dataclass(frozen=True)
