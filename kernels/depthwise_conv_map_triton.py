@@ -12,15 +12,16 @@ SCALARS = ["height", "width", "out_height", "out_width", "rows", "groups"]
 
 @triton.jit(do_not_specialize=SCALARS)
 def _convolve(
-    x, weight, bias, pre, add, y,
-    x_b, x_r, x_c, p_b, p_r, p_c, a_b, a_r, a_c, y_b, y_r, y_c,
+    x, weight, bias, other, add, y,
+    x_b, x_r, x_c, o_b, o_r, o_c, a_b, a_r, a_c, y_b, y_r, y_c,
     height, width, channels, rows, groups,
     K: tl.constexpr, P: tl.constexpr, STRIPS: tl.constexpr, BC: tl.constexpr,
-    GELU: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    GELU: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BRANCH: tl.constexpr,
     BACKWARD: tl.constexpr, ADD: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Stride 1. Forward: y = conv(a(x)) + bias. Backward: x is the gradient of the output, the
-    window is turned round, and y is the gradient of `pre`, the input before the activation.
+    """Stride 1. Forward: y = conv(a(x)) + bias; with BRANCH the input is x + `other`, and with ADD
+    that sum is kept in `add`. Backward: x is the gradient of the output, the window is turned
+    round, and y is the gradient of `other`, the input before the activation, with ADD plus `add`.
     """
     PAD: tl.constexpr = K // 2
     b = tl.program_id(2).to(tl.int64)
@@ -35,9 +36,12 @@ def _convolve(
     x += b * x_b + top.to(tl.int64) * x_r + ((w - PAD) * x_c + c)
     y += b * y_b + (top - PAD).to(tl.int64) * y_r + (w * y_c + c)
     if BACKWARD and GELU:
-        pre += b * p_b + (top - PAD).to(tl.int64) * p_r + (w * p_c + c)
+        other += b * o_b + (top - PAD).to(tl.int64) * o_r + (w * o_c + c)
+    if BRANCH:
+        other += b * o_b + top.to(tl.int64) * o_r + ((w - PAD) * o_c + c)
     if ADD:
-        add += b * a_b + (top - PAD).to(tl.int64) * a_r + (w * a_c + c)
+        a_row = top - PAD if BACKWARD else top
+        add += b * a_b + a_row.to(tl.int64) * a_r + (w * a_c + c)
 
     taps = ()
     for i in tl.static_range(K * K):
@@ -52,9 +56,12 @@ def _convolve(
     for _ in tl.static_range(P * K):
         sums = sums + (start,)
     ahead = ()
+    terms_ahead = ()
     for i in tl.static_range(P + K - 1):
         ok = live & (w + (i - PAD) >= 0) & (w + (i - PAD) < width)
         ahead = ahead + (tl.load(x + i * x_c, mask=ok, other=0.0),)
+        if BRANCH:
+            terms_ahead = terms_ahead + (tl.load(other + i * o_c, mask=ok, other=0.0),)
     for row in range(top, bottom):
         done = row - PAD >= first
         factors = ()
@@ -62,21 +69,32 @@ def _convolve(
         for p in tl.static_range(P):
             ok = live & (w + p < width) & done
             if BACKWARD and GELU:
-                factors = factors + (tl.load(pre + p * p_c, mask=ok, other=0.0),)
-            if ADD:
+                factors = factors + (tl.load(other + p * o_c, mask=ok, other=0.0),)
+            if BACKWARD and ADD:
                 addends = addends + (tl.load(add + p * a_c, mask=ok, other=0.0),)
         window = ()
         for i in tl.static_range(P + K - 1):
             value = ahead[i].to(tl.float32)
+            if BRANCH:
+                total = (value + terms_ahead[i].to(tl.float32)).to(x.dtype.element_ty)
+                if ADD and (i >= PAD and i < PAD + P):
+                    ok = live & (w + (i - PAD) < width) & (row >= first) & (row < last)
+                    tl.store(add + (i - PAD) * a_c, total, mask=ok)
+                value = total.to(tl.float32)
             if GELU and not BACKWARD:
                 value = gelu(value, EXACT)
             window = window + (value,)
         # The last row is loaded twice: cheaper than to ask at every load.
         x += tl.where(row + 1 < bottom, x_r, 0)
+        if BRANCH:
+            other += tl.where(row + 1 < bottom, o_r, 0)
         ahead = ()
+        terms_ahead = ()
         for i in tl.static_range(P + K - 1):
             ok = live & (w + (i - PAD) >= 0) & (w + (i - PAD) < width)
             ahead = ahead + (tl.load(x + i * x_c, mask=ok, other=0.0),)
+            if BRANCH:
+                terms_ahead = terms_ahead + (tl.load(other + i * o_c, mask=ok, other=0.0),)
         fresh = ()
         for p in tl.static_range(P):
             for j in tl.static_range(K):
@@ -92,7 +110,7 @@ def _convolve(
             total = fresh[p * K]
             if BACKWARD and GELU:
                 total *= gelu_gradient(factors[p].to(tl.float32), EXACT)
-            if ADD:
+            if BACKWARD and ADD:
                 total += addends[p].to(tl.float32)
             ok = live & (w + p < width) & done
             tl.store(y + p * y_c, total.to(y.dtype.element_ty), mask=ok)
@@ -101,7 +119,7 @@ def _convolve(
             sums = sums + (start,)
         y += y_r
         if BACKWARD and GELU:
-            pre += p_r
+            other += o_r
         if ADD:
             add += a_r
     # The map's last rows, which no further row of x completes.
@@ -111,15 +129,15 @@ def _convolve(
             ok = live & (w + p < width) & ends
             total = sums[p * K + j]
             if BACKWARD and GELU:
-                at = pre + p * p_c
+                at = other + p * o_c
                 total *= gelu_gradient(tl.load(at, mask=ok, other=0.0).to(tl.float32), EXACT)
-            if ADD:
+            if BACKWARD and ADD:
                 total += tl.load(add + p * a_c, mask=ok, other=0.0).to(tl.float32)
             tl.store(y + p * y_c, total.to(y.dtype.element_ty), mask=ok)
         y += y_r
         if BACKWARD and GELU:
-            pre += p_r
-        if ADD:
+            other += o_r
+        if BACKWARD and ADD:
             add += a_r
 
 

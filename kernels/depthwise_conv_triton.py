@@ -128,8 +128,11 @@ def forward(
     gelu: bool,
     residual: bool,
     out: Tensor,
+    branch: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> None:
-    """Write the convolution of `x` to `out`."""
+    """Write the convolution of `x` to `out`, at stride 1 that of x + `branch` if it is there, the
+    sum itself to `total` if that is there."""
     kernel = weight.shape[-1]
     flags = {"GELU": gelu, "BIAS": bias is not None, "BACKWARD": False}
     biases = weight if bias is None else bias
@@ -137,8 +140,9 @@ def forward(
         grid, sizes = _plan(CONVOLVE[kernel], x, kernel)
         launch(
             _convolve, grid,
-            x, weight, biases, x, x, out, *_strides(x), 0, 0, 0, 0, 0, 0, *_strides(out),
-            RESIDUAL=residual, ADD=False, **flags, **sizes,
+            x, weight, biases, x if branch is None else branch, x if total is None else total, out,
+            *_strides(x), *_strides(branch), *_strides(total), *_strides(out),
+            RESIDUAL=residual, BRANCH=branch is not None, ADD=total is not None, **flags, **sizes,
         )  # fmt: skip
         return
     batch, height, width, channels = out.shape
@@ -169,7 +173,7 @@ def input_gradient(
             _convolve, grid,
             grad, weight, weight, x, grad if add is None else add, out,
             *_strides(grad), *_strides(x), *_strides(add), *_strides(out),
-            RESIDUAL=residual, ADD=add is not None, **flags, **sizes,
+            RESIDUAL=residual, BRANCH=False, ADD=add is not None, **flags, **sizes,
         )  # fmt: skip
         return
     batch, height, width, channels = x.shape

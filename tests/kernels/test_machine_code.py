@@ -122,13 +122,12 @@ def test_layer_norm(channels: int, compiled: list) -> None:
     assert set(compiled) == {"_forward", "_backward", "_sum_parts"}
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolution(stride: int, compiled: list) -> None:
+@pytest.mark.parametrize(("stride", "branch"), [(1, True), (1, False), (2, False)])
+def test_convolution(stride: int, branch: bool, compiled: list) -> None:
     x = torch.zeros(2, 14, 13, 48, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.zeros(48, 1, 3, 3, requires_grad=True)
-    y = torch.ops.linsight.depthwise_conv2d(
-        x, weight, weight[:, 0, 0, 0], stride, True, stride == 1, torch.bfloat16
-    )
+    arguments = (weight, weight[:, 0, 0, 0], stride, True, stride == 1, branch, x.dtype)
+    y, _ = torch.ops.linsight.depthwise_conv2d(x, x.detach() if branch else None, *arguments)
     y.backward(y.detach())
     assert len(compiled) == 4
 
