@@ -156,7 +156,7 @@ def _predict(
     """Summary and rows of a picture or a video, whose drawing is written.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or is none that the model takes.
     """
     if _is_video(file):
         frames = predict_video(predictor, file, drawing.with_suffix(".mp4"), progress)
@@ -167,7 +167,10 @@ def _predict(
     # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format.
     except Exception as error:
         raise DataError(f"{file} ({error})") from error
-    prediction = predictor(picture)
+    try:
+        prediction = predictor(picture)
+    except ValueError as error:  # such as that it is too small for the model
+        raise DataError(f"{file} ({error})") from error
     content = io.BytesIO()
     prediction.drawing.save(content, "PNG")
     AtomicLocalBackend().put(content.getvalue(), drawing)
