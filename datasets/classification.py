@@ -42,6 +42,9 @@ class TransformedImages(TolerantDataset):
         classes: the classes' names.
         name_of: gives the file name of an index.
         corrupt_tolerance: the largest share of corrupt images.
+
+    Raises:
+        DataError: of an item: its label is of no class.
     """
 
     def __init__(
@@ -57,7 +60,13 @@ class TransformedImages(TolerantDataset):
         self.transform, self.metainfo = _transform(transform, classes)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        _, (image, label) = self.read_from(index)
+        index, (image, label) = self.read_from(index)
+        count = len(self.metainfo.get("classes", ()))
+        if count and not 0 <= label < count:
+            raise DataError(
+                f"the label of {self.name_of(index)} is {label}, and there are {count} classes: "
+                f"labels are 0 to {count - 1}; number the classes so in class_map"
+            )
         return self.transform(image), label
 
 

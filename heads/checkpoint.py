@@ -272,10 +272,25 @@ def _classifier_of(model: torch.nn.Module) -> tuple[str, ...]:
     return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
 
 
+def _check_finite(runner: Any, last: str | None) -> None:
+    bad = [name for name, p in runner.model.named_parameters() if not p.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"the training has diverged: {len(bad)} weights are not finite ({', '.join(bad[:3])}"
+            f"{', ...' if len(bad) > 3 else ''}). No checkpoint was written of them"
+            + (f", the last is {last}" if last else "")
+            + ": lower optim_wrapper.optimizer.lr, or set optim_wrapper.clip_grad.max_norm"
+        )
+
+
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """mmengine's hook in an order that a kill at any moment does not hurt: the new
-    checkpoint, then ``last_checkpoint``, and only then away with the old."""
+    checkpoint, then ``last_checkpoint``, and only then away with the old.
+
+    Raises:
+        CheckpointError: the training has diverged; the checkpoints from before stay.
+    """
 
     def before_train(self, runner: Any) -> None:
         super().before_train(runner)
@@ -283,6 +298,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
+        _check_finite(runner, self.last_ckpt)
         outdated = []
         if self.max_keep_ckpts > 0:
             if step not in self.keep_ckpt_ids:

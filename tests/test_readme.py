@@ -1,6 +1,7 @@
 """Every example of the README and of CONTRIBUTING, in their order, run as written.
 
-Training alone is cut short, to one epoch of a few scenes.
+Training alone is cut short, to one epoch of a few scenes. And docs/reliability.md names tests that
+there are.
 """
 
 import re
@@ -94,3 +95,13 @@ def test_commands(command, folder):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_tests_that_reliability_names():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"\]\(\.\./(tests/[^)]+\.py)\)((?:(?:, )?`::[\w:]+`)*)", text)
+    assert len(named) > 30
+    for file, names in named:
+        content = (ROOT / file).read_text()
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^ *(?:def|class) {name}\b", content, re.MULTILINE), (file, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -177,6 +178,15 @@ _BUILDER = {
     "parameter scheduler": {"convert_to_iter_based"},
     "optim_wrapper": {"constructor", "paramwise_cfg"},
 }
+# The least and the most that a number may be, by its name.
+_RANGES = {
+    **dict.fromkeys(("batch_size", "max_epochs", "max_iters", "val_interval"), (1, math.inf)),
+    **dict.fromkeys(("num_classes", "input_size"), (1, math.inf)),
+    **dict.fromkeys(("num_workers", "lr", "weight_decay"), (0, math.inf)),
+    **dict.fromkeys(("mixup_alpha", "cutmix_alpha"), (0, math.inf)),
+    **dict.fromkeys(("drop_rate", "drop_path_rate", "label_smoothing"), (0, 1)),
+    "corrupt_tolerance": (0, 1),
+}
 # The arguments of mmengine's Runner, and what it reads from the config besides.
 _TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | {
     "compile",
@@ -198,11 +208,13 @@ def check_config(config: Config) -> None:
     * A ``type`` has to be registered, and takes no arguments but its own; so do dicts without
       a type whose place tells what they configure.
     * A backbone's ``model_name`` has to be one of timm's.
+    * A number that is known by its name, such as ``batch_size``, has to be in its range.
     * A top-level key that no one reads is a user's own variable, unless it looks like a
       misspelt one.
 
     Raises:
-        ConfigError: something is unknown; the message has its path and the nearest names.
+        ConfigError: something is unknown or out of range; the message has its path, and the
+            nearest names or the range.
     """
     for key in config:
         near = difflib.get_close_matches(key, _TOP_LEVEL, n=1, cutoff=0.85)
@@ -211,6 +223,20 @@ def check_config(config: Config) -> None:
     scope = config.get("default_scope", "mmengine")
     for path, node in _dicts(config):
         _check_dict(path, node, scope)
+        _check_numbers(path, node)
+
+
+def _check_numbers(path: str, node: Mapping) -> None:
+    for key in node.keys() & _RANGES.keys():
+        least, most = _RANGES[key]
+        values = node[key] if isinstance(node[key], list | tuple) else [node[key]]
+        for value in values:
+            if value is None or (isinstance(value, int | float) and least <= value <= most):
+                continue
+            end = "" if most == math.inf else f" and at most {most}"
+            raise ConfigError(
+                f"{path}.{key} is {node[key]!r}, expected a number of at least {least}{end}"
+            )
 
 
 def _check_dict(path: str, node: Mapping, scope: str) -> None:

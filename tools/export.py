@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
+from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
 from torch import Tensor, nn
 from torch.export import Dim
@@ -122,6 +123,10 @@ def replacing(folder: Path, *names: str) -> Iterator[Path]:
         yield beside
         for name in names:
             os.replace(beside / name, folder / name)
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise CheckpointError(
+            f"cannot write to {folder}: {error}; what was there before is untouched"
+        ) from error
     finally:
         shutil.rmtree(beside)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,15 @@ def read_run(source: str | Path, name: str | None = None) -> Run | None:
     A checkpoint of others is read as a run of the config that `name` names, if it is one's.
 
     Raises:
-        CheckpointError: the file is damaged, or its config is more than data.
+        CheckpointError: the file is damaged, or its config is more than data or of no model.
     """
     path = Path(source)
     if not path.is_file() or path.suffix == ".safetensors":
         return None
     checkpoint = read_checkpoint(path)
-    meta = checkpoint.get("meta", {})
+    meta = checkpoint.get("meta")
+    if not isinstance(meta, Mapping):
+        meta = {}
     if not meta.get("cfg"):
         try:
             config = load_config(name or "")
@@ -57,8 +60,16 @@ def read_run(source: str | Path, name: str | None = None) -> Run | None:
         config = Config(_literals(meta["cfg"]))
     except (SyntaxError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: its config is not plain data: {error}") from None
-    classes = (meta.get("dataset_meta") or {}).get("classes")
-    return Run(config, tuple(classes) if classes else None, checkpoint["state_dict"])
+    model = config.get("model")
+    if not isinstance(model, Mapping) or "type" not in model or "test_dataloader" not in config:
+        raise CheckpointError(f"checkpoint {path}: its config lacks a model or a test_dataloader")
+    classes = tuple((meta.get("dataset_meta") or {}).get("classes") or ())
+    if classes and model.get("num_classes", len(classes)) != len(classes):
+        raise CheckpointError(
+            f"checkpoint {path} names {len(classes)} classes, and its config has "
+            f"model.num_classes={model.num_classes}"
+        )
+    return Run(config, classes or None, checkpoint["state_dict"])
 
 
 def _literals(text: str) -> dict[str, Any]:
@@ -82,7 +93,14 @@ def _literals(text: str) -> dict[str, Any]:
                 return -value(operand)
         return ast.literal_eval(node)
 
-    return {statement.targets[0].id: value(statement.value) for statement in ast.parse(text).body}
+    values = {}
+    for statement in ast.parse(text).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(name)]):
+                values[name] = value(statement.value)
+            case _:
+                raise ValueError(f"line {statement.lineno} assigns no value to a name")
+    return values
 
 
 def open_model(source: str | Path, model_name: str | None = None) -> nn.Module:
@@ -139,7 +157,16 @@ def _published(name: str) -> nn.Module:
 def _exported(folder: Path) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"folder {folder} has no config.json: it is no exported model")
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except CheckpointError:
+        raise
+    # Each part of timm that finds a fault raises its own: KeyError, JSONDecodeError, ...
+    except Exception as error:
+        raise CheckpointError(
+            f"no model can be made of config.json and model.safetensors in {folder}: "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; export it again"
+        ) from error
 
 
 def _trained(path: Path, run: Run) -> nn.Module:
@@ -153,9 +180,12 @@ def _trained(path: Path, run: Run) -> nn.Module:
     if run.classes:
         overlay["label_names"] = run.classes
     backbone = dict(config.model.backbone) | {"pretrained": False}
-    model = create_backbone(
-        **backbone, num_classes=config.model.num_classes, pretrained_cfg_overlay=overlay
-    )
+    try:
+        model = create_backbone(
+            **backbone, num_classes=config.model.num_classes, pretrained_cfg_overlay=overlay
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: its config makes no model: {error}") from error
     state = {
         name.removeprefix("backbone."): value
         for name, value in run.state.items()

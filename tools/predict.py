@@ -1,6 +1,7 @@
 """Predict pictures and videos: `linsight predict MODEL PICTURE_OR_FOLDER...`."""
 
 import csv
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.datasets.classification import DataError
+from linsight.heads.checkpoint import AtomicLocalBackend
 from linsight.tools.config import ConfigError, check_config, override
 from linsight.tools.model import open_model, read_run
 from linsight.tools.predict_video import SUFFIXES, predict_video
@@ -51,7 +53,7 @@ def predict(
 ) -> None:
     """Say what a model sees in pictures, and draw it."""
     with plain_errors():
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         predictor = open_predictor(model, model_name, place, topk, score, tta, cfg_options or ())
         files = _pictures(pictures)
         out.mkdir(parents=True, exist_ok=True)
@@ -68,8 +70,9 @@ def predict(
                     continue
                 table.add_row(str(file), summary)
                 rows += found
-        with open(out / "predictions.csv", "w", newline="") as list_file:
-            csv.writer(list_file).writerows([("picture", *predictor.columns), *rows])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([("picture", *predictor.columns), *rows])
+        AtomicLocalBackend().put_text(text.getvalue(), out / "predictions.csv")
         console.print(table)
         if unreadable:
             print(
@@ -80,6 +83,16 @@ def predict(
         if len(unreadable) == len(files):
             raise DataError("no picture could be read")
         console.print(f"Drawings and predictions.csv are in {out}")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device is {name!r}, expected such as cpu or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device is {name!r}, and torch finds {torch.cuda.device_count()} GPUs")
+    return device
 
 
 def open_predictor(
@@ -143,7 +156,7 @@ def _predict(
     """Summary and rows of a picture or a video, whose drawing is written.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or is none that the model takes.
     """
     if _is_video(file):
         frames = predict_video(predictor, file, drawing.with_suffix(".mp4"), progress)
@@ -154,8 +167,13 @@ def _predict(
     # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format.
     except Exception as error:
         raise DataError(f"{file} ({error})") from error
-    prediction = predictor(picture)
-    prediction.drawing.save(drawing)
+    try:
+        prediction = predictor(picture)
+    except ValueError as error:  # such as that it is too small for the model
+        raise DataError(f"{file} ({error})") from error
+    content = io.BytesIO()
+    prediction.drawing.save(content, "PNG")
+    AtomicLocalBackend().put(content.getvalue(), drawing)
     return prediction.summary, [(str(file), *row) for row in prediction.rows]
 
 

@@ -61,10 +61,10 @@ def predict_video(
 def _written(target: Path, rate: float) -> Iterator[Any]:
     """A function that writes BGR frames to a file beside, which becomes `target` at the end."""
     beside = target.with_name(f".{target.stem}.part{target.suffix}")
-    writer = None
+    writer, count = None, 0
 
     def write(frame: np.ndarray) -> None:
-        nonlocal writer
+        nonlocal writer, count
         # Encoders take even sides.
         height, width = (side // 2 * 2 for side in frame.shape[:2])
         if writer is None:
@@ -73,10 +73,14 @@ def _written(target: Path, rate: float) -> Iterator[Any]:
             if not writer.isOpened():
                 raise OSError(f"cannot write {target}: OpenCV has no encoder for it")
         writer.write(np.ascontiguousarray(frame[:height, :width]))
+        count += 1
 
     try:
         yield write
         writer.release()
+        # OpenCV says nothing of a disk that is full.
+        if cv2.VideoCapture(str(beside)).get(cv2.CAP_PROP_FRAME_COUNT) != count:
+            raise OSError(f"cannot write all of {target}: is the disk full?")
         os.replace(beside, target)
     finally:
         if writer is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 import typer
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.datasets.classification import DataError
@@ -71,6 +72,17 @@ class QuietRunner(Runner):
                 handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
         return logger
 
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        loop = super().build_train_loop(loop)
+        if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
+            loader = loop.dataloader
+            raise DataError(
+                f"the training data set has {len(loader.dataset)} images, too few for a batch: set "
+                f"train_dataloader.batch_size, which is {loader.batch_size}, to that or less, or "
+                "train_dataloader.drop_last=False"
+            )
+        return loop
+
 
 def _concerns_user(record: logging.LogRecord) -> bool:
     text = record.getMessage()
@@ -122,18 +134,31 @@ def build_runner(
 def plain_errors() -> Iterator[None]:
     """Print an error that a user can mend as one line and leave with exit code 1.
 
-    A fault of the program itself keeps its traceback.
+    That is one of data, of a file, or of an argument that linsight refuses. A fault of the
+    program itself keeps its traceback.
     """
     warnings.filterwarnings("ignore", module=r"(mmengine|timm|torch)\b")
+    # On a full disk each line of the log would be a traceback.
+    logging.raiseExceptions = False
     try:
         yield
     except (ConfigError, DataError, CheckpointError, OSError) as error:
+        _leave(error)
+    except ValueError as error:
+        if not _is_linsights(error):
+            raise
         _leave(error)
     except TypeError as error:
         # What **kwargs hid from the check of the config.
         if "unexpected keyword argument" not in str(error):
             raise
         _leave(error)
+
+
+def _is_linsights(error: Exception) -> bool:
+    """Whether one of linsight's own lines raised it, and so says what to change."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith("linsight.")
 
 
 def _leave(error: Exception) -> NoReturn:

@@ -104,6 +104,14 @@ def test_empty_class_folders_are_named(root):
     assert len(build(root, class_map={"a": 0, "b": 1, "c": 2, "d": 3})) == 12
 
 
+@pytest.mark.parametrize("label", [-1, 3, 7])
+def test_a_label_of_no_class(root, label):
+    dataset = build(root, class_map={"a": 0, "b": 1, "c": label}, transform={"input_size": 32})
+    assert dataset[0][1] == 0
+    with pytest.raises(DataError, match=rf"label of c/0\.png is {label}, .* 3 classes.* class_map"):
+        dataset[8]
+
+
 def test_missing_folders_are_clear(root):
     with pytest.raises(DataError, match="nowhere' does not exist"):
         build(root / "nowhere")

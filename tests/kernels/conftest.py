@@ -43,6 +43,12 @@ def seed(request: pytest.FixtureRequest) -> int:
     return seed
 
 
+@pytest.fixture
+def random_cases() -> range:
+    """A turn for each random shape: few under the interpreter, or LINSIGHT_TEST_CASES of them."""
+    return range(int(os.environ.get("LINSIGHT_TEST_CASES", 40 if DEVICE.type == "cuda" else 2)))
+
+
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the interpreter, tiles so small that a small map has several tiles and splits."""

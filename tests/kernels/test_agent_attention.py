@@ -148,10 +148,10 @@ def test_head_widths(width, dtype, device, seed) -> None:
 
 
 @pytest.mark.triton
-def test_random_shapes(device, seed) -> None:
+def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
     small = device.type == "cpu"
-    for _ in range(2 if small else 20):
+    for _ in random_cases:
         size = (draw.choice((1, 5, 7)), draw.choice((1, 3, 5 if small else 29)))
         grid = draw.choice(((1, 1), (3, 3), (2, 4), (4, 4)))
         heads, width = draw.choice((1, 2)), draw.choice((16, 32, 48))

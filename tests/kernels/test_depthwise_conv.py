@@ -161,9 +161,9 @@ def test_a_branch_without_gradients(shape, device, seed) -> None:
 
 
 @pytest.mark.triton
-def test_random_shapes(device, seed) -> None:
+def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
-    for _ in range(2 if device.type == "cpu" else 20):
+    for _ in random_cases:
         shape = tuple(draw.choice(sizes) for sizes in ((1, 2), (1, 2, 7), (1, 7, 11), (1, 24, 40)))
         kernel, stride = draw.choice((3, 5)), draw.choice((1, 2))
         print(shape, kernel, stride)

@@ -140,9 +140,9 @@ def test_wide_heads(width, dtype, device, seed) -> None:
 
 
 @pytest.mark.triton
-def test_random_shapes(device, seed) -> None:
+def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
-    for _ in range(1 if device.type == "cpu" else 20):
+    for _ in random_cases:
         shape = (draw.choice((1, 2, 17, 31)), draw.choice((1, 3, 17)), draw.choice((16, 32, 40)))
         extras, dtype = draw.choice((4, 5)), draw.choice(DTYPES[:2])
         print(shape, extras, dtype)

@@ -81,9 +81,9 @@ def test_error_against_float64(name, dtype, device, seed) -> None:
 
 
 @pytest.mark.triton
-def test_random_shapes_and_magnitudes(device, seed) -> None:
+def test_random_shapes_and_magnitudes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
-    for _ in range(2 if device.type == "cpu" else 20):
+    for _ in random_cases:
         shape = (draw.choice((1, 2)), draw.choice((1, 7, 97)), draw.choice((3, 24, 96, 320, 640)))
         magnitude = draw.choice((0.0, 1.0, 20.0))
         name = draw.choice(list(FUNCTIONS))

@@ -54,15 +54,19 @@ def test_error_against_float64(given, dtype, device, seed) -> None:
 
 
 @pytest.mark.triton
-def test_random_shapes(device, seed) -> None:
+def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
-    for _ in range(3 if device.type == "cpu" else 40):
+    for _ in random_cases:
         most = 90 if device.type == "cpu" else 5000
         shape = (draw.randint(0, 2), draw.randint(1, most), draw.choice((1, 3, 64, 97)))
         outputs, given = draw.choice((1, 5, 65, 200)), draw.choice(list(GIVEN))
         print(shape, outputs, given)
         tensors = case(GIVEN[given], shape, outputs, device)
         slope = torch.randn(*shape[:-1], outputs, device=device)
+        if outputs == 1:
+            # The bias's and the scale's gradients are one number: rounding, where terms cancel.
+            tensors = [t if t is None else t.abs() for t in tensors]
+            slope = slope.abs()
         assert_as_exact_as_eager(apply, tensors, torch.float32, slope)
 
 

@@ -216,9 +216,9 @@ def test_head_widths(width, dtype, choice, device, seed) -> None:
 
 
 @pytest.mark.triton
-def test_random_shapes(device, seed) -> None:
+def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
-    for _ in range(2 if device.type == "cpu" else 20):
+    for _ in random_cases:
         size = (draw.choice((5, 7, 11)), draw.choice((1, 3, 13)))
         heads, width = draw.choice((1, 2, 3)), draw.choice((16, 32, 48))
         feature = draw.choice(("elu_plus_one", "relu", "norm_aware"))

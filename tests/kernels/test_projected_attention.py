@@ -1,5 +1,8 @@
 """The gated mixer core of a packed projection against the two operators it is made of."""
 
+import random
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +28,21 @@ def case(
     projection = torch.randn(batch, *size, 4 * channels, device=device)
     weight = torch.randn(channels, 1, kernel, kernel, device=device) / kernel
     return [projection, weight, torch.randn(channels, device=device)]
+
+
+def operator(
+    size: tuple[int, int] | None, width: int, heads: int, options: dict
+) -> Callable[..., Tensor]:
+    """The operator, with rotary tables of a map of `size` or without any."""
+
+    def function(projection: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        place = projection.dtype, projection.device
+        rotary = rotary_tables(size, width, *place) if size else None
+        return projected_linear_attention(
+            projection, weight, bias, heads=heads, rotary=rotary, **options
+        )
+
+    return function
 
 
 @pytest.mark.parametrize("options", [RALA, MALA], ids=["rala", "mala"])
@@ -59,15 +77,23 @@ def test_error_against_float64(options, dtype, device, seed) -> None:
     small = device.type == "cpu"
     size, channels, batch, kernel = ((3, 7), 32, 1, 3) if small else ((56, 56), 128, 4, 5)
     tensors = case(size, channels, device, batch, kernel)
-
-    def function(projection: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        rotary = rotary_tables(size, channels // 2, projection.dtype, device)
-        return projected_linear_attention(
-            projection, weight, bias, heads=2, rotary=rotary, **options
-        )
-
     slope = torch.randn(batch, *size, channels, device=device)
-    assert_as_exact_as_eager(function, tensors, dtype, slope)
+    assert_as_exact_as_eager(operator(size, channels // 2, 2, options), tensors, dtype, slope)
+
+
+@pytest.mark.triton
+def test_random_shapes(random_cases, device, seed) -> None:
+    draw = random.Random(seed)
+    sides = (1, 3, 5) if device.type == "cpu" else (1, 7, 13, 56)
+    for _ in random_cases:
+        size, batch = (draw.choice(sides), draw.choice(sides)), draw.choice((1, 2))
+        heads, width, kernel = draw.choice((1, 3)), draw.choice((16, 32)), draw.choice((3, 5))
+        options, rotated = draw.choice((RALA, MALA)), draw.random() < 0.5
+        print(size, batch, heads, width, kernel, options, rotated)
+        tensors = case(size, heads * width, device, batch, kernel)
+        slope = torch.randn(batch, *size, heads * width, device=device)
+        function = operator(size if rotated else None, width, heads, options)
+        assert_as_exact_as_eager(function, tensors, torch.float32, slope)
 
 
 @pytest.mark.triton

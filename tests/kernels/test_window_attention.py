@@ -219,10 +219,10 @@ def test_map_smaller_than_its_shift(device) -> None:
 
 
 @pytest.mark.triton
-def test_random_shapes(device, seed) -> None:
+def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
     large = device.type == "cuda"
-    for _ in range(40 if large else 2):
+    for _ in random_cases:
         height, width, side = (draw.choice((1, 2, 3, 5, 7, 14, 31)[: 7 if large else 3 + i])
                                for i in (0, 1, 0))  # fmt: skip
         shape = (draw.choice((1, 3)), height, width)

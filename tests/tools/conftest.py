@@ -1,5 +1,7 @@
 """A training of seconds: coloured squares in an image folder, and timm's smallest model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,18 @@ def write_config(folder: Path, workers: int = 0) -> Path:
     base = CONFIGS / "_base_" / "default_runtime.py"
     path.write_text(CONFIG.format(base=base, root=folder / "images", workers=workers))
     return path
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """The operating system lets no file grow beyond `most` bytes, as a disk that is full then."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture

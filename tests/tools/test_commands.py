@@ -1,14 +1,18 @@
 """predict, export, models and info, as a user calls them."""
 
 import json
+import shutil
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save
 from timm.models import save_for_hf
 from typer.testing import CliRunner
 
@@ -17,6 +21,7 @@ from linsight.tools.config import load_config
 from linsight.tools.model import class_names, open_model
 
 from ..backbones.conftest import lively
+from .conftest import full_disk
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,51 @@ def test_predict(app, checkpoint, pictures, tmp_path):
     assert float(share) == pytest.approx(scores.max().item(), abs=1e-4)
 
 
+def test_predictions_on_a_full_disk(app, checkpoint, pictures, tmp_path):
+    (tmp_path / "predictions.csv").write_text("before")
+    with full_disk(1000):
+        result = run(app, "predict", checkpoint, pictures / "tiny.png", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert f"cannot write {tmp_path / 'tiny.png'}: File too large" in result.output
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["predictions.csv"]
+    assert (tmp_path / "predictions.csv").read_text() == "before"
+
+
+def test_odd_pictures(app, checkpoint, tmp_path):
+    """Of extreme shapes and of every depth; and such as promise more than they hold."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    depths = {"i16": "I;16", "palette": "P", "bits": "1", "alpha": "RGBA"}
+    for name, mode in depths.items():
+        Image.new(mode, (40, 30)).save(folder / f"{name}.png")
+    Image.new("RGB", (1, 1)).save(folder / "pixel.png")
+    Image.new("RGB", (1, 2000)).save(folder / "line.png")
+    Image.new("CMYK", (40, 30)).save(folder / "ink.jpg")
+    whole = (folder / "ink.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    png = (folder / "pixel.png").read_bytes()
+    for name, sides in (("none", (0, 9)), ("bomb", (60_000, 60_000))):
+        header = b"IHDR" + struct.pack(">II", *sides) + png[24:29]
+        (folder / f"{name}.png").write_bytes(
+            png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+        )
+    result = run(app, "predict", checkpoint, folder, "--out", tmp_path / "out", "--topk", 1)
+    assert result.exit_code == 0, result.output
+    assert "3 of 10 pictures could not be read" in result.output
+    lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:]
+    assert len(lines) == 7
+    assert all(0 < float(line.rpartition(",")[2]) <= 1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("gpu", "'gpu', expected such as cpu"), ("cuda:99", "and torch finds")]
+)
+def test_no_such_device(app, checkpoint, pictures, device, message):
+    result = run(app, "predict", checkpoint, pictures, "--device", device)
+    assert result.exit_code == 1
+    assert message in result.output
+
+
 def test_predict_without_a_readable_picture(app, checkpoint, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"")
     result = run(app, "predict", checkpoint, tmp_path / "broken.png", "--out", tmp_path / "out")
@@ -124,18 +174,75 @@ def test_export_round_trip(app, checkpoint, tmp_path):
     assert class_names(open_model(folder))[7] == "digit 7"
 
 
-def test_a_failed_export_leaves_what_was_there(app, checkpoint, tmp_path, monkeypatch):
+def test_an_export_to_a_full_disk_leaves_what_was_there(app, checkpoint, tmp_path):
     run(app, "export", checkpoint, "--out", tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-
-    def full_disk(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("linsight.tools.export.save_for_hf", full_disk)
-    result = run(app, "export", checkpoint, "--out", tmp_path)
+    with full_disk(100_000):
+        result = run(app, "export", checkpoint, "--out", tmp_path)
     assert result.exit_code == 1
-    assert "No space left" in result.output
+    assert f"error: cannot write to {tmp_path}" in result.output
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def exported(app, checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    run(app, "export", checkpoint, "--out", folder)
+    return folder
+
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+DAMAGES = {
+    "empty": (CONFIG, lambda text: b""),
+    "truncated": (CONFIG, lambda text: text[:100]),
+    "list": (CONFIG, lambda text: b"[]"),
+    "nothing": (CONFIG, lambda text: b"{}"),
+    "unheard_model": (CONFIG, lambda text: text.replace(b"vit_nano", b"vit_unheard")),
+    "larger_model": (CONFIG, lambda text: text.replace(b"vit_nano", b"vit_tiny")),
+    "other_model": (CONFIG, lambda text: text.replace(b"rala_vit_nano", b"resnet10t")),
+    "other_classes": (CONFIG, lambda text: text.replace(b'classes": 10', b'classes": 7')),
+    "classes_in_words": (CONFIG, lambda text: text.replace(b'classes": 10', b'classes": "ten"')),
+    "no_weights": (WEIGHTS, lambda data: b""),
+    "half_the_weights": (WEIGHTS, lambda data: data[: len(data) // 2]),
+    "endless_header": (WEIGHTS, lambda data: (1 << 60).to_bytes(8, "little") + data[8:]),
+    "other_weights": (WEIGHTS, lambda data: save({"w": torch.zeros(2)})),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_export(app, exported, pictures, tmp_path, name, damage):
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    result = run(app, "predict", folder, pictures, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert str(folder) in result.output or "is not of rala_vit" in result.output
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cfg": "model = 3"}, "its config lacks a model"),
+        ({"cfg": "print(1)"}, "line 1 assigns no value to a name"),
+        ({"cfg": "model = ("}, "is not plain data"),
+        ({"vit_nano": "vit_nan"}, "timm has no model 'rala_vit_nan'"),
+        ({"vit_nano": "vit_tiny"}, "does not fit the model that it names"),
+        ({"dataset_meta": {"classes": ["one"]}}, "names 1 classes, and its config has"),
+    ],
+)
+def test_a_checkpoint_whose_config_is_damaged(app, checkpoint, pictures, tmp_path, change, message):
+    content = torch.load(checkpoint, weights_only=True)
+    meta = content["meta"]
+    meta |= {key: change[key] for key in change.keys() & meta.keys()}
+    for old in change.keys() - meta.keys():
+        meta["cfg"] = meta["cfg"].replace(old, change[old])
+    torch.save(content, tmp_path / "w.pth")
+    result = run(app, "predict", tmp_path / "w.pth", pictures, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert message in result.output
+    assert result.output.startswith("error: ")
 
 
 def test_a_wrong_export_is_not_written(app, checkpoint, tmp_path, monkeypatch):

@@ -85,6 +85,30 @@ def test_misspelt_override(override, message):
         load_config("rala_vit_nano_digits", [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train_dataloader.batch_size=0", "batch_size is 0, expected a number of at least 1"),
+        ("train_dataloader.batch_size=many", "batch_size is 'many', expected a number"),
+        ("val_dataloader.num_workers=-1", "num_workers is -1, expected a number of at least 0"),
+        ("train_cfg.max_epochs=-1", "train_cfg.max_epochs is -1"),
+        ("train_cfg.val_interval=0", "train_cfg.val_interval is 0"),
+        ("model.num_classes=0", "model.num_classes is 0"),
+        ("model.label_smoothing=2", "label_smoothing is 2, expected .* at most 1"),
+        ("model.backbone.drop_path_rate=1.5", "drop_path_rate is 1.5, expected .* at most 1"),
+        ("model.mixup.mixup_alpha=-1", "mixup_alpha is -1"),
+        ("optim_wrapper.optimizer.lr=-1e-3", r"optimizer\.lr is -0.001"),
+        ("optim_wrapper.optimizer.lr=fast", r"optimizer\.lr is 'fast'"),
+        ("optim_wrapper.optimizer.weight_decay=-1", "weight_decay is -1"),
+        ("train_dataloader.dataset.transform.input_size=0", "input_size is 0"),
+        ("train_dataloader.dataset.transform.input_size=(3,64,-64)", r"input_size is \(3, 64, -64"),
+    ],
+)
+def test_a_number_out_of_range(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("rala_vit_nano_digits", [override])
+
+
 def test_misspelt_in_the_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(f'_base_ = "{find_config("rala_vit_nano_digits")}"\nparam_schedulers = []\n')

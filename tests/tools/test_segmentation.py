@@ -129,6 +129,18 @@ def test_predictions(trained, tmp_path):
     assert {row[1] for row in named[1:]} <= set(names)
 
 
+def test_a_picture_that_is_too_small_costs_no_other(trained, tmp_path):
+    main.mount()
+    for name, side in (("a_tiny", 9), ("large", 64)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+    words = ["predict", str(trained[1] / "iter_4.pth"), str(tmp_path), "--out", str(tmp_path / "o")]
+    result = CliRunner().invoke(main.app, words)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 pictures could not be read: " in result.output
+    assert "a_tiny.png (images are 9 x 9 pixels, at least 32 x 32 are needed" in result.output
+    assert (tmp_path / "o" / "large.png").exists()
+
+
 def test_the_demonstration_has_its_config():
     assert DEMOS["segmentation"].config in NAMES
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from linsight.tools.test import test as run_test
 from linsight.tools.train import train
 
-from .conftest import write_config, write_images
+from .conftest import full_disk, write_config, write_images
 
 
 def command(function):
@@ -118,6 +118,14 @@ class TestTrain:
             (["train_dataloader.dataset.root=nowhere"], "'nowhere' does not exist"),
             (["model.num_clases=5"], "num_classes"),
             (["load_from=nowhere.pth"], "nowhere.pth does not exist"),
+            (["train_dataloader.batch_size=13"], "12 images, too few for a batch: set"),
+            (
+                [
+                    "model.backbone.model_name=rala_vit_nano",
+                    "train_dataloader.dataset.transform.input_size=16",
+                ],
+                "images are 16 x 16 pixels, at least 32 x 32 are needed",
+            ),
         ],
     )
     def test_faults_are_one_line(self, tiny, words, message):
@@ -125,6 +133,29 @@ class TestTrain:
         last = output.strip().splitlines()[-1]
         assert last.startswith("error: ")
         assert message in last
+
+    def test_a_diverged_training_writes_no_checkpoint(self, tiny):
+        run = tiny.parent / "run"
+        output = cli_train(tiny, "--work-dir", run, "optim_wrapper.optimizer.lr=1e30", expect=1)
+        assert "error: the training has diverged: " in output
+        assert "lower optim_wrapper.optimizer.lr" in output
+        assert not list(run.glob("*.pth"))
+
+    def test_a_full_disk_costs_no_checkpoint(self, tiny):
+        run = tiny.parent / "run"
+        words = ["--work-dir", run, "default_hooks.predictions=None"]
+        cli_train(tiny, *words, "train_cfg.max_epochs=1")
+        first = (run / "epoch_1.pth").read_bytes()
+        with full_disk(len(first) // 2):
+            output = cli_train(tiny, *words, "--resume", expect=1)
+        assert "epoch_2.pth: File too large; what was there before is untouched" in output
+        assert (run / "epoch_1.pth").read_bytes() == first
+        assert {p.name for p in run.glob("epoch_*")} == {"epoch_1.pth"}
+        assert "resumed epoch: 1" in cli_train(tiny, *words, "--resume")
+        assert (run / "epoch_3.pth").is_file()
+        (run / "epoch_3.pth").write_bytes(first[:3000])
+        output = cli_train(tiny, *words, "--resume", expect=1)
+        assert "epoch_3.pth is truncated or damaged (3000 bytes)" in output
 
     def test_too_many_corrupt_images_in_a_worker(self, tmp_path):
         write_images(tmp_path / "images")

@@ -1,5 +1,8 @@
 """The Triton kernels of focal loss and deformable attention, against float64 and eager PyTorch."""
 
+import random
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +10,7 @@ from torch import Tensor
 from linsight.kernels import force
 from linsight.kernels.mmcv_operators import deformable_attention, focal_loss
 
+from ..conftest import INTERPRETED
 from ..numerics import distance
 
 pytestmark = pytest.mark.triton
@@ -34,10 +38,24 @@ def focal(choice: str, x: Tensor, target: Tensor, weight: Tensor, gamma: float) 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_sigmoid_focal_loss(seed, device, dtype, gamma, weighted):
-    x = (torch.randn(37, 11) * 6).clamp(-20, 20).to(device, dtype)
-    x[5] = 0
-    target = torch.randint(-1, 12, (37,), device=device)
-    weight = torch.rand(11 if weighted else 0).to(device, dtype)
+    check_focal_loss(device, dtype, gamma, weighted, 37, 11)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_shapes_of_the_focal_loss(random_cases, seed, device, dtype):
+    draw = random.Random(seed)
+    for _ in random_cases:
+        rows, classes = draw.choice((1, 6, 130, 1031)), draw.choice((1, 2, 80, 131))
+        gamma, weighted = draw.choice((0.0, 0.5, 2.0)), draw.random() < 0.5
+        print(rows, classes, gamma, weighted)
+        check_focal_loss(device, dtype, gamma, weighted, rows, classes)
+
+
+def check_focal_loss(device, dtype, gamma, weighted, rows, classes):
+    x = (torch.randn(rows, classes) * 6).clamp(-20, 20).to(device, dtype)
+    x[rows // 2] = 0
+    target = torch.randint(-1, classes + 1, (rows,), device=device)
+    weight = torch.rand(classes if weighted else 0).to(device, dtype)
     truth = focal("reference", x.double(), target, weight.double(), gamma)
     eager = focal("reference", x, target, weight, gamma)
     ours = focal("triton", x, target, weight, gamma)
@@ -70,17 +88,22 @@ def test_focal_loss_of_logits_that_are_not_finite(device, gamma):
 
 
 def attention_problem(
-    device: torch.device, dtype: torch.dtype, width: int, queries: int
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    queries: int,
+    levels: Sequence[tuple[int, int]] = ((7, 5), (3, 4), (1, 2)),
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Values, locations and weights in `dtype`; the levels' shapes and where they start."""
-    shapes = torch.tensor([[7, 5], [3, 4], [1, 2]], device=device)
-    starts = torch.tensor([0, 35, 47], device=device)
-    value = torch.randn(2, 49, 3, width)
-    locations = (torch.rand(2, queries, 3, 3, 2, 2) * 1.5 - 0.25).to(dtype)
+    shapes = torch.tensor(levels, device=device)
+    ends = shapes.prod(1).cumsum(0)
+    starts = ends - shapes.prod(1)
+    value = torch.randn(2, ends[-1], 3, width)
+    locations = (torch.rand(2, queries, 3, len(levels), 2, 2) * 1.5 - 0.25).to(dtype)
     # At -1 exactly a sample has a kink: mmcv's derivative, and ours, is the one from outside.
     sizes = shapes.cpu().flip(-1)[:, None]
     locations[locations.float() * sizes - 0.5 == -1] = 0.5
-    weights = torch.rand(2, queries, 3, 3, 2)
+    weights = torch.rand(2, queries, 3, len(levels), 2)
     return tuple(x.to(device, dtype) for x in (value, locations, weights)), shapes, starts
 
 
@@ -102,13 +125,28 @@ def attention(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("width", "queries"), [(8, 19), (24, 1), (32, 17)])
 def test_deformable_attention(seed, device, dtype, width, queries):
-    problem = attention_problem(device, dtype, width, queries)
-    slope = torch.randn(2, queries, 3 * width).to(device, dtype)
+    check_attention(attention_problem(device, dtype, width, queries))
+
+
+def test_random_shapes_of_deformable_attention(random_cases, seed, device):
+    draw = random.Random(seed)
+    for _ in random_cases:
+        width, queries = draw.choice((8, 24, 32)), draw.choice((1, 3) if INTERPRETED else (1, 17))
+        levels = [(draw.randint(1, 9), draw.randint(1, 9)) for _ in range(draw.randint(1, 3))]
+        dtype = draw.choice(DTYPES)
+        print(width, queries, levels, dtype)
+        check_attention(attention_problem(device, dtype, width, queries, levels))
+
+
+def check_attention(problem):
+    (value, locations, _), *_ = problem
+    slope = torch.randn(2, locations.shape[1], 3 * value.shape[-1]).to(value)
     doubled = tuple(x.double() for x in problem[0])
     truth = attention("reference", doubled, *problem[1:], slope.double())
     eager = attention("reference", *problem, slope)
     ours = attention("triton", *problem, slope)
-    again = attention("triton", *problem, slope)
+    # The interpreter runs one program after the other, and cannot do otherwise the next time.
+    again = ours if INTERPRETED else attention("triton", *problem, slope)
     for i, (result, same, theirs, best) in enumerate(zip(ours, again, eager, truth, strict=True)):
         assert torch.equal(result, same), f"output {i} differs between two runs"
         assert_close(result, theirs, best, 3 if i else 2)
