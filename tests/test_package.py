@@ -19,7 +19,7 @@ def test_every_folder_of_modules_and_configs_is_packaged():
 
 
 def test_one_version_everywhere():
-    newest = re.search(r"^## \[(.+?)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = re.search(r"^## (.+?) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     citation = (ROOT / "CITATION.cff").read_text()
     assert newest[1] == linsight.__version__
     assert f'\nversion: {newest[1]}\ndate-released: "{newest[2]}"\n' in citation
