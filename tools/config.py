@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +59,8 @@ def _print_log(message: str, logger: Any = None, level: int = logging.INFO) -> N
 
 
 mmengine.logging.print_log = _print_log
+# Said by mmdet, as it is imported, of a metric that no config of ours has.
+warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
 
 
 class ConfigError(ValueError):

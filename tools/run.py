@@ -143,8 +143,6 @@ def plain_errors() -> Iterator[None]:
     A fault of the program itself keeps its traceback.
     """
     warnings.filterwarnings("ignore", module=r"(mmengine|timm|torch)\b")
-    # Said by mmdet of a metric that no config of ours has.
-    warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
     try:
         yield
     except (ConfigError, DataError, CheckpointError, OSError) as error:
