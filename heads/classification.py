@@ -35,7 +35,7 @@ def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
 
     Raises:
         ValueError: timm knows no such model, or the model takes no such argument.
-        CheckpointError: `pretrained` weights are asked for, and there are none to fetch.
+        CheckpointError: `pretrained` weights are asked for, and cannot be fetched.
     """
     architecture = model_name.split(".")[0]
     if ":" not in model_name and not timm.is_model(architecture):
@@ -49,13 +49,14 @@ def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
     except RuntimeError as error:
         if "No pretrained weights exist" not in str(error):
             raise
-        weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
-        pages = ", ".join({w.page for w in weights if w.page})
         raise CheckpointError(
-            f"{model_name} has no weights at a plain address"
-            + (f"; get them from {pages}" if pages else "")
-            + ": set model.backbone.pretrained=False, and give a file as "
-            "model.backbone.checkpoint=FILE"
+            f"{model_name} has no weights at a plain address; {_by_hand(architecture)}"
+        ) from None
+    except OSError as error:
+        if not kwargs.get("pretrained") or "pretrained_cfg_overlay" in kwargs:
+            raise
+        raise CheckpointError(
+            f"the weights of {model_name} could not be fetched ({error}); {_by_hand(architecture)}"
         ) from None
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
@@ -69,6 +70,15 @@ def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
             f"backbone: {model_name} takes no argument {unknown[1]!r}; "
             f"the nearest are {', '.join(nearest or sorted(set(accepted) - {'self'}))}"
         ) from None
+
+
+def _by_hand(architecture: str) -> str:
+    """What to do where timm cannot fetch a model's weights."""
+    weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
+    places = [w.page or w.url or f"https://huggingface.co/{w.hub_id}" for w in weights]
+    return (
+        f"get them from {' or '.join(places)}: " if places else ""
+    ) + "set model.backbone.pretrained=False, and give a file as model.backbone.checkpoint=FILE"
 
 
 @MODELS.register_module()
