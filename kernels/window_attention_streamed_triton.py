@@ -7,7 +7,7 @@ One kernel goes over the keys of a tile of queries (dq), one over the queries of
 import triton
 import triton.language as tl
 
-from .window_tokens_triton import (
+from .window_attention_math_triton import (
     SCALARS,
     convolve,
     dot,
