@@ -24,10 +24,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .landmark_kernel_triton import half_square, padded_size, product, rows_of
-from .newton_inverse_triton import PRECISION
+from .landmark_kernel_triton import half_square, padded_size, rows_of
 from .triton_launch import Tile, launch, multiprocessors, split_tokens
-from .triton_math import dot, dot_halves, exponential, high_part, low_part, multiply, operand
+from .triton_math import (
+    PRECISION,
+    dot,
+    dot_halves,
+    exponential,
+    high_part,
+    low_part,
+    multiply,
+    operand,
+)
 
 
 @triton.jit
@@ -43,9 +51,7 @@ def _representable(e, IEEE: tl.constexpr):
 def _weigh(e, x, accumulator, IEEE: tl.constexpr):
     """accumulator + e @ x, no product left out: of sum_j E_ij (l_j - q_i), where a token is its
     own landmark, both terms are large and must cancel."""
-    if IEEE:
-        return tl.dot(e, x, accumulator, input_precision="ieee")
-    elif x.dtype == tl.bfloat16:
+    if IEEE or x.dtype == tl.bfloat16:
         return dot(e, x, accumulator, IEEE)
     else:
         x = x.to(tl.float32)
@@ -81,7 +87,7 @@ def _gather(
     for start in range(first, last, BLOCK):
         query = rows_of(q, start, last, q_n, D, P, BLOCK)
         y = operand(rows_of(x, start, last, x_n, D, P, BLOCK), IEEE)
-        score = scale * product(mark, tl.trans(query), IEEE) - mark_half
+        score = scale * multiply(mark, tl.trans(query)) - mark_half
         score -= scale * scale * half_square(query)[None, :]
         total = dot(exponential(score, IEEE), y, total, IEEE)
     row = m + tl.arange(0, BM)
@@ -178,13 +184,13 @@ def _scatter(
         query_half = scale * scale * half_square(query)[:, None]
         y = tl.zeros((BLOCK, P), tl.float32)
         if WHOLE:
-            score = scale * product(query, tl.trans(mark), IEEE) - query_half - mark_half
+            score = scale * multiply(query, tl.trans(mark)) - query_half - mark_half
             y = dot_halves(exponential(score, IEEE), high, low, y, IEEE)
         else:
             for m in range(0, marks, BM):
                 mark = rows_of(k, m, marks, k_n, D, P, BM)
                 weight = rows_of(w, m, marks, P, P, P, BM)
-                score = scale * product(query, tl.trans(mark), IEEE) - query_half
+                score = scale * multiply(query, tl.trans(mark)) - query_half
                 score -= half_square(mark)[None, :]
                 y = dot(exponential(score, IEEE), weight, y, IEEE)
         n = start + tl.arange(0, BLOCK)
@@ -201,7 +207,7 @@ def _tile_gradient(
     IEEE: tl.constexpr,
 ):  # fmt: skip
     """One tile's E, and dv, dq / s + s sum(E) q and sum(E) with its part added."""
-    score = scale * product(query, tl.trans(mark), IEEE) - query_half - half_square(mark)[None, :]
+    score = scale * multiply(query, tl.trans(mark)) - query_half - half_square(mark)[None, :]
     kernel = exponential(score, IEEE)
     e = tl.zeros((query.shape[0], mark.shape[0]), tl.float32)
     e = dot(operand(dy, IEEE), tl.trans(weight), e, IEEE)
@@ -310,7 +316,7 @@ def _landmark_gradient(
         query = rows_of(q, start, last, q_n, D, P, BLOCK)
         value = operand(rows_of(v, start, last, v_n, D, P, BLOCK), IEEE)
         dy = operand(rows_of(grad, start, last, g_n, D, P, BLOCK), IEEE)
-        score = scale * product(mark, tl.trans(query), IEEE) - mark_half
+        score = scale * multiply(mark, tl.trans(query)) - mark_half
         score -= scale * scale * half_square(query)[None, :]
         e = tl.zeros((BM, BLOCK), tl.float32)
         e = dot(weight, tl.trans(dy), e, IEEE)

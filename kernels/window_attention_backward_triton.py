@@ -7,10 +7,10 @@ larger ones), and what every window's size shares: the sums for the table, the c
 import triton
 import triton.language as tl
 
+from .triton_math import multiply
 from .window_attention_math_triton import (
     SCALARS,
     convolve,
-    dot,
     edge_of,
     load_rows,
     locate,
@@ -60,7 +60,6 @@ def _gradient(
     if FILL:
         key_sum = tl.zeros((T, P), tl.float32)
         value_sum = tl.zeros((T, P), tl.float32)
-    zero = tl.zeros((T, P), tl.float32)
     for window in range(first, tl.minimum(first + per, total)):
         place = locate(window, y, x, geometry)
         region = region_of(window, edge, geometry)
@@ -71,14 +70,14 @@ def _gradient(
         score = scores_of(q, k, position, region, region, known, scale, TABLE, SHIFT)
         e = weigh(score, tl.max(score, 1), known, EXACT)
         e = e / tl.sum(e, 1)[:, None]
-        de = dot(g, tl.trans(v), tl.zeros((T, T), tl.float32))
+        de = multiply(g, tl.trans(v))
         ds = e * (de - tl.sum(e * de, 1)[:, None])
         if TABLE:
             table_sum += ds
-        dv = dot(tl.trans(e.to(g.dtype)), g, zero)
+        dv = multiply(tl.trans(e.to(g.dtype)), g)
         ds = ds.to(q.dtype)
-        dk = dot(tl.trans(ds), q, zero) * scale
-        dq = dot(ds, k, zero) * scale
+        dk = multiply(tl.trans(ds), q) * scale
+        dq = multiply(ds, k) * scale
         if K > 0:
             dv = convolve(
                 dv, grad, slopes, window, y, x, geometry, weight, fill, D, P, K, False, True

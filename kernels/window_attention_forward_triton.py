@@ -3,12 +3,11 @@
 import triton
 import triton.language as tl
 
-from .triton_math import shrinkage
+from .triton_math import multiply, shrinkage
 from .window_attention_math_triton import (
     MASKED,
     SCALARS,
     convolve,
-    dot,
     edge_of,
     load_rows,
     locate,
@@ -84,7 +83,7 @@ def _attend(
                 e = weigh(score, higher, there, EXACT)
                 maximum = higher
                 mass = mass * shrink + tl.sum(e, 1)
-                o = dot(e.to(v.dtype), v, o * shrink[:, None])
+                o = multiply(e.to(v.dtype), v, o * shrink[:, None])
             at = (first.to(tl.int64) * share + (h - head)) * tokens + t  # the only window
             tl.store(sums + at, maximum + tl.log(mass), mask=known)
         else:
@@ -93,7 +92,7 @@ def _attend(
             score = scores_of(q, k, position, region, region, known, scale, TABLE, SHIFT)
             e = weigh(score, tl.max(score, 1), known, EXACT)
             mass = tl.sum(e, 1)
-            o = dot(e.to(v.dtype), v, tl.zeros((T, P), tl.float32))
+            o = multiply(e.to(v.dtype), v)
         o = o / mass[:, None] + start
         if K > 0:
             o = convolve(
