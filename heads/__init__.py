@@ -4,9 +4,9 @@ Importing it registers everything here with mmengine.
 """
 
 from . import (
+    backbone,
     checkpoint,
     classification,
-    detection,
     fcn,
     figures,
     hooks,
@@ -21,9 +21,9 @@ from . import (
 )
 
 __all__ = [
+    "backbone",
     "checkpoint",
     "classification",
-    "detection",
     "fcn",
     "figures",
     "hooks",

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import timm.data
 import timm.loss
 import torch
@@ -17,8 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import METRICS, MODELS
 from torch import Tensor, nn
 
-from linsight.backbones import ZOO
-from linsight.backbones.checkpoint import CheckpointError
+from .backbone import create_backbone
 
 for _loss in (
     nn.CrossEntropyLoss,
@@ -28,47 +23,6 @@ for _loss in (
 ):
     if _loss.__name__ not in MODELS.module_dict:
         MODELS.register_module(module=_loss)
-
-
-def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`, whose errors name what is nearest to a misspelt name or argument.
-
-    Raises:
-        ValueError: timm knows no such model, or the model takes no such argument.
-        CheckpointError: `pretrained` weights are asked for, and there are none to fetch.
-    """
-    architecture = model_name.split(".")[0]
-    if ":" not in model_name and not timm.is_model(architecture):
-        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-        raise ValueError(
-            f"model_name: timm has no model {model_name!r}"
-            + (f"; the nearest are {', '.join(nearest)}" if nearest else "")
-        )
-    try:
-        return timm.create_model(model_name, **kwargs)
-    except RuntimeError as error:
-        if "No pretrained weights exist" not in str(error):
-            raise
-        weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
-        pages = ", ".join({w.page for w in weights if w.page})
-        raise CheckpointError(
-            f"{model_name} has no weights at a plain address"
-            + (f"; get them from {pages}" if pages else "")
-            + ": set model.backbone.pretrained=False, and give a file as "
-            "model.backbone.checkpoint=FILE"
-        ) from None
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None or unknown[1] not in kwargs:
-            raise
-        # The class is behind timm's entry function; only a built model tells it.
-        with torch.device("meta"):
-            accepted = inspect.signature(type(timm.create_model(model_name)).__init__).parameters
-        nearest = difflib.get_close_matches(unknown[1], accepted, n=3, cutoff=0.5)
-        raise ValueError(
-            f"backbone: {model_name} takes no argument {unknown[1]!r}; "
-            f"the nearest are {', '.join(nearest or sorted(set(accepted) - {'self'}))}"
-        ) from None
 
 
 @MODELS.register_module()

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from linsight.backbones.checkpoint import check_fit, unwrap
 from linsight.backbones.registry import ZOO
 
+from .backbone import TimmBackbone
 from .checkpoint import read_checkpoint
 from .decode_head import resize
-from .detection import TimmBackbone
 from .segmentation_loss import PixelCrossEntropy
 
 
@@ -29,7 +29,7 @@ class SemanticSegmentor(BaseModel):
     as the data set's transforms left them: normalised, float (B, 3, H, W).
 
     Args:
-        backbone: arguments of :class:`~linsight.heads.detection.TimmBackbone`.
+        backbone: arguments of :class:`~linsight.heads.backbone.TimmBackbone`.
         decode_head: a head by its registered name; the channels and strides of the maps that it
             gets are filled in.
         num_classes: how many classes.
