@@ -106,14 +106,9 @@ def forward(landmarks: Tensor, out: Tensor) -> None:
     """Write the landmarks' own kernels to `out`, (B, heads, M, M)."""
     rows, blocks, options = _landmark_sizes(landmarks)
     launch(
-        _landmark_kernel,
-        (rows, blocks, blocks),
-        landmarks,
-        out,
-        *landmarks.stride()[:3],
-        *landmarks.shape[1:3],
-        **options,
-    )
+        _landmark_kernel, (rows, blocks, blocks),
+        landmarks, out, *landmarks.stride()[:3], *landmarks.shape[1:3], **options,
+    )  # fmt: skip
 
 
 def backward(grad: Tensor, landmarks: Tensor, out: Tensor) -> None:

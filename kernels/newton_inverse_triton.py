@@ -172,19 +172,9 @@ def unrolled_gradient(
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dalpha = torch.empty(alpha.shape, dtype=alpha.dtype, device=x.device)
     launch(
-        _unrolled_gradient,
-        (matrices,),
-        grad,
-        x,
-        alpha,
-        iterates,
-        dx,
-        dalpha,
-        ridge,
-        size,
-        iterations,
-        **_launch(size),
-    )
+        _unrolled_gradient, (matrices,),
+        grad, x, alpha, iterates, dx, dalpha, ridge, size, iterations, **_launch(size),
+    )  # fmt: skip
     return dx, dalpha
 
 
