@@ -83,24 +83,18 @@ class Detector(Network):
         Disagreement: they are not finite.
     """
 
-    def __init__(
-        self,
-        case: Case,
-        dtype: torch.dtype,
-        device: torch.device,
-        compile: bool,
-        seconds: float,
-        phase: str,
-    ) -> None:
-        super().__init__(case, dtype, device, False, seconds, phase)
-        if compile:  # what follows the backbone depends on what is found
-            torch.compiler.reset()
-            self.module.backbone.compile(dynamic=False)
-        size = tuple(int(side) for side in case.shape.split(" x ")[2:])
-        scenes = DigitDetection("train", case.batch, [{"type": "PackDetInputs"}], size=size)
-        batch = pseudo_collate([scenes[i] for i in range(case.batch)])
+    def compiled(self) -> nn.Module:
+        """The backbone alone: what follows it depends on what is found."""
+        self.module.backbone.compile(dynamic=False)
+        return self.module
+
+    def prepare(self) -> None:
+        count = self.case.batch
+        size = tuple(int(side) for side in self.case.shape.split(" x ")[2:])
+        scenes = DigitDetection("train", count, [{"type": "PackDetInputs"}], size=size)
+        batch = pseudo_collate([scenes[i] for i in range(count)])
         self.batch = self.module.data_preprocessor(batch, self.training)
-        self.first_call = elapsed(self._check, device)
+        self.first_call = elapsed(self._check, self.device)
         self.check = "ok"
 
     def _check(self) -> None:

@@ -102,7 +102,10 @@ class Subject:
         if compile:
             # The limit on recompilations counts those of earlier cases.
             torch.compiler.reset()
-            self.function = torch.compile(self.module, dynamic=False)
+            self.function = self.compiled()
+
+    def compiled(self) -> nn.Module:
+        return torch.compile(self.module, dynamic=False)
 
     def values(self, times: Sequence[float], peak: float | None) -> dict[str, Any]:
         """What all measurements have."""
@@ -204,6 +207,11 @@ class Network(Subject):
         super().__init__(case, dtype, device, compile, seconds)
         self.training = phase == "training"
         self.module.train(self.training)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the batch, call once, and check."""
+        raise NotImplementedError
 
     def autocast(self, exact: bool = False) -> Any:
         if exact or self.dtype == torch.float32:
@@ -243,19 +251,10 @@ class Network(Subject):
 class Model(Network):
     """A model that classifies, checked against exact arithmetic."""
 
-    def __init__(
-        self,
-        case: Case,
-        dtype: torch.dtype,
-        device: torch.device,
-        compile: bool,
-        seconds: float,
-        phase: str,
-    ) -> None:
-        super().__init__(case, dtype, device, compile, seconds, phase)
-        different = distinct(case.batch)
+    def prepare(self) -> None:
+        different = distinct(self.case.batch)
         images, labels = self.data(different)
-        again = case.batch // different
+        again = self.case.batch // different
         self.images, self.labels = (
             x.repeat(again, *(1 for _ in x.shape[1:])) for x in (images, labels)
         )
@@ -267,13 +266,13 @@ class Model(Network):
             ours.extend(self._outcome(self.function, self.images, self.labels))
 
         def exact() -> list[list[Tensor]]:
-            wide = torch.float64 if dtype == torch.float32 else torch.float32
+            wide = torch.float64 if self.dtype == torch.float32 else torch.float32
             with force("reference"):
                 eager = self._outcome(deepcopy(copy), images, labels)
                 return [eager, self._outcome(copy.to(wide), images.to(wide), labels, exact=True)]
 
-        self.first_call = elapsed(first, device)
-        self.check = check_if_exact_fits(ours, exact, dtype)
+        self.first_call = elapsed(first, self.device)
+        self.check = check_if_exact_fits(ours, exact, self.dtype)
 
     def data(self, count: int) -> tuple[Tensor, Tensor]:
         """That many images, and what they show."""
