@@ -10,7 +10,8 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from linsight.heads.classification import Accuracy, ImageClassifier
+from linsight.heads.classification import ImageClassifier
+from linsight.heads.classification_metric import Accuracy
 
 
 def classifier(**kwargs) -> ImageClassifier:
