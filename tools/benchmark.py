@@ -26,6 +26,7 @@ from rich.progress import (
 )
 
 import linsight
+from linsight.backbones.mixers import MIXERS
 from linsight.kernels import force
 from linsight.tools import benchmark_cases as cases
 from linsight.tools.benchmark_cases import Case
@@ -70,6 +71,7 @@ class Setting:
     seconds: float
     references: bool = False
     peers: tuple[str, ...] = ()
+    mixer: str | None = None
 
     @property
     def resolutions(self) -> list[int]:
@@ -106,6 +108,10 @@ def benchmark(
     peer: Annotated[
         list[str] | None,
         typer.Option(help="A backbone to put into the same config, by timm's name; repeat it."),
+    ] = None,
+    mixer: Annotated[
+        str | None,
+        typer.Option(help="In place of the token mixers that linsight's models have."),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images; default: by resolution, as memory allows.")
@@ -149,6 +155,9 @@ def benchmark(
         raise typer.BadParameter("'detectors' needs the names of configs")
     if peer and what not in ("detectors", "segmentors"):
         raise typer.BadParameter("--peer is for 'detectors' and 'segmentors'")
+    if mixer and (what != "models" or mixer not in MIXERS):
+        known = ", ".join(MIXERS)
+        raise typer.BadParameter(f"--mixer is for 'models', and one of {known}; got {mixer!r}")
     place = _device(device)
     gpu = place.type == "cuda"
     setting = Setting(
@@ -161,6 +170,7 @@ def benchmark(
         seconds,
         references,
         tuple(peer or ()),
+        mixer,
     )
     if "graph" in setting.modes and not gpu:
         raise typer.BadParameter(f"--modes graph needs a GPU, the device is {place}")
@@ -280,7 +290,7 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
 
 def _models(name: str, phase: str, setting: Setting) -> Iterator[Case]:
     for resolution, batch in setting.batches(phase):
-        case = cases.model(name, resolution, batch)
+        case = cases.model(name, resolution, batch, setting.mixer)
         yield case
         if setting.references and not case.peer_of:
             yield replace(case, name=f"{name} reference", peer_of=name, reference=True)

@@ -104,7 +104,9 @@ def test_random_shapes_and_magnitudes(device, seed) -> None:
         slope = torch.randn_like(tensors[2])
         # Of few channels the scale's gradient is a few numbers whose terms cancel, as the length
         # of a query hardly counts: how well they do is rounding's luck.
-        assert_as_exact_as_eager(operator(power), tensors, torch.float32, slope, roundings=16)
+        # Of one token all of q's and k's cancels, but for the normaliser's 1e-6.
+        roundings = 16 if tokens > 1 else 1e4
+        assert_as_exact_as_eager(operator(power), tensors, torch.float32, slope, roundings)
 
 
 @pytest.mark.triton
