@@ -8,6 +8,9 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 PTX = tl.constexpr(torch.version.cuda is not None and not INTERPRETED.value)
+# float32 split into three bfloat16 for the tensor cores, 24 bits in all: as exact as "ieee",
+# which does without them, spills, and outgrows the instruction cache. See docs/performance.md.
+PRECISION = tl.constexpr("ieee" if INTERPRETED.value else "bf16x6")
 
 
 @triton.jit
@@ -108,11 +111,13 @@ def low_part(x, IEEE: tl.constexpr):
 
 
 @triton.jit
-def multiply(a, b, accumulator):
+def multiply(a, b, accumulator=None):
+    """accumulator + a @ b of operands as they are: products of 16 bits are exact in float32, and
+    those of float32 do without the tensor cores."""
     if INTERPRETED:  # it would multiply the bit patterns of bfloat16 as integers
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator)
+    return tl.dot(a, b, accumulator, input_precision="ieee")
 
 
 @triton.jit
@@ -124,7 +129,7 @@ def dot(a, b, accumulator, IEEE: tl.constexpr):
     product of two lows is left out; an operand that comes as bfloat16 is exact.
     """
     if IEEE:
-        return tl.dot(a, b, accumulator, input_precision="ieee")
+        return multiply(a, b, accumulator)
     elif b.dtype == tl.bfloat16:
         accumulator = multiply(high_part(a, False), b, accumulator)
         return multiply(low_part(a, False), b, accumulator)
@@ -134,9 +139,9 @@ def dot(a, b, accumulator, IEEE: tl.constexpr):
 
 @triton.jit
 def dot_halves(a, b_high, b_low, accumulator, IEEE: tl.constexpr):
-    """`_dot` with a `b` that is split already."""
+    """`dot` with a `b` that is split already."""
     if IEEE:
-        return tl.dot(a, b_high, accumulator, input_precision="ieee")
+        return multiply(a, b_high, accumulator)
     elif a.dtype == tl.bfloat16:
         accumulator = multiply(a, b_high, accumulator)
         return multiply(a, b_low, accumulator)
@@ -149,11 +154,18 @@ def dot_halves(a, b_high, b_low, accumulator, IEEE: tl.constexpr):
 
 @triton.jit
 def operand(x, IEEE: tl.constexpr):
-    """A loaded tensor as an operand of `_dot`: bfloat16 stays as it is, exact."""
+    """A loaded tensor as an operand of `dot`: bfloat16 stays as it is, exact."""
     if IEEE or x.dtype != tl.bfloat16:
         return x.to(tl.float32)
     else:
         return x
+
+
+@triton.jit
+def fold(x, ROWS: tl.constexpr):
+    """(T, P) to (ROWS, P), by sums over rows that one thread holds: registers, no exchange."""
+    T: tl.constexpr = x.shape[0]
+    return tl.sum(tl.reshape(x, (T // ROWS, ROWS, x.shape[1])), 0)
 
 
 @triton.jit

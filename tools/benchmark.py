@@ -30,7 +30,7 @@ from linsight.backbones.mixers import MIXERS
 from linsight.kernels import force
 from linsight.tools import benchmark_cases as cases
 from linsight.tools.benchmark_cases import Case
-from linsight.tools.benchmark_measure import Disagreement, Model, Operator
+from linsight.tools.benchmark_measure import Disagreement, Model, Network, Operator
 from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
 from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
 
@@ -52,7 +52,7 @@ _RESOLUTIONS = {
 class Job:
     """One module to build and check, and the rows that it gives."""
 
-    build: Callable[[], Operator | Model]
+    build: Callable[[], Operator | Network]
     measure: Callable[[Any, Row], dict[str, Any]]
     reference: bool
     rows: list[Row]
@@ -301,10 +301,10 @@ def _config_jobs(what: str, names: list[str], compile: bool, setting: Setting) -
 
     try:
         if what == "detectors":
-            from linsight.tools.benchmark_detectors import Detector as Subject
+            from linsight.tools.benchmark_detectors import Detector as Dense
             from linsight.tools.benchmark_detectors import cases
         else:
-            from linsight.tools.benchmark_segmentors import Segmentor as Subject
+            from linsight.tools.benchmark_segmentors import Segmentor as Dense
             from linsight.tools.benchmark_segmentors import cases
     except ModuleNotFoundError as error:
         extra = {"detectors": "det", "segmentors": "train"}[what]
@@ -320,12 +320,12 @@ def _config_jobs(what: str, names: list[str], compile: bool, setting: Setting) -
                     raise typer.BadParameter(str(error)) from None
                 for case in found:
 
-                    def build(case: Case = case, phase: str = phase) -> Any:
+                    def build(case: Case = case, phase: str = phase) -> Network:
                         dtype = DTYPES[setting.dtype]
-                        return Subject(case, dtype, setting.device, compile, setting.seconds, phase)
+                        return Dense(case, dtype, setting.device, compile, setting.seconds, phase)
 
                     row = _row(case, "compile" if compile else "eager", phase, setting)
-                    yield Job(build, lambda subject, row: subject.measure(), False, [row])
+                    yield Job(build, lambda network, row: network.measure(), False, [row])
 
 
 def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:

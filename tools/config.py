@@ -24,7 +24,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
 
-from linsight.heads.detection import TimmBackbone
+from linsight.heads.backbone import TimmBackbone
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -14,8 +14,8 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
+from linsight.heads.backbone import create_backbone
 from linsight.heads.checkpoint import read_checkpoint
-from linsight.heads.classification import create_backbone
 from linsight.tools.config import ConfigError, load_config
 
 

@@ -19,7 +19,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from linsight.backbones.checkpoint import CheckpointError
-from linsight.datasets.classification import DataError
+from linsight.datasets.loading import DataError
 from linsight.tools.config import ConfigError, load_config
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]

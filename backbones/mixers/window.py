@@ -1,6 +1,7 @@
 """Attention within shifted windows (Swin; arXiv:2103.14030, ICCV 2021)."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,18 @@ class Window(ProjectedMixer):
     def no_weight_decay(self) -> set[str]:
         """The table, which is a matrix but no weight."""
         return {"relative_position_bias_table"}
+
+    @staticmethod
+    def fit_tables(
+        state_dict: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+    ) -> dict[str, Tensor]:
+        """The tables of another window interpolated."""
+        return {
+            name: resize_position_bias(value, shapes[name][0])
+            if name.endswith("relative_position_bias_table") and name in shapes
+            else value
+            for name, value in state_dict.items()
+        }
 
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         side = 2 * self.window_size - 1

@@ -11,7 +11,9 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError
-from linsight.heads.classification import Accuracy, ImageClassifier, create_backbone
+from linsight.heads.backbone import create_backbone
+from linsight.heads.classification import ImageClassifier
+from linsight.heads.classification_metric import Accuracy
 
 
 def classifier(**kwargs) -> ImageClassifier:
