@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import check_model, renamed, unwrap
 from ..layers import AddLayerNorm, ConvNorm, LayerNorm, Mlp, TransformerBlock
-from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
+from ..mixers import MixerNames, MixerOptions, Place, build_mixer, fit_tables, mixers_by_block
 from .hierarchy import Head, HierarchicalVisionTransformer, TokenStage
 from .pyramid import REDUCTION, Stem
 
@@ -179,6 +179,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
                     ours = name.replace(first, ".mixer.in_proj.")
                     state_dict[ours] = torch.cat([state_dict.pop(name), rest])
         state_dict = {_our_name(name): value for name, value in state_dict.items()}
+    state_dict = fit_tables(state_dict, model)
     for i, stage in enumerate(model.stages):
         position = state_dict.get(name := f"stages.{i}.pos_embed")
         if position is not None and position.shape[1] != stage.pos_embed.shape[1]:

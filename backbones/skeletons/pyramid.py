@@ -32,7 +32,7 @@ from ..layers import (
     classifier,
     normalized_conv2d,
 )
-from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
+from ..mixers import MixerNames, MixerOptions, Place, build_mixer, fit_tables, mixers_by_block
 from .hierarchy import HierarchicalVisionTransformer
 
 register_notrace_function(rotary_tables)
@@ -300,7 +300,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         name: value.reshape(shapes[name])
         if name in shapes and value.numel() == shapes[name].numel()
         else value
-        for name, value in state_dict.items()
+        for name, value in fit_tables(state_dict, model).items()
     }
     check_model(state_dict, model)
     return state_dict

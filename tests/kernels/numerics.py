@@ -82,10 +82,9 @@ def assert_as_exact_as_eager(
         assert torch.equal(x, same), f"output {i} differs between two runs"
         assert x.dtype == y.dtype
         assert x.shape == y.shape
-        # What cancels, as the gradient of a softmax over one token (or, but for the epsilon of its
-        # denominator, of a normalised sum over one), has no length of its own.
+        # What cancels to zero, as a softmax's gradient over one token, has no length of its own.
         length = slope.double().norm().item()
-        least = length if best.norm() < 1e-5 * length else 1e-300
+        least = length if best.norm() < 1e-12 * length else 1e-300
         error, allowed = distance(x, best, least), distance(y, best, least)
         bound = slack * (RESULT if i == 0 else GRADIENT) * max(allowed, floor)
         assert error <= bound, f"output {i}: error {error:.2e}, eager's {allowed:.2e}"
