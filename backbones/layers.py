@@ -66,9 +66,15 @@ class DepthwiseConv2d(nn.Conv2d):
         self.activation = activation
         self.residual = residual
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
+        """Of x, or of x + branch."""
         return depthwise_conv2d(
-            x, self.weight, self.bias, activation=self.activation, residual=self.residual
+            x,
+            self.weight,
+            self.bias,
+            activation=self.activation,
+            residual=self.residual,
+            branch=branch,
         )
 
 

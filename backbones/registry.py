@@ -35,16 +35,37 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Paper:
+    """What was published with a mixer, and what a user should know of it.
+
+    Attributes:
+        name: what its authors call their models.
+        arxiv: number of the paper.
+        title: of the paper.
+        origin: address of the authors' code.
+        license: of the repository that releases the weights, by its SPDX name in lower case as
+            timm has it, or none where it states none.
+        computes: what the models compute, in a line.
+        limits: where they are the wrong choice, in a line.
+    """
+
+    name: str
+    arxiv: str
+    title: str
+    origin: str
+    license: str | None
+    computes: str
+    limits: str
+
+
+@dataclass(frozen=True)
 class Family:
     """What the models of one paper on one skeleton share.
 
     Attributes:
         skeleton: the model class.
         filter_fn: timm's checkpoint filter for the authors' files.
-        paper: 'arXiv:...' of the mixer.
-        origin: address of the authors' code, or none.
-        license: of the repository that releases the weights, by its SPDX name in lower case as
-            timm has it, or none where it states none.
+        paper: of the mixer.
         first_conv, classifier: parameter names that timm adapts.
         config: constructor arguments common to all sizes.
         data: what differs from timm's usual data configuration (crop_pct, ...).
@@ -53,9 +74,7 @@ class Family:
 
     skeleton: type[nn.Module]
     filter_fn: Callable
-    paper: str | None
-    origin: str | None
-    license: str | None
+    paper: Paper
     first_conv: str
     classifier: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -100,9 +119,9 @@ def _default_cfgs(name: str, model: Model) -> dict[str, dict[str, Any]]:
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": family.first_conv,
         "classifier": family.classifier,
-        "paper_ids": family.paper,
-        "origin_url": family.origin,
-        "license": family.license,
+        "paper_ids": f"arXiv:{family.paper.arxiv}",
+        "origin_url": family.paper.origin,
+        "license": family.paper.license,
     } | family.data
     # The first is the default.
     plain = {} if any(w.hub_id or w.url for w in model.weights.values()) else {name: common}

@@ -4,9 +4,11 @@ Importing it registers everything here with mmengine.
 """
 
 from . import (
+    backbone,
     checkpoint,
     classification,
-    detection,
+    classification_figures,
+    classification_metric,
     fcn,
     figures,
     hooks,
@@ -21,9 +23,11 @@ from . import (
 )
 
 __all__ = [
+    "backbone",
     "checkpoint",
     "classification",
-    "detection",
+    "classification_figures",
+    "classification_metric",
     "fcn",
     "figures",
     "hooks",

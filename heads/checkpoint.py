@@ -173,6 +173,16 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: str | Non
     return read_checkpoint(target, map_location or "cpu")
 
 
+def _load_checkpoint(
+    cls: type[CheckpointLoader], filename: str, map_location: Any = None, logger: Any = None
+) -> dict:
+    """mmengine's, without the line that it prints past every logger."""
+    return cls._get_checkpoint_loader(filename)(filename, map_location)
+
+
+CheckpointLoader.load_checkpoint = classmethod(_load_checkpoint)
+
+
 @HOOKS.register_module()
 class CheckedLoadHook(Hook):
     """Refuse a checkpoint of another model before mmengine loads what happens to fit.
@@ -338,6 +348,12 @@ class SafeCheckpointHook(CheckpointHook):
             best, self.best_ckpt_path = self.best_ckpt_path, self.best_ckpt_path or previous
         if best and previous and best != previous and is_main_process():
             self._remove(previous)
+
+    def after_train(self, runner: Any) -> None:
+        super().after_train(runner)
+        weights = getattr(self, "best_ckpt_path", None) or self.last_ckpt
+        if weights:
+            runner.logger.info(f"Weights: {weights}")
 
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):

@@ -1,24 +1,17 @@
-"""Image classification on mmengine: the model around a timm backbone, and its accuracy."""
+"""Image classification on mmengine: the model around a timm backbone."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
-from collections.abc import Sequence
 from typing import Any
 
-import timm
 import timm.data
 import timm.loss
 import torch
-from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
-from mmengine.registry import METRICS, MODELS
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from linsight.backbones import ZOO
-from linsight.backbones.checkpoint import CheckpointError
+from .backbone import create_backbone
 
 for _loss in (
     nn.CrossEntropyLoss,
@@ -28,47 +21,6 @@ for _loss in (
 ):
     if _loss.__name__ not in MODELS.module_dict:
         MODELS.register_module(module=_loss)
-
-
-def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`, whose errors name what is nearest to a misspelt name or argument.
-
-    Raises:
-        ValueError: timm knows no such model, or the model takes no such argument.
-        CheckpointError: `pretrained` weights are asked for, and there are none to fetch.
-    """
-    architecture = model_name.split(".")[0]
-    if ":" not in model_name and not timm.is_model(architecture):
-        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-        raise ValueError(
-            f"model_name: timm has no model {model_name!r}"
-            + (f"; the nearest are {', '.join(nearest)}" if nearest else "")
-        )
-    try:
-        return timm.create_model(model_name, **kwargs)
-    except RuntimeError as error:
-        if "No pretrained weights exist" not in str(error):
-            raise
-        weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
-        pages = ", ".join({w.page for w in weights if w.page})
-        raise CheckpointError(
-            f"{model_name} has no weights at a plain address"
-            + (f"; get them from {pages}" if pages else "")
-            + ": set model.backbone.pretrained=False, and give a file as "
-            "model.backbone.checkpoint=FILE"
-        ) from None
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None or unknown[1] not in kwargs:
-            raise
-        # The class is behind timm's entry function; only a built model tells it.
-        with torch.device("meta"):
-            accepted = inspect.signature(type(timm.create_model(model_name)).__init__).parameters
-        nearest = difflib.get_close_matches(unknown[1], accepted, n=3, cutoff=0.5)
-        raise ValueError(
-            f"backbone: {model_name} takes no argument {unknown[1]!r}; "
-            f"the nearest are {', '.join(nearest or sorted(set(accepted) - {'self'}))}"
-        ) from None
 
 
 @MODELS.register_module()
@@ -145,35 +97,3 @@ class ImageClassifier(BaseModel):
                 "train_dataloader.drop_last=True and an even train_dataloader.batch_size"
             )
         return self.mixup(inputs, labels)
-
-
-@METRICS.register_module()
-class Accuracy(BaseMetric):
-    """Share of images whose label is among the k highest scores, in percent.
-
-    Args:
-        topk: the ks; those that are not below the number of classes are left out.
-        collect_device: where the ranks' results meet, ``"cpu"`` or ``"gpu"``.
-        prefix: of the metrics' names: ``accuracy/top1``.
-    """
-
-    default_prefix = "accuracy"
-
-    def __init__(
-        self,
-        topk: Sequence[int] = (1, 5),
-        collect_device: str = "cpu",
-        prefix: str | None = None,
-    ) -> None:
-        super().__init__(collect_device=collect_device, prefix=prefix)
-        self.topk = tuple(topk)
-
-    def process(self, data_batch: tuple[Tensor, Tensor], data_samples: Sequence[dict]) -> None:
-        scores = torch.stack([sample["scores"] for sample in data_samples]).cpu()
-        ks = [k for k in self.topk if k == 1 or k < scores.shape[1]]
-        labels = data_batch[1].cpu()
-        hits = scores.topk(max(ks)).indices == labels[:, None]
-        self.results += [{k: bool(hit[:k].any()) for k in ks} for hit in hits]
-
-    def compute_metrics(self, results: list[dict[int, bool]]) -> dict[str, float]:
-        return {f"top{k}": 100 * sum(hit[k] for hit in results) / len(results) for k in results[0]}

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from linsight.backbones.checkpoint import check_fit, unwrap
 from linsight.backbones.registry import ZOO
 
+from .backbone import TimmBackbone
 from .checkpoint import read_checkpoint
 from .decode_head import resize
-from .detection import TimmBackbone
 from .segmentation_loss import PixelCrossEntropy
+
+# The authors' norms on the outputs of a backbone.
+_OUTPUT_NORMS = r"(?:extra_norms\.|norm)(\d)(?:\.norm)?\.(weight|bias)"
 
 
 @MODELS.register_module()
@@ -29,7 +32,7 @@ class SemanticSegmentor(BaseModel):
     as the data set's transforms left them: normalised, float (B, 3, H, W).
 
     Args:
-        backbone: arguments of :class:`~linsight.heads.detection.TimmBackbone`.
+        backbone: arguments of :class:`~linsight.heads.backbone.TimmBackbone`.
         decode_head: a head by its registered name; the channels and strides of the maps that it
             gets are filled in.
         num_classes: how many classes.
@@ -116,7 +119,7 @@ class SemanticSegmentor(BaseModel):
             # Our backbones' maps are channels-last, and so stay the heads'.
             part.to(memory_format=torch.channels_last)
         if checkpoint is not None:
-            state = checkpoint_filter_fn(read_checkpoint(checkpoint), self)
+            state = self.checkpoint_filter_fn(read_checkpoint(checkpoint))
             check_fit(state, self, f"checkpoint {checkpoint} does not fit the model")
             self.load_state_dict(state)
         if compile:
@@ -132,8 +135,34 @@ class SemanticSegmentor(BaseModel):
         return ("decode_head.conv_seg.", "auxiliary_head.conv_seg.")
 
     def checkpoint_filter_fn(self, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-        """See :func:`checkpoint_filter_fn`."""
-        return checkpoint_filter_fn(state_dict, self)
+        """A segmentor's checkpoint of a paper's authors, or of this library, under our names.
+
+        The heads' names are mmsegmentation's in both. The backbone's go through the filter of its
+        family, and the authors' norms on its outputs (``extra_norms.0.norm.weight`` of RAVLT and
+        MAViT, ``norm0.weight`` of Swin) become ``backbone.norms.0.weight``.
+
+        Raises:
+            CheckpointError: the backbone's weights are of another model.
+        """
+        state_dict = dict(unwrap(state_dict))
+        if not any(name.startswith("backbone.") for name in state_dict) or any(
+            name.startswith("backbone.model.") for name in state_dict
+        ):
+            return state_dict
+        backbone, renamed = {}, {}
+        for name, value in state_dict.items():
+            part, _, rest = name.partition(".")
+            if part != "backbone":
+                renamed[name] = value
+            elif norm := re.fullmatch(_OUTPUT_NORMS, rest):
+                renamed[f"backbone.norms.{norm[1]}.{norm[2]}"] = value
+            else:
+                backbone[rest] = value
+        timm_model = self.backbone.model
+        architecture = timm_model.pretrained_cfg["architecture"]
+        if architecture in ZOO:
+            backbone = ZOO[architecture].family.filter_fn(backbone, timm_model)
+        return {**{f"backbone.model.{k}": v for k, v in backbone.items()}, **renamed}
 
     def init_weights(self) -> None:
         """Nothing: the parts were initialised, or loaded, when they were created."""
@@ -156,7 +185,7 @@ class SemanticSegmentor(BaseModel):
             size: (H', W') of the predicted labels; by default the labels', else the images'.
         """
         if mode == "tensor":
-            return self._decode(inputs)
+            return self._decode(self.backbone(inputs))
         if mode == "loss":
             return self._loss(inputs, labels)
         if mode == "predict":
@@ -165,15 +194,13 @@ class SemanticSegmentor(BaseModel):
             return [{"labels": x} for x in self._predict(inputs, size)]
         raise ValueError(f"mode must be 'tensor', 'predict' or 'loss', got {mode!r}")
 
-    def _decode(self, inputs: Tensor) -> Tensor:
-        maps = self.backbone(inputs)
+    def _decode(self, maps: Sequence[Tensor]) -> Tensor:
         return self.decode_head(self.neck(maps) if self.neck else maps)
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         labels = labels.long()
         maps = self.backbone(inputs)
-        logits = self.decode_head(self.neck(maps) if self.neck else maps)
-        losses = {"decode.loss": self._measure(logits, labels)}
+        losses = {"decode.loss": self._measure(self._decode(maps), labels)}
         if self.auxiliary_head:
             auxiliary = self._measure(self.auxiliary_head(maps), labels)
             losses["auxiliary.loss"] = self.auxiliary_weight * auxiliary
@@ -215,7 +242,7 @@ class SemanticSegmentor(BaseModel):
         """Float32 logits (B, num_classes, H, W) at the images' size."""
         height, width = inputs.shape[-2:]
         if self.window is None:
-            return resize(self._decode(inputs).float(), (height, width))
+            return resize(self._decode(self.backbone(inputs)).float(), (height, width))
         rows, columns = (
             _starts(*each)
             for each in zip((height, width), self.window, self.window_stride, strict=True)
@@ -227,7 +254,8 @@ class SemanticSegmentor(BaseModel):
             for x in columns:
                 part = (..., slice(y, y + self.window[0]), slice(x, x + self.window[1]))
                 view = inputs[part]
-                total[part] += resize(self._decode(view).float(), view.shape[-2:])
+                logits = self._decode(self.backbone(view)).float()
+                total[part] += resize(logits, view.shape[-2:])
                 count[part] += 1
         return total.div_(count)
 
@@ -243,36 +271,3 @@ def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"{name} must be (height, width) of 1 or more, got {value}")
     return pair
-
-
-def checkpoint_filter_fn(
-    state_dict: Mapping[str, Any], model: SemanticSegmentor
-) -> dict[str, Tensor]:
-    """A segmentor's checkpoint of a paper's authors, or of this library, under our names.
-
-    The heads' names are mmsegmentation's in both. The backbone's go through the filter of its
-    family, and the authors' norms on its outputs (``extra_norms.0.norm.weight`` of RAVLT and
-    MAViT, ``norm0.weight`` of Swin) become ``backbone.norms.0.weight``.
-
-    Raises:
-        CheckpointError: the backbone's weights are of another model.
-    """
-    state_dict = dict(unwrap(state_dict))
-    if not any(name.startswith("backbone.") for name in state_dict) or any(
-        name.startswith("backbone.model.") for name in state_dict
-    ):
-        return state_dict
-    backbone, renamed = {}, {}
-    for name, value in state_dict.items():
-        part, _, rest = name.partition(".")
-        if part != "backbone":
-            renamed[name] = value
-        elif norm := re.fullmatch(r"(?:extra_norms\.|norm)(\d)(?:\.norm)?\.(weight|bias)", rest):
-            renamed[f"backbone.norms.{norm[1]}.{norm[2]}"] = value
-        else:
-            backbone[rest] = value
-    timm_model = model.backbone.model
-    architecture = timm_model.pretrained_cfg["architecture"]
-    if architecture in ZOO:
-        backbone = ZOO[architecture].family.filter_fn(backbone, timm_model)
-    return {**{f"backbone.model.{k}": v for k, v in backbone.items()}, **renamed}

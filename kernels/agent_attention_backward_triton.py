@@ -9,12 +9,11 @@ from .agent_attention_math_triton import (
     agent_rows,
     bias_tile,
     convolved,
-    matmul,
     scores_of,
     softmax_of,
     softmax_weights,
 )
-from .triton_math import shrinkage
+from .triton_math import multiply, shrinkage
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -60,7 +59,7 @@ def _broadcast_statistics(
             higher = tl.maximum(maximum, tl.max(s, 1))
             shrink = shrinkage(maximum, higher, EXACT)
             p = softmax_weights(s, higher[:, None], live, EXACT)
-            dp = matmul(dy, tl.trans(u), tl.zeros((BLOCK, AGENTS), tl.float32))
+            dp = multiply(dy, tl.trans(u))
             mass = mass * shrink + tl.sum(p, 1)
             inner = inner * shrink + tl.sum(p * dp, 1)
             maximum = higher
@@ -75,7 +74,7 @@ def _broadcast_gradient(
 ):  # fmt: skip
     """p and ds of the softmax over agents, (tokens, agents)."""
     s = scores_of(q, a, bias, scale)
-    dp = matmul(dy, tl.trans(u), tl.zeros((q.shape[0], a.shape[0]), tl.float32))
+    dp = multiply(dy, tl.trans(u))
     if WHOLE:
         p = softmax_of(s, live, EXACT)
         # Of the very dp that it is taken from: what is left of a one-hot softmax is exact.
@@ -124,8 +123,8 @@ def _broadcast_agent_gradient(
             q, dy, a, u, table, live, valid, statistics, n, tokens, scale, WHOLE, EXACT
         )
         # A missing token's dy and q are zero.
-        du = matmul(tl.trans(p.to(q.dtype)), dy, du)
-        da = matmul(tl.trans(ds.to(q.dtype)), q, da)
+        du = multiply(tl.trans(p.to(q.dtype)), dy, du)
+        da = multiply(tl.trans(ds.to(q.dtype)), q, da)
     ok = (i < COUNT)[:, None] & (d < D)
     place = split * (COUNT * D) + i[:, None] * D + d
     tl.store(agent_parts + bh * part_stride + place, da * scale, mask=ok)
@@ -205,8 +204,8 @@ def _aggregate_agent_gradient(
         here = live[:, None] & valid[None, :]
         s = scores_of(a, k, bias_tile(bias, i[:, None], n[None, :], bias_a, COUNT), scale)
         p = softmax_weights(s, maximum, here, EXACT)
-        dp = matmul(g, tl.trans(v), tl.zeros((AGENTS, BLOCK), tl.float32))
-        da = matmul((p * (dp - subtracted)).to(k.dtype), k, da)
+        dp = multiply(g, tl.trans(v))
+        da = multiply((p * (dp - subtracted)).to(k.dtype), k, da)
     ok = live[:, None] & (d < D)
     parts += bh * part_stride + split * (COUNT * D)
     tl.store(parts + i[:, None] * D + d, da * scale, mask=ok)
@@ -218,7 +217,7 @@ def _aggregate_gradient(
 ):  # fmt: skip
     """p times its softmax's sum, and ds, of the softmax over tokens, (tokens, agents)."""
     p = softmax_weights(scores_of(k, a, bias, scale), maximum[None, :], here, EXACT)
-    dp = matmul(v, tl.trans(g), tl.zeros((k.shape[0], a.shape[0]), tl.float32))
+    dp = multiply(v, tl.trans(g))
     return p, p * (dp - inner[None, :])
 
 
@@ -265,8 +264,8 @@ def _aggregate_token_gradient(
             p, ds = _aggregate_gradient(k, v, a, g, table, m, r, here, scale, EXACT)
             total += ds
             if WRITE:
-                dk = matmul(ds.to(k.dtype), a, tl.zeros((BLOCK, P), tl.float32))
-                dv = matmul(p.to(k.dtype), g, tl.zeros((BLOCK, P), tl.float32))
+                dk = multiply(ds.to(k.dtype), a)
+                dv = multiply(p.to(k.dtype), g)
         else:
             dk = tl.zeros((BLOCK, P), tl.float32)
             dv = tl.zeros((BLOCK, P), tl.float32)
@@ -279,8 +278,8 @@ def _aggregate_token_gradient(
                 m = tl.load(statistics + bh * (2 * COUNT) + j + i, mask=live, other=0.0)
                 r = tl.load(inner + bh * COUNT + j + i, mask=live, other=0.0)
                 p, ds = _aggregate_gradient(k, v, a, g, table, m, r, here, scale, EXACT)
-                dk = matmul(ds.to(k.dtype), a, dk)
-                dv = matmul(p.to(k.dtype), g, dv)
+                dk = multiply(ds.to(k.dtype), a, dk)
+                dv = multiply(p.to(k.dtype), g, dv)
         if WRITE:
             dv += convolved(
                 grad + b * g_b + h * D, g_n, weight, h * D, n, tokens, prefix, height, width,
@@ -361,7 +360,7 @@ def _broadcast_token_gradient(
             )
             total += ds
             if WRITE:
-                dq = matmul(ds.to(q.dtype), a, tl.zeros((BLOCK, P), tl.float32))
+                dq = multiply(ds.to(q.dtype), a)
         else:
             dq = tl.zeros((BLOCK, P), tl.float32)
             for j in range(0, COUNT, AGENTS):
@@ -373,7 +372,7 @@ def _broadcast_token_gradient(
                 _p, ds = _broadcast_gradient(
                     q, dy, a, u, table, live, valid, softmax, n, tokens, scale, WHOLE, EXACT
                 )
-                dq = matmul(ds.to(q.dtype), a, dq)
+                dq = multiply(ds.to(q.dtype), a, dq)
         if WRITE:
             dq = dq * scale + _of_cells(
                 dagents + bh * (COUNT * D), n, prefix, height, width, down, right,

@@ -9,11 +9,10 @@ from .agent_attention_math_triton import (
     agent_rows,
     bias_tile,
     convolved,
-    matmul,
     scores_of,
     softmax_weights,
 )
-from .triton_math import shrinkage
+from .triton_math import multiply, shrinkage
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -82,7 +81,7 @@ def _aggregate(
         shrink = shrinkage(maximum, higher, EXACT)
         p = softmax_weights(s, higher[:, None], valid[None, :], EXACT)
         mass = mass * shrink + tl.sum(p, 1)
-        total = matmul(p.to(v.dtype), v, total * shrink[:, None])
+        total = multiply(p.to(v.dtype), v, total * shrink[:, None])
         maximum = higher
     if tl.num_programs(1) == 1:
         total /= mass[:, None]
@@ -175,7 +174,7 @@ def _broadcast(
             s = tl.where(live, s, NEVER)
             p = softmax_weights(s, tl.max(s, 1)[:, None], live, EXACT)
             mass = tl.sum(p, 1)
-            y = matmul(p.to(u.dtype), u, tl.zeros((BLOCK, P), tl.float32))
+            y = multiply(p.to(u.dtype), u)
         else:
             maximum = tl.full((BLOCK,), -float("inf"), tl.float32)
             mass = tl.zeros((BLOCK,), tl.float32)
@@ -191,7 +190,7 @@ def _broadcast(
                 shrink = shrinkage(maximum, higher, EXACT)
                 p = softmax_weights(s, higher[:, None], live, EXACT)
                 mass = mass * shrink + tl.sum(p, 1)
-                y = matmul(p.to(u.dtype), u, y * shrink[:, None])
+                y = multiply(p.to(u.dtype), u, y * shrink[:, None])
                 maximum = higher
         y /= mass[:, None]
         y += convolved(

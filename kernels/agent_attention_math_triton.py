@@ -26,14 +26,6 @@ SCALARS = [
 
 
 @triton.jit
-def matmul(a, b, accumulator):
-    if a.dtype == tl.float32:
-        return tl.dot(a, b, accumulator, input_precision="ieee")
-    else:
-        return multiply(a, b, accumulator)
-
-
-@triton.jit
 def softmax_weights(scores, maximum, valid, EXACT: tl.constexpr):
     """exp(scores - maximum), zero where not valid."""
     return exponential(tl.where(valid, scores - maximum, VANISHED), EXACT)
@@ -42,8 +34,7 @@ def softmax_weights(scores, maximum, valid, EXACT: tl.constexpr):
 @triton.jit
 def scores_of(x, y, bias, scale):
     """scale x y^T + bias."""
-    product = matmul(x, tl.trans(y), tl.zeros((x.shape[0], y.shape[0]), tl.float32))
-    return product * scale + bias.to(tl.float32)
+    return multiply(x, tl.trans(y)) * scale + bias.to(tl.float32)
 
 
 @triton.jit

@@ -131,24 +131,15 @@ class Operator:
         LIBRARY.impl(name, run, "CPU")
         torch.library.register_fake(f"linsight::{name}", fake, lib=LIBRARY)
         self.registered = getattr(torch.ops.linsight, name).default
-        self.run = run
-        self.function = None
+        self.eager = run
         if differentiate is not None:
             torch.library.register_autograd(
                 f"linsight::{name}", differentiate, setup_context=save, lib=LIBRARY
             )
-            self.function = _autograd_function(name, run, save, differentiate)
+            self.eager = eager_function(name, run, save, differentiate)
 
     def __call__(self, *args: Any) -> Any:
-        if not plain(args):
-            return self.registered(*args)
-        if (
-            self.function is not None
-            and torch.is_grad_enabled()
-            and any(isinstance(x, Tensor) and x.requires_grad for x in args)
-        ):
-            return self.function.apply(*args)
-        return self.run(*args)
+        return self.eager(*args) if plain(args) else self.registered(*args)
 
 
 def plain(args: tuple) -> bool:
@@ -158,9 +149,11 @@ def plain(args: tuple) -> bool:
     )
 
 
-def _autograd_function(
+def eager_function(
     name: str, run: Callable, save: Callable, differentiate: Callable
-) -> type[torch.autograd.Function]:
+) -> Callable[..., Any]:
+    """`run` with its gradient, for calls that are `plain`; arguments as of an `Operator`."""
+
     def forward(ctx, *args):
         output = run(*args)
         save(ctx, args, output)
@@ -170,4 +163,12 @@ def _autograd_function(
         "forward": staticmethod(forward),
         "backward": staticmethod(once_differentiable(differentiate)),
     }
-    return type(name, (torch.autograd.Function,), methods)
+    function = type(name, (torch.autograd.Function,), methods)
+
+    def call(*args: Any) -> Any:
+        watched = torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in args
+        )
+        return function.apply(*args) if watched else run(*args)
+
+    return call

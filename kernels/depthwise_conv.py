@@ -20,8 +20,12 @@ def reference(
     stride: int,
     activation: Activation | None,
     residual: bool,
+    branch: Tensor | None = None,
 ) -> Tensor:
     """The convolution through PyTorch's own; see `depthwise_conv2d`."""
+    if branch is not None:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x = (x.to(wide) + branch.to(wide)).to(x.dtype)
     if activation == "gelu":
         x = F.gelu(x)
     y = F.conv2d(
@@ -43,8 +47,12 @@ def depthwise_conv2d(
     stride: int = 1,
     activation: Activation | None = None,
     residual: bool = False,
+    branch: Tensor | None = None,
 ) -> Tensor:
     """Depthwise convolution with zero padding k // 2: conv(a(x)) + bias, plus a(x) if `residual`.
+
+    With a `branch` x + branch stands for x throughout; the kernel adds the two where it loads
+    them, and writes their sum only if a gradient will ask for it.
 
     Args:
         x: (B, H, W, C), any strides with the last axis contiguous.
@@ -54,6 +62,8 @@ def depthwise_conv2d(
         stride: 1 or 2; the output has ceil(H / stride) rows.
         activation: a, applied to the input first: 'gelu' (exact, erf) or none.
         residual: add a(x) to the result; needs stride 1.
+        branch: of the shape of `x`, of any floating dtype, or none; the sum is rounded to the
+            dtype of `x`. Needs stride 1.
 
     Returns:
         (B, ceil(H / stride), ceil(W / stride), C), in the dtype of `x` or, under autocast, in the
@@ -75,10 +85,21 @@ def depthwise_conv2d(
         raise ValueError(f"activation is {activation!r}, expected None or 'gelu'")
     if residual and stride != 1:
         raise ValueError(f"residual needs stride 1, got stride {stride}")
+    if branch is not None and (stride != 1 or branch.shape != x.shape):
+        raise ValueError(
+            f"branch has shape {tuple(branch.shape)} at stride {stride}, expected "
+            f"{tuple(x.shape)} at stride 1"
+        )
     dtype = _result_dtype(x, weight, bias, residual)
-    if kernel in TRITON_KERNELS and runs_triton(x):
-        return _forward(x, weight, bias, stride, activation == "gelu", residual, dtype)
-    return reference(x, weight, bias, stride, activation, residual)
+    if kernel not in TRITON_KERNELS or not runs_triton(x):
+        return reference(x, weight, bias, stride, activation, residual, branch)
+    gelu = activation == "gelu"
+    keep = (
+        branch is not None
+        and torch.is_grad_enabled()
+        and any(t.requires_grad for t in (x, branch, weight))
+    )
+    return _forward(x, branch, weight, bias, stride, gelu, residual, keep, dtype)[0]
 
 
 def _result_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> torch.dtype:
@@ -98,26 +119,21 @@ def _result_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
 # The Triton side. Triton itself is imported at the first launch, not before.
 
 
-def _run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    gelu: bool,
-    residual: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+def _run(x, branch, weight, bias, stride, gelu, residual, keep, dtype):
     from . import depthwise_conv_triton as kernels
 
-    x = rows_contiguous(x)
-    out = _run_fake(x, weight, bias, stride, gelu, residual, dtype)
-    kernels.forward(x, weight.contiguous(), bias, stride, gelu, residual, out)
-    return out
+    x, branch = rows_contiguous(x), rows_contiguous(branch)
+    out, total = _run_fake(x, branch, weight, bias, stride, gelu, residual, keep, dtype)
+    kept = total if keep else None
+    kernels.forward(x, weight.contiguous(), bias, stride, gelu, residual, out, branch, kept)
+    return out, total
 
 
-def _run_fake(x, weight, bias, stride, gelu, residual, dtype):
+def _run_fake(x, branch, weight, bias, stride, gelu, residual, keep, dtype):
     batch, height, width, channels = x.shape
-    return x.new_empty(batch, -(-height // stride), -(-width // stride), channels, dtype=dtype)
+    shape = (batch, -(-height // stride), -(-width // stride), channels)
+    # An operator returns a fixed number of tensors: an empty one stands for none.
+    return x.new_empty(shape, dtype=dtype), x.new_empty(x.shape if keep else (0,))
 
 
 def _run_backward(
@@ -144,20 +160,24 @@ def _run_backward_fake(grad, x, weight, stride, gelu, residual):
 
 
 def _save(ctx, inputs, output):
-    x, weight, bias, *ctx.options, _ = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    x, branch, weight, bias, *ctx.options, keep, _ = inputs
+    ctx.save_for_backward(output[1] if keep else x, weight)
+    ctx.branch_dtype, ctx.bias_dtype = (None if t is None else t.dtype for t in (branch, bias))
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, grad):
+def _differentiate(ctx, grad, _):
+    if grad is None:
+        return (None,) * 9
     dx, dweight, dbias = _backward(grad, *ctx.saved_tensors, *ctx.options)
+    dbranch = None if ctx.branch_dtype is None else dx.to(ctx.branch_dtype)
     dbias = None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype)
-    return dx, dweight, dbias, None, None, None, None
+    return dx, dbranch, dweight, dbias, None, None, None, None, None
 
 
 _forward = Operator(
-    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, bool gelu, "
-    "bool residual, ScalarType dtype) -> Tensor",
+    "depthwise_conv2d(Tensor x, Tensor? branch, Tensor weight, Tensor? bias, int stride, "
+    "bool gelu, bool residual, bool keep, ScalarType dtype) -> (Tensor, Tensor)",
     _run,
     _run_fake,
     _save,

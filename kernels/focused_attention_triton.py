@@ -19,9 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .backend import rows_contiguous
-from .linear_attention_math_triton import fold
 from .triton_launch import launch, multiprocessors
-from .triton_math import exponential, reciprocal_approximate, sum_rows
+from .triton_math import exponential, fold, reciprocal_approximate, sum_rows
 
 EPSILON = tl.constexpr(1e-6)
 

@@ -4,21 +4,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .newton_inverse_triton import PRECISION
 from .triton_launch import launch
-from .triton_math import exponential, multiply
+from .triton_math import PRECISION, exponential, multiply
 
 MOST_LANDMARKS = 32  # a program's tile
-
-
-@triton.jit
-def product(a, b, IEEE: tl.constexpr):
-    """a @ b of two inputs as they were loaded: products of 16 bits are exact in float32."""
-    accumulator = tl.zeros((a.shape[0], b.shape[1]), tl.float32)
-    if IEEE:
-        return tl.dot(a, b, accumulator, input_precision="ieee")
-    else:
-        return multiply(a, b, accumulator)
 
 
 @triton.jit
@@ -43,7 +32,7 @@ def _landmark_tile(x_i, x_j, i, j):
     if x_i.dtype == tl.float32:
         score = tl.dot(x_i, tl.trans(x_j), input_precision=PRECISION)
     else:
-        score = product(x_i, tl.trans(x_j), False)
+        score = multiply(x_i, tl.trans(x_j))
     score -= half_square(x_i)[:, None] + half_square(x_j)[None, :]
     # Of a landmark with itself a distance is zero but for rounding.
     return tl.where(i[:, None] == j[None, :], 1.0, exponential(score, True))
@@ -117,14 +106,9 @@ def forward(landmarks: Tensor, out: Tensor) -> None:
     """Write the landmarks' own kernels to `out`, (B, heads, M, M)."""
     rows, blocks, options = _landmark_sizes(landmarks)
     launch(
-        _landmark_kernel,
-        (rows, blocks, blocks),
-        landmarks,
-        out,
-        *landmarks.stride()[:3],
-        *landmarks.shape[1:3],
-        **options,
-    )
+        _landmark_kernel, (rows, blocks, blocks),
+        landmarks, out, *landmarks.stride()[:3], *landmarks.shape[1:3], **options,
+    )  # fmt: skip
 
 
 def backward(grad: Tensor, landmarks: Tensor, out: Tensor) -> None:

@@ -2,14 +2,15 @@
 
 Under autocast PyTorch normalises in float32 and gives float32, so a block's norms and sums move
 two to three times the bytes of its products. Here they are one pass: sums are in float32, what
-is read and written stays in the stream's own dtype.
+is read and written stays in the stream's own dtype. A compiler sees `reference`, which it fuses
+with what stands around it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import Operator, runs_triton, without_autocast
+from .backend import eager_function, plain, runs_triton, without_autocast
 
 WIDEST_TRITON_ROW = 4096
 
@@ -73,9 +74,10 @@ def _apply(
                 f"{name} has shape {tuple(vector.shape)}, expected ({x.shape[-1]},), "
                 "the channels of x"
             )
-    if x.shape[-1] > WIDEST_TRITON_ROW or not runs_triton(x):
-        return reference(x, branch, weight, bias, eps)
-    return _forward(x, branch, weight, bias, eps)
+    args = (x, branch, weight, bias, eps)
+    if x.shape[-1] > WIDEST_TRITON_ROW or not runs_triton(x) or not plain(args):
+        return reference(*args)
+    return _forward(*args)
 
 
 # The Triton side. Triton itself is imported at the first launch, not before.
@@ -84,33 +86,11 @@ def _apply(
 def _run(x, branch, weight, bias, eps):
     from . import layer_norm_triton as kernels
 
-    total, norm = _run_fake(x, branch, weight, bias, eps)
-    branch = branch if branch is None else branch.contiguous()
+    norm = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = None if branch is None else torch.empty_like(norm)
+    branch = None if branch is None else branch.contiguous()
     kernels.forward(x.contiguous(), branch, weight, bias, eps, total, norm)
     return total, norm
-
-
-def _run_fake(x, branch, weight, bias, eps):
-    # An operator returns a fixed number of tensors: an empty one stands for none.
-    return (
-        torch.empty((0,) if branch is None else x.shape, dtype=x.dtype, device=x.device),
-        torch.empty(x.shape, dtype=x.dtype, device=x.device),
-    )
-
-
-def _run_backward(dtotal, dnorm, total, weight, bias, eps):
-    from . import layer_norm_triton as kernels
-
-    outputs = _run_backward_fake(dtotal, dnorm, total, weight, bias, eps)
-    dtotal = dtotal if dtotal is None else dtotal.contiguous()
-    kernels.backward(dtotal, dnorm.contiguous(), total.contiguous(), weight, eps, *outputs)
-    return outputs
-
-
-def _run_backward_fake(dtotal, dnorm, total, weight, bias, eps):
-    return tuple(
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (total, weight, bias)
-    )
 
 
 def _save(ctx, inputs, output):
@@ -121,26 +101,20 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, dtotal, dnorm):
-    # The output that stands for none may have a gradient as well.
-    dx = None if ctx.branch_dtype is None else dtotal
-    dweight, dbias = None, None
+    from . import layer_norm_triton as kernels
+
+    total, weight, bias = ctx.saved_tensors
+    dx, dweight, dbias = dtotal, None, None
     if dnorm is not None:
-        dx, dweight, dbias = _backward(dx, dnorm, *ctx.saved_tensors, ctx.eps)
+        dx, dweight, dbias = (
+            torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (total, weight, bias)
+        )
+        dtotal = None if dtotal is None else dtotal.contiguous()
+        kernels.backward(
+            dtotal, dnorm.contiguous(), total.contiguous(), weight, ctx.eps, dx, dweight, dbias
+        )
     dbranch = None if dx is None or ctx.branch_dtype is None else dx.to(ctx.branch_dtype)
     return dx, dbranch, dweight, dbias, None
 
 
-_forward = Operator(
-    "layer_norm(Tensor x, Tensor? branch, Tensor weight, Tensor bias, float eps) "
-    "-> (Tensor, Tensor)",
-    _run,
-    _run_fake,
-    _save,
-    _differentiate,
-)
-_backward = Operator(
-    "layer_norm_backward(Tensor? dtotal, Tensor dnorm, Tensor total, Tensor weight, "
-    "Tensor bias, float eps) -> (Tensor, Tensor, Tensor)",
-    _run_backward,
-    _run_backward_fake,
-)
+_forward = eager_function("layer_norm", _run, _save, _differentiate)

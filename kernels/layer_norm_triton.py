@@ -120,7 +120,7 @@ def forward(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    total: Tensor,
+    total: Tensor | None,
     norm: Tensor,
 ) -> None:
     """Write the sum to `total` if there is a branch, and its norm to `norm`."""
@@ -129,7 +129,8 @@ def forward(
         return
     launch(
         _forward, (tiles,),
-        x, x if branch is None else branch, weight, bias, total, norm, tokens, eps,
+        x, x if branch is None else branch, weight, bias, norm if total is None else total, norm,
+        tokens, eps,
         C=channels, P=padded, ROWS=rows, BRANCH=branch is not None, num_warps=WARPS,
     )  # fmt: skip
 

@@ -228,15 +228,8 @@ def rotate(x, cosine, sine):
 
 
 @triton.jit
-def fold(x, ROWS: tl.constexpr):
-    """(T, P) to (ROWS, P), by sums over rows that one thread holds: registers, no exchange."""
-    T: tl.constexpr = x.shape[0]
-    return tl.sum(tl.reshape(x, (T // ROWS, ROWS, x.shape[1])), 0)
-
-
-@triton.jit
 def fold_accumulated(x):
-    """`_fold` for the tensor cores' layout of sums, where a thread holds rows 8 apart."""
+    """`fold` for the tensor cores' layout of sums, where a thread holds rows 8 apart."""
     T: tl.constexpr = x.shape[0]
     P: tl.constexpr = x.shape[1]
     return tl.reshape(tl.sum(tl.reshape(x, (T // 16, 2, 8, P)), 1), (T // 2, P))

@@ -50,6 +50,8 @@ TILES = {
     "key_gradient": {64: Tile(64, 4, 3, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
     "query_gradient": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
 }
+# Of features twice as wide as their head, up to a head width of 64.
+DOUBLED_TILE = Tile(64, 4, 1, 2, 256)
 # float32 multiplies without tensor cores, and holds its operands in registers.
 WIDE_TILES = {64: Tile(16, 8, 1, 2, 128), 128: Tile(16, 16, 1, 1, 128)}
 
@@ -96,7 +98,9 @@ class Problem:
 
     def tile(self, kernel: str) -> Tile:
         width = 64 if self.features <= 64 else 128
-        return WIDE_TILES[width] if self.itemsize == 4 else TILES[kernel][width]
+        if self.itemsize == 4:
+            return WIDE_TILES[width]
+        return DOUBLED_TILE if width > self.padded else TILES[kernel][width]
 
     def split(self, tile: Tile) -> tuple[int, int]:
         return split_tokens(tile, self.rows, self.tokens, multiprocessors(self.device))

@@ -10,7 +10,6 @@ with Y = V P and V' = 2 V - Y V,
     dY = -G V^T,  dP += V^T dY,  dV = 2 G - Y^T G + dY P^T.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,12 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_launch import launch
+from .triton_math import INTERPRETED, PRECISION
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# float32 split into three bfloat16 for the tensor cores, 24 bits in all: as exact as "ieee",
-# which does without them, spills, and outgrows the instruction cache. See docs/performance.md.
-PRECISION = tl.constexpr("ieee" if INTERPRETED else "bf16x6")
-LARGEST_ON_CHIP = 16 if INTERPRETED else 64
+LARGEST_ON_CHIP = 16 if INTERPRETED.value else 64
 WARPS = 4
 
 
@@ -176,19 +172,9 @@ def unrolled_gradient(
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dalpha = torch.empty(alpha.shape, dtype=alpha.dtype, device=x.device)
     launch(
-        _unrolled_gradient,
-        (matrices,),
-        grad,
-        x,
-        alpha,
-        iterates,
-        dx,
-        dalpha,
-        ridge,
-        size,
-        iterations,
-        **_launch(size),
-    )
+        _unrolled_gradient, (matrices,),
+        grad, x, alpha, iterates, dx, dalpha, ridge, size, iterations, **_launch(size),
+    )  # fmt: skip
     return dx, dalpha
 
 

@@ -1,9 +1,12 @@
-"""Two-dimensional rotary position embedding (RAVLT, arXiv:2411.07635; RoPE, arXiv:2104.09864)."""
+"""Two-dimensional rotary position embedding (RAVLT, arXiv:2411.07635; RoPE, arXiv:2104.09864).
+
+A compiler sees `reference`, which it fuses with what stands around it.
+"""
 
 import torch
 from torch import Tensor
 
-from .backend import Operator, kept, rows_contiguous, runs_triton
+from .backend import eager_function, kept, plain, rows_contiguous, runs_triton
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -77,7 +80,7 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
             f"rotary tables are for a map of {rows.shape[1]} x {columns.shape[1]} tokens, "
             f"but x has {x.shape[1]}"
         )
-    if rows.dtype == torch.float32 and runs_triton(x):
+    if rows.dtype == torch.float32 and runs_triton(x) and plain((x, *rotary)):
         return _turn(x, rows, columns, False)
     return reference(x, rotary)
 
@@ -102,13 +105,9 @@ def _run(x, rows, columns, back):
     from . import rotary_triton as kernels
 
     x = rows_contiguous(x)
-    out = _run_fake(x, rows, columns, back)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     kernels.turn(x, rows.contiguous(), columns.contiguous(), back, out)
     return out
-
-
-def _run_fake(x, rows, columns, back):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _save(ctx, inputs, output):
@@ -120,10 +119,4 @@ def _differentiate(ctx, grad):
     return _turn(grad, *ctx.saved_tensors, not ctx.back), None, None, None
 
 
-_turn = Operator(
-    "rotary(Tensor x, Tensor rows, Tensor columns, bool back) -> Tensor",
-    _run,
-    _run_fake,
-    _save,
-    _differentiate,
-)
+_turn = eager_function("rotary", _run, _save, _differentiate)

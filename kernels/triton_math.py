@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the hardware's functions, exact products, sums of parts."""
+"""What the Triton kernels share: functions of the hardware, GELU, exact products, sums of parts."""
 
 import os
 
@@ -8,6 +8,9 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 PTX = tl.constexpr(torch.version.cuda is not None and not INTERPRETED.value)
+# float32 split into three bfloat16 for the tensor cores, 24 bits in all: as exact as "ieee",
+# which does without them, spills, and outgrows the instruction cache. See docs/performance.md.
+PRECISION = tl.constexpr("ieee" if INTERPRETED.value else "bf16x6")
 
 
 @triton.jit
@@ -62,6 +65,29 @@ def logarithm(x, EXACT: tl.constexpr):
 
 
 @triton.jit
+def normal_cdf(x, EXACT: tl.constexpr):
+    if EXACT:
+        return 0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476)
+    else:
+        # Its logit, an odd polynomial fitted for |x| times the error < 3e-5: a third of erf's
+        # arithmetic, which would cost more than reading and writing half-precision values does.
+        u = tl.minimum(x * x, 49.0)
+        logit = (u * 1.0142692e-3 - 0.10677576) * u - 2.3011213
+        return reciprocal_approximate(1.0 + exp2_approximate(x * logit))
+
+
+@triton.jit
+def gelu(x, EXACT: tl.constexpr):
+    return x * normal_cdf(x, EXACT)
+
+
+@triton.jit
+def gelu_gradient(x, EXACT: tl.constexpr):
+    density = tl.exp(-0.5 * x * x) if EXACT else exp2_approximate(x * x * -0.7213475204444817)
+    return normal_cdf(x, EXACT) + x * 0.3989422804014327 * density
+
+
+@triton.jit
 def _cut(x):
     """The upper 16 bits of float32: bfloat16 rounded towards zero, at one instruction."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
@@ -85,11 +111,13 @@ def low_part(x, IEEE: tl.constexpr):
 
 
 @triton.jit
-def multiply(a, b, accumulator):
+def multiply(a, b, accumulator=None):
+    """accumulator + a @ b of operands as they are: products of 16 bits are exact in float32, and
+    those of float32 do without the tensor cores."""
     if INTERPRETED:  # it would multiply the bit patterns of bfloat16 as integers
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator)
+    return tl.dot(a, b, accumulator, input_precision="ieee")
 
 
 @triton.jit
@@ -101,7 +129,7 @@ def dot(a, b, accumulator, IEEE: tl.constexpr):
     product of two lows is left out; an operand that comes as bfloat16 is exact.
     """
     if IEEE:
-        return tl.dot(a, b, accumulator, input_precision="ieee")
+        return multiply(a, b, accumulator)
     elif b.dtype == tl.bfloat16:
         accumulator = multiply(high_part(a, False), b, accumulator)
         return multiply(low_part(a, False), b, accumulator)
@@ -111,9 +139,9 @@ def dot(a, b, accumulator, IEEE: tl.constexpr):
 
 @triton.jit
 def dot_halves(a, b_high, b_low, accumulator, IEEE: tl.constexpr):
-    """`_dot` with a `b` that is split already."""
+    """`dot` with a `b` that is split already."""
     if IEEE:
-        return tl.dot(a, b_high, accumulator, input_precision="ieee")
+        return multiply(a, b_high, accumulator)
     elif a.dtype == tl.bfloat16:
         accumulator = multiply(a, b_high, accumulator)
         return multiply(a, b_low, accumulator)
@@ -126,11 +154,18 @@ def dot_halves(a, b_high, b_low, accumulator, IEEE: tl.constexpr):
 
 @triton.jit
 def operand(x, IEEE: tl.constexpr):
-    """A loaded tensor as an operand of `_dot`: bfloat16 stays as it is, exact."""
+    """A loaded tensor as an operand of `dot`: bfloat16 stays as it is, exact."""
     if IEEE or x.dtype != tl.bfloat16:
         return x.to(tl.float32)
     else:
         return x
+
+
+@triton.jit
+def fold(x, ROWS: tl.constexpr):
+    """(T, P) to (ROWS, P), by sums over rows that one thread holds: registers, no exchange."""
+    T: tl.constexpr = x.shape[0]
+    return tl.sum(tl.reshape(x, (T // ROWS, ROWS, x.shape[1])), 0)
 
 
 @triton.jit

@@ -39,7 +39,7 @@ def relative_positions(window: tuple[int, int], table: Tensor) -> Tensor:
     return (dy + table.shape[0] // 2) * table.shape[1] + dx + table.shape[1] // 2
 
 
-def _regions(length: int, window: int, shift: int, device: torch.device) -> Tensor:
+def _regions(length: int, shift: int, device: torch.device) -> Tensor:
     """Along one axis of the shifted map: which of the parts that the shift brought together."""
     place = torch.arange(length, device=device)
     return (place >= length - shift).long() if shift else torch.zeros_like(place)
@@ -108,8 +108,8 @@ def _one_window(x, table, fill, weight, bias, heads, window, shift, padding):
         index = relative_positions(window, table)
         scores = scores + table.flatten(0, 1)[index].permute(2, 0, 1)
     if rolled:
-        y = _regions(rows * wh, wh, shift[0], x.device).view(rows, 1, wh, 1)
-        z = _regions(columns * ww, ww, shift[1], x.device).view(1, columns, 1, ww)
+        y = _regions(rows * wh, shift[0], x.device).view(rows, 1, wh, 1)
+        z = _regions(columns * ww, shift[1], x.device).view(1, columns, 1, ww)
         region = (2 * y + z).reshape(rows, columns, 1, wh * ww)
         apart = region[..., :, None] != region[..., None, :]
         scores = scores + MASK * apart.to(scores.dtype)

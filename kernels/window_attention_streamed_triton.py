@@ -7,10 +7,10 @@ One kernel goes over the keys of a tile of queries (dq), one over the queries of
 import triton
 import triton.language as tl
 
-from .window_tokens_triton import (
+from .triton_math import multiply
+from .window_attention_math_triton import (
     SCALARS,
     convolve,
-    dot,
     edge_of,
     load_rows,
     locate,
@@ -69,12 +69,12 @@ def query_gradient(
         key_region = region_of(window, edge_of(ys, xs, geometry), geometry)
         score = scores_of(q, k, near, region, key_region, there, scale, TABLE, SHIFT)
         e = weigh(score, logarithm, there, EXACT)
-        de = dot(g, tl.trans(v), tl.zeros((T, T), tl.float32))
+        de = multiply(g, tl.trans(v))
         if step < tiles:
             mean += tl.sum(e * de, 1)
         else:
             ds = e * (de - mean[:, None])
-            dq = dot(ds.to(k.dtype), k, dq)
+            dq = multiply(ds.to(k.dtype), k, dq)
     tl.store(inner + at, mean, mask=known)
     store_rows(dp + h * D, (d_b, d_r, d_c), place, known, dq * scale, D, P)
 
@@ -132,10 +132,10 @@ def key_gradient(
         region = region_of(window, edge_of(y, x, geometry), geometry)
         score = scores_of(q, k, near, region, key_region, there, scale, TABLE, SHIFT)
         e = weigh(score, logarithm, there, EXACT)
-        de = dot(g, tl.trans(v), tl.zeros((T, T), tl.float32))
+        de = multiply(g, tl.trans(v))
         ds = e * (de - mean[:, None])
-        dv = dot(tl.trans(e.to(g.dtype)), g, dv)
-        dk = dot(tl.trans(ds.to(q.dtype)), q, dk)
+        dv = multiply(tl.trans(e.to(g.dtype)), g, dv)
+        dk = multiply(tl.trans(ds.to(q.dtype)), q, dk)
     dk *= scale
     if K > 0:
         weight += h * (D * K * K)
@@ -193,7 +193,7 @@ def bias_gradient(
         region = region_of(window, edge, geometry)
         key_region = region_of(window, key_edge, geometry)
         score = scores_of(q, k, position, region, key_region, there, scale, True, SHIFT)
-        de = dot(g, tl.trans(v), tl.zeros((T, T), tl.float32))
+        de = multiply(g, tl.trans(v))
         result += weigh(score, logarithm, there, EXACT) * (de - mean[:, None])
     side = tiles * T
     at = table_parts + (group * heads + h).to(tl.int64) * (side * side)

@@ -14,4 +14,4 @@ from .kernels import mmcv_operators
 
 mmcv_operators.install()
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

@@ -26,10 +26,11 @@ from rich.progress import (
 )
 
 import linsight
+from linsight.backbones.mixers import MIXERS
 from linsight.kernels import force
 from linsight.tools import benchmark_cases as cases
 from linsight.tools.benchmark_cases import Case
-from linsight.tools.benchmark_measure import Disagreement, Model, Operator
+from linsight.tools.benchmark_measure import Disagreement, Model, Network, Operator
 from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
 from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
 
@@ -51,7 +52,7 @@ _RESOLUTIONS = {
 class Job:
     """One module to build and check, and the rows that it gives."""
 
-    build: Callable[[], Operator | Model]
+    build: Callable[[], Operator | Network]
     measure: Callable[[Any, Row], dict[str, Any]]
     reference: bool
     rows: list[Row]
@@ -70,6 +71,7 @@ class Setting:
     seconds: float
     references: bool = False
     peers: tuple[str, ...] = ()
+    mixer: str | None = None
 
     @property
     def resolutions(self) -> list[int]:
@@ -106,6 +108,10 @@ def benchmark(
     peer: Annotated[
         list[str] | None,
         typer.Option(help="A backbone to put into the same config, by timm's name; repeat it."),
+    ] = None,
+    mixer: Annotated[
+        str | None,
+        typer.Option(help="In place of the token mixers that linsight's models have."),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images; default: by resolution, as memory allows.")
@@ -149,6 +155,9 @@ def benchmark(
         raise typer.BadParameter("'detectors' needs the names of configs")
     if peer and what not in ("detectors", "segmentors"):
         raise typer.BadParameter("--peer is for 'detectors' and 'segmentors'")
+    if mixer and (what != "models" or mixer not in MIXERS):
+        known = ", ".join(MIXERS)
+        raise typer.BadParameter(f"--mixer is for 'models', and one of {known}; got {mixer!r}")
     place = _device(device)
     gpu = place.type == "cuda"
     setting = Setting(
@@ -161,6 +170,7 @@ def benchmark(
         seconds,
         references,
         tuple(peer or ()),
+        mixer,
     )
     if "graph" in setting.modes and not gpu:
         raise typer.BadParameter(f"--modes graph needs a GPU, the device is {place}")
@@ -280,7 +290,7 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
 
 def _models(name: str, phase: str, setting: Setting) -> Iterator[Case]:
     for resolution, batch in setting.batches(phase):
-        case = cases.model(name, resolution, batch)
+        case = cases.model(name, resolution, batch, setting.mixer)
         yield case
         if setting.references and not case.peer_of:
             yield replace(case, name=f"{name} reference", peer_of=name, reference=True)
@@ -291,10 +301,10 @@ def _config_jobs(what: str, names: list[str], compile: bool, setting: Setting) -
 
     try:
         if what == "detectors":
-            from linsight.tools.benchmark_detectors import Detector as Subject
+            from linsight.tools.benchmark_detectors import Detector as Dense
             from linsight.tools.benchmark_detectors import cases
         else:
-            from linsight.tools.benchmark_segmentors import Segmentor as Subject
+            from linsight.tools.benchmark_segmentors import Segmentor as Dense
             from linsight.tools.benchmark_segmentors import cases
     except ModuleNotFoundError as error:
         extra = {"detectors": "det", "segmentors": "train"}[what]
@@ -310,12 +320,12 @@ def _config_jobs(what: str, names: list[str], compile: bool, setting: Setting) -
                     raise typer.BadParameter(str(error)) from None
                 for case in found:
 
-                    def build(case: Case = case, phase: str = phase) -> Any:
+                    def build(case: Case = case, phase: str = phase) -> Network:
                         dtype = DTYPES[setting.dtype]
-                        return Subject(case, dtype, setting.device, compile, setting.seconds, phase)
+                        return Dense(case, dtype, setting.device, compile, setting.seconds, phase)
 
                     row = _row(case, "compile" if compile else "eager", phase, setting)
-                    yield Job(build, lambda subject, row: subject.measure(), False, [row])
+                    yield Job(build, lambda network, row: network.measure(), False, [row])
 
 
 def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:

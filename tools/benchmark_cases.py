@@ -290,18 +290,27 @@ def mixers(resolution: int, batch: int) -> Iterator[Case]:
                 yield replace(case, name="reference", peer_of=name, reference=True)
 
 
-def model(name: str, resolution: int, batch: int) -> Case:
-    """A model of timm at a resolution, without what makes two steps differ: dropout."""
+def model(name: str, resolution: int, batch: int, mixer: str | None = None) -> Case:
+    """A model of timm at a resolution, without what makes two steps differ: dropout.
+
+    Args:
+        name: of the model.
+        resolution: pixels a side.
+        batch: images.
+        mixer: what mixes tokens throughout, if the model is linsight's; none for its own.
+    """
+    options = {"mixer": mixer} if mixer and name in ZOO else {}
 
     def build(device: torch.device) -> nn.Module:
         try:
-            built = timm.create_model(name, img_size=resolution)
+            built = timm.create_model(name, img_size=resolution, **options)
         except TypeError:  # what only convolves takes every size, and no such argument
             built = timm.create_model(name)
         return without_chance(built)
 
     peer_of = "" if name in ZOO else "linsight"
-    return Case("models", name, peer_of, resolution, batch, f"{batch} x {resolution}²", build)
+    title = f"{name} mixer={mixer}" if options else name
+    return Case("models", title, peer_of, resolution, batch, f"{batch} x {resolution}²", build)
 
 
 def without_chance(model: nn.Module) -> nn.Module:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from typing import Any
 
 import timm
 import torch
@@ -16,8 +14,8 @@ from torch import nn
 
 from linsight.datasets.digits_detection import DigitDetection
 from linsight.tools.benchmark_cases import Case
-from linsight.tools.benchmark_measure import Disagreement
-from linsight.tools.benchmark_timing import elapsed, peak_memory, quantiles
+from linsight.tools.benchmark_measure import Disagreement, Network
+from linsight.tools.benchmark_timing import elapsed
 from linsight.tools.config import load_config
 
 
@@ -74,86 +72,47 @@ def _builder(model: ConfigDict) -> Callable[[torch.device], nn.Module]:
     return build
 
 
-class Detector:
-    """A detector under autocast on digit scenes, whose digits give it targets.
+class Detector(Network):
+    """A detector on digit scenes, whose digits give it targets.
 
     Nothing is trained before: in inference the regions are proposed and classified, but hardly
-    an object is found, so few masks are made.
-
-    Attributes:
-        check: 'ok': the losses, or scores, are finite. Regions are sampled at random, so that
-            they cannot be compared with exact arithmetic.
-        first_call: seconds of the first call, with what it compiled.
+    an object is found, so few masks are made. Regions are sampled at random, so that the result
+    cannot be compared with exact arithmetic: it is 'ok' if the losses, or scores, are finite.
 
     Raises:
         Disagreement: they are not finite.
     """
 
-    check = "ok"
+    def compiled(self) -> nn.Module:
+        """The backbone alone: what follows it depends on what is found."""
+        self.module.backbone.compile(dynamic=False)
+        return self.module
 
-    def __init__(
-        self,
-        case: Case,
-        dtype: torch.dtype,
-        device: torch.device,
-        compile: bool,
-        seconds: float,
-        phase: str,
-    ) -> None:
-        self.case, self.dtype, self.device, self.seconds = case, dtype, device, seconds
-        self.training = phase == "training"
-        self.module = case.build(device).to(device).train(self.training)
-        if compile:
-            torch.compiler.reset()
-            self.module.backbone.compile(dynamic=False)
-        size = tuple(int(side) for side in case.shape.split(" x ")[2:])
-        scenes = DigitDetection("train", case.batch, [{"type": "PackDetInputs"}], size=size)
-        batch = pseudo_collate([scenes[i] for i in range(case.batch)])
+    def prepare(self) -> None:
+        count = self.case.batch
+        size = tuple(int(side) for side in self.case.shape.split(" x ")[2:])
+        scenes = DigitDetection("train", count, [{"type": "PackDetInputs"}], size=size)
+        batch = pseudo_collate([scenes[i] for i in range(count)])
         self.batch = self.module.data_preprocessor(batch, self.training)
-        self.first_call = elapsed(self._check, device)
+        self.first_call = elapsed(self._check, self.device)
+        self.check = "ok"
 
     def _check(self) -> None:
-        result = self._backward() if self.training else self._infer()
-        values = [result] if self.training else [x.pred_instances.scores for x in result]
+        if self.training:
+            values = [self.learn()]
+        else:
+            values = [x.pred_instances.scores for x in self.predict()]
         if not all(value.isfinite().all() for value in values):
             raise Disagreement("the result is not finite")
 
-    def _autocast(self) -> Any:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
-
     @torch.inference_mode()
-    def _infer(self) -> list:
-        with self._autocast():
+    def predict(self) -> list:
+        with self.autocast():
             return self.module(**self.batch, mode="predict")
 
-    def _backward(self) -> torch.Tensor:
-        with self._autocast():
+    def learn(self) -> torch.Tensor:
+        with self.autocast():
             losses = self.module(**self.batch, mode="loss")
         loss, _ = self.module.parse_losses(losses)
         loss.backward()
         return loss.detach()
-
-    def measure(self) -> dict[str, Any]:
-        """Time and memory of inference, or of a training step with AdamW."""
-        call: Callable[[], Any] = self._infer
-        if self.training:
-            parameters = [p for p in self.module.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.05)
-
-            def call() -> None:
-                self._backward()
-                optimizer.step()
-                optimizer.zero_grad()
-
-            call()  # from the second step on the optimiser holds its moments
-        peak = peak_memory(call, self.device)
-        times = quantiles(call, self.device, self.seconds)
-        return {
-            **dict(zip(("p20_ms", "p50_ms", "p80_ms"), times, strict=True)),
-            "peak_mib": peak,
-            "first_call_s": self.first_call,
-            "check": self.check,
-            "images_per_second": 1e3 * self.case.batch / times[1],
-        }

@@ -102,7 +102,10 @@ class Subject:
         if compile:
             # The limit on recompilations counts those of earlier cases.
             torch.compiler.reset()
-            self.function = torch.compile(self.module, dynamic=False)
+            self.function = self.compiled()
+
+    def compiled(self) -> nn.Module:
+        return torch.compile(self.module, dynamic=False)
 
     def values(self, times: Sequence[float], peak: float | None) -> dict[str, Any]:
         """What all measurements have."""
@@ -189,8 +192,8 @@ def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -
     return [result.detach(), *gradients]
 
 
-class Model(Subject):
-    """A model under autocast, in inference or in training."""
+class Network(Subject):
+    """What a case builds under autocast, in inference (`predict`) or in training (`learn`)."""
 
     def __init__(
         self,
@@ -204,9 +207,54 @@ class Model(Subject):
         super().__init__(case, dtype, device, compile, seconds)
         self.training = phase == "training"
         self.module.train(self.training)
-        different = distinct(case.batch)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the batch, call once, and check."""
+        raise NotImplementedError
+
+    def autocast(self, exact: bool = False) -> Any:
+        if exact or self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def predict(self) -> Any:
+        """What inference is timed for."""
+        raise NotImplementedError
+
+    def learn(self) -> Any:
+        """The part of a training step that leaves the gradients."""
+        raise NotImplementedError
+
+    def measure(self, graph: bool = False) -> dict[str, Any]:
+        """Time and memory of inference, or of a training step with AdamW.
+
+        With `graph` a CUDA graph of it is replayed: the time without the host's calls.
+        """
+        call = self.predict
+        if self.training:
+            optimizer = torch.optim.AdamW(
+                self.module.parameters(), lr=1e-5, weight_decay=0.05, capturable=graph
+            )
+
+            def call() -> None:
+                self.learn()
+                optimizer.step()
+                optimizer.zero_grad()
+
+            call()  # from the second step on the optimiser holds its moments
+        peak = peak_memory(call, self.device)
+        times = quantiles(captured([call]) if graph else call, self.device, self.seconds)
+        return self.values(times, peak) | {"images_per_second": 1e3 * self.case.batch / times[1]}
+
+
+class Model(Network):
+    """A model that classifies, checked against exact arithmetic."""
+
+    def prepare(self) -> None:
+        different = distinct(self.case.batch)
         images, labels = self.data(different)
-        again = case.batch // different
+        again = self.case.batch // different
         self.images, self.labels = (
             x.repeat(again, *(1 for _ in x.shape[1:])) for x in (images, labels)
         )
@@ -218,13 +266,13 @@ class Model(Subject):
             ours.extend(self._outcome(self.function, self.images, self.labels))
 
         def exact() -> list[list[Tensor]]:
-            wide = torch.float64 if dtype == torch.float32 else torch.float32
+            wide = torch.float64 if self.dtype == torch.float32 else torch.float32
             with force("reference"):
                 eager = self._outcome(deepcopy(copy), images, labels)
                 return [eager, self._outcome(copy.to(wide), images.to(wide), labels, exact=True)]
 
-        self.first_call = elapsed(first, device)
-        self.check = check_if_exact_fits(ours, exact, dtype)
+        self.first_call = elapsed(first, self.device)
+        self.check = check_if_exact_fits(ours, exact, self.dtype)
 
     def data(self, count: int) -> tuple[Tensor, Tensor]:
         """That many images, and what they show."""
@@ -242,50 +290,22 @@ class Model(Subject):
         function.zero_grad()
         return [logits, torch.cat(gradients)]
 
-    def _autocast(self, exact: bool) -> Any:
-        if exact or self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
-
     @torch.inference_mode()
     def _infer(self, function: nn.Module, images: Tensor, exact: bool = False) -> Tensor:
-        with self._autocast(exact):
+        with self.autocast(exact):
             return function(images)
 
     def _backward(
         self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
     ) -> Tensor:
-        with self._autocast(exact):
+        with self.autocast(exact):
             logits = function(images)
             loss = F.cross_entropy(logits, labels)
         loss.backward()
         return logits.detach()
 
     def predict(self) -> Any:
-        """What inference is timed for."""
         return self._infer(self.function, self.images)
 
-    def measure(self, graph: bool = False) -> dict[str, Any]:
-        """Time and memory of inference, or of a training step with AdamW.
-
-        With `graph` a CUDA graph of it is replayed: the time without the host's calls.
-        """
-        if self.training:
-            optimizer = torch.optim.AdamW(
-                self.module.parameters(), lr=1e-5, weight_decay=0.05, capturable=graph
-            )
-
-            def call() -> None:
-                self._backward(self.function, self.images, self.labels)
-                optimizer.step()
-                optimizer.zero_grad()
-
-            call()  # from the second step on the optimiser holds its moments
-        else:
-
-            def call() -> None:
-                self.predict()
-
-        peak = peak_memory(call, self.device)
-        times = quantiles(captured([call]) if graph else call, self.device, self.seconds)
-        return self.values(times, peak) | {"images_per_second": 1e3 * self.case.batch / times[1]}
+    def learn(self) -> Tensor:
+        return self._backward(self.function, self.images, self.labels)

@@ -87,7 +87,7 @@ class Segmentor(Model):
     def _backward(
         self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
     ) -> Tensor:
-        with self._autocast(exact):
+        with self.autocast(exact):
             losses = function(images, labels, mode="loss")
         loss = sum(losses.values())
         loss.backward()
@@ -95,5 +95,5 @@ class Segmentor(Model):
 
     @torch.inference_mode()
     def predict(self) -> Any:
-        with self._autocast(exact=False):
+        with self.autocast():
             return self.function(self.images, mode="predict")

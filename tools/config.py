@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import mmengine.logging
 import timm
 import timm.data
 import timm.optim
@@ -21,7 +24,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
 
-from linsight.heads.detection import TimmBackbone
+from linsight.heads.backbone import TimmBackbone
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -46,6 +49,21 @@ def _path_of_base(base: str, filename: str) -> tuple[str, str | None]:
 Config._get_cfg_path = staticmethod(_path_of_base)
 
 
+_mmengines_print_log = mmengine.logging.print_log
+
+
+def _print_log(message: str, logger: Any = None, level: int = logging.INFO) -> None:
+    """mmengine's, which prints what is for debugging where there is no logger: mmdet says so of
+    parts that it can do without."""
+    if logger is not None or level > logging.DEBUG:
+        _mmengines_print_log(message, logger, level)
+
+
+mmengine.logging.print_log = _print_log
+# Said by mmdet, as it is imported, of a metric that no config of ours has.
+warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+
+
 class ConfigError(ValueError):
     """A config that is missing or says something that nothing understands."""
 
@@ -64,7 +82,7 @@ def find_config(name_or_path: str | Path) -> Path:
         return known[path.stem]
     raise ConfigError(
         f"config {str(name_or_path)!r} is neither a file nor a name of linsight's"
-        f"{_nearest(path.stem, known)}"
+        + (_nearest(path.stem, known) or f", which are in {CONFIGS}; try rala_vit_nano_digits")
     )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
+from rich.console import Console
 from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
 from torch import Tensor, nn
@@ -58,7 +59,8 @@ def export(
             Format.onnx: write_onnx,
             Format.torch: write_torch,
         }[to]
-        path, error = write(opened, out)
+        with Console(stderr=True).status(f"Exporting to {out}, and comparing with the model"):
+            path, error = write(opened, out)
         print(f"{path}: largest relative difference from the model {error:.1e}")
         if to is Format.safetensors:
             name = opened.pretrained_cfg["architecture"]

@@ -1,6 +1,7 @@
 """Print what runs here: `linsight info`."""
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 import torch
@@ -30,12 +31,17 @@ def info() -> None:
     """Versions, devices, and which kernels the operators run on: what a bug report needs."""
     table = Table(show_header=False)
     table.add_row("linsight", linsight.__version__)
+    # Read once: it looks through every package that is installed.
+    owners = packages_distributions()
     table.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
     for name in ("torch", "torchvision", "timm", "triton"):
-        table.add_row(name, _version(name))
+        table.add_row(name, _version(name, owners) or "not installed")
     for extra, modules in EXTRAS.items():
-        found = ", ".join(f"{name} {_version(name)}" for name in modules)
-        table.add_row(escape(f"linsight[{extra}]"), found)
+        versions = {name: _version(name, owners) for name in modules}
+        found = [f"{name} {found}" for name, found in versions.items() if found]
+        missing = [name for name, found in versions.items() if not found]
+        lines = [", ".join(found)] * bool(found) + [f"without {', '.join(missing)}"] * bool(missing)
+        table.add_row(escape(f"linsight[{extra}]"), "\n".join(lines))
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     table.add_row("GPUs", ", ".join(devices) or "none")
     table.add_row("operators run", _operators(bool(devices)))
@@ -46,10 +52,10 @@ def _operators(gpu: bool) -> str:
     return "Triton kernels" if gpu and backend.HAS_TRITON else "the PyTorch reference"
 
 
-def _version(module: str) -> str:
+def _version(module: str, owners: Mapping[str, list[str]]) -> str | None:
     """Of the distribution that a module comes from: forks keep the name of the original."""
-    names = packages_distributions().get(module, [module])
+    names = owners.get(module, [module])
     try:
         return version(names[0]) + (f" ({names[0]})" if names[0] != module else "")
     except PackageNotFoundError:
-        return "not installed"
+        return None

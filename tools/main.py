@@ -3,6 +3,7 @@
 import sys
 
 import typer
+from rich.markup import escape
 
 from linsight.tools import benchmark, info, models
 
@@ -37,10 +38,10 @@ def main() -> None:
     try:
         mount()
     except ModuleNotFoundError as error:
+        fix = f"{error.name}: pip install 'linsight[train]'"
         if sys.argv[1:2] and sys.argv[1] in TRAINING:
-            sys.exit(
-                f"error: linsight {sys.argv[1]} needs {error.name}: pip install 'linsight[train]'"
-            )
+            sys.exit(f"error: linsight {sys.argv[1]} needs {fix}")
+        app.info.epilog = escape(f"{', '.join(TRAINING)} need {fix}")
     app()
 
 

@@ -14,8 +14,8 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
+from linsight.heads.backbone import create_backbone
 from linsight.heads.checkpoint import read_checkpoint
-from linsight.heads.classification import create_backbone
 from linsight.tools.config import ConfigError, load_config
 
 
@@ -150,8 +150,11 @@ def _published(name: str) -> nn.Module:
         )
     try:
         return timm.create_model(name, pretrained=True).eval()
-    except RuntimeError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"the weights of {name} could not be fetched ({error}); docs/weights.md says where "
+            f"they are: give a file in place of {name}, and --model {name}"
+        ) from error
 
 
 def _exported(folder: Path) -> nn.Module:

@@ -1,8 +1,10 @@
 """Print the zoo: `linsight models [PATTERN]`."""
 
+import csv
 import difflib
 import sys
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Annotated
 
 import timm
@@ -10,12 +12,14 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from linsight.backbones import ZOO
+from linsight.backbones import ZOO, zoo
 from linsight.kernels import force
+
+# Of every model, as `python -m linsight.tools.zoo` counted them.
+COUNTS = Path(zoo.__file__).with_name("counts.csv")
 
 
 def models(
@@ -35,21 +39,28 @@ def models(
     for heading in ("model", "M", "GMACs", "top-1", "weights", "arXiv"):
         right = heading in ("M", "GMACs", "top-1")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    screen = Console(stderr=True)
-    for name in track(
-        names, "Counting operations", console=screen, transient=True, disable=not screen.is_terminal
-    ):
+    counts = read_counts()
+    for name in names:
         row = ZOO[name]
-        parameters, macs = count(name)
+        parameters, macs = counts.get(name) or count(name)
         table.add_row(
             name,
             f"{parameters / 1e6:.1f}",
             f"{macs / 1e9:.2f}",
             f"{row.top1:.1f}" if row.top1 else "-",
             "\n".join(tag + "*" * bool(w.page) for tag, w in row.weights.items()) or "-",
-            (row.family.paper or "-").removeprefix("arXiv:"),
+            row.family.paper.arxiv,
         )
     Console().print(table)
+
+
+def read_counts() -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-adds of the models that `COUNTS` lists."""
+    with open(COUNTS, newline="") as file:
+        return {
+            row["model"]: (int(row["parameters"]), int(row["multiply_adds"]))
+            for row in csv.DictReader(file)
+        }
 
 
 def count(name: str, size: int = 224) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from linsight.backbones.checkpoint import CheckpointError
-from linsight.datasets.classification import DataError
+from linsight.datasets.loading import DataError
 from linsight.tools.config import ConfigError, load_config
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
@@ -52,10 +52,11 @@ _NOT_FOR_USERS = (
     r"Auto resumed from the latest checkpoint None.*",
     r"Did not find last_checkpoint.*",
     r"The previous best checkpoint .*",
-    r"Loads checkpoint by .*",
     r"Load checkpoint from .*",
     r".*\"FileClient\" will be deprecated.*",
     r".*\"HardDiskBackend\" is the alias.*",
+    r"Converting ground truth to coco format.*",
+    r"\w+_mAP_copypaste: .*",
 )
 
 _MMENGINES = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
@@ -107,6 +108,7 @@ def build_runner(
         adapt: changes the config before the runner is built.
     """
     cfg = load_config(config, overrides)
+    _check_data_root(cfg)
     cfg.work_dir = str(
         work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
     )
@@ -128,6 +130,22 @@ def build_runner(
         wrapper.pop("loss_scale", None)
         wrapper.pop("dtype", None)
     return QuietRunner.from_cfg(cfg)
+
+
+def _check_data_root(cfg: Config) -> None:
+    """Miss the data before the model's weights are fetched.
+
+    Raises:
+        ConfigError: the folder `data_root` is missing, and data are to be read from it.
+    """
+    root = str(cfg.get("data_root", "")).rstrip("/")
+    loaders = [cfg.get(f"{split}_dataloader") or {} for split in ("train", "val", "test")]
+    used = any(f"'{root}/" in str(loader) or f"'{root}'" in str(loader) for loader in loaders)
+    if root and used and "://" not in root and not Path(root).is_dir():
+        raise ConfigError(
+            f"the folder data_root {root!r} does not exist: "
+            "--cfg-options data_root=/path/to/the/data"
+        )
 
 
 @contextmanager

@@ -1,22 +1,29 @@
-"""Write the page of the zoo: `python -m linsight.tools.zoo > docs/zoo.md`."""
+"""Write what is derived from the zoo: `python -m linsight.tools.zoo`, in a checkout.
+
+Counts of operations take a minute, and are kept in `backbones/zoo/counts.csv` for
+`linsight models`; docs/zoo.md and docs/model_cards.md are pages for users.
+"""
 
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 from unittest.mock import patch
 
 import timm
 import torch
+from rich.progress import track
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linsight.backbones import ZOO
 from linsight.backbones.registry import Model, Weights
 from linsight.kernels import force
-from linsight.tools.models import count
+from linsight.tools import model_cards
+from linsight.tools.models import COUNTS, count
 
 START = """\
 # The zoo
 
-Written by `python -m linsight.tools.zoo > docs/zoo.md`; do not edit it.
+Written by `python -m linsight.tools.zoo`; do not edit it.
 
 - **M**: millions of parameters. **GMACs**: multiply-adds of convolutions and matrix products of
   one image of 224 x 224, attention included.
@@ -28,6 +35,7 @@ Written by `python -m linsight.tools.zoo > docs/zoo.md`; do not edit it.
 - **weights**: a tag such as `ms_in1k` loads by `timm.create_model("NAME.TAG", pretrained=True)`;
   one marked *by hand* is downloaded from its page and goes through `linsight convert`
   ([weights](weights.md)).
+- [Model cards](model_cards.md): what each family computes, was trained on, and is not for.
 
 """
 
@@ -41,8 +49,9 @@ FAMILIES = """
 
 The licence is that of the repository that releases the weights; *none stated*: it has no licence
 file, ask its authors. The operators are those of `torch.ops.linsight` that a forward pass of the
-family's first model launches on a GPU at 224 px, all Triton kernels. Softmax attention over all
-tokens is PyTorch's `scaled_dot_product_attention`; matrix products and strided convolutions are
+family's first model launches on a GPU at 224 px, all Triton kernels. Layer norms and rotary
+embeddings have kernels for eager calls; compiled, they are the compiler's. Softmax attention over
+all tokens is PyTorch's `scaled_dot_product_attention`; matrix products and strided convolutions are
 PyTorch's too.
 
 | models | paper | code | licence of the weights | operators with kernels |
@@ -50,16 +59,25 @@ PyTorch's too.
 """
 
 
-def page(count: Callable[[str], tuple[int, int]] = count) -> str:
-    """The page, in Markdown.
+def write(repository: Path) -> None:
+    """Count the operations of every model, and write the table of counts and the pages."""
+    counts = {name: count(name) for name in track(ZOO, "Counting operations")}
+    rows = (f"{name},{parameters},{macs}\n" for name, (parameters, macs) in counts.items())
+    COUNTS.write_text("model,parameters,multiply_adds\n" + "".join(rows))
+    (repository / "docs" / "zoo.md").write_text(page(counts))
+    (repository / "docs" / "model_cards.md").write_text(model_cards.page())
+
+
+def page(counts: Mapping[str, tuple[int, int]]) -> str:
+    """The page of the zoo, in Markdown.
 
     Args:
-        count: gives parameters and multiply-adds of a model by its name.
+        counts: parameters and multiply-adds of each model by its name.
     """
     lines = [START, MODELS]
     families: dict[str, str] = {}
     for name in sorted(ZOO, key=_prefix):
-        lines.append(_model(name, ZOO[name], *count(name)))
+        lines.append(_model(name, ZOO[name], *counts[name]))
         families.setdefault(_prefix(name), name)
     lines.append(FAMILIES)
     lines += [_family(prefix, name) for prefix, name in families.items()]
@@ -116,17 +134,16 @@ def _weights(tag: str, weights: Weights) -> str:
 
 
 def _family(prefix: str, name: str) -> str:
-    family = ZOO[name].family
-    paper = family.paper.removeprefix("arXiv:")
+    paper = ZOO[name].family.paper
     cells = (
         f"`{prefix}_*`",
-        f"[{paper}](https://arxiv.org/abs/{paper})",
-        f"[{family.origin.removeprefix('https://github.com/')}]({family.origin})",
-        family.license or "none stated",
+        f"[{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})",
+        f"[{paper.origin.removeprefix('https://github.com/')}]({paper.origin})",
+        paper.license or "none stated",
         ", ".join(operators(name)),
     )
     return f"| {' | '.join(cells)} |\n"
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    write(Path(__file__).resolve().parents[1])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .agent import Agent
 from .cross_window import CrossWindow
@@ -74,3 +74,17 @@ def build_mixer(name: str, place: Place, options: MixerOptions | None = None) ->
         for option, value in (options or {}).get(name, {}).items()
     }
     return MIXERS[name](place, **chosen)
+
+
+def fit_tables(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights with the mixers' learned tables as `model` has them; what is no table stays.
+
+    A mixer whose authors keep its tables under other names or in other shapes, or whose tables
+    depend on the size of the images, has a function `fit_tables(state_dict, shapes)`, with the
+    shapes of all the model's weights.
+    """
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    for mixer in MIXERS.values():
+        if hasattr(mixer, "fit_tables"):
+            state_dict = mixer.fit_tables(state_dict, shapes)
+    return dict(state_dict)

@@ -85,6 +85,20 @@ class Agent(ProjectedMixer):
         maps = table.transpose(-1, -2).unflatten(-1, self.table_grid)
         return resize_map(maps, self.grid).flatten(-2).transpose(-1, -2)
 
+    @staticmethod
+    def fit_tables(
+        state_dict: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+    ) -> dict[str, Tensor]:
+        """The authors' tables packed; rows and columns of another image size interpolated."""
+        return {
+            name: resize_axis(value.float(), shapes[name][-1]).to(value.dtype)
+            if name.endswith((".row_bias", ".column_bias"))
+            and name in shapes
+            and value.shape[:-1] == shapes[name][:-1]
+            else value
+            for name, value in pack_tables(state_dict).items()
+        }
+
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         return agent_attention(
             projection,
@@ -156,17 +170,3 @@ def pack_tables(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif table not in seconds:
             packed[name] = value
     return packed
-
-
-def resize_tables(
-    state_dict: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
-) -> dict[str, Tensor]:
-    """Row and column tables of another image size, interpolated to `shapes`, as for fine-tuning."""
-    return {
-        name: resize_axis(value.float(), shapes[name][-1]).to(value.dtype)
-        if name.endswith((".row_bias", ".column_bias"))
-        and name in shapes
-        and value.shape[:-1] == shapes[name][:-1]
-        else value
-        for name, value in state_dict.items()
-    }

@@ -1,10 +1,11 @@
 """Attention within shifted windows (Swin; arXiv:2103.14030, ICCV 2021)."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers import is_exporting, trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
@@ -50,16 +51,31 @@ class Window(ProjectedMixer):
         """The table, which is a matrix but no weight."""
         return {"relative_position_bias_table"}
 
+    @staticmethod
+    def fit_tables(
+        state_dict: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+    ) -> dict[str, Tensor]:
+        """The tables of another window interpolated."""
+        return {
+            name: resize_position_bias(value, shapes[name][0])
+            if name.endswith("relative_position_bias_table") and name in shapes
+            else value
+            for name, value in state_dict.items()
+        }
+
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         side = 2 * self.window_size - 1
+        windows = tuple(min(self.window_size, length) for length in size)
+        # A question for the sizes would fix an exported graph's.
+        padded = is_exporting() or any(s % w for s, w in zip(size, windows, strict=True))
         y = window_attention(
             projection.unflatten(1, size),
             heads=self.num_heads,
-            windows=[tuple(min(self.window_size, length) for length in size)],
+            windows=[windows],
             shift=tuple(self.shift_size if self.window_size < length else 0 for length in size),
             padding=self.padding,
             table=self.relative_position_bias_table.view(side, side, self.num_heads),
-            fill=self.in_proj.bias,
+            fill=self.in_proj.bias if padded else None,
         )
         return y.flatten(1, 2)
 

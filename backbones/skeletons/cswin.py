@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import unwrap
+from ..checkpoint import check_model, unwrap
 from ..layers import LayerNorm, checked_image
-from ..mixers.agent import pack_tables
-from .swin import EPSILON, SwinTransformer, fitted
+from ..mixers import fit_tables
+from .swin import EPSILON, SwinTransformer
 
 
 class OverlappingPatchEmbed(nn.Module):
@@ -65,14 +65,16 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     state_dict = unwrap(state_dict)
     if "stage1_conv_embed.0.weight" in state_dict:
         halves: dict[str, list[Tensor]] = {}
-        for name, value in pack_tables(state_dict).items():
+        for name, value in state_dict.items():
             # A convolution for the vertical stripes and one for the horizontal ones, in order.
             halves.setdefault(_our_name(name), []).append(value)
         state_dict = {
             name: torch.cat(values) if len(values) > 1 else values[0]
             for name, values in halves.items()
         }
-    return fitted(state_dict, model)
+    state_dict = fit_tables(state_dict, model)
+    check_model(state_dict, model)
+    return state_dict
 
 
 def _our_name(name: str) -> str:

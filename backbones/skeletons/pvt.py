@@ -14,8 +14,14 @@ from torch import Tensor, nn
 
 from ..checkpoint import check_model, renamed, resize_position, unwrap
 from ..layers import LayerNorm, NormedPatchEmbed, TransformerBlock
-from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
-from ..mixers.agent import pack_tables, resize_tables
+from ..mixers import (
+    MixerNames,
+    MixerOptions,
+    Place,
+    build_mixer,
+    fit_tables,
+    mixers_by_block,
+)
 from .hierarchy import Head, HierarchicalVisionTransformer, TokenStage
 
 
@@ -131,10 +137,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     """
     state_dict = unwrap(state_dict)
     if "patch_embed1.proj.weight" in state_dict:
-        state_dict = _our_names(pack_tables(_packed(state_dict)))
-    state_dict = resize_tables(
-        state_dict, {name: value.shape for name, value in model.state_dict().items()}
-    )
+        state_dict = _our_names(_packed(state_dict))
+    state_dict = fit_tables(state_dict, model)
     for i, stage in enumerate(model.stages):
         if (position := state_dict.get(name := f"stages.{i}.pos_embed")) is not None:
             state_dict[name] = resize_position(position, stage.size, stage.prefix_tokens)

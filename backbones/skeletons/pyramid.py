@@ -5,6 +5,7 @@ Maps travel as (B, H, W, C), contiguous; a mixer sees them as (B, H * W, C), a f
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,12 +108,13 @@ class PyramidBlock(nn.Module):
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
-        x = self.position(x)
+    def forward(self, x: Tensor, branch: Tensor | None, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Of x + branch, as two such terms: the next block's first kernel adds them."""
+        x = self.position(x, branch)
         size = x.shape[1:3]
         y = self.mixer(self.norm1(x).flatten(1, 2), size, rotary, self.gamma1).unflatten(1, size)
         x, y = self.norm2(x, self.drop_path1(y))
-        return x + self.drop_path2(self.mlp(y, self.gamma2))
+        return x, self.drop_path2(self.mlp(y, self.gamma2))
 
 
 class PyramidStage(nn.Module):
@@ -139,9 +141,11 @@ class PyramidStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         rotary = rotary_tables(x.shape[1:3], self.head_dim, x.dtype, x.device)
+        branch = None
         for block in self.blocks:
-            x = checkpoint(block, x, rotary) if self.grad_checkpointing else block(x, rotary)
-        return x
+            run = partial(checkpoint, block) if self.grad_checkpointing else block
+            x, branch = run(x, branch, rotary)
+        return x + branch
 
 
 class PyramidHead(nn.Module):

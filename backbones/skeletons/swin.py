@@ -14,9 +14,14 @@ from torch import Tensor, nn
 
 from ..checkpoint import check_model, renamed, unwrap
 from ..layers import LayerNorm, Linear, NormedPatchEmbed, TransformerBlock, padded
-from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
-from ..mixers.agent import pack_tables, resize_tables
-from ..mixers.window import resize_position_bias
+from ..mixers import (
+    MixerNames,
+    MixerOptions,
+    Place,
+    build_mixer,
+    fit_tables,
+    mixers_by_block,
+)
 from .hierarchy import HierarchicalVisionTransformer
 
 PATCH = 4
@@ -183,25 +188,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         late = "layers.0.downsample.norm.weight" in state_dict
         state_dict = {
             _our_name(name, late): value
-            for name, value in pack_tables(state_dict).items()
+            for name, value in state_dict.items()
             if not name.endswith(BUFFERS)
         }
-    return fitted(state_dict, model)
-
-
-def fitted(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """`state_dict` with the tables of other sizes interpolated, if it is this model's.
-
-    Raises:
-        CheckpointError: if it is the checkpoint of another model.
-    """
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    state_dict = {
-        name: resize_position_bias(value, shapes[name][0])
-        if name.endswith("relative_position_bias_table") and name in shapes
-        else value
-        for name, value in resize_tables(state_dict, shapes).items()
-    }
+    state_dict = fit_tables(state_dict, model)
     check_model(state_dict, model)
     return state_dict
 

@@ -16,8 +16,14 @@ from torch import Tensor, nn
 
 from ..checkpoint import check_model, renamed, resize_position, unwrap
 from ..layers import LayerNorm, PatchEmbed, TransformerBlock, checked_pool, classifier
-from ..mixers import MixerNames, MixerOptions, Place, build_mixer, mixers_by_block
-from ..mixers.agent import pack_tables, resize_tables
+from ..mixers import (
+    MixerNames,
+    MixerOptions,
+    Place,
+    build_mixer,
+    fit_tables,
+    mixers_by_block,
+)
 
 
 class VisionTransformer(nn.Module):
@@ -225,13 +231,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = {
-        renamed(name, AUTHORS_NAMES): value
-        for name, value in pack_tables(unwrap(state_dict)).items()
-    }
-    state_dict = resize_tables(
-        state_dict, {name: value.shape for name, value in model.state_dict().items()}
-    )
+    state_dict = unwrap(state_dict)
+    state_dict = {renamed(name, AUTHORS_NAMES): value for name, value in state_dict.items()}
+    state_dict = fit_tables(state_dict, model)
     if (position := state_dict.get("pos_embed")) is not None:
         state_dict["pos_embed"] = resize_position(position, model.size, model.num_prefix_tokens)
     check_model(state_dict, model)

@@ -5,13 +5,12 @@ from dataclasses import replace
 from ..registry import Family, Model, Weights, register
 from ..skeletons import cswin
 from ..skeletons.cswin import CSwinTransformer
+from . import papers
 
 SOFTMAX = Family(
     skeleton=CSwinTransformer,
     filter_fn=cswin.checkpoint_filter_fn,
-    paper="arXiv:2107.00652",
-    origin="https://github.com/microsoft/CSWin-Transformer",
-    license="mit",
+    paper=papers.CSWIN,
     first_conv="stem.proj",
     classifier="head.fc",
     config={
@@ -22,9 +21,7 @@ SOFTMAX = Family(
 
 AGENT = replace(
     SOFTMAX,
-    paper="arXiv:2312.08874",
-    origin="https://github.com/LeapLabTHU/Agent-Attention",
-    license=None,
+    paper=papers.AGENT,
     config={
         "mixer": ("agent", "agent", "cross_window", "cross_window"),
         "mixer_options": {

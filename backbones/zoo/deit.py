@@ -5,13 +5,12 @@ from dataclasses import replace
 from ..registry import Family, Model, Weights, register
 from ..skeletons import vit
 from ..skeletons.vit import VisionTransformer
+from . import papers
 
 SOFTMAX = Family(
     skeleton=VisionTransformer,
     filter_fn=vit.checkpoint_filter_fn,
-    paper="arXiv:2012.12877",
-    origin="https://github.com/facebookresearch/deit",
-    license="apache-2.0",
+    paper=papers.DEIT,
     first_conv="patch_embed.proj",
     classifier="head",
     config={"mixer": "softmax"},
@@ -21,9 +20,7 @@ SOFTMAX = Family(
 
 AGENT = replace(
     SOFTMAX,
-    paper="arXiv:2312.08874",
-    origin="https://github.com/LeapLabTHU/Agent-Attention",
-    license=None,
+    paper=papers.AGENT,
     config={"mixer": "agent"},
 )
 

@@ -6,6 +6,7 @@ from typing import Any
 from ..registry import Family, Model, Weights, register
 from ..skeletons import post_norm_pyramid
 from ..skeletons.post_norm_pyramid import PostNormPyramid
+from . import papers
 
 
 def _config(inverse: str, **others: Any) -> dict[str, Any]:
@@ -17,9 +18,7 @@ def _config(inverse: str, **others: Any) -> dict[str, Any]:
 SOFT = Family(
     skeleton=PostNormPyramid,
     filter_fn=post_norm_pyramid.checkpoint_filter_fn,
-    paper="arXiv:2110.11945",
-    origin="https://github.com/fudan-zvg/SOFT",
-    license="mit",
+    paper=papers.SOFT,
     first_conv="stem.0",
     classifier="head.fc",
     config=_config("regularized"),
@@ -28,7 +27,7 @@ SOFT = Family(
 
 SOFT_NORM = replace(
     SOFT,
-    paper="arXiv:2207.03341",
+    paper=papers.SOFT_NORM,
     # The authors replace the blocks of stages 1 to 3 after their initialisation.
     config=_config("normalized", init_std=(None, None, None, 0.02)),
 )

@@ -5,13 +5,12 @@ from dataclasses import replace
 from ..registry import Family, Model, Weights, register
 from ..skeletons import pvt
 from ..skeletons.pvt import PyramidVisionTransformerV1
+from . import papers
 
 SOFTMAX = Family(
     skeleton=PyramidVisionTransformerV1,
     filter_fn=pvt.checkpoint_filter_fn,
-    paper="arXiv:2102.12122",
-    origin="https://github.com/whai362/PVT",
-    license="apache-2.0",
+    paper=papers.PVT,
     first_conv="stem.proj",
     classifier="head.fc",
     config={
@@ -23,9 +22,7 @@ SOFTMAX = Family(
 
 AGENT = replace(
     SOFTMAX,
-    paper="arXiv:2312.08874",
-    origin="https://github.com/LeapLabTHU/Agent-Attention",
-    license=None,
+    paper=papers.AGENT,
     config={"mixer": "agent", "mixer_options": {"agent": {"agents": (9, 16, 49, 49)}}},
 )
 

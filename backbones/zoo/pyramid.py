@@ -5,13 +5,12 @@ from dataclasses import replace
 from ..registry import Family, Model, Weights, register
 from ..skeletons import pyramid
 from ..skeletons.pyramid import PyramidVisionTransformer
+from . import papers
 
 RALA = Family(
     skeleton=PyramidVisionTransformer,
     filter_fn=pyramid.checkpoint_filter_fn,
-    paper="arXiv:2411.07635",
-    origin="https://github.com/qhfan/RALA",
-    license=None,
+    paper=papers.RALA,
     first_conv="stem.0",
     classifier="head.fc",
     config={"mixer": ("rala", "rala", "gated_softmax", "gated_softmax")},
@@ -19,8 +18,7 @@ RALA = Family(
 
 MALA = replace(
     RALA,
-    paper="arXiv:2507.00698",
-    origin="https://github.com/qhfan/MALA",
+    paper=papers.MALA,
     config={"mixer": ("mala", "mala", "gated_softmax", "gated_softmax"), "head_dim": 2048},
 )
 

@@ -5,13 +5,12 @@ from dataclasses import replace
 from ..registry import Family, Model, Weights, register
 from ..skeletons import swin
 from ..skeletons.swin import SwinTransformer
+from . import papers
 
 SOFTMAX = Family(
     skeleton=SwinTransformer,
     filter_fn=swin.checkpoint_filter_fn,
-    paper="arXiv:2103.14030",
-    origin="https://github.com/microsoft/Swin-Transformer",
-    license="mit",
+    paper=papers.SWIN,
     first_conv="stem.proj",
     classifier="head.fc",
     # timm's order of shift and padding, which matters for a map that is no multiple of 7.
@@ -20,9 +19,7 @@ SOFTMAX = Family(
 
 AGENT = replace(
     SOFTMAX,
-    paper="arXiv:2312.08874",
-    origin="https://github.com/LeapLabTHU/Agent-Attention",
-    license=None,
+    paper=papers.AGENT,
     config={"mixer_options": {"agent": {"agents": (9, 16, 49, 49)}}},
 )
 

@@ -7,7 +7,7 @@ custom_imports = dict(
         "linsight.datasets.coco",
         "linsight.datasets.digits_detection",
         "linsight.heads",
-        "linsight.heads.coco",
+        "linsight.heads.detection_metric",
         "linsight.heads.detection_figures",
         "mmdet.registry",
     ]

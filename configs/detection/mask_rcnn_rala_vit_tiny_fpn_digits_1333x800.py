@@ -16,7 +16,7 @@ model = dict(
 
 # Each core draws some 17 scenes a second.
 scenes = dict(size=(800, 1333), digits=(1, 8), digit_size=(0.14, 0.36), clutter=8)
-train_dataloader = dict(num_workers=14, pin_memory=True, dataset=dict(length=18000, **scenes))
+train_dataloader = dict(num_workers=14, pin_memory=True, dataset=dict(length=16000, **scenes))
 val_dataloader = dict(batch_size=4, num_workers=14, dataset=dict(length=96, **scenes))
 test_dataloader = val_dataloader
 
@@ -28,4 +28,4 @@ param_scheduler = [
         type="CosineAnnealingLR", eta_min=1e-5, T_max=3, begin=1, end=4, convert_to_iter_based=True
     ),
 ]
-train_cfg = dict(max_epochs=4, val_interval=2)
+train_cfg = dict(max_epochs=4, val_interval=4)

@@ -1,5 +1,7 @@
 """The backbone contract: what a user of timm may ask of a model."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -13,10 +15,19 @@ from linsight.backbones import ZOO
 from linsight.backbones.layers import normalized_conv2d
 from linsight.backbones.mixers import MIXERS
 
+from .conftest import lively
+
 PARAMETERS = {
     "agent_cswin_tiny": 20_458_672,
     "agent_cswin_small": 32_814_100,
     "agent_cswin_base": 73_249_696,
+    "agent_deit_tiny": 6_015_640,
+    "agent_deit_small": 22_647_112,
+    "agent_deit_base": 87_204_904,
+    "agent_pvt_tiny": 11_570_352,
+    "agent_pvt_small": 20_635_066,
+    "agent_pvt_medium": 35_921_746,
+    "agent_pvt_large": 48_738_180,
     "agent_swin_tiny": 28_902_964,
     "agent_swin_small": 49_666_684,
     "agent_swin_base": 88_095_096,
@@ -28,23 +39,38 @@ PARAMETERS = {
     "rala_vit_small": 25_591_208,
     "rala_vit_base": 48_241_288,
     "rala_vit_large": 95_242_440,
-    "soft_vit_tiny": 13_069_056,
-    "soft_vit_small": 24_110_092,
-    "soft_vit_medium": 45_812_707,
-    "soft_vit_large": 64_700_646,
-    "soft_vit_huge": 87_108_273,
     "soft_norm_vit_tiny": 13_069_056,
     "soft_norm_vit_small": 24_110_092,
     "soft_norm_vit_medium": 45_812_707,
     "soft_norm_vit_large": 64_700_646,
     "soft_norm_vit_huge": 87_108_273,
+    "soft_vit_tiny": 13_069_056,
+    "soft_vit_small": 24_110_092,
+    "soft_vit_medium": 45_812_707,
+    "soft_vit_large": 64_700_646,
+    "soft_vit_huge": 87_108_273,
     "softmax_cswin_tiny": 22_320_552,
     "softmax_cswin_small": 34_643_304,
     "softmax_cswin_base": 77_382_184,
     "softmax_cswin_large": 173_262_664,
+    "softmax_deit_tiny": 5_717_416,
+    "softmax_deit_small": 22_050_664,
+    "softmax_deit_base": 86_567_656,
+    "softmax_pvt_tiny": 13_229_288,
+    "softmax_pvt_small": 24_485_864,
+    "softmax_pvt_medium": 44_208_104,
+    "softmax_pvt_large": 61_369_320,
     "softmax_swin_tiny": 28_288_354,
     "softmax_swin_small": 49_606_258,
     "softmax_swin_base": 87_768_224,
+}
+# Of each skeleton one that is small enough for tests.
+LITTLE = {
+    "rala_vit_nano": {},
+    "soft_vit_nano": {},
+    "softmax_deit_tiny": {"dim": 32, "depth": 2, "num_heads": 2},
+    "softmax_pvt_tiny": {"dims": (16, 32, 40, 64), "depths": (1, 1, 1, 1)},
+    "softmax_swin_tiny": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 4)},
 }
 
 
@@ -120,14 +146,21 @@ def test_features(nano):
         assert torch.equal(early[0].permute(0, 2, 3, 1), stages[0])
 
 
-def test_gradient_checkpointing_changes_nothing(nano):
+@pytest.mark.parametrize("name", LITTLE)
+def test_gradient_checkpointing_changes_nothing(name):
+    """But that a block runs once more, in the backward pass."""
+    model = lively(timm.create_model(name, num_classes=5, **LITTLE[name]))
+    block = next(part for name, part in model.named_modules() if name.endswith("blocks.0"))
+    runs = []
+    block.register_forward_pre_hook(lambda *_: runs.append(block))
     x = torch.randn(2, 3, 64, 64)
-    nano(x).square().sum().backward()
-    plain = [p.grad.clone() for p in nano.parameters()]
-    nano.zero_grad()
-    nano.set_grad_checkpointing()
-    nano(x).square().sum().backward()
-    torch.testing.assert_close([p.grad for p in nano.parameters()], plain)
+    model(x).square().sum().backward()
+    plain = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    model(x).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], plain)
+    assert len(runs) == 3
 
 
 def test_weight_decay_as_the_authors(nano):
@@ -169,7 +202,8 @@ def test_other_precisions(nano, dtype):
 
 
 def test_every_row_says_where_its_paper_is():
-    assert all(model.family.paper.startswith("arXiv:") for model in ZOO.values())
+    papers = {model.family.paper for model in ZOO.values()}
+    assert all(re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv) for paper in papers)
 
 
 class TestCheckpoints:

@@ -10,16 +10,6 @@ from linsight.backbones.mixers import MIXERS
 
 from .conftest import lively
 
-PARAMETERS = {
-    "softmax_pvt_tiny": 13_229_288,
-    "softmax_pvt_small": 24_485_864,
-    "softmax_pvt_medium": 44_208_104,
-    "softmax_pvt_large": 61_369_320,
-    "agent_pvt_tiny": 11_570_352,
-    "agent_pvt_small": 20_635_066,
-    "agent_pvt_medium": 35_921_746,
-    "agent_pvt_large": 48_738_180,
-}
 # A PVT small enough for tests.
 NANO = {
     "dims": (16, 32, 32, 64),
@@ -32,13 +22,6 @@ NANO = {
 
 def nano(name="softmax_pvt_tiny", **kwargs):
     return timm.create_model(name, **NANO | kwargs)
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts_are_the_authors(name):
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", ["softmax_pvt_tiny", "agent_pvt_tiny"])
@@ -156,17 +139,6 @@ def test_another_models_weights_are_refused(tmp_path):
     torch.save(nano("agent_pvt_tiny").state_dict(), tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"not of softmax_pvt_tiny: .* missing .* unexpected"):
         nano(pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "w.pth")})
-
-
-def test_gradient_checkpointing_changes_nothing():
-    model = lively(nano())
-    x = torch.randn(2, 3, 64, 64)
-    model(x).square().sum().backward()
-    plain = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    model.set_grad_checkpointing()
-    model(x).square().sum().backward()
-    torch.testing.assert_close([p.grad for p in model.parameters()], plain)
 
 
 def test_weight_decay_as_the_authors():

@@ -10,27 +10,12 @@ from linsight.backbones.mixers import MIXERS
 
 from .conftest import lively
 
-PARAMETERS = {
-    "softmax_deit_tiny": 5_717_416,
-    "softmax_deit_small": 22_050_664,
-    "softmax_deit_base": 86_567_656,
-    "agent_deit_tiny": 6_015_640,
-    "agent_deit_small": 22_647_112,
-    "agent_deit_base": 87_204_904,
-}
 # A DeiT small enough for tests: two blocks of two heads.
 NANO = {"dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
 
 def nano(mixer="agent", **kwargs):
     return timm.create_model("softmax_deit_tiny", mixer=mixer, **NANO | kwargs)
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts_are_the_authors(name):
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
 def test_agent_base_has_agents_in_its_first_blocks():
@@ -154,17 +139,6 @@ def test_intermediates():
         assert torch.equal(torch.cat((prefix, tokens), 1), final)
     pooled = {pool: nano(global_pool=pool, num_classes=0)(x).shape for pool in ("avg", "", "token")}
     assert pooled == {"avg": (1, 32), "": (1, 13, 32), "token": (1, 32)}
-
-
-def test_gradient_checkpointing_changes_nothing():
-    model = lively(nano())
-    x = torch.randn(2, 3, 64, 64)
-    model(x).square().sum().backward()
-    plain = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    model.set_grad_checkpointing()
-    model(x).square().sum().backward()
-    torch.testing.assert_close([p.grad for p in model.parameters()], plain)
 
 
 def test_weight_decay_as_the_authors():

@@ -9,8 +9,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
-from linsight.datasets.classification import DataError
-from linsight.datasets.loading import describe
+import linsight.datasets.classification  # noqa: F401  registers TimmDataset
+from linsight.datasets.loading import DataError, describe
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,6 +47,13 @@ def trained(tmp_path_factory):
     output = cli_train(MASK_RCNN, "--work-dir", folder / "run", *SMALL)
     (folder / "output.txt").write_text(output)
     return folder / "run"
+
+
+def test_mmdet_is_quiet():
+    """In a fresh process, as it is imported once: of what it can do without it says nothing."""
+    code = "import linsight.tools.config, mmdet.datasets, mmdet.evaluation"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 def scene(index: int) -> np.ndarray:

@@ -13,8 +13,8 @@ from torch import nn
 
 from linsight.datasets.digits import DETECTION, digit_scene
 from linsight.datasets.digits_detection import DigitDetection
-from linsight.heads.coco import QuietCocoMetric
 from linsight.heads.detection_figures import ObjectsFigureHook, class_colour, draw_objects
+from linsight.heads.detection_metric import QuietCocoMetric
 
 KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor", "instances")
 PIPELINE = [{"type": "PackDetInputs", "meta_keys": KEYS}]

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.logging import MessageHub
-from mmengine.runner import save_checkpoint
+from mmengine.runner import CheckpointLoader, save_checkpoint
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
@@ -47,6 +47,12 @@ class TestWriting:
 
 
 class TestReading:
+    def test_mmengine_reads_without_a_word(self, tmp_path, capsys):
+        torch.save(STATE, tmp_path / "a.pth")
+        content = CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth"), "cpu")
+        assert torch.equal(content["state_dict"]["weight"], STATE["weight"])
+        assert capsys.readouterr().out == ""
+
     def test_mmengines_with_its_log_history(self, tmp_path):
         hub = MessageHub.get_instance("test_reading")
         hub.update_scalar("train/loss", 0.5)

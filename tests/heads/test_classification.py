@@ -10,7 +10,10 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from linsight.heads.classification import Accuracy, ImageClassifier
+from linsight.backbones.checkpoint import CheckpointError
+from linsight.heads.backbone import create_backbone
+from linsight.heads.classification import ImageClassifier
+from linsight.heads.classification_metric import Accuracy
 
 
 def classifier(**kwargs) -> ImageClassifier:
@@ -69,6 +72,15 @@ class TestImageClassifier:
             classifier(backbone={"model_name": "rala_vit_tniy"})
         with pytest.raises(ValueError, match=r"'drop_pth_rate'.*drop_path_rate"):
             classifier(backbone={"model_name": "test_vit", "drop_pth_rate": 0.1})
+
+    def test_weights_out_of_reach_say_where_they_are(self, monkeypatch):
+        def unreachable(*args, **kwargs):
+            raise OSError("no route to host")
+
+        monkeypatch.setattr("timm.create_model", unreachable)
+        where = r"no route to host.*https://huggingface.co/aldjalkdf/RAVLT.*backbone.checkpoint"
+        with pytest.raises(CheckpointError, match=where):
+            create_backbone("rala_vit_tiny", pretrained=True)
 
     def test_mmengine_does_not_initialise_it_again(self):
         model = classifier()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,6 +25,18 @@ def leaves(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor 
             x = copy.copy_(x.detach()).requires_grad_()
         copies.append(x)
     return copies
+
+
+def poison_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill new tensors with NaN, which stays where a kernel writes nothing."""
+    for place, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        allocate = getattr(place, name)
+
+        def poisoned(*args, allocate=allocate, **options) -> Tensor:
+            x = allocate(*args, **options)
+            return x.fill_(float("nan")) if x.is_floating_point() else x
+
+        monkeypatch.setattr(place, name, poisoned)
 
 
 def outcome(

@@ -11,7 +11,7 @@ from linsight.kernels import agent_attention, force
 from linsight.kernels.agent_attention import averages
 
 from .conftest import INTERPRETED, compiled
-from .numerics import assert_as_exact_as_eager, distance, leaves
+from .numerics import assert_as_exact_as_eager, distance, leaves, poison_memory
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -202,13 +202,7 @@ def test_half_precision_does_not_overflow_with_tokens(device) -> None:
 
 @pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
-    allocate, empty = torch.Tensor.new_empty, torch.empty
-
-    def poisoned(self: Tensor, *size, **kwargs) -> Tensor:
-        return allocate(self, *size, **kwargs).fill_(float("nan"))
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+    poison_memory(monkeypatch)
     for grid in ((2, 3), (5, 5)):
         tensors = leaves(case((3, 7), grid, 2, 24, device, 1, 1), torch.float32)
         with force("triton"):

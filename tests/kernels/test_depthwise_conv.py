@@ -1,6 +1,7 @@
 """Depthwise convolution: the reference against PyTorch's pieces, Triton against both."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -59,6 +60,24 @@ def test_reference_gradient(stride: int, residual: bool) -> None:
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
 
 
+def with_branch(
+    x: Tensor, weight: Tensor, bias: Tensor, branch: Tensor, activation: str | None = None
+) -> Tensor:
+    return depthwise_conv2d(x, weight, bias, activation=activation, residual=True, branch=branch)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_reference_of_a_branch(activation: str | None) -> None:
+    torch.manual_seed(0)
+    shapes = ((1, 4, 5, 2), (2, 1, 3, 3), (2,), (1, 4, 5, 2))
+    tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    *rest, branch = tensors
+    expected = depthwise_conv2d(rest[0] + branch, *rest[1:], activation=activation, residual=True)
+    torch.testing.assert_close(with_branch(*tensors, activation), expected)
+    function = partial(with_branch, activation=activation)
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+
+
 def test_errors_name_the_argument() -> None:
     x, weight = torch.randn(1, 4, 4, 6), torch.randn(6, 1, 3, 3)
     with pytest.raises(ValueError, match="x has shape"):
@@ -71,6 +90,10 @@ def test_errors_name_the_argument() -> None:
         depthwise_conv2d(x, weight, activation="relu")
     with pytest.raises(ValueError, match="residual needs stride 1"):
         depthwise_conv2d(x, weight, stride=2, residual=True)
+    with pytest.raises(ValueError, match=r"branch has shape \(1, 4, 4, 3\) at stride 1"):
+        depthwise_conv2d(x, weight, branch=x[..., :3])
+    with pytest.raises(ValueError, match=r"branch .* at stride 2, expected .* at stride 1"):
+        depthwise_conv2d(x, weight, stride=2, branch=x)
     with pytest.raises(ValueError, match=r"weight is torch\.float64, but x is torch\.float32"):
         depthwise_conv2d(x, weight.double())
 
@@ -114,6 +137,30 @@ def test_error_against_float64(kernel, stride, activation, residual, dtype, devi
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_error_of_a_branch_against_float64(activation, dtype, device, seed) -> None:
+    shape = (1, 4, 5, 24) if device.type == "cpu" else (8, 56, 56, 64)
+    tensors, x = case(shape, 3, True, device)
+    tensors.append(torch.randn_like(x, memory_format=torch.contiguous_format))
+    slope = torch.randn(x.shape, device=device)
+    function = partial(with_branch, activation=activation)
+    assert_as_exact_as_eager(function, tensors, dtype, slope)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("shape", [(2, 1, 1, 3), (1, 13, 9, 24), (2, 7, 56, 8)])
+def test_a_branch_without_gradients(shape, device, seed) -> None:
+    """The kernel that keeps no sum; and a branch in another dtype, with strides of its own."""
+    tensors, _ = case(shape, 3, True, device)
+    branch = torch.randn(*shape[:3], 2, shape[3], device=device)[..., 1, :].bfloat16()
+    with force("reference"):
+        expected = with_branch(*tensors, branch)
+    with force("triton"):
+        torch.testing.assert_close(with_branch(*tensors, branch), expected)
+
+
+@pytest.mark.triton
 def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
     for _ in random_cases:
@@ -143,14 +190,22 @@ def test_every_element_is_written(device, monkeypatch) -> None:
             y = depthwise_conv2d(*tensors, stride=stride, activation="gelu")
             gradients = torch.autograd.grad(y.sum(), tensors)
         assert all(x.isfinite().all() for x in (y, *gradients))
+    tensors.append(tensors[0].detach().requires_grad_())
+    with force("triton"):
+        y = with_branch(*tensors)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert all(x.isfinite().all() for x in (y, *gradients))
 
 
 @pytest.mark.triton
 def test_registration(device) -> None:
     (x, weight, bias), _ = case((1, 2, 3, 8), 3, True, device)
     tensors = [t.requires_grad_() for t in (x, weight, bias)]
-    for options in ((1, True, True, torch.float32), (2, False, False, torch.float32)):
-        torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, (*tensors, *options))
+    x, *parameters = tensors
+    branch = x.detach().clone().requires_grad_()
+    for given, *options in ((branch, 1, True, True, True), (None, 2, False, False, False)):
+        arguments = (x, given, *parameters, *options, torch.float32)
+        torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, arguments)
 
 
 @pytest.mark.triton
@@ -158,7 +213,7 @@ def test_compiles_without_a_graph_break(device) -> None:
     weight = torch.randn(8, 1, 3, 3, device=device, requires_grad=True)
 
     def function(x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, weight, activation="gelu", residual=True) + 1
+        return depthwise_conv2d(x, weight, activation="gelu", residual=True, branch=x) + 1
 
     whole = compiled(function)
     for size in (2, 3, 5):

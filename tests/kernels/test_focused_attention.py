@@ -11,7 +11,7 @@ from linsight.kernels import depthwise_conv2d, focused_linear_attention, force
 from linsight.kernels.focused_attention import focused_power
 
 from .conftest import compiled
-from .numerics import assert_as_exact_as_eager, leaves, outcome
+from .numerics import assert_as_exact_as_eager, leaves, outcome, poison_memory
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -139,12 +139,7 @@ def test_the_range_of_float32_is_enough(device) -> None:
 
 @pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
-    nan = float("nan")
-    for place, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
-        allocate = getattr(place, name)
-        monkeypatch.setattr(
-            place, name, lambda *a, allocate=allocate, **kw: allocate(*a, **kw).fill_(nan)
-        )
+    poison_memory(monkeypatch)
     tensors = leaves(case(9, 2, 20, device), torch.float32)
     with force("triton"):
         y = operator()(*tensors)

@@ -9,7 +9,7 @@ from torch import Tensor
 from linsight.kernels import force, gaussian_attention, landmark_kernel
 
 from .conftest import compiled
-from .numerics import assert_as_exact_as_eager, distance, leaves
+from .numerics import assert_as_exact_as_eager, distance, leaves, poison_memory
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -168,12 +168,7 @@ def test_large_values_and_zeros(device, seed) -> None:
 
 @pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
-    allocate, empty = torch.Tensor.new_empty, torch.empty
-    nan = float("nan")
-    monkeypatch.setattr(
-        torch.Tensor, "new_empty", lambda x, *size, **kw: allocate(x, *size, **kw).fill_(nan)
-    )
-    monkeypatch.setattr(torch, "empty", lambda *size, **kw: empty(*size, **kw).fill_(nan))
+    poison_memory(monkeypatch)
     for marks in (5, 18):
         tensors = leaves(case(35, marks, 24, device), torch.float32)
         with force("triton"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from linsight.kernels import force, linear_attention, rotary_tables
 
 from .conftest import compiled
-from .numerics import assert_as_exact_as_eager, distance, leaves, outcome
+from .numerics import assert_as_exact_as_eager, distance, leaves, outcome, poison_memory
 
 FEATURES = ("elu_plus_one", "relu", "exp", "identity", "norm_aware")
 WEIGHTS = ("uniform", "global_query")
@@ -281,18 +281,7 @@ def test_norm_aware_large_values_and_zeros(device, seed) -> None:
 
 @pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
-    allocate = torch.Tensor.new_empty
-
-    def poisoned(self: Tensor, *size, **kwargs) -> Tensor:
-        return allocate(self, *size, **kwargs).fill_(float("nan"))
-
-    empty = torch.empty
-
-    def poisoned_too(*size, **kwargs) -> Tensor:
-        return empty(*size, **kwargs).fill_(float("nan"))
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-    monkeypatch.setattr(torch, "empty", poisoned_too)
+    poison_memory(monkeypatch)
     size = (5, 13)
     for choice in (RALA, MALA, NALA):
         tensors = leaves(case(size, 2, 24, device), torch.float32)

@@ -3,6 +3,8 @@
 The interpreter takes Python that Triton's compiler does not; this finds the difference.
 """
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -10,6 +12,10 @@ from linsight.kernels import rotary_tables
 from linsight.kernels.backend import HAS_TRITON
 
 from .conftest import DEVICE, INTERPRETED
+
+# The package's own name `layer_norm` is the function.
+layer_norm = import_module("linsight.kernels.layer_norm")
+rotary = import_module("linsight.kernels.rotary")
 
 pytestmark = [
     pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile"),
@@ -102,7 +108,7 @@ def test_scaled_linear(compiled: list) -> None:
 
 def test_rotary(compiled: list) -> None:
     x = torch.zeros(2, 14 * 13, 2, 48, dtype=torch.bfloat16, requires_grad=True)
-    y = torch.ops.linsight.rotary(x, *rotary_tables((14, 13), 48, x.dtype, x.device), False)
+    y = rotary._turn(x, *rotary_tables((14, 13), 48, x.dtype, x.device), False)
     y.backward(y.detach())
     assert compiled == ["_turn", "_turn"]
 
@@ -111,18 +117,17 @@ def test_rotary(compiled: list) -> None:
 def test_layer_norm(channels: int, compiled: list) -> None:
     x = torch.zeros(2, 14, channels, dtype=torch.bfloat16, requires_grad=True)
     vector = torch.zeros(channels, requires_grad=True)
-    total, norm = torch.ops.linsight.layer_norm(x, x.detach(), vector, vector, 1e-6)
+    total, norm = layer_norm._forward(x, x.detach(), vector, vector, 1e-6)
     (total + norm).backward(x.detach())
     assert set(compiled) == {"_forward", "_backward", "_sum_parts"}
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolution(stride: int, compiled: list) -> None:
+@pytest.mark.parametrize(("stride", "branch"), [(1, True), (1, False), (2, False)])
+def test_convolution(stride: int, branch: bool, compiled: list) -> None:
     x = torch.zeros(2, 14, 13, 48, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.zeros(48, 1, 3, 3, requires_grad=True)
-    y = torch.ops.linsight.depthwise_conv2d(
-        x, weight, weight[:, 0, 0, 0], stride, True, stride == 1, torch.bfloat16
-    )
+    arguments = (weight, weight[:, 0, 0, 0], stride, True, stride == 1, branch, x.dtype)
+    y, _ = torch.ops.linsight.depthwise_conv2d(x, x.detach() if branch else None, *arguments)
     y.backward(y.detach())
     assert len(compiled) == 4
 

@@ -10,7 +10,7 @@ from linsight.kernels import force, newton_inverse
 from linsight.kernels.landmark_kernel import gaussian_kernel
 
 from .conftest import compiled
-from .numerics import assert_as_exact_as_eager, distance, leaves
+from .numerics import assert_as_exact_as_eager, distance, leaves, poison_memory
 
 METHODS = ("regularized", "normalized", "unregularized")
 
@@ -176,12 +176,7 @@ def test_equal_landmarks_are_survived(device) -> None:
 
 @pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
-    allocate, empty = torch.Tensor.new_empty, torch.empty
-    nan = float("nan")
-    monkeypatch.setattr(
-        torch.Tensor, "new_empty", lambda x, *size, **kw: allocate(x, *size, **kw).fill_(nan)
-    )
-    monkeypatch.setattr(torch, "empty", lambda *size, **kw: empty(*size, **kw).fill_(nan))
+    poison_memory(monkeypatch)
     for size in (5, 17):
         for method in METHODS:
             (x,) = leaves([landmarks_kernel(2, size, 1.0, device)], torch.float32)

@@ -65,11 +65,7 @@ def test_error_against_float64(dtype, width, device, seed) -> None:
 
 
 @pytest.mark.triton
-def test_registration_and_compilation(device) -> None:
-    x = torch.randn(1, 6, 2, 8, device=device, requires_grad=True)
-    rows, columns = rotary_tables((2, 3), 8, torch.float32, device)
-    torch.library.opcheck(torch.ops.linsight.rotary.default, (x, rows, columns, False))
-
+def test_compiles_without_a_graph_break(device) -> None:
     def function(x: Tensor, height: int) -> Tensor:
         size = (height, x.shape[1] // height)
         return apply_rotary(x, rotary_tables(size, 8, x.dtype, x.device)) * 2

@@ -11,7 +11,7 @@ from torch import Tensor
 from linsight.kernels import depthwise_conv2d, force, window_attention
 
 from .conftest import INTERPRETED, compiled
-from .numerics import assert_as_exact_as_eager, distance, leaves
+from .numerics import assert_as_exact_as_eager, distance, leaves, poison_memory
 
 SWIN = {"windows": [(3, 3)], "shift": (1, 1)}
 CASES = {
@@ -262,12 +262,7 @@ def test_large_magnitudes_and_zeros(side, device, seed) -> None:
 
 @pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
-    allocate, empty = torch.Tensor.new_empty, torch.empty
-    nan = float("nan")
-    monkeypatch.setattr(
-        torch.Tensor, "new_empty", lambda x, *size, **kw: allocate(x, *size, **kw).fill_(nan)
-    )
-    monkeypatch.setattr(torch, "empty", lambda *size, **kw: empty(*size, **kw).fill_(nan))
+    poison_memory(monkeypatch)
     for options in (
         {"windows": [(SMALL, SMALL)], "shift": (2, 2)},
         {"windows": [(LARGE, LARGE)], "shift": (3, 3)},

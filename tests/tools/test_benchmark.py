@@ -103,6 +103,17 @@ def test_models(tmp_path):
     assert (tmp_path / "models.png").stat().st_size > 10_000
 
 
+def test_a_model_with_another_mixer(tmp_path):
+    words = ("--resolutions", "32", "--phases", "inference", "--mixer")
+    result = run(tmp_path, "models", "rala_vit_nano", "test_convnext", *words, "rala")
+    assert result.exit_code == 0, result.output
+    names = [row["name"] for row in rows(tmp_path)]
+    assert names == ["rala_vit_nano mixer=rala", "test_convnext"]
+    result = run(tmp_path, "models", "rala_vit_nano", *words, "ralla")
+    assert result.exit_code == 2
+    assert "got 'ralla'" in result.output
+
+
 @pytest.fixture
 def wrong(monkeypatch):
     """Kernels that are wrong where the reference is right."""

@@ -314,3 +314,17 @@ def test_without_the_training_packages():
         [sys.executable, "-c", block, "info"], capture_output=True, text=True, check=False
     )
     assert plain.returncode == 0, plain.stderr
+
+
+def test_help_says_what_other_commands_need(monkeypatch, capsys):
+    def mount():
+        raise ModuleNotFoundError(name="mmengine")
+
+    monkeypatch.setattr(main, "mount", mount)
+    monkeypatch.setattr(main.app.info, "epilog", None)
+    monkeypatch.setattr(sys, "argv", ["linsight", "--help"])
+    with pytest.raises(SystemExit):
+        main.main()
+    output = " ".join(capsys.readouterr().out.split())
+    assert "train, test, predict, export, convert need mmengine: pip install" in output
+    assert "'linsight[train]'" in output

@@ -68,9 +68,19 @@ class TestTrain:
         assert "1 of 12 images could not be read: class_1/2.png" in output
         assert "System environment" not in output
         assert "deprecated" not in output
+        (best,) = trained[1].glob("best_*.pth")
+        assert f"Weights: {best}" in output
         # The log file has all of it.
         (log,) = trained[1].glob("*/*.log")
         assert "System environment" in log.read_text()
+
+    def test_misses_the_data_before_it_fetches_weights(self, monkeypatch):
+        """Of segmentors and detectors, whose weights come first."""
+        monkeypatch.setattr("timm.create_model", None)
+        output = cli_train("upernet_rala_vit_small_160k_ade20k", expect=1)
+        assert (
+            "error: the folder data_root 'data/ade/ADEChallengeData2016' does not exist" in output
+        )
 
     def test_checkpoint_is_safe_to_load(self, trained):
         best = next(trained[1].glob("best*"))

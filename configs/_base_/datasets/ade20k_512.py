@@ -1,15 +1,11 @@
 # The unpacked ADEChallengeData2016, as the scene parsing benchmark gives it.
+_base_ = "semantic_crops.py"
+
 data_root = "data/ade/ADEChallengeData2016"
 
 train_dataloader = dict(
     # For each GPU. The recipes' batch is 16 in all: 8 GPUs of 2.
     batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    pin_memory=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
-    collate_fn=dict(type="default_collate"),
-    worker_init_fn=dict(type="torch_worker_seed"),
     dataset=dict(
         type="ADE20K",
         root=data_root,
@@ -23,39 +19,11 @@ train_dataloader = dict(
             ),
             dict(type="RandomClassCrop", size=512, cat_max_ratio=0.75),
             dict(type="torchvision.transforms.v2.RandomHorizontalFlip", p=0.5),
-            # Photometric distortion.
-            dict(
-                type="torchvision.transforms.v2.RandomApply",
-                transforms=[
-                    dict(type="torchvision.transforms.v2.ColorJitter", brightness=(0.875, 1.125))
-                ],
-                p=0.5,
-            ),
-            dict(
-                type="torchvision.transforms.v2.RandomApply",
-                transforms=[dict(type="torchvision.transforms.v2.ColorJitter", contrast=0.5)],
-                p=0.5,
-            ),
-            dict(
-                type="torchvision.transforms.v2.RandomApply",
-                transforms=[dict(type="torchvision.transforms.v2.ColorJitter", saturation=0.5)],
-                p=0.5,
-            ),
-            dict(
-                type="torchvision.transforms.v2.RandomApply",
-                transforms=[dict(type="torchvision.transforms.v2.ColorJitter", hue=0.1)],
-                p=0.5,
-            ),
+            _base_.photometric_distortion,
         ],
     ),
 )
 val_dataloader = dict(
-    # Images differ in size.
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="ADE20K",
         root=data_root,

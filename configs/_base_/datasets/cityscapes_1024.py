@@ -1,15 +1,11 @@
 # Cityscapes with leftImg8bit/ and gtFine/, as its site gives them.
+_base_ = "semantic_crops.py"
+
 data_root = "data/cityscapes"
 
 train_dataloader = dict(
     # For each GPU: 8 in all on 8 GPUs.
     batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    pin_memory=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
-    collate_fn=dict(type="default_collate"),
-    worker_init_fn=dict(type="torch_worker_seed"),
     dataset=dict(
         type="Cityscapes",
         root=data_root,
@@ -23,38 +19,9 @@ train_dataloader = dict(
             ),
             dict(type="RandomClassCrop", size=1024, cat_max_ratio=0.75),
             dict(type="torchvision.transforms.v2.RandomHorizontalFlip", p=0.5),
-            # Photometric distortion.
-            dict(
-                type="torchvision.transforms.v2.RandomApply",
-                transforms=[
-                    dict(type="torchvision.transforms.v2.ColorJitter", brightness=(0.875, 1.125))
-                ],
-                p=0.5,
-            ),
-            dict(
-                type="torchvision.transforms.v2.RandomApply",
-                transforms=[dict(type="torchvision.transforms.v2.ColorJitter", contrast=0.5)],
-                p=0.5,
-            ),
-            dict(
-                type="torchvision.transforms.v2.RandomApply",
-                transforms=[dict(type="torchvision.transforms.v2.ColorJitter", saturation=0.5)],
-                p=0.5,
-            ),
-            dict(
-                type="torchvision.transforms.v2.RandomApply",
-                transforms=[dict(type="torchvision.transforms.v2.ColorJitter", hue=0.1)],
-                p=0.5,
-            ),
+            _base_.photometric_distortion,
         ],
     ),
 )
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="default_collate"),
-    dataset=dict(type="Cityscapes", root=data_root, split="val", test_mode=True),
-)
+val_dataloader = dict(dataset=dict(type="Cityscapes", root=data_root, split="val", test_mode=True))
 test_dataloader = val_dataloader

@@ -9,7 +9,7 @@ padding, and the (period_h, period_w) of the roll.
 import triton
 import triton.language as tl
 
-from .triton_math import INTERPRETED, exponential
+from .triton_math import exponential, multiply
 from .window_attention import MASK
 
 MASKED = tl.constexpr(-1e30)
@@ -35,14 +35,6 @@ SCALARS = [
     "head",
     "share",
 ]
-
-
-@triton.jit
-def dot(a, b, accumulator):
-    if INTERPRETED:  # it would multiply the bit patterns of bfloat16 as integers
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision="ieee")
 
 
 @triton.jit
@@ -143,9 +135,7 @@ def convolve(
 def scores_of(
     q, k, bias, region, key_region, known, scale, TABLE: tl.constexpr, SHIFT: tl.constexpr
 ):
-    T: tl.constexpr = q.shape[0]
-    S: tl.constexpr = k.shape[0]
-    s = dot(q, tl.trans(k), tl.zeros((T, S), tl.float32)) * scale
+    s = multiply(q, tl.trans(k)) * scale
     if TABLE:
         s += bias
     if SHIFT:

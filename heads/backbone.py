@@ -1,11 +1,16 @@
-"""Any timm model as the backbone of mmdet's detectors, and of whatever else mmengine builds."""
+"""Any timm model as the backbone of what mmengine builds: classifiers, segmentors, detectors."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
@@ -13,7 +18,59 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .classification import create_backbone
+from linsight.backbones import ZOO
+from linsight.backbones.checkpoint import CheckpointError
+
+
+def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
+    """`timm.create_model`, whose errors name what is nearest to a misspelt name or argument.
+
+    Raises:
+        ValueError: timm knows no such model, or the model takes no such argument.
+        CheckpointError: `pretrained` weights are asked for, and cannot be fetched.
+    """
+    architecture = model_name.split(".")[0]
+    if ":" not in model_name and not timm.is_model(architecture):
+        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        raise ValueError(
+            f"model_name: timm has no model {model_name!r}"
+            + (f"; the nearest are {', '.join(nearest)}" if nearest else "")
+        )
+    try:
+        return timm.create_model(model_name, **kwargs)
+    except RuntimeError as error:
+        if "No pretrained weights exist" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{model_name} has no weights at a plain address; {_by_hand(architecture)}"
+        ) from None
+    except OSError as error:
+        if not kwargs.get("pretrained") or "pretrained_cfg_overlay" in kwargs:
+            raise
+        raise CheckpointError(
+            f"the weights of {model_name} could not be fetched ({error}); {_by_hand(architecture)}"
+        ) from None
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in kwargs:
+            raise
+        # The class is behind timm's entry function; only a built model tells it.
+        with torch.device("meta"):
+            accepted = inspect.signature(type(timm.create_model(model_name)).__init__).parameters
+        nearest = difflib.get_close_matches(unknown[1], accepted, n=3, cutoff=0.5)
+        raise ValueError(
+            f"backbone: {model_name} takes no argument {unknown[1]!r}; "
+            f"the nearest are {', '.join(nearest or sorted(set(accepted) - {'self'}))}"
+        ) from None
+
+
+def _by_hand(architecture: str) -> str:
+    """What to do where timm cannot fetch a model's weights."""
+    weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
+    places = [w.page or w.url or f"https://huggingface.co/{w.hub_id}" for w in weights]
+    return (
+        f"get them from {' or '.join(places)}: " if places else ""
+    ) + "set model.backbone.pretrained=False, and give a file as model.backbone.checkpoint=FILE"
 
 
 @MODELS.register_module()

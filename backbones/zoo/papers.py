@@ -1,0 +1,107 @@
+"""What the zoo's models were published in."""
+
+from ..registry import Paper
+
+RALA = Paper(
+    name="RAVLT",
+    arxiv="2411.07635",
+    title="Breaking the Low-Rank Dilemma of Linear Attention",
+    origin="https://github.com/qhfan/RALA",
+    license=None,
+    computes="linear attention whose keys are weighted by the global query and whose output is "
+    "gated (stages 1 and 2); gated softmax attention over all tokens (3 and 4)",
+    limits="stages 3 and 4 cost with the square of the pixels: at 4096 px a pixel takes several "
+    "times what it takes at 1024 px",
+)
+
+MALA = Paper(
+    name="MAViT",
+    arxiv="2507.00698",
+    title="Rectifying Magnitude Neglect in Linear Attention",
+    origin="https://github.com/qhfan/MALA",
+    license=None,
+    computes="linear attention whose sharpness grows with the query's length, as that of softmax "
+    "does (stages 1 and 2); gated softmax attention over all tokens (3 and 4)",
+    limits="those of RAVLT; the linear attention subtracts, so its weights may be negative",
+)
+
+AGENT = Paper(
+    name="Agent Attention",
+    arxiv="2312.08874",
+    title="Agent Attention: On the Integration of Softmax and Linear Attention",
+    origin="https://github.com/LeapLabTHU/Agent-Attention",
+    license=None,
+    computes="softmax attention of a few pooled queries, the agents, to all tokens, and of all "
+    "tokens to the agents; in DeiT's, PVT's, Swin's and CSwin's bodies",
+    limits="the number of agents is fixed, so that at large images each stands for more pixels; "
+    "biases learned at 224 px are interpolated; later stages of the Swin and CSwin bodies, and "
+    "blocks 5 to 12 of `agent_deit_base`, keep their body's softmax attention",
+)
+
+SOFT = Paper(
+    name="SOFT",
+    arxiv="2110.11945",
+    title="SOFT: Softmax-free Transformer with Linear Complexity",
+    origin="https://github.com/fudan-zvg/SOFT",
+    license="mit",
+    computes="a Gaussian kernel in place of softmax, approximated through landmarks whose matrix "
+    "Newton's iteration inverts (stages 1 to 3); softmax attention over all tokens (4)",
+    limits="the number of landmarks grows with the image: attention costs with the square of the "
+    "pixels, the inverse with their cube, and at 512 px it takes most of the time; "
+    "`soft_vit_tiny.in1k_2021` shares the limits of SOFT-Norm",
+)
+
+SOFT_NORM = Paper(
+    name="SOFT-Norm",
+    arxiv="2207.03341",
+    title="Softmax-free Linear Transformers",
+    origin=SOFT.origin,
+    license=SOFT.license,
+    computes="SOFT whose inverse is divided by the roots of the landmark kernel's row sums on both "
+    "sides",
+    limits="those of SOFT; where Newton's iteration does not converge, the images of a batch "
+    "depend on one another",
+)
+
+DEIT = Paper(
+    name="DeiT",
+    arxiv="2012.12877",
+    title="Training data-efficient image transformers & distillation through attention",
+    origin="https://github.com/facebookresearch/deit",
+    license="apache-2.0",
+    computes="softmax attention over all tokens of 16 x 16 pixels",
+    limits="cost grows with the square of the pixels; one map, of stride 16",
+)
+
+PVT = Paper(
+    name="PVT",
+    arxiv="2102.12122",
+    title="Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without "
+    "Convolutions",
+    origin="https://github.com/whai362/PVT",
+    license="apache-2.0",
+    computes="softmax attention to keys and values of a map that a strided convolution has made "
+    "smaller",
+    limits="the reduction is a fixed factor: cost grows with the square of the pixels",
+)
+
+SWIN = Paper(
+    name="Swin",
+    arxiv="2103.14030",
+    title="Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
+    origin="https://github.com/microsoft/Swin-Transformer",
+    license="mit",
+    computes="softmax attention within windows of 7 x 7 tokens, shifted by half in every odd block",
+    limits="no token sees beyond its window but through the blocks that follow",
+)
+
+CSWIN = Paper(
+    name="CSwin",
+    arxiv="2107.00652",
+    title="CSWin Transformer: A General Vision Transformer Backbone with Cross-Shaped Windows",
+    origin="https://github.com/microsoft/CSWin-Transformer",
+    license="mit",
+    computes="softmax attention within stripes, vertical for half of the heads, horizontal for "
+    "the other; over all tokens in the last stage",
+    limits="stripes are as long as the image, so that cost grows faster than the pixels",
+)

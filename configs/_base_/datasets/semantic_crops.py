@@ -1,0 +1,35 @@
+# What training on crops of large data sets shares: the loaders, and the colours.
+train_dataloader = dict(
+    num_workers=4,
+    persistent_workers=True,
+    pin_memory=True,
+    sampler=dict(type="InfiniteSampler", shuffle=True),
+    collate_fn=dict(type="default_collate"),
+    worker_init_fn=dict(type="torch_worker_seed"),
+)
+val_dataloader = dict(
+    # Images may differ in size.
+    batch_size=1,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="default_collate"),
+)
+test_dataloader = val_dataloader
+
+photometric_distortion = dict(
+    type="torchvision.transforms.v2.Compose",
+    transforms=[
+        dict(
+            type="torchvision.transforms.v2.RandomApply",
+            transforms=[dict(type="torchvision.transforms.v2.ColorJitter", **jitter)],
+            p=0.5,
+        )
+        for jitter in (
+            dict(brightness=(0.875, 1.125)),
+            dict(contrast=0.5),
+            dict(saturation=0.5),
+            dict(hue=0.1),
+        )
+    ],
+)
