@@ -1,6 +1,7 @@
 """Agent attention's tables: at any size, and with other agents than in pretraining."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -84,3 +85,19 @@ def test_errors_name_the_argument():
         make(agents=48)
     with pytest.raises(ValueError, match="local_kernel is 0"):
         make(local_kernel=0)
+
+
+@pytest.mark.parametrize("name", ["rala_vit_nano", "soft_vit_nano", "softmax_pvt_tiny"])
+def test_tables_of_another_size_are_interpolated_in_every_skeleton(name, tmp_path):
+    timm_file = tmp_path / "weights.pth"
+    small = timm.create_model(name, mixer="agent", img_size=64)
+    torch.save(small.state_dict(), timm_file)
+    overlay = {"file": str(timm_file), "num_classes": 1000}
+    large = timm.create_model(
+        name, mixer="agent", img_size=96, pretrained=True, pretrained_cfg_overlay=overlay
+    )
+    tables = {key for key in small.state_dict() if key.endswith("row_bias")}
+    assert tables
+    assert any(small.state_dict()[key].shape != large.state_dict()[key].shape for key in tables)
+    with torch.inference_mode():
+        assert large.eval()(torch.randn(1, 3, 96, 96)).isfinite().all()
