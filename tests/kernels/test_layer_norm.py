@@ -90,8 +90,8 @@ def test_random_shapes_and_magnitudes(random_cases, device, seed) -> None:
         print(shape, magnitude, name)
         tensors = case(name, shape, device, magnitude)
         slope = torch.randn(FUNCTIONS[name](*tensors).shape, device=device)
-        # Of nothing but zeros all is rounding once the mean is taken off.
-        roundings = None if magnitude else 1e4
+        # Of nothing but zeros all is rounding once the mean is taken off, of few channels much.
+        roundings = (16 if shape[-1] < 8 else None) if magnitude else 1e4
         assert_as_exact_as_eager(FUNCTIONS[name], tensors, torch.float32, slope, roundings)
 
 

@@ -1,6 +1,8 @@
 """The rotary tables and their rotation."""
 
 import math
+import random
+from functools import partial
 
 import pytest
 import torch
@@ -51,17 +53,30 @@ def test_kept_tables_serve_training_after_inference() -> None:
     assert rotary_tables(*arguments)[0] is rotary[0]
 
 
+def rotated(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return apply_rotary(x, rotary_tables(size, x.shape[-1], x.dtype, x.device))
+
+
 @pytest.mark.triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("width", [8, 24, 64])
 def test_error_against_float64(dtype, width, device, seed) -> None:
     size = (5, 3) if device.type == "cpu" else (14, 27)
     x = torch.randn(2, size[0] * size[1], 3, 4, width, device=device)[:, :, 1]
-
-    def function(x: Tensor) -> Tensor:
-        return apply_rotary(x, rotary_tables(size, width, x.dtype, x.device))
-
+    function = partial(rotated, size=size)
     assert_as_exact_as_eager(function, [x], dtype, torch.randn(x.shape, device=device))
+
+
+@pytest.mark.triton
+def test_random_shapes(random_cases, device, seed) -> None:
+    draw = random.Random(seed)
+    for _ in random_cases:
+        size, width = (draw.choice((1, 3, 7)), draw.choice((1, 5, 13))), draw.choice((4, 8, 24, 64))
+        batch, heads = draw.choice((1, 2)), draw.choice((1, 3))
+        print(size, width, batch, heads)
+        x = torch.randn(batch, size[0] * size[1], 3, heads, width, device=device)[:, :, 1]
+        function = partial(rotated, size=size)
+        assert_as_exact_as_eager(function, [x], torch.float32, torch.randn(x.shape, device=device))
 
 
 @pytest.mark.triton
