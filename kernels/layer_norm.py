@@ -106,13 +106,10 @@ def _differentiate(ctx, dtotal, dnorm):
     total, weight, bias = ctx.saved_tensors
     dx, dweight, dbias = dtotal, None, None
     if dnorm is not None:
-        dx, dweight, dbias = (
-            torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (total, weight, bias)
-        )
+        dx = torch.empty(total.shape, dtype=total.dtype, device=total.device)
         dtotal = None if dtotal is None else dtotal.contiguous()
-        kernels.backward(
-            dtotal, dnorm.contiguous(), total.contiguous(), weight, ctx.eps, dx, dweight, dbias
-        )
+        sums = kernels.backward(dtotal, dnorm.contiguous(), total.contiguous(), weight, ctx.eps, dx)
+        dweight, dbias = sums[0].to(weight.dtype), sums[1].to(bias.dtype)
     dbranch = None if dx is None or ctx.branch_dtype is None else dx.to(ctx.branch_dtype)
     return dx, dbranch, dweight, dbias, None
 

@@ -1,7 +1,8 @@
 """The Triton kernels of `layer_norm` and `add_layer_norm`: a row lives in registers.
 
 Backward takes a second look at the sum alone: mean and variance are cheaper to compute again
-than to store. The gradients of the vectors are summed in a fixed order, in two stages.
+than to store. The gradients of the vectors are summed in a fixed order, in two stages, of which the
+second is PyTorch's: it costs the host less than a launch of ours.
 """
 
 from functools import lru_cache
@@ -12,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_launch import launch, multiprocessors
-from .triton_math import sum_rows
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def _backward(
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
     TOTAL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dx, and this program's part (2, P) of the gradients of weight and bias."""
+    """dx, and this program's part (2, C) of the gradients of weight and bias."""
     row = tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
     live = c < C
@@ -73,24 +73,10 @@ def _backward(
         if TOTAL:
             ds += tl.load(dtotal + at, mask=ok, other=0.0).to(tl.float32)
         tl.store(dx + at, ds.to(dx.dtype.element_ty), mask=ok)
-    parts += tl.program_id(0).to(tl.int64) * (2 * P) + tl.arange(0, P)
-    tl.store(parts, tl.sum(dweight, 0))
-    tl.store(parts + P, tl.sum(dbias, 0))
-
-
-@triton.jit(do_not_specialize=["count"])
-def _sum_parts(
-    parts, dweight, dbias, count,
-    C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    which = tl.program_id(0)
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    live = c < C
-    total = sum_rows(parts + which * P, count, 2 * P, c, live, ROWS, BLOCK)
-    if which == 0:
-        tl.store(dweight + c, total.to(dweight.dtype.element_ty), mask=live)
-    else:
-        tl.store(dbias + c, total.to(dbias.dtype.element_ty), mask=live)
+    c = tl.arange(0, P)
+    parts += tl.program_id(0).to(tl.int64) * (2 * C) + c
+    tl.store(parts, tl.sum(dweight, 0), mask=c < C)
+    tl.store(parts + C, tl.sum(dbias, 0), mask=c < C)
 
 
 # Elements a program holds: 16 bytes a load and thread, and several rows in flight.
@@ -100,8 +86,6 @@ ELEMENTS = 4096
 RESIDENT = 2
 STAGES, ROWS_WORTH_STAGES = 3, 32
 WARPS = 4
-# The sum of the programs' parts: many rows in flight, as it waits for little else.
-SUM_ROWS, SUM_COLUMNS = 128, 16
 
 
 @lru_cache
@@ -136,20 +120,14 @@ def forward(
 
 
 def backward(
-    dtotal: Tensor | None,
-    dnorm: Tensor,
-    total: Tensor,
-    weight: Tensor,
-    eps: float,
-    dx: Tensor,
-    dweight: Tensor,
-    dbias: Tensor,
-) -> None:
-    """Write the gradients of the sum (with `dtotal`, if there is one), of weight and of bias."""
+    dtotal: Tensor | None, dnorm: Tensor, total: Tensor, weight: Tensor, eps: float, dx: Tensor
+) -> Tensor:
+    """Write the gradient of the sum (with `dtotal`, if there is one); those of weight and bias,
+    (2, C) in float32."""
     channels, padded, tokens, rows, tiles = _tiles(total.shape)
     programs = min(tiles, RESIDENT * multiprocessors(total.device))
     stages = STAGES if rows >= ROWS_WORTH_STAGES else 1
-    parts = torch.empty((programs, 2, padded), dtype=torch.float32, device=total.device)
+    parts = torch.empty((programs, 2, channels), dtype=torch.float32, device=total.device)
     if programs:
         launch(
             _backward, (programs,),
@@ -157,8 +135,4 @@ def backward(
             C=channels, P=padded, ROWS=rows, TOTAL=dtotal is not None, STAGES=stages,
             num_warps=WARPS,
         )  # fmt: skip
-    launch(
-        _sum_parts, (2, -(-channels // SUM_COLUMNS)),
-        parts, dweight, dbias, programs,
-        C=channels, P=padded, ROWS=SUM_ROWS, BLOCK=SUM_COLUMNS, num_warps=WARPS,
-    )  # fmt: skip
+    return parts.sum(0)

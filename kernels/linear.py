@@ -107,7 +107,7 @@ class _Linear(torch.autograd.Function):
             if needs_scale:
                 dweight, dbias, dscale = kernels.unscale(dweight, sums, weight, bias, scale)
             else:
-                dbias = kernels.total(sums)
+                dbias = sums.sum(0)
         if scale is not None and not needs_scale:
             dweight = None if dweight is None else dweight * scale[:, None]
             dbias = None if dbias is None else dbias * scale

@@ -1,8 +1,8 @@
 """The Triton kernels of `linear`: sums over rows for biases, and the gradients of a scale.
 
-The sum over rows is taken in two stages and a fixed order. A bias takes its second stage alone;
-a scaled layer takes it in the kernel that turns the gradients of scale * W and scale * b into
-those of W, b and the scale, row by row of W.
+The sum over rows is taken in two stages and a fixed order. A scaled layer takes the second in the
+kernel that turns the gradients of scale * W and scale * b into those of W, b and the scale, row by
+row of W.
 """
 
 from functools import lru_cache
@@ -13,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_launch import launch, multiprocessors
-from .triton_math import sum_rows
 
 
 @triton.jit(do_not_specialize=["count", "per"])
@@ -32,14 +31,6 @@ def _sum_columns(
         total += tl.load(at, mask=(n < last) & live, other=0.0).to(tl.float32)
     at = parts + tl.program_id(1).to(tl.int64) * channels + c
     tl.store(at, tl.sum(total, 0), mask=c < channels)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _total(parts, out, count, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    live = c < channels
-    value = sum_rows(parts, count, channels, c, live, ROWS, COLUMNS)
-    tl.store(out + c, value, mask=live)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -76,8 +67,6 @@ def _unscale(
 ROWS, COLUMNS, WARPS = 64, 64, 4
 # Programs a multiprocessor: enough loads under way to fill the memory's pipe.
 RESIDENT = 8
-# The second stage waits for little but its loads.
-SUM_ROWS, SUM_COLUMNS = 128, 16
 
 
 @lru_cache
@@ -100,17 +89,6 @@ def column_sums(rows: Tensor) -> Tensor:
             rows, parts, count, per, channels, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS,
         )  # fmt: skip
     return parts
-
-
-def total(parts: Tensor) -> Tensor:
-    """The sum of the parts."""
-    count, channels = parts.shape
-    out = torch.empty(channels, dtype=torch.float32, device=parts.device)
-    launch(
-        _total, (-(-channels // SUM_COLUMNS),),
-        parts, out, count, channels, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, num_warps=WARPS,
-    )  # fmt: skip
-    return out
 
 
 def unscale(
