@@ -10,6 +10,17 @@ from .triton_math import gelu, gelu_gradient
 SCALARS = ["height", "width", "out_height", "out_width", "rows", "groups"]
 
 
+@triton.jit
+def load_strip(at, step, w, live, width, K: tl.constexpr, P: tl.constexpr):
+    """A row of a strip of P columns from `w` with its margins, column by column; `at` is the first
+    margin's."""
+    row = ()
+    for i in tl.static_range(P + K - 1):
+        ok = live & (w + (i - K // 2) >= 0) & (w + (i - K // 2) < width)
+        row = row + (tl.load(at + i * step, mask=ok, other=0.0),)
+    return row
+
+
 @triton.jit(do_not_specialize=SCALARS)
 def _convolve(
     x, weight, bias, other, add, y,
@@ -55,13 +66,9 @@ def _convolve(
     sums = ()
     for _ in tl.static_range(P * K):
         sums = sums + (start,)
-    ahead = ()
-    terms_ahead = ()
-    for i in tl.static_range(P + K - 1):
-        ok = live & (w + (i - PAD) >= 0) & (w + (i - PAD) < width)
-        ahead = ahead + (tl.load(x + i * x_c, mask=ok, other=0.0),)
-        if BRANCH:
-            terms_ahead = terms_ahead + (tl.load(other + i * o_c, mask=ok, other=0.0),)
+    ahead = load_strip(x, x_c, w, live, width, K, P)
+    if BRANCH:
+        terms_ahead = load_strip(other, o_c, w, live, width, K, P)
     for row in range(top, bottom):
         done = row - PAD >= first
         factors = ()
@@ -86,15 +93,10 @@ def _convolve(
             window = window + (value,)
         # The last row is loaded twice: cheaper than to ask at every load.
         x += tl.where(row + 1 < bottom, x_r, 0)
+        ahead = load_strip(x, x_c, w, live, width, K, P)
         if BRANCH:
             other += tl.where(row + 1 < bottom, o_r, 0)
-        ahead = ()
-        terms_ahead = ()
-        for i in tl.static_range(P + K - 1):
-            ok = live & (w + (i - PAD) >= 0) & (w + (i - PAD) < width)
-            ahead = ahead + (tl.load(x + i * x_c, mask=ok, other=0.0),)
-            if BRANCH:
-                terms_ahead = terms_ahead + (tl.load(other + i * o_c, mask=ok, other=0.0),)
+            terms_ahead = load_strip(other, o_c, w, live, width, K, P)
         fresh = ()
         for p in tl.static_range(P):
             for j in tl.static_range(K):

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .depthwise_conv_map_triton import SCALARS
+from .depthwise_conv_map_triton import SCALARS, load_strip
 from .triton_math import gelu, sum_rows
 
 
@@ -13,10 +13,7 @@ def _load_row(
     x, grad, x_c, g_c, w, live, width, inside, K: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
     """A row of the gradient with its margins, and the strip's row of x, if `inside` the map."""
-    slopes = ()
-    for i in tl.static_range(P + K - 1):
-        ok = live & (w + (i - K // 2) >= 0) & (w + (i - K // 2) < width)
-        slopes = slopes + (tl.load(grad + i * g_c, mask=ok, other=0.0),)
+    slopes = load_strip(grad, g_c, w, live, width, K, P)
     values = ()
     for p in tl.static_range(P):
         ok = live & (w + p < width) & inside
