@@ -68,7 +68,8 @@ def test_names_what_it_is_called(name):
 )
 def test_recipes(name, rate, decay, batch, drop_path):
     cfg = load_config(f"{name}_coco")
-    assert cfg.optim_wrapper.optimizer == {"type": "AdamW", "lr": rate, "weight_decay": decay}
+    adamw = {"type": "AdamW", "fused": True}
+    assert cfg.optim_wrapper.optimizer == {**adamw, "lr": rate, "weight_decay": decay}
     assert cfg.auto_scale_lr == {"enable": True, "base_batch_size": batch}
     assert cfg.model.backbone.drop_path_rate == drop_path
     # Where everything decays, nothing is excepted.

@@ -24,7 +24,8 @@ def test_the_rates_of_soft():
     for name, rate in rates.items():
         cfg = load_config(f"{name}_300e_in1k")
         assert cfg.model.backbone == {"model_name": name, "drop_path_rate": 0.1}
-        assert cfg.optim_wrapper.optimizer == {"opt": "adamw", "lr": rate, "weight_decay": 0.05}
+        adamw = {"opt": "adamw", "fused": True}
+        assert cfg.optim_wrapper.optimizer == {**adamw, "lr": rate, "weight_decay": 0.05}
         assert cfg.optim_wrapper.clip_grad.max_norm == 1.0
         assert cfg.train_dataloader.sampler == {"type": "DefaultSampler", "shuffle": True}
         for loader in (cfg.val_dataloader, cfg.test_dataloader):

@@ -5,7 +5,7 @@ optim_wrapper = dict(
     _delete_=True,
     type="AmpOptimWrapper",
     loss_scale="dynamic",
-    optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05, fused=True),
 )
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 

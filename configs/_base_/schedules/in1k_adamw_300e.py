@@ -4,7 +4,7 @@ optim_wrapper = dict(
     type="AmpOptimWrapper",
     loss_scale="dynamic",
     constructor="TimmOptimWrapperConstructor",
-    optimizer=dict(opt="adamw", lr=1e-3, weight_decay=0.05),
+    optimizer=dict(opt="adamw", lr=1e-3, weight_decay=0.05, fused=True),
 )
 auto_scale_lr = dict(enable=True, base_batch_size=1024)
 

@@ -1,5 +1,5 @@
 # The learning rate is for a batch of 16, and scaled by mmengine to the batch that runs.
-optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-4, weight_decay=1e-4))
+optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-4, weight_decay=1e-4, fused=True))
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 
 param_scheduler = [dict(type="PolyLR", power=0.9, eta_min=1e-6, begin=0, end=80000, by_epoch=False)]
