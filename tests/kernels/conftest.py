@@ -46,7 +46,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def random_cases() -> range:
     """A turn for each random shape: few under the interpreter, or LINSIGHT_TEST_CASES of them."""
-    return range(int(os.environ.get("LINSIGHT_TEST_CASES", 40 if DEVICE.type == "cuda" else 2)))
+    return range(int(os.environ.get("LINSIGHT_TEST_CASES", 12 if DEVICE.type == "cuda" else 2)))
 
 
 @pytest.fixture(autouse=True)

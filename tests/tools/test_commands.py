@@ -69,7 +69,8 @@ def test_open_a_training_checkpoint(checkpoint):
 
 def test_predict(app, checkpoint, pictures, tmp_path):
     (pictures / "broken.png").write_bytes(b"no picture")
-    result = run(app, "predict", checkpoint, pictures, "--out", tmp_path / "out", "--topk", 2)
+    words = ["--out", tmp_path / "out", "--topk", 2, "--device", "cpu"]
+    result = run(app, "predict", checkpoint, pictures, *words)
     assert result.exit_code == 0, result.output
     assert "1 of 4 pictures could not be read" in result.output
     drawings = sorted(p.name for p in (tmp_path / "out").glob("*.png"))
@@ -89,8 +90,9 @@ def test_predict(app, checkpoint, pictures, tmp_path):
 
 def test_predictions_on_a_full_disk(app, checkpoint, pictures, tmp_path):
     (tmp_path / "predictions.csv").write_text("before")
+    words = ["--out", tmp_path, "--device", "cpu"]  # a GPU's kernels are files, too
     with full_disk(1000):
-        result = run(app, "predict", checkpoint, pictures / "tiny.png", "--out", tmp_path)
+        result = run(app, "predict", checkpoint, pictures / "tiny.png", *words)
     assert result.exit_code == 1
     assert f"cannot write {tmp_path / 'tiny.png'}: File too large" in result.output
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["predictions.csv"]
