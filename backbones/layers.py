@@ -1,12 +1,17 @@
 """Layers that several skeletons and mixers share. Maps are channels-last: (B, H, W, C)."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ..kernels import add_layer_norm, depthwise_conv2d, layer_norm, linear
+from ..kernels import add_layer_norm, conv2d, depthwise_conv2d, layer_norm, linear
+
+# timm's register_notrace_function reaches what a module's own forward calls, and no further.
+torch.fx.wrap("conv2d")
 
 
 @register_notrace_function
@@ -91,9 +96,13 @@ class LayerNorm(nn.LayerNorm):
 
 @register_notrace_module
 class AddLayerNorm(LayerNorm):
-    """x + branch, and the `LayerNorm` of that, in one pass."""
+    """x + branch, and the `LayerNorm` of that, in one pass.
 
-    def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+    Without a branch of x, which it returns too: so the gradient of the residual path is added
+    where the norm's is made, and not in a pass of its own.
+    """
+
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return add_layer_norm(x, branch, self.weight, self.bias, eps=self.eps)
 
 
@@ -151,7 +160,7 @@ class TransformerBlock(nn.Module):
         self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float, eps: float = 1e-6
     ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim, eps)
+        self.norm1 = AddLayerNorm(dim, eps)
         self.mixer = mixer
         self.norm2 = AddLayerNorm(dim, eps)
         self.mlp = Mlp(dim, int(mlp_ratio * dim))
@@ -159,7 +168,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (B, P + H * W, C) of a map of `size` (H, W) and P class tokens before it."""
-        x, y = self.norm2(x, self.drop_path(self.mixer(self.norm1(x), size)))
+        x, y = self.norm1(x)
+        x, y = self.norm2(x, self.drop_path(self.mixer(y, size)))
         return x + self.drop_path(self.mlp(y))
 
 
@@ -179,14 +189,17 @@ class ConvMlp(nn.Module):
         return self.fc2(self.depthwise(self.fc1(x)), scale)
 
 
-def normalized_conv2d(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """norm(conv(x)); in evaluation mode as one convolution, which saves a pass over its map."""
+def normalized_conv2d(
+    x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: Literal["gelu", "relu"] | None = None
+) -> Tensor:
+    """a(norm(conv(x))); in evaluation mode as one convolution, which saves a pass over its map."""
     if norm.training or type(norm) is not nn.BatchNorm2d:
-        return norm(conv(x))
+        x = norm(conv(x))
+        return x if activation is None else getattr(F, activation)(x)
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = conv.weight * scale[:, None, None, None]
     bias = torch.addcmul(norm.bias, conv.bias - norm.running_mean, scale)
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    return conv2d(x, weight, bias, stride=conv.stride, padding=conv.padding, activation=activation)
 
 
 class ConvNorm(nn.Sequential):

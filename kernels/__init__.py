@@ -2,6 +2,7 @@
 
 from .agent_attention import agent_attention
 from .backend import force
+from .conv import conv2d
 from .depthwise_conv import depthwise_conv2d
 from .focused_attention import focused_linear_attention
 from .gaussian_attention import gaussian_attention
@@ -19,6 +20,7 @@ __all__ = [
     "add_layer_norm",
     "agent_attention",
     "apply_rotary",
+    "conv2d",
     "depthwise_conv2d",
     "focused_linear_attention",
     "force",

@@ -44,12 +44,15 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) ->
 
 
 def add_layer_norm(
-    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     """The residual sum s = x + branch, and `layer_norm` of it.
 
+    Without a branch s is x: a block that goes on from the s it is given, not from x, has the
+    gradients of both paths added by the norm's kernel.
+
     Args:
-        x, branch: (..., C), of one shape, each of any floating dtype.
+        x, branch: (..., C), of one shape, each of any floating dtype; no branch is zero.
         weight, bias: (C,), of the norm.
         eps: added to the variance.
 
@@ -60,7 +63,7 @@ def add_layer_norm(
     Raises:
         ValueError: if shapes disagree.
     """
-    if branch.shape != x.shape:
+    if branch is not None and branch.shape != x.shape:
         raise ValueError(f"branch has shape {tuple(branch.shape)}, expected {tuple(x.shape)}")
     return _apply(x, branch, weight, bias, eps)
 
@@ -87,7 +90,7 @@ def _run(x, branch, weight, bias, eps):
     from . import layer_norm_triton as kernels
 
     norm = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    total = None if branch is None else torch.empty_like(norm)
+    total = x if branch is None else torch.empty_like(norm)
     branch = None if branch is None else branch.contiguous()
     kernels.forward(x.contiguous(), branch, weight, bias, eps, total, norm)
     return total, norm

@@ -104,7 +104,7 @@ def forward(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    total: Tensor | None,
+    total: Tensor,
     norm: Tensor,
 ) -> None:
     """Write the sum to `total` if there is a branch, and its norm to `norm`."""
@@ -113,7 +113,7 @@ def forward(
         return
     launch(
         _forward, (tiles,),
-        x, x if branch is None else branch, weight, bias, norm if total is None else total, norm,
+        x, x if branch is None else branch, weight, bias, total, norm,
         tokens, eps,
         C=channels, P=padded, ROWS=rows, BRANCH=branch is not None, num_warps=WARPS,
     )  # fmt: skip

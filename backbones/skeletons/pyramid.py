@@ -28,7 +28,6 @@ from ..layers import (
     ConvMlp,
     ConvNorm,
     DepthwiseConv2d,
-    LayerNorm,
     classifier,
     normalized_conv2d,
 )
@@ -52,6 +51,9 @@ def check_image(x: Tensor, in_chans: int) -> None:
         )
 
 
+ACTIVATIONS = {nn.GELU: "gelu", nn.ReLU: "relu"}
+
+
 class Stem(nn.Sequential):
     """Convolutions of an image (B, in_chans, H, W) to a map (B, ceil(H / 4), ceil(W / 4), C).
 
@@ -62,9 +64,8 @@ class Stem(nn.Sequential):
         check_image(x, self[0].in_channels)
         x = x.contiguous(memory_format=torch.channels_last)
         for i in range(0, len(self), 3):
-            x = normalized_conv2d(x, self[i], self[i + 1])
-            if i + 2 < len(self):
-                x = self[i + 2](x)
+            activation = ACTIVATIONS[type(self[i + 2])] if i + 2 < len(self) else None
+            x = normalized_conv2d(x, self[i], self[i + 1], activation)
         return x.permute(0, 2, 3, 1)
 
 
@@ -98,7 +99,7 @@ class PyramidBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.position = DepthwiseConv2d(dim, 3, residual=True)
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = AddLayerNorm(dim)
         self.mixer = mixer
         self.norm2 = AddLayerNorm(dim)
         self.mlp = ConvMlp(dim, int(mlp_ratio * dim))
@@ -112,7 +113,8 @@ class PyramidBlock(nn.Module):
         """Of x + branch, as two such terms: the next block's first kernel adds them."""
         x = self.position(x, branch)
         size = x.shape[1:3]
-        y = self.mixer(self.norm1(x).flatten(1, 2), size, rotary, self.gamma1).unflatten(1, size)
+        x, y = self.norm1(x)
+        y = self.mixer(y.flatten(1, 2), size, rotary, self.gamma1).unflatten(1, size)
         x, y = self.norm2(x, self.drop_path1(y))
         return x, self.drop_path2(self.mlp(y, self.gamma2))
 

@@ -18,7 +18,13 @@ def both(x: Tensor, weight: Tensor, bias: Tensor, branch: Tensor) -> Tensor:
     return torch.cat(add_layer_norm(x, branch, weight, bias), -1)
 
 
+def residual(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x and its norm, the gradients of both added in one kernel."""
+    return torch.cat(add_layer_norm(x, None, weight, bias), -1)
+
+
 FUNCTIONS = {
+    "residual": residual,
     "norm": layer_norm,
     "sum_and_norm": both,
     "norm_of_sum": lambda *tensors: both(*tensors)[..., tensors[0].shape[-1] :],
@@ -31,7 +37,7 @@ def case(
     """x, weight, bias and, unless the norm alone is asked for, the branch."""
     x, branch = (magnitude * torch.randn(shape, device=device) for _ in range(2))
     weight, bias = (1 + 0.3 * torch.randn(shape[-1], device=device) for _ in range(2))
-    return [x, weight, bias] if name == "norm" else [x, weight, bias, branch]
+    return [x, weight, bias] if name in ("norm", "residual") else [x, weight, bias, branch]
 
 
 CPU = torch.device("cpu")
