@@ -39,5 +39,5 @@ class LinearMixer(ProjectedMixer):
                 **mechanism,
             ).flatten(1, 2)
         query, key, value, gate = self.unpack(projection)
-        local = self.enhance(projection, size)
+        local = self.enhance(value, size)
         return linear_attention(query, key, value, local=local, gate=gate, **mechanism).flatten(2)

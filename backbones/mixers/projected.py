@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import Rotary
+from ...kernels import Rotary, apply_rotary
 from ..layers import DepthwiseConv2d, Linear
 from .place import Place
 
@@ -57,19 +57,31 @@ class ProjectedMixer(nn.Module):
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         """(attention + local) * gate, (B, N, C), of the packed blocks (B, N, 3 or 4 C)."""
 
-    def unpack(self, projection: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Query, key, value and gate (or none) as views (B, N, heads, D)."""
-        width = self.out_proj.in_features // self.num_heads
-        blocks = projection.unflatten(-1, (-1, self.num_heads, width)).unbind(2)
-        return blocks if len(blocks) == 4 else (*blocks, None)
+    def unpack(
+        self, projection: Tensor, rotary: Rotary | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Query, key, value and gate (or none), (B, N, heads, D); query and key rotated.
 
-    def enhance(self, projection: Tensor, size: tuple[int, int]) -> Tensor | None:
+        What a mixer uses of the projection it takes from here: a slice of its own would have a
+        gradient of the whole projection's size.
+        """
+        width = self.out_proj.in_features // self.num_heads
+        blocks = projection.unflatten(-1, (-1, self.num_heads, width))
+        if rotary is None:
+            query, key, value, *gate = blocks.unbind(2)
+        else:
+            # Beside each other in the projection, query and key turn in one pass.
+            both, value, *gate = blocks.split((2, *[1] * (blocks.shape[2] - 2)), 2)
+            query, key = apply_rotary(both.flatten(2, 3), rotary).chunk(2, 2)
+            value, *gate = (block.squeeze(2) for block in (value, *gate))
+        return query, key, value, gate[0] if gate else None
+
+    def enhance(self, value: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The local branch of the values, (B, N, heads, D), zero at class tokens; or none."""
         if self.local is None:
             return None
-        dim = self.out_proj.in_features
-        value = projection[:, self.prefix_tokens :, 2 * dim : 3 * dim]
-        local = self.local(value.unflatten(1, size)).flatten(1, 2)
+        tokens = value.flatten(2)[:, self.prefix_tokens :]
+        local = self.local(tokens.unflatten(1, size)).flatten(1, 2)
         if self.prefix_tokens:
             local = F.pad(local, (0, 0, self.prefix_tokens, 0))
         return local.unflatten(-1, (self.num_heads, -1))

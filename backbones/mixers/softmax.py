@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor
 
-from ...kernels import Rotary, apply_rotary
+from ...kernels import Rotary
 from .place import Place
 from .projected import ProjectedMixer
 
@@ -14,16 +14,11 @@ class Softmax(ProjectedMixer):
     """softmax(D^-0.5 q k^T) v, with q and k rotated where the skeleton gives rotary tables."""
 
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
-        query, key, value, gate = self.unpack(projection)
-        if rotary is not None:
-            # Beside each other in the projection, they turn in one pass.
-            both = projection[..., : 2 * self.out_proj.in_features]
-            both = apply_rotary(both.unflatten(-1, (2 * self.num_heads, -1)), rotary)
-            query, key = both.chunk(2, 2)
+        query, key, value, gate = self.unpack(projection, rotary)
         y = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         ).transpose(1, 2)
-        if (local := self.enhance(projection, size)) is not None:
+        if (local := self.enhance(value, size)) is not None:
             y = y + local
         if gate is not None:
             y = y * gate

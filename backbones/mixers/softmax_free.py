@@ -122,8 +122,7 @@ class SoftmaxFree(nn.Module):
             landmark_kernel(landmarks), method=self.inverse, iterations=self.iterations
         )
         filters = self.local.weight.repeat_interleave(self.width, 0)
-        value_map = projection[..., projection.shape[-1] // 2 :].unflatten(1, size)
-        local = depthwise_conv2d(value_map, filters).reshape(value.shape)
+        local = depthwise_conv2d(value.flatten(2).unflatten(1, size), filters).reshape(value.shape)
         y = gaussian_attention(query, landmarks, value, inverse, local, scale=self.width**-0.25)
         return self.out_proj(y.flatten(2), scale)
 
