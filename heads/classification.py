@@ -7,10 +7,11 @@ from typing import Any
 import timm.data
 import timm.loss
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..datasets.loading import DataError
 from .backbone import create_backbone
 
 for _loss in (
@@ -21,6 +22,36 @@ for _loss in (
 ):
     if _loss.__name__ not in MODELS.module_dict:
         MODELS.register_module(module=_loss)
+
+
+@MODELS.register_module()
+class LabelledImages(BaseDataPreprocessor):
+    """Moves a batch to the model's device, once its labels are seen to be classes.
+
+    Streamed data sets do not look.
+
+    Args:
+        num_classes: how many classes.
+
+    Raises:
+        DataError: of a batch: a label is of no class.
+    """
+
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.num_classes = num_classes
+
+    def forward(self, data: Any, training: bool = False) -> Any:
+        labels = data.get("labels") if isinstance(data, dict) else data[-1]
+        if isinstance(labels, Tensor) and not labels.is_floating_point():
+            beside = labels[(labels < 0) | (labels >= self.num_classes)]
+            if len(beside):
+                raise DataError(
+                    f"a batch has the label {beside[0]}, and the model has {self.num_classes} "
+                    f"classes: labels are 0 to {self.num_classes - 1}; number the classes so in "
+                    "the data set, or set model.num_classes"
+                )
+        return super().forward(data, training)
 
 
 @MODELS.register_module()
@@ -38,7 +69,7 @@ class ImageClassifier(BaseModel):
         mixup: arguments of :class:`timm.data.Mixup`, applied to each training batch.
         label_smoothing: of the targets, with and without Mixup.
         compile: compile the backbone in place; a dict holds arguments of ``torch.compile``.
-        data_preprocessor: mmengine's; by default it moves the batch to the model's device.
+        data_preprocessor: mmengine's; by default `LabelledImages`.
     """
 
     def __init__(
@@ -51,6 +82,8 @@ class ImageClassifier(BaseModel):
         compile: bool | dict = False,
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
+        if data_preprocessor is None:
+            data_preprocessor = {"type": "LabelledImages", "num_classes": num_classes}
         super().__init__(data_preprocessor)
         self.num_classes = num_classes
         self.backbone = create_backbone(**backbone, num_classes=num_classes)

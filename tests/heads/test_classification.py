@@ -11,6 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError
+from linsight.datasets.loading import DataError
 from linsight.heads.backbone import create_backbone
 from linsight.heads.classification import ImageClassifier
 from linsight.heads.classification_metric import Accuracy
@@ -61,6 +62,18 @@ class TestImageClassifier:
         images, targets = mixup(batch[0].clone(), batch[1])
         expected = -(targets * model(images).log_softmax(1)).sum(1).mean()
         torch.testing.assert_close(loss, expected)
+
+    @pytest.mark.parametrize("label", [-1, 7])
+    def test_a_label_of_no_class(self, batch, label):
+        """As a streamed data set may bring it, which knows no classes."""
+        images, labels = batch
+        labels[2] = label
+        preprocess = classifier().data_preprocessor
+        for data in ([images, labels], {"inputs": images, "labels": labels}):
+            with pytest.raises(DataError, match=rf"label {label}, .* 7 classes: labels are 0 to 6"):
+                preprocess(data, True)
+        labels[2] = 6
+        assert torch.equal(preprocess([images, labels])[1], labels)
 
     def test_mixup_of_an_odd_batch_says_what_to_set(self, batch):
         model = classifier(mixup={"mixup_alpha": 0.8})
