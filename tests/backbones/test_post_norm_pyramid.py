@@ -7,6 +7,8 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch.export import Dim
 
 from linsight.backbones.mixers import Place, build_mixer
+from linsight.backbones.mixers.softmax_free import SoftmaxFree
+from linsight.tools.models import read_counts
 
 from .conftest import lively
 
@@ -74,6 +76,19 @@ def test_the_released_weights_choose_their_inverse():
     given = {"softmax_free": {"inverse": "normalized"}}
     assert inverses("soft_vit_tiny.in1k_2021", mixer_options=given) == {"normalized"}
     assert timm.create_model("soft_vit_nano").pretrained_cfg["crop_pct"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("tiny", 1.9), ("small", 3.3), ("medium", 7.2), ("large", 11.0), ("huge", 16.3)],
+)
+def test_multiply_adds_are_the_published_but_for_the_inverse(name, published):
+    model = timm.create_model(f"soft_vit_{name}")
+    mixers = [m for m in model.modules() if isinstance(m, SoftmaxFree)]
+    # Two products of 49 x 49 matrices in each of 20 iterations.
+    inverses = sum(2 * m.iterations * m.num_heads * 49**3 for m in mixers)
+    counted = read_counts()[f"soft_vit_{name}"][1]
+    assert (counted - inverses) / 1e9 == pytest.approx(published, rel=0.03)
 
 
 def test_initialisation_as_the_authors():
