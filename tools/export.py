@@ -17,7 +17,8 @@ from rich.console import Console
 from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
 from torch import Tensor, nn
-from torch.export import Dim
+from torch._dynamo.exc import UserError
+from torch.export import Dim, ExportedProgram
 
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError
@@ -60,8 +61,10 @@ def export(
             Format.torch: write_torch,
         }[to]
         with Console(stderr=True).status(f"Exporting to {out}, and comparing with the model"):
-            path, error = write(opened, out)
+            path, error, size = write(opened, out)
         print(f"{path}: largest relative difference from the model {error:.1e}")
+        if size:
+            print(f"For images of {size[0]} x {size[1]} pixels alone, to which its graph is tied")
         if to is Format.safetensors:
             name = opened.pretrained_cfg["architecture"]
             print(f'Load it with timm.create_model("local-dir:{out}", pretrained=True), or')
@@ -71,49 +74,72 @@ def export(
             print(f"Pushed to {push_to_hub}")
 
 
-def write_safetensors(model: nn.Module, folder: Path) -> tuple[Path, float]:
-    """``model.safetensors`` and timm's ``config.json``; returns the file and its error."""
+# The file, its error, and the one image size (height, width) that it takes, or none for any.
+Written = tuple[Path, float, tuple[int, int] | None]
+
+
+def write_safetensors(model: nn.Module, folder: Path) -> Written:
+    """``model.safetensors`` and timm's ``config.json``."""
     with replacing(folder, "model.safetensors", "config.json") as beside:
         save_for_hf(model, beside, model_config=_config(model), safe_serialization=True)
         loaded = timm.create_model(f"local-dir:{beside}", pretrained=True).eval()
-        error = compare(model, loaded, limit=0.0)
-    return folder / "model.safetensors", error
+        error = compare(model, loaded, _images(model, _any_size(model)), limit=0.0)
+    return folder / "model.safetensors", error, None
 
 
-def write_onnx(model: nn.Module, folder: Path) -> tuple[Path, float]:
-    """``model.onnx``, checked in ONNX Runtime; returns the file and its error."""
+def write_onnx(model: nn.Module, folder: Path) -> Written:
+    """``model.onnx``, checked in ONNX Runtime."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
     if missing:
         raise CheckpointError(f"ONNX needs {', '.join(missing)}: pip install 'linsight[export]'")
     import onnxruntime
 
     with replacing(folder, "model.onnx") as beside, force("reference"):
-        program = torch.onnx.export(
-            model,
-            (_images(model)[0],),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=_dynamic(model),
-            dynamo=True,
-            verbose=False,
-        )
-        program.save(beside / "model.onnx")
+        program, images, size = traced(model)
+        torch.onnx.export(
+            program, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+        ).save(beside / "model.onnx")
         session = onnxruntime.InferenceSession(beside / "model.onnx")
 
         def run(images: Tensor) -> Tensor:
             return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-        error = compare(model, run, limit=1e-4)
-    return folder / "model.onnx", error
+        error = compare(model, run, images, limit=1e-4)
+    return folder / "model.onnx", error, size
 
 
-def write_torch(model: nn.Module, folder: Path) -> tuple[Path, float]:
-    """``model.pt2`` of `torch.export`; returns the file and its error."""
+def write_torch(model: nn.Module, folder: Path) -> Written:
+    """``model.pt2`` of `torch.export`."""
     with replacing(folder, "model.pt2") as beside, force("reference"):
-        program = torch.export.export(model, (_images(model)[0],), dynamic_shapes=_dynamic(model))
+        program, images, size = traced(model)
         torch.export.save(program, beside / "model.pt2")
-        error = compare(model, torch.export.load(beside / "model.pt2").module(), limit=1e-5)
-    return folder / "model.pt2", error
+        loaded = torch.export.load(beside / "model.pt2").module()
+        error = compare(model, loaded, images, limit=1e-5)
+    return folder / "model.pt2", error, size
+
+
+def traced(model: nn.Module) -> tuple[ExportedProgram, list[Tensor], tuple[int, int] | None]:
+    """The model as one graph of batches of any length, and of images of any size if it can be.
+
+    How many windows or landmarks an image has, and whether they need padding, are questions
+    whose answers a graph cannot put off: such models are traced at their own size.
+
+    Returns:
+        The graph, the batches to compare it on, and its size (height, width), or none for any.
+    """
+    shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
+    if _any_size(model):
+        images = _images(model, True)
+        # A side of 32 pixels leaves one row, which torch.export would take for a constant.
+        sides = {2: Dim("height", min=33, max=8192), 3: Dim("width", min=33, max=8192)}
+        try:
+            dynamic = (shape | sides,)
+            return torch.export.export(model, (images[0],), dynamic_shapes=dynamic), images, None
+        except UserError:  # what torch.export makes of sizes that it cannot leave open
+            pass
+    images = _images(model, False)
+    program = torch.export.export(model, (images[0],), dynamic_shapes=(shape,))
+    return program, images, tuple(images[0].shape[2:])
 
 
 @contextmanager
@@ -133,15 +159,17 @@ def replacing(folder: Path, *names: str) -> Iterator[Path]:
         shutil.rmtree(beside)
 
 
-def compare(model: nn.Module, other: Callable[[Tensor], Tensor], limit: float) -> float:
-    """The largest relative L2 difference of the outputs over a few random batches.
+def compare(
+    model: nn.Module, other: Callable[[Tensor], Tensor], batches: list[Tensor], limit: float
+) -> float:
+    """The largest relative L2 difference of the outputs over the batches.
 
     Raises:
         CheckpointError: it is above `limit`.
     """
     worst = 0.0
     with torch.inference_mode():
-        for images in _images(model):
+        for images in batches:
             wanted = model(images)
             worst = max(worst, ((other(images) - wanted).norm() / wanted.norm()).item())
     if not worst <= limit:
@@ -155,21 +183,13 @@ def _any_size(model: nn.Module) -> bool:
     return model.pretrained_cfg["architecture"] in ZOO
 
 
-def _images(model: nn.Module) -> list[Tensor]:
+def _images(model: nn.Module, any_size: bool) -> list[Tensor]:
+    """Random batches, the first of the model's own size."""
     channels, height, width = model.pretrained_cfg["input_size"]
-    sizes = [(2, height, width)]
-    if _any_size(model):
-        sizes += [(1, height + 32, width), (3, 75, 97)]
+    others = [(1, height + 32, width), (3, 75, 97)] if any_size else [(1, height, width)]
+    sizes = [(2, height, width), *others]
     draw = torch.Generator().manual_seed(0)
     return [torch.randn(b, channels, h, w, generator=draw) for b, h, w in sizes]
-
-
-def _dynamic(model: nn.Module) -> tuple[dict[int, Any]]:
-    shape = {0: Dim("batch", min=1, max=4096)}
-    if _any_size(model):
-        # A side of 32 pixels leaves one row, which torch.export would take for a constant.
-        shape |= {2: Dim("height", min=33, max=8192), 3: Dim("width", min=33, max=8192)}
-    return (shape,)
 
 
 def _config(model: nn.Module) -> dict[str, Any]:

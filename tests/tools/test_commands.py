@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from linsight.tools import main, models
 from linsight.tools.config import load_config
+from linsight.tools.export import write_torch
 from linsight.tools.model import class_names, open_model
 
 from ..backbones.conftest import lively
@@ -174,6 +175,23 @@ def test_export_round_trip(app, checkpoint, tmp_path):
     ):
         assert torch.equal(loaded(x), original(x))
     assert class_names(open_model(folder))[7] == "digit 7"
+
+
+SWIN = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tied"),
+    [("softmax_swin_tiny", SWIN, (224, 224)), ("softmax_deit_tiny", {"depth": 1}, None)],
+)
+def test_windows_tie_a_graph_to_its_size(name, options, tied, tmp_path):
+    model = timm.create_model(name, num_classes=5, **options).eval()
+    path, _, size = write_torch(model, tmp_path)
+    assert size == tied
+    images = torch.randn(3, 3, *(size or (96, 160)))
+    with torch.inference_mode():
+        found = torch.export.load(path).module()(images)
+        torch.testing.assert_close(found, model(images), rtol=1e-4, atol=1e-5)
 
 
 def test_an_export_to_a_full_disk_leaves_what_was_there(app, checkpoint, tmp_path):
