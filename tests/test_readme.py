@@ -1,9 +1,10 @@
 """Every example of the README and of CONTRIBUTING, in their order, run as written.
 
 Training alone is cut short, to one epoch of a few scenes. And docs/reliability.md names tests that
-there are.
+there are, and the figures of speed are those of the benchmark's CSVs.
 """
 
+import csv
 import re
 import shlex
 import subprocess
@@ -108,3 +109,29 @@ def test_the_tests_that_reliability_names():
         content = (ROOT / file).read_text()
         for name in re.findall(r"\w+", names):
             assert re.search(rf"^ *(?:def|class) {name}\b", content, re.MULTILINE), (file, name)
+
+
+def test_figures_of_speed_are_measured():
+    measured = set()
+    for file in (ROOT / "docs" / "assets").glob("benchmark_h100*.csv"):
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                for name, scale, suffix in (
+                    ("images_per_second", 1, ""),
+                    ("peak_mib", 1, ""),
+                    ("p50_ms", 1e3, ""),
+                    ("floor_us", 1, ""),
+                    ("fraction", 100, " %"),
+                ):
+                    if row[name]:
+                        value = scale * float(row[name])
+                        measured |= {f"{value:,.{digits}f}{suffix}" for digits in (0, 1)}
+    text = (ROOT / "docs" / "performance.md").read_text()
+    tables = text[text.index("**Operators**") : text.index("**The host decides.**")]
+    cells = [c.strip() for line in tables.splitlines() if line[:1] == "|" for c in line.split("|")]
+    said = {c.removesuffix(" µs") for c in cells if re.fullmatch(r"[\d,.]+( µs| %)?", c)}
+    text = (ROOT / "README.md").read_text()
+    paragraph = text[text.index("On one H100") : text.index("![Models against resolution]")]
+    said |= set(re.findall(r"\b\d+,\d{3}\b", paragraph))
+    assert len(said) > 100
+    assert not said - measured, "not in docs/assets: " + ", ".join(sorted(said - measured))
