@@ -22,6 +22,7 @@ from mmengine.config import Config, DictAction
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmengine.utils import get_object_from_string
+from torch import nn
 from torch.utils.data import DataLoader
 
 from linsight.heads.backbone import TimmBackbone
@@ -197,10 +198,14 @@ _BUILDER = {
     "optim_wrapper": {"constructor", "paramwise_cfg"},
 }
 # The least and the most that a number may be, by its name.
-_RANGES = {
+_WHOLE = {
     **dict.fromkeys(("batch_size", "max_epochs", "max_iters", "val_interval"), (1, math.inf)),
-    **dict.fromkeys(("num_classes", "input_size"), (1, math.inf)),
-    **dict.fromkeys(("num_workers", "lr", "weight_decay"), (0, math.inf)),
+    **dict.fromkeys(("num_classes", "input_size", "length"), (1, math.inf)),
+    **dict.fromkeys(("num_workers", "seed"), (0, math.inf)),
+}
+_RANGES = {
+    **_WHOLE,
+    **dict.fromkeys(("lr", "weight_decay"), (0, math.inf)),
     **dict.fromkeys(("mixup_alpha", "cutmix_alpha"), (0, math.inf)),
     **dict.fromkeys(("drop_rate", "drop_path_rate", "label_smoothing"), (0, 1)),
     "corrupt_tolerance": (0, 1),
@@ -227,6 +232,7 @@ def check_config(config: Config) -> None:
       a type whose place tells what they configure.
     * A backbone's ``model_name`` has to be one of timm's.
     * A number that is known by its name, such as ``batch_size``, has to be in its range.
+    * A model is a dict, and a default hook a dict that has a type.
     * A top-level key that no one reads is a user's own variable, unless it looks like a
       misspelt one.
 
@@ -238,6 +244,8 @@ def check_config(config: Config) -> None:
         near = difflib.get_close_matches(key, _TOP_LEVEL, n=1, cutoff=0.85)
         if near and key not in _TOP_LEVEL:
             raise ConfigError(f"config key {key!r} is nobody's; did you mean {near[0]!r}?")
+    if not isinstance(config.get("model"), Mapping | nn.Module | None):
+        raise ConfigError(f"model is {config['model']!r}, expected a dict with a type")
     scope = config.get("default_scope", "mmengine")
     for path, node in _dicts(config):
         _check_dict(path, node, scope)
@@ -247,13 +255,15 @@ def check_config(config: Config) -> None:
 def _check_numbers(path: str, node: Mapping) -> None:
     for key in node.keys() & _RANGES.keys():
         least, most = _RANGES[key]
+        kind, word = (int, "whole number") if key in _WHOLE else (int | float, "number")
         values = node[key] if isinstance(node[key], list | tuple) else [node[key]]
         for value in values:
-            if value is None or (isinstance(value, int | float) and least <= value <= most):
+            known = isinstance(value, kind) and not isinstance(value, bool)
+            if value is None or (known and least <= value <= most):
                 continue
             end = "" if most == math.inf else f" and at most {most}"
             raise ConfigError(
-                f"{path}.{key} is {node[key]!r}, expected a number of at least {least}{end}"
+                f"{path}.{key} is {node[key]!r}, expected a {word} of at least {least}{end}"
             )
 
 
@@ -268,6 +278,8 @@ def _check_dict(path: str, node: Mapping, scope: str) -> None:
         place = _timm_optimizer(path, node["opt"])
     else:
         place = _UNTYPED.get("transform" if path.endswith(".transform") else path)
+        if path.startswith("default_hooks.") and path.count(".") == 1:
+            raise ConfigError(f"{path} has no type: name the hook that it is")
     # What TimmBackbone does not know goes to timm, which checks it when it builds the model.
     if place is None or place[0] is TimmBackbone:
         return
@@ -285,7 +297,9 @@ def _check_dict(path: str, node: Mapping, scope: str) -> None:
             )
 
 
-def _check_model_name(path: str, name: str) -> None:
+def _check_model_name(path: str, name: Any) -> None:
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}.model_name is {name!r}, expected a name of timm's")
     # A name with a scheme, hf-hub:..., is somebody else's to know.
     if ":" not in name and not timm.is_model(name):
         near = _nearest(name, timm.list_models())
@@ -303,8 +317,10 @@ def _timm_optimizer(path: str, name: str) -> tuple[Callable, set[str]]:
 
 def _find_type(path: str, kind: Any, scope: str) -> tuple[Callable, set[str]] | None:
     """What a type builds and the arguments that its registry takes besides, if it is known."""
-    if not isinstance(kind, str):
+    if callable(kind):
         return kind, set()
+    if not isinstance(kind, str):
+        raise ConfigError(f"{path}.type is {kind!r}, expected a registered name")
     known: set[str] = set()
     library, _, name = kind.rpartition(".")
     if "." in library:  # a place in a library, as torchvision.transforms.v2.Resize

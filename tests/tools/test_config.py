@@ -89,9 +89,13 @@ def test_misspelt_override(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train_dataloader.batch_size=0", "batch_size is 0, expected a number of at least 1"),
-        ("train_dataloader.batch_size=many", "batch_size is 'many', expected a number"),
-        ("val_dataloader.num_workers=-1", "num_workers is -1, expected a number of at least 0"),
+        ("train_dataloader.batch_size=0", "batch_size is 0, expected a whole number of at least 1"),
+        ("train_dataloader.batch_size=many", "batch_size is 'many', expected a whole number"),
+        ("train_dataloader.batch_size=3.5", r"batch_size is 3\.5, expected a whole number"),
+        ("train_dataloader.batch_size=True", "batch_size is True, expected a whole number"),
+        ("train_dataloader.dataset.length={}", "length is '{}', expected a whole number"),
+        ("randomness.seed=0.5", "seed is 0.5, expected a whole number"),
+        ("val_dataloader.num_workers=-1", "num_workers is -1, expected a whole number"),
         ("train_cfg.max_epochs=-1", "train_cfg.max_epochs is -1"),
         ("train_cfg.val_interval=0", "train_cfg.val_interval is 0"),
         ("model.num_classes=0", "model.num_classes is 0"),
@@ -106,6 +110,20 @@ def test_misspelt_override(override, message):
     ],
 )
 def test_a_number_out_of_range(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("rala_vit_nano_digits", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=7", "model is 7, expected a dict"),
+        ("train_dataloader.sampler.type=7", r"sampler\.type is 7, expected a registered name"),
+        ("model.backbone.model_name=7", "model_name is 7, expected a name of timm's"),
+        ("default_hooks.mine.interval=7", "default_hooks.mine has no type"),
+    ],
+)
+def test_a_word_or_a_dict_is_none(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config("rala_vit_nano_digits", [override])
 
