@@ -124,6 +124,14 @@ def override(config: Config, overrides: Iterable[str]) -> None:
     for key in {option.split(".")[0] for option in options} - config.keys() - _TOP_LEVEL:
         near = _nearest(key, config.keys() | _TOP_LEVEL)
         raise ConfigError(f"--cfg-options {key}: the config has no such key{near}")
+    for key, value in options.items():
+        held = _held(config, key)
+        if isinstance(held, Mapping) and not isinstance(value, Mapping | None):
+            example = next(iter(held), "key")
+            raise ConfigError(
+                f"--cfg-options {key}={value}: {key} is a dict; set what is in it, as "
+                f"{key}.{example}=VALUE, or leave it out by {key}=None"
+            )
     data_root = config.get("data_root")
     # A new key further down is right wherever what is built there takes it as an argument,
     # and that check comes below.
@@ -135,6 +143,19 @@ def override(config: Config, overrides: Iterable[str]) -> None:
         raise ConfigError(f"--cfg-options {' '.join(options)}: {reason}") from error
     if "data_root" in options:
         _move_data(config, data_root, str(options["data_root"]))
+
+
+def _held(config: Config, key: str) -> Any:
+    """What stands at a dotted key, or None."""
+    node: Any = config
+    for part in key.split("."):
+        if isinstance(node, list | tuple) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, Config | Mapping):
+            node = node.get(part)
+        else:
+            return None
+    return node
 
 
 def _missing(error: BaseException | None) -> str | None:
@@ -210,6 +231,7 @@ _RANGES = {
     **dict.fromkeys(("drop_rate", "drop_path_rate", "label_smoothing"), (0, 1)),
     "corrupt_tolerance": (0, 1),
 }
+_FLAGS = {"drop_last", "shuffle", "pin_memory", "persistent_workers"}
 # The arguments of mmengine's Runner, and what it reads from the config besides.
 _TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | {
     "compile",
@@ -244,8 +266,12 @@ def check_config(config: Config) -> None:
         near = difflib.get_close_matches(key, _TOP_LEVEL, n=1, cutoff=0.85)
         if near and key not in _TOP_LEVEL:
             raise ConfigError(f"config key {key!r} is nobody's; did you mean {near[0]!r}?")
-    if not isinstance(config.get("model"), Mapping | nn.Module | None):
-        raise ConfigError(f"model is {config['model']!r}, expected a dict with a type")
+    if not isinstance(config.get("model"), Mapping | nn.Module):
+        raise ConfigError(f"model is {config.get('model')!r}, expected a dict with a type")
+    level = config.get("log_level", "INFO")
+    named = isinstance(level, str) and isinstance(logging.getLevelName(level), int)
+    if not named and not isinstance(level, int):
+        raise ConfigError(f"log_level is {level!r}, expected one such as INFO or WARNING")
     scope = config.get("default_scope", "mmengine")
     for path, node in _dicts(config):
         _check_dict(path, node, scope)
@@ -256,8 +282,8 @@ def _check_numbers(path: str, node: Mapping) -> None:
     for key in node.keys() & _RANGES.keys():
         least, most = _RANGES[key]
         kind, word = (int, "whole number") if key in _WHOLE else (int | float, "number")
-        values = node[key] if isinstance(node[key], list | tuple) else [node[key]]
-        for value in values:
+        several = key == "input_size" and isinstance(node[key], list | tuple) and node[key]
+        for value in node[key] if several else [node[key]]:
             known = isinstance(value, kind) and not isinstance(value, bool)
             if value is None or (known and least <= value <= most):
                 continue
@@ -265,6 +291,10 @@ def _check_numbers(path: str, node: Mapping) -> None:
             raise ConfigError(
                 f"{path}.{key} is {node[key]!r}, expected a {word} of at least {least}{end}"
             )
+
+    for key in node.keys() & _FLAGS:
+        if not isinstance(node[key], bool | None):
+            raise ConfigError(f"{path}.{key} is {node[key]!r}, expected True or False")
 
 
 def _check_dict(path: str, node: Mapping, scope: str) -> None:
@@ -306,7 +336,9 @@ def _check_model_name(path: str, name: Any) -> None:
         raise ConfigError(f"{path}.model_name: timm has no model {name!r}{near}")
 
 
-def _timm_optimizer(path: str, name: str) -> tuple[Callable, set[str]]:
+def _timm_optimizer(path: str, name: Any) -> tuple[Callable, set[str]]:
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}.opt is {name!r}, expected a name of timm's")
     try:
         optimizer = timm.optim.get_optimizer_class(name.split("_")[-1], bind_defaults=False)
     except ValueError:

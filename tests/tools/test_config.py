@@ -94,6 +94,8 @@ def test_misspelt_override(override, message):
         ("train_dataloader.batch_size=3.5", r"batch_size is 3\.5, expected a whole number"),
         ("train_dataloader.batch_size=True", "batch_size is True, expected a whole number"),
         ("train_dataloader.dataset.length={}", "length is '{}', expected a whole number"),
+        ("train_dataloader.num_workers=(1,2)", r"num_workers is \(1, 2\), expected a whole"),
+        ("train_dataloader.dataset.transform.input_size=[]", r"input_size is \[\], expected"),
         ("randomness.seed=0.5", "seed is 0.5, expected a whole number"),
         ("val_dataloader.num_workers=-1", "num_workers is -1, expected a whole number"),
         ("train_cfg.max_epochs=-1", "train_cfg.max_epochs is -1"),
@@ -117,7 +119,12 @@ def test_a_number_out_of_range(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model=7", "model is 7, expected a dict"),
+        ("model=7", r"model is a dict; set what is in it, as model\.type=VALUE"),
+        ("train_dataloader.dataset=7", r"dataset is a dict; .* or leave it out"),
+        ("model=None", "model is None, expected a dict"),
+        ("log_level=loud", "log_level is 'loud', expected one such as INFO"),
+        ("train_dataloader.drop_last=7", "drop_last is 7, expected True or False"),
+        ("optim_wrapper.optimizer.opt=7", "opt is 7, expected a name of timm's"),
         ("train_dataloader.sampler.type=7", r"sampler\.type is 7, expected a registered name"),
         ("model.backbone.model_name=7", "model_name is 7, expected a name of timm's"),
         ("default_hooks.mine.interval=7", "default_hooks.mine has no type"),
