@@ -98,8 +98,8 @@ class LayerNorm(nn.LayerNorm):
 class AddLayerNorm(LayerNorm):
     """x + branch, and the `LayerNorm` of that, in one pass.
 
-    Without a branch of x, which it returns too: so the gradient of the residual path is added
-    where the norm's is made, and not in a pass of its own.
+    Without a branch, x itself and its norm: a block that goes on from both has their gradients
+    added where the norm's is made, and not in a pass of its own.
     """
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ def conv2d(
     padding: int | tuple[int, int] = 0,
     activation: Activation | None = None,
 ) -> Tensor:
-    """a(conv(x) + bias).
+    """a(conv(x) + bias), the last two in one pass where no gradient is recorded.
 
     Args:
         x: (B, I, H, W), of any floating dtype; in the channels-last memory format the result is,
