@@ -1,7 +1,5 @@
 """Layers that several skeletons and mixers share. Maps are channels-last: (B, H, W, C)."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, is_exporting
@@ -9,6 +7,7 @@ from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from ..kernels import add_layer_norm, conv2d, depthwise_conv2d, layer_norm, linear
+from ..kernels.conv import Activation, activated
 
 # timm's register_notrace_function reaches what a module's own forward calls, and no further.
 torch.fx.wrap("conv2d")
@@ -190,12 +189,11 @@ class ConvMlp(nn.Module):
 
 
 def normalized_conv2d(
-    x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: Literal["gelu", "relu"] | None = None
+    x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: Activation | None = None
 ) -> Tensor:
     """a(norm(conv(x))); in evaluation mode as one convolution, which saves a pass over its map."""
     if norm.training or type(norm) is not nn.BatchNorm2d:
-        x = norm(conv(x))
-        return x if activation is None else getattr(F, activation)(x)
+        return activated(norm(conv(x)), activation)
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = conv.weight * scale[:, None, None, None]
     bias = torch.addcmul(norm.bias, conv.bias - norm.running_mean, scale)

@@ -16,6 +16,11 @@ from .backend import plain, runs_triton
 Activation = Literal["gelu", "relu"]
 
 
+def activated(x: Tensor, activation: Activation | None) -> Tensor:
+    """a(x), by PyTorch."""
+    return x if activation is None else getattr(F, activation)(x)
+
+
 def reference(
     x: Tensor,
     weight: Tensor,
@@ -25,8 +30,7 @@ def reference(
     activation: Activation | None,
 ) -> Tensor:
     """See `conv2d`."""
-    y = F.conv2d(x, weight, bias, stride, padding)
-    return y if activation is None else getattr(F, activation)(y)
+    return activated(F.conv2d(x, weight, bias, stride, padding), activation)
 
 
 def conv2d(
@@ -61,8 +65,7 @@ def conv2d(
         return reference(x, weight, bias, stride, padding, activation)
     y = F.conv2d(x, weight, None, stride, padding)
     if not y.is_contiguous(memory_format=torch.channels_last):
-        y += bias[:, None, None]
-        return y if activation is None else getattr(F, activation)(y)
+        return activated(y.add_(bias[:, None, None]), activation)
     from . import conv_triton as kernels
 
     kernels.finish(y, bias.contiguous(), activation)

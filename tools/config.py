@@ -275,10 +275,10 @@ def check_config(config: Config) -> None:
     scope = config.get("default_scope", "mmengine")
     for path, node in _dicts(config):
         _check_dict(path, node, scope)
-        _check_numbers(path, node)
+        _check_values(path, node)
 
 
-def _check_numbers(path: str, node: Mapping) -> None:
+def _check_values(path: str, node: Mapping) -> None:
     for key in node.keys() & _RANGES.keys():
         least, most = _RANGES[key]
         kind, word = (int, "whole number") if key in _WHOLE else (int | float, "number")
