@@ -12,6 +12,7 @@ from .linear import linear
 from .linear_attention import linear_attention
 from .newton_inverse import newton_inverse
 from .projected_attention import projected_linear_attention
+from .projected_softmax_attention import projected_softmax_attention
 from .rotary import Rotary, apply_rotary, rotary_tables
 from .window_attention import window_attention
 
@@ -31,6 +32,7 @@ __all__ = [
     "linear_attention",
     "newton_inverse",
     "projected_linear_attention",
+    "projected_softmax_attention",
     "rotary_tables",
     "window_attention",
 ]

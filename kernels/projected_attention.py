@@ -80,11 +80,7 @@ def projected_linear_attention(
     Raises:
         ValueError: if shapes disagree or an option is unknown.
     """
-    if projection.ndim != 4 or projection.shape[-1] % (4 * heads):
-        raise ValueError(
-            f"projection has shape {tuple(projection.shape)}, expected (B, H, W, 4 C) with C a "
-            f"multiple of heads = {heads}"
-        )
+    check_projection(projection, weight, heads)
     head_dim = projection.shape[-1] // (4 * heads)
     if (
         head_dim > WIDEST_TRITON_HEAD
@@ -92,11 +88,6 @@ def projected_linear_attention(
         or not runs_triton(projection)
     ):
         return reference(projection, weight, bias, heads, feature_map, key_weights, readout, rotary)
-    channels = projection.shape[-1] // 4
-    if weight.shape != (channels, 1, weight.shape[-1], weight.shape[-1]):
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k) with odd k"
-        )
     check_options(
         projection.shape[1] * projection.shape[2], rotary, feature_map, key_weights, readout
     )
@@ -104,6 +95,20 @@ def projected_linear_attention(
     return _forward(
         projection, weight, bias, rows, columns, heads, feature_map, key_weights, readout
     )[0]
+
+
+def check_projection(projection: Tensor, weight: Tensor, heads: int) -> None:
+    """Raise ValueError unless both are as `projected_linear_attention` says."""
+    if projection.ndim != 4 or projection.shape[-1] % (4 * heads):
+        raise ValueError(
+            f"projection has shape {tuple(projection.shape)}, expected (B, H, W, 4 C) with C a "
+            f"multiple of heads = {heads}"
+        )
+    channels = projection.shape[-1] // 4
+    if weight.shape != (channels, 1, weight.shape[-1], weight.shape[-1]):
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k) with odd k"
+        )
 
 
 def _unpacked(x: Tensor, heads: int, blocks: int = 4) -> tuple[Tensor, ...]:

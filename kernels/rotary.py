@@ -74,15 +74,21 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     Raises:
         ValueError: if the tables are not for N tokens.
     """
+    check_rotary(rotary, x.shape[1])
     rows, columns = rotary
-    if rows.shape[1] * columns.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"rotary tables are for a map of {rows.shape[1]} x {columns.shape[1]} tokens, "
-            f"but x has {x.shape[1]}"
-        )
     if rows.dtype == torch.float32 and runs_triton(x) and plain((x, *rotary)):
         return _turn(x, rows, columns, False)
     return reference(x, rotary)
+
+
+def check_rotary(rotary: Rotary, tokens: int) -> None:
+    """Raise ValueError for tables of a map of another number of tokens."""
+    rows, columns = rotary
+    if rows.shape[1] * columns.shape[1] != tokens:
+        raise ValueError(
+            f"rotary tables are for a map of {rows.shape[1]} x {columns.shape[1]} tokens, "
+            f"but x has {tokens}"
+        )
 
 
 def reference(x: Tensor, rotary: Rotary) -> Tensor:

@@ -9,7 +9,7 @@ from .triton_launch import launch
 
 @triton.jit(do_not_specialize=["count", "tokens", "heads", "width", "row_stride", "column_stride"])
 def _turn(
-    x, rows, columns, out, x_b, x_n, x_h,
+    x, rows, columns, out, x_b, x_n, x_h, o_b, o_n, o_h,
     count, tokens, heads, width, row_stride, column_stride,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
@@ -34,16 +34,18 @@ def _turn(
         sine = -sine
     d = tl.arange(0, P)[None, :]
     ok = valid[:, None] & (d < D)
-    at = x + b * x_b + n * x_n + (vector - token * heads) * x_h
+    head = vector - token * heads
+    at = x + b * x_b + n * x_n + head * x_h
     value = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
     first, second = tl.split(tl.reshape(value, (BLOCK, P // 2, 2)))
     value = tl.join(first * cosine - second * sine, second * cosine + first * sine)
     value = tl.reshape(value, (BLOCK, P)).to(out.dtype.element_ty)
-    tl.store(out + vector[:, None] * D + d, value, mask=ok)
+    at = out + b * o_b + n * o_n + head * o_h
+    tl.store(at[:, None] + d, value, mask=ok)
 
 
 def turn(x: Tensor, rows: Tensor, columns: Tensor, back: bool, out: Tensor) -> None:
-    """Write `x`, turned or turned back, to `out`."""
+    """Write `x`, turned or turned back, to `out`, which may be `x`."""
     _, tokens, heads, width = x.shape
     count = x.numel() // width
     padded = 1 << (width - 1).bit_length()
@@ -51,7 +53,7 @@ def turn(x: Tensor, rows: Tensor, columns: Tensor, back: bool, out: Tensor) -> N
     if count:
         launch(
             _turn, (-(-count // block),),
-            x, rows, columns, out, *x.stride()[:3],
+            x, rows, columns, out, *x.stride()[:3], *out.stride()[:3],
             count, tokens, heads, columns.shape[1], rows.stride(0), columns.stride(0),
             D=width, P=padded, BLOCK=block, BACK=back, num_warps=4,
         )  # fmt: skip

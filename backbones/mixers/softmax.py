@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor
 
-from ...kernels import Rotary
+from ...kernels import Rotary, projected_softmax_attention
 from .place import Place
 from .projected import ProjectedMixer
 
@@ -31,3 +31,16 @@ class GatedSoftmax(Softmax):
 
     def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:
         super().__init__(place, gate=gate, local_kernel=local_kernel)
+        self.fused = gate and local_kernel > 0 and not place.prefix_tokens
+
+    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
+        if not self.fused:
+            return super().attend(projection, size, rotary)
+        return projected_softmax_attention(
+            projection.unflatten(1, size),
+            self.local.weight,
+            self.local.bias,
+            heads=self.num_heads,
+            rotary=rotary,
+            overwrite=True,
+        ).flatten(1, 2)

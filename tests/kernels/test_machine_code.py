@@ -78,6 +78,17 @@ def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, compiled:
     assert {"_state", "_read", "_key_gradient", "_query_gradient", "_weigh"} < set(compiled)
 
 
+def test_gated_softmax(compiled: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = import_module("linsight.kernels.projected_softmax_attention")
+    monkeypatch.setattr(operator, "runs_triton", lambda x: True)
+    projection = torch.zeros(2, 14, 13, 4 * 96, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(96, 1, 5, 5, requires_grad=True)
+    rotary = rotary_tables((14, 13), 48, projection.dtype, projection.device)
+    y = operator.projected_softmax_attention(projection, weight, heads=2, rotary=rotary)
+    y.backward(y.detach())
+    assert {"_convolve", "_weigh", "_turn", "_finish", "_finish_gradient"} < set(compiled)
+
+
 def test_norm_aware_attention(compiled: list) -> None:
     query = torch.zeros(2, 14 * 13, 2, 32, dtype=torch.bfloat16, requires_grad=True)
     tables = rotary_tables((14, 13), 32, query.dtype, query.device)

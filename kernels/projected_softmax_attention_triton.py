@@ -1,0 +1,89 @@
+"""The Triton kernels of `projected_softmax_attention`: its last sum and its gate, in one pass."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .triton_launch import launch
+
+# Elements of a program: 16 bytes a load and thread, four of them under way.
+ELEMENTS, WARPS = 4096, 4
+SCALARS = ["count", "tokens", "heads"]
+
+
+@triton.jit
+def _heads(x, vector, tokens, heads, x_b, x_n, x_h):
+    """Where the given vectors of (B, N, heads, D) begin."""
+    token = vector // heads
+    b = token // tokens
+    return x + b * x_b + (token - b * tokens) * x_n + (vector - token * heads) * x_h
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def _finish(
+    y, local, gate, out, total, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """(y + local) * gate, and with KEEP the sum."""
+    vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    d = tl.arange(0, P)[None, :]
+    ok = (vector < count)[:, None] & (d < D)
+    dense = vector[:, None] * D + d
+    at = _heads(y, vector, tokens, heads, y_b, y_n, y_h)
+    term = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
+    term += tl.load(local + dense, mask=ok, other=0.0).to(tl.float32)
+    at = _heads(gate, vector, tokens, heads, g_b, g_n, g_h)
+    factor = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
+    tl.store(out + dense, (term * factor).to(out.dtype.element_ty), mask=ok)
+    if KEEP:
+        tl.store(total + dense, term.to(total.dtype.element_ty), mask=ok)
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def _finish_gradient(
+    grad, total, gate, dterms, dgate, g_b, g_n, g_h, count, tokens, heads,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of both terms of the sum, which is one, and of the gate."""
+    vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    d = tl.arange(0, P)[None, :]
+    ok = (vector < count)[:, None] & (d < D)
+    dense = vector[:, None] * D + d
+    slope = tl.load(grad + dense, mask=ok, other=0.0).to(tl.float32)
+    at = _heads(gate, vector, tokens, heads, g_b, g_n, g_h)
+    factor = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
+    term = tl.load(total + dense, mask=ok, other=0.0).to(tl.float32)
+    tl.store(dterms + dense, (slope * factor).to(dterms.dtype.element_ty), mask=ok)
+    tl.store(dgate + dense, (slope * term).to(dgate.dtype.element_ty), mask=ok)
+
+
+def _sizes(x: Tensor) -> tuple[int, tuple[int, int, int], dict]:
+    """Programs, run-time sizes and constants for (B, N, heads, D)."""
+    _, tokens, heads, width = x.shape
+    count = x.numel() // width
+    padded = triton.next_power_of_2(width)
+    block = max(1, ELEMENTS // padded)
+    constants = {"D": width, "P": padded, "BLOCK": block, "num_warps": WARPS}
+    return triton.cdiv(count, block), (count, tokens, heads), constants
+
+
+def finish(y: Tensor, local: Tensor, gate: Tensor, out: Tensor, total: Tensor | None) -> None:
+    """Write (y + local) * gate to `out`, and the sum to `total` if that is there."""
+    programs, sizes, constants = _sizes(out)
+    launch(
+        _finish, (programs,),
+        y, local, gate, out, out if total is None else total,
+        *y.stride()[:3], *gate.stride()[:3], *sizes,
+        KEEP=total is not None, **constants,
+    )  # fmt: skip
+
+
+def finish_gradient(
+    grad: Tensor, total: Tensor, gate: Tensor, dterms: Tensor, dgate: Tensor
+) -> None:
+    """Write the gradients of the sum's terms and of the gate."""
+    programs, sizes, constants = _sizes(grad)
+    launch(
+        _finish_gradient, (programs,),
+        grad, total, gate, dterms, dgate, *gate.stride()[:3], *sizes, **constants,
+    )  # fmt: skip
