@@ -1,8 +1,7 @@
-"""The Triton kernels of `linear`: sums over rows for biases, and the gradients of a scale.
+"""The Triton kernels of a scaled `linear`: the gradients of its weight, bias and scale.
 
-The sum over rows is taken in two stages and a fixed order. A scaled layer takes the second in the
-kernel that turns the gradients of scale * W and scale * b into those of W, b and the scale, row by
-row of W.
+The bias's sum over rows is taken in two stages and a fixed order; the second is in the kernel that
+turns the gradients of scale * W and scale * b into those of W, b and the scale, row by row of W.
 """
 
 from functools import lru_cache
@@ -92,12 +91,13 @@ def column_sums(rows: Tensor) -> Tensor:
 
 
 def unscale(
-    dweight: Tensor, parts: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
+    dweight: Tensor, parts: Tensor | None, weight: Tensor, bias: Tensor | None, scale: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gradients of W (in place), b and the scale, of those of their products."""
+    """The gradients of W (in place), b and the scale, of scale * W's and, in parts, scale * b's."""
     channels, inputs = weight.shape
     dscale = torch.empty_like(scale)
     dbias = None if bias is None else torch.empty_like(bias)
+    parts = dweight if parts is None else parts
     launch(
         _unscale, (channels,),
         dweight, parts, weight.contiguous(), scale if bias is None else bias, scale,
