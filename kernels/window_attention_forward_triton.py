@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_math import multiply, shrinkage
+from .triton_math import add_product, multiply, shrinkage
 from .window_attention_math_triton import (
     MASKED,
     SCALARS,
@@ -83,7 +83,7 @@ def _attend(
                 e = weigh(score, higher, there, EXACT)
                 maximum = higher
                 mass = mass * shrink + tl.sum(e, 1)
-                o = multiply(e.to(v.dtype), v, o * shrink[:, None])
+                o = add_product(o, shrink, e.to(v.dtype), v)
             at = (first.to(tl.int64) * share + (h - head)) * tokens + t  # the only window
             tl.store(sums + at, maximum + tl.log(mass), mask=known)
         else:

@@ -7,7 +7,7 @@ One kernel goes over the keys of a tile of queries (dq), one over the queries of
 import triton
 import triton.language as tl
 
-from .triton_math import multiply
+from .triton_math import add_product, multiply
 from .window_attention_math_triton import (
     SCALARS,
     convolve,
@@ -53,6 +53,7 @@ def query_gradient(
     at = (window.to(tl.int64) * share + (h - head)) * tokens + t
     logarithm = tl.load(sums + at, mask=known, other=0.0)
     mean = tl.zeros((T,), tl.float32)
+    one = tl.full((T,), 1.0, tl.float32)
     dq = tl.zeros((T, P), tl.float32)
     # Twice over the keys: the sum must be known before the difference is rounded.
     for step in range(0, 2 * tiles):
@@ -74,7 +75,7 @@ def query_gradient(
             mean += tl.sum(e * de, 1)
         else:
             ds = e * (de - mean[:, None])
-            dq = multiply(ds.to(k.dtype), k, dq)
+            dq = add_product(dq, one, ds.to(k.dtype), k)
     tl.store(inner + at, mean, mask=known)
     store_rows(dp + h * D, (d_b, d_r, d_c), place, known, dq * scale, D, P)
 

@@ -200,6 +200,7 @@ def test_newton_inverse(compiled: list) -> None:
         ([16, 1, 1, 15], [0, 0], 24, True, torch.float16),  # CSwin
         ([16, 7, 9, 15], [0, 0], 32, True, torch.bfloat16),  # streamed, and not
         ([4, 4], [2, 2], 16, True, torch.float32),
+        ([12, 12], [6, 6], 32, False, torch.float32),
     ],
 )
 def test_window_attention(windows, shift, width, local, dtype, compiled) -> None:

@@ -211,6 +211,16 @@ def test_error_against_float64(size, head_dim, options, given, dtype, device, se
 
 
 @pytest.mark.triton
+def test_a_window_full_of_padding(device, seed) -> None:
+    """Where most of a long sum is one term again and again, roundings add up."""
+    side = LARGE if INTERPRETED else 31
+    options = {"windows": [(side, side)], "padding": "end"}
+    tensors = case((1, 1, side), 2, 64, options, device, table=False, local=False)
+    slope = torch.randn(1, 1, side, 128, device=device)
+    assert_as_exact_as_eager(attention(2, options), tensors, torch.float32, slope)
+
+
+@pytest.mark.triton
 def test_map_smaller_than_its_shift(device) -> None:
     options = {"windows": [(5, 4)], "shift": (3, 2), "padding": "end_after_shift"}
     tensors = case((1, 2, 1), 2, 16, options, device)
