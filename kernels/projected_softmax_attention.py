@@ -71,10 +71,10 @@ def projected_softmax_attention(
     ):
         return reference(projection, weight, bias, heads, rotary)
     rows, columns = (None, None) if rotary is None else rotary
-    *packed, local, gate = _unpack(projection, weight, bias, rows, columns, heads, overwrite)
-    keep = torch.is_grad_enabled() and (local.requires_grad or gate.requires_grad)
-    y = _finish(_attend(*packed), local, gate, keep)[0]
-    return y.view(*projection.shape[:3], -1)
+    *packed, branch, gate = _unpack(projection, weight, bias, rows, columns, heads, overwrite)
+    vectors = (x if x is None else x.detach() for x in (weight, bias))
+    y = _finish(_attend(*packed), branch, gate, *vectors, projection.shape[1:3])
+    return _map(y, projection.shape[1:3])
 
 
 def _blocks(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,17 +107,17 @@ def _turn(x: Tensor, rows: Tensor | None, columns: Tensor | None, back: bool, ou
         kernels.turn(rows_contiguous(x), rows.contiguous(), columns.contiguous(), back, out)
 
 
-def _run_unpack(projection, weight, bias, rows, columns, heads, overwrite):
-    from . import depthwise_conv_triton as convolution
+# Two autograd functions, PyTorch's attention between them. The local branch is not kept for the
+# gate's gradient but computed again, as in `projected_linear_attention`: the first function gives
+# the values a second time, for `_finish` to make the local branch of, and the gradient that comes
+# back for them is the local branch's.
 
+
+def _run_unpack(projection, weight, bias, rows, columns, heads, overwrite):
     if overwrite and projection.requires_grad:
         # Whoever keeps the projection for a gradient of its own gets PyTorch's error.
         increment_version(projection)
-    projection = rows_contiguous(projection.detach())
-    both, value, gate = _blocks(projection, heads)
-    local = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    value_map, local_map = (_map(x, projection.shape[1:3]) for x in (value, local))
-    convolution.forward(value_map, weight.contiguous(), bias, 1, False, False, local_map)
+    both, value, gate = _blocks(rows_contiguous(projection.detach()), heads)
     if rows is not None:
         # Beside each other in the projection, q and k turn in one pass.
         turned = (
@@ -125,7 +125,7 @@ def _run_unpack(projection, weight, bias, rows, columns, heads, overwrite):
         )
         _turn(both, rows, columns, False, turned)
         both = turned
-    return *both.split(heads, 2), value, local, gate
+    return *both.split(heads, 2), value, value.detach(), gate
 
 
 def _save_unpack(ctx, inputs, output):
@@ -155,29 +155,38 @@ def _differentiate_unpack(ctx, dquery, dkey, dvalue, dlocal, dgate):
     return total, dweight, dbias, None, None, None, None
 
 
-def _run_finish(y, local, gate, keep):
+def _convolve(branch: Tensor, weight: Tensor, bias: Tensor | None, size: torch.Size) -> Tensor:
+    """The local branch of the values, (B, N, heads, D) contiguous."""
+    from . import depthwise_conv_triton as convolution
+
+    local = torch.empty(branch.shape, dtype=branch.dtype, device=branch.device)
+    maps = _map(branch, size), _map(local, size)
+    convolution.forward(maps[0], weight.contiguous(), bias, 1, False, False, maps[1])
+    return local
+
+
+def _run_finish(y, branch, gate, weight, bias, size):
     from . import projected_softmax_attention_triton as kernels
 
-    out = torch.empty(local.shape, dtype=local.dtype, device=local.device)
-    total = torch.empty_like(out) if keep else None
-    kernels.finish(rows_contiguous(y), local, gate, out, total)
-    return out, total
+    local = _convolve(branch, weight, bias, size)
+    kernels.finish(rows_contiguous(y), local, gate, local)
+    return local
 
 
 def _save_finish(ctx, inputs, output):
-    ctx.save_for_backward(output[1], inputs[2])
-    ctx.set_materialize_grads(False)
+    y, branch, gate, weight, bias, ctx.size = inputs
+    ctx.save_for_backward(y, branch, gate, weight, bias)
 
 
-def _differentiate_finish(ctx, grad, _):
+def _differentiate_finish(ctx, grad):
     from . import projected_softmax_attention_triton as kernels
 
-    if grad is None:
-        return None, None, None, None
-    total, gate = ctx.saved_tensors
-    dterms, dgate = torch.empty_like(total), torch.empty_like(total)
-    kernels.finish_gradient(grad.contiguous(), total, gate, dterms, dgate)
-    return dterms, dterms, dgate, None
+    y, branch, gate, weight, bias = ctx.saved_tensors
+    local = _convolve(branch, weight, bias, ctx.size)
+    dterms = torch.empty(local.shape, dtype=local.dtype, device=local.device)
+    # The gate's gradient takes the local branch's place.
+    kernels.finish_gradient(grad.contiguous(), rows_contiguous(y), local, gate, dterms, local)
+    return dterms, dterms, local, None, None, None
 
 
 _unpack = eager_function(

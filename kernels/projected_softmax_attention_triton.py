@@ -21,10 +21,10 @@ def _heads(x, vector, tokens, heads, x_b, x_n, x_h):
 
 @triton.jit(do_not_specialize=SCALARS)
 def _finish(
-    y, local, gate, out, total, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads,
-    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr,
+    y, local, gate, out, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(y + local) * gate, and with KEEP the sum."""
+    """(y + local) * gate."""
     vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, P)[None, :]
     ok = (vector < count)[:, None] & (d < D)
@@ -35,13 +35,11 @@ def _finish(
     at = _heads(gate, vector, tokens, heads, g_b, g_n, g_h)
     factor = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
     tl.store(out + dense, (term * factor).to(out.dtype.element_ty), mask=ok)
-    if KEEP:
-        tl.store(total + dense, term.to(total.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def _finish_gradient(
-    grad, total, gate, dterms, dgate, g_b, g_n, g_h, count, tokens, heads,
+    grad, y, local, gate, dterms, dgate, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of both terms of the sum, which is one, and of the gate."""
@@ -52,7 +50,9 @@ def _finish_gradient(
     slope = tl.load(grad + dense, mask=ok, other=0.0).to(tl.float32)
     at = _heads(gate, vector, tokens, heads, g_b, g_n, g_h)
     factor = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
-    term = tl.load(total + dense, mask=ok, other=0.0).to(tl.float32)
+    at = _heads(y, vector, tokens, heads, y_b, y_n, y_h)
+    term = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
+    term += tl.load(local + dense, mask=ok, other=0.0).to(tl.float32)
     tl.store(dterms + dense, (slope * factor).to(dterms.dtype.element_ty), mask=ok)
     tl.store(dgate + dense, (slope * term).to(dgate.dtype.element_ty), mask=ok)
 
@@ -67,23 +67,22 @@ def _sizes(x: Tensor) -> tuple[int, tuple[int, int, int], dict]:
     return triton.cdiv(count, block), (count, tokens, heads), constants
 
 
-def finish(y: Tensor, local: Tensor, gate: Tensor, out: Tensor, total: Tensor | None) -> None:
-    """Write (y + local) * gate to `out`, and the sum to `total` if that is there."""
+def finish(y: Tensor, local: Tensor, gate: Tensor, out: Tensor) -> None:
+    """Write (y + local) * gate to `out`, which may be `local`."""
     programs, sizes, constants = _sizes(out)
     launch(
         _finish, (programs,),
-        y, local, gate, out, out if total is None else total,
-        *y.stride()[:3], *gate.stride()[:3], *sizes,
-        KEEP=total is not None, **constants,
+        y, local, gate, out, *y.stride()[:3], *gate.stride()[:3], *sizes, **constants,
     )  # fmt: skip
 
 
 def finish_gradient(
-    grad: Tensor, total: Tensor, gate: Tensor, dterms: Tensor, dgate: Tensor
+    grad: Tensor, y: Tensor, local: Tensor, gate: Tensor, dterms: Tensor, dgate: Tensor
 ) -> None:
-    """Write the gradients of the sum's terms and of the gate."""
+    """Write the gradients of the sum's terms and of the gate, the latter perhaps to `local`."""
     programs, sizes, constants = _sizes(grad)
     launch(
         _finish_gradient, (programs,),
-        grad, total, gate, dterms, dgate, *gate.stride()[:3], *sizes, **constants,
+        grad, y, local, gate, dterms, dgate, *y.stride()[:3], *gate.stride()[:3], *sizes,
+        **constants,
     )  # fmt: skip
