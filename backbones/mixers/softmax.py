@@ -27,7 +27,10 @@ class Softmax(ProjectedMixer):
 
 @register_notrace_module
 class GatedSoftmax(Softmax):
-    """`Softmax` with the gate and the local branch that RAVLT and MAViT give it."""
+    """`Softmax` with the gate and the local branch that RAVLT and MAViT give it.
+
+    With both, in eager calls on a GPU, q and k are rotated where `in_proj` wrote them.
+    """
 
     def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:
         super().__init__(place, gate=gate, local_kernel=local_kernel)
