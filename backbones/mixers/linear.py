@@ -21,7 +21,6 @@ class LinearMixer(ProjectedMixer):
 
     def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:
         super().__init__(place, gate=gate, local_kernel=local_kernel)
-        self.fused = gate and local_kernel > 0 and not place.prefix_tokens
 
     def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
         mechanism = {

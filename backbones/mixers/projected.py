@@ -31,6 +31,8 @@ class ProjectedMixer(nn.Module):
         self.in_proj = Linear(dim, (4 if gate else 3) * dim)
         self.local = DepthwiseConv2d(dim, local_kernel) if local_kernel else None
         self.out_proj = Linear(dim, dim)
+        # Whether one operator can do all that stands between the projections.
+        self.fused = gate and local_kernel > 0 and not place.prefix_tokens
 
     def forward(
         self,
