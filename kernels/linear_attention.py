@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .backend import Operator, rows_contiguous, runs_triton, without_autocast
-from .rotary import Rotary, apply_rotary
+from .rotary import Rotary, apply_rotary, check_rotary
 
 FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity", "norm_aware"]
 KeyWeights = Literal["uniform", "global_query"]
@@ -119,11 +119,7 @@ def check_options(
         if got not in get_args(kind):
             raise ValueError(f"{name} is {got!r}, expected one of {', '.join(get_args(kind))}")
     if rotary is not None:
-        height, width = rotary[0].shape[1], rotary[1].shape[1]
-        if height * width != tokens:
-            raise ValueError(
-                f"rotary tables are for a map of {height} x {width} tokens, but query has {tokens}"
-            )
+        check_rotary(rotary, "query", tokens)
 
 
 def check_tensors(

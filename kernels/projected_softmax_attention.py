@@ -61,7 +61,7 @@ def projected_softmax_attention(
     """
     check_projection(projection, weight, heads)
     if rotary is not None:
-        check_rotary(rotary, projection.shape[1] * projection.shape[2])
+        check_rotary(rotary, "projection", projection.shape[1] * projection.shape[2])
     tensors = (projection, weight, bias, *(rotary or ()))
     if (
         weight.shape[-1] not in TRITON_KERNELS

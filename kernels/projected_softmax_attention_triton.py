@@ -19,12 +19,12 @@ def _heads(x, vector, tokens, heads, x_b, x_n, x_h):
     return x + b * x_b + (token - b * tokens) * x_n + (vector - token * heads) * x_h
 
 
-@triton.jit(do_not_specialize=SCALARS)
-def _finish(
-    y, local, gate, out, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads,
+@triton.jit
+def _load(
+    y, local, gate, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(y + local) * gate."""
+    """y + local and the gate in float32, and where a contiguous tensor has them."""
     vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, P)[None, :]
     ok = (vector < count)[:, None] & (d < D)
@@ -34,6 +34,18 @@ def _finish(
     term += tl.load(local + dense, mask=ok, other=0.0).to(tl.float32)
     at = _heads(gate, vector, tokens, heads, g_b, g_n, g_h)
     factor = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
+    return term, factor, dense, ok
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def _finish(
+    y, local, gate, out, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads,
+    D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(y + local) * gate."""
+    term, factor, dense, ok = _load(
+        y, local, gate, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads, D, P, BLOCK
+    )
     tl.store(out + dense, (term * factor).to(out.dtype.element_ty), mask=ok)
 
 
@@ -43,16 +55,10 @@ def _finish_gradient(
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of both terms of the sum, which is one, and of the gate."""
-    vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    d = tl.arange(0, P)[None, :]
-    ok = (vector < count)[:, None] & (d < D)
-    dense = vector[:, None] * D + d
+    term, factor, dense, ok = _load(
+        y, local, gate, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads, D, P, BLOCK
+    )
     slope = tl.load(grad + dense, mask=ok, other=0.0).to(tl.float32)
-    at = _heads(gate, vector, tokens, heads, g_b, g_n, g_h)
-    factor = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
-    at = _heads(y, vector, tokens, heads, y_b, y_n, y_h)
-    term = tl.load(at[:, None] + d, mask=ok, other=0.0).to(tl.float32)
-    term += tl.load(local + dense, mask=ok, other=0.0).to(tl.float32)
     tl.store(dterms + dense, (slope * factor).to(dterms.dtype.element_ty), mask=ok)
     tl.store(dgate + dense, (slope * term).to(dgate.dtype.element_ty), mask=ok)
 

@@ -74,20 +74,20 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     Raises:
         ValueError: if the tables are not for N tokens.
     """
-    check_rotary(rotary, x.shape[1])
+    check_rotary(rotary, "x", x.shape[1])
     rows, columns = rotary
     if rows.dtype == torch.float32 and runs_triton(x) and plain((x, *rotary)):
         return _turn(x, rows, columns, False)
     return reference(x, rotary)
 
 
-def check_rotary(rotary: Rotary, tokens: int) -> None:
-    """Raise ValueError for tables of a map of another number of tokens."""
+def check_rotary(rotary: Rotary, name: str, tokens: int) -> None:
+    """Raise ValueError for tables of a map of more or fewer tokens than `name` has."""
     rows, columns = rotary
     if rows.shape[1] * columns.shape[1] != tokens:
         raise ValueError(
             f"rotary tables are for a map of {rows.shape[1]} x {columns.shape[1]} tokens, "
-            f"but x has {tokens}"
+            f"but {name} has {tokens}"
         )
 
 

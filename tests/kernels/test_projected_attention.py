@@ -45,6 +45,21 @@ def operator(
     return function
 
 
+def assert_compiles(function: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor) -> None:
+    """Compiled whole, `function` gives the same of packed maps (1, H, W, 128) of three sizes."""
+    whole = compiled(function)
+    for size in ((2, 3), (3, 3), (4, 2)):
+        x = torch.randn(1, *size, 128, device=weight.device, requires_grad=True)
+        with force("triton"):
+            y, z = function(x), whole(x)
+            torch.testing.assert_close(z, y)
+            for ours, eager in zip(
+                *(torch.autograd.grad(r.square().sum(), (x, weight, bias)) for r in (z, y)),
+                strict=True,
+            ):
+                torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("options", [RALA, MALA], ids=["rala", "mala"])
 def test_reference_is_the_composition(options: dict) -> None:
     torch.manual_seed(0)
@@ -113,17 +128,7 @@ def test_compiles_without_a_graph_break(device) -> None:
     def function(x: Tensor) -> Tensor:
         return projected_linear_attention(x.cos(), weight, bias, heads=2, **MALA) * 2
 
-    whole = compiled(function)
-    for size in ((2, 3), (3, 3), (4, 2)):
-        x = torch.randn(1, *size, 128, device=device, requires_grad=True)
-        with force("triton"):
-            y, z = function(x), whole(x)
-            torch.testing.assert_close(z, y)
-            for ours, eager in zip(
-                *(torch.autograd.grad(r.square().sum(), (x, weight, bias)) for r in (z, y)),
-                strict=True,
-            ):
-                torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-4)
+    assert_compiles(function, weight, bias)
 
 
 @pytest.mark.triton
