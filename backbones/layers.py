@@ -6,10 +6,11 @@ from timm.layers import DropPath, is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ..kernels import add_layer_norm, conv2d, depthwise_conv2d, layer_norm, linear
+from ..kernels import add_layer_norm, batch_norm, conv2d, depthwise_conv2d, layer_norm, linear
 from ..kernels.conv import Activation, activated
 
 # timm's register_notrace_function reaches what a module's own forward calls, and no further.
+torch.fx.wrap("batch_norm")
 torch.fx.wrap("conv2d")
 
 
@@ -192,8 +193,21 @@ def normalized_conv2d(
     x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: Activation | None = None
 ) -> Tensor:
     """a(norm(conv(x))); in evaluation mode as one convolution, which saves a pass over its map."""
-    if norm.training or type(norm) is not nn.BatchNorm2d:
+    if type(norm) is not nn.BatchNorm2d or norm.momentum is None:
         return activated(norm(conv(x)), activation)
+    if norm.training:
+        norm.num_batches_tracked.add_(1)
+        return batch_norm(
+            F.conv2d(x, conv.weight, None, conv.stride, conv.padding),
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+            offset=conv.bias,
+            momentum=norm.momentum,
+            eps=norm.eps,
+            activation=activation,
+        )
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = conv.weight * scale[:, None, None, None]
     bias = torch.addcmul(norm.bias, conv.bias - norm.running_mean, scale)

@@ -2,6 +2,7 @@
 
 from .agent_attention import agent_attention
 from .backend import force
+from .batch_norm import batch_norm
 from .conv import conv2d
 from .depthwise_conv import depthwise_conv2d
 from .focused_attention import focused_linear_attention
@@ -21,6 +22,7 @@ __all__ = [
     "add_layer_norm",
     "agent_attention",
     "apply_rotary",
+    "batch_norm",
     "conv2d",
     "depthwise_conv2d",
     "focused_linear_attention",

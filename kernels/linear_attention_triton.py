@@ -34,10 +34,12 @@ from .linear_attention_backward_triton import (
     _query_gradient,
 )
 from .linear_attention_forward_triton import _merge, _query_sums, _read, _state
-from .triton_launch import Tile, launch, multiprocessors, split_tokens
+from .triton_launch import MOST_SPLITS, Tile, launch, multiprocessors, split_tokens
 
 REGISTERS = 65536  # of a multiprocessor
-MERGE_ELEMENTS = 4096
+MERGE_ELEMENTS = 2048
+# Splits at most, and how many of them at a time.
+MERGE_CHUNKS = ((4, 1), (8, 2), (16, 16), (MOST_SPLITS, 64))
 
 
 # By kernel, for 16-bit inputs and padded head widths up to 64 and up to 128; chosen by
@@ -150,9 +152,9 @@ class Problem:
         return self.merge(parts, query_parts)
 
     def merge_tile(self, splits: int) -> tuple[int, int]:
-        """The state's rows a program of `_merge`, and the splits that it sums at a time: of few
-        heads, which have many splits, small pieces, that the device be busy."""
-        chunk = 8 if splits <= 16 else 64
+        """The state's rows a program of `_merge`, and the splits that it sums at a time: of many
+        heads, which have few splits, large pieces; of few, small ones, that the device be busy."""
+        chunk = next(size for most, size in MERGE_CHUNKS if splits <= most)
         return max(1, MERGE_ELEMENTS // (chunk * self.padded)), chunk
 
     def pieces(self) -> int:

@@ -13,7 +13,8 @@ from linsight.kernels.backend import HAS_TRITON
 
 from .conftest import DEVICE, INTERPRETED
 
-# The package's own name `layer_norm` is the function.
+# The package's own names `batch_norm` and `layer_norm` are the functions.
+batch_norm = import_module("linsight.kernels.batch_norm")
 layer_norm = import_module("linsight.kernels.layer_norm")
 rotary = import_module("linsight.kernels.rotary")
 
@@ -105,6 +106,19 @@ def test_focused_attention(compiled: list) -> None:
     y, _ = torch.ops.linsight.focused_linear_attention(*projection.unbind(2), scale, None, 3)
     y.backward(y.detach())
     assert {"_forward", "_backward", "_scale_gradient", "_state", "_key_gradient"} < set(compiled)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_batch_norm(activation: str, compiled: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_norm, "runs_triton", lambda x: True)
+    x = torch.zeros(2, 24, 7, 5, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    vectors = [torch.zeros(24) for _ in range(5)]
+    for t in (x, *vectors[:2]):
+        t.requires_grad_()
+    y = batch_norm.batch_norm(x, *vectors[:4], offset=vectors[4], activation=activation)
+    y.backward(y.detach())
+    forward, backward = ["_gather", "_combine", "_normalize"], ["_gradient_sums", "_input_gradient"]
+    assert compiled == forward + backward
 
 
 def test_scaled_linear(compiled: list) -> None:
