@@ -36,6 +36,12 @@ def checked_image(x: Tensor, in_chans: int, multiple: int) -> Tensor:
     return padded(x, multiple)
 
 
+def convolved(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The convolution of (B, C, H, W), as a channels-last map (B, H', W', C')."""
+    y = conv2d(x, conv.weight, conv.bias, stride=conv.stride, padding=conv.padding)
+    return y.permute(0, 2, 3, 1)
+
+
 class PatchEmbed(nn.Module):
     """Patches of a padded image, each projected: (B, C, H, W) to (B, H / P, W / P, dim)."""
 
@@ -44,8 +50,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(checked_image(x, self.proj.in_channels, self.proj.stride[0]))
-        return x.permute(0, 2, 3, 1)
+        return convolved(checked_image(x, self.proj.in_channels, self.proj.stride[0]), self.proj)
 
 
 @register_notrace_module
@@ -198,7 +203,7 @@ def normalized_conv2d(
     if norm.training:
         norm.num_batches_tracked.add_(1)
         return batch_norm(
-            F.conv2d(x, conv.weight, None, conv.stride, conv.padding),
+            conv2d(x, conv.weight, stride=conv.stride, padding=conv.padding),
             norm.weight,
             norm.bias,
             norm.running_mean,

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_launch import launch, multiprocessors
-from .triton_math import gelu, gelu_gradient
+from .triton_math import activate, gelu_gradient
 
 
 @triton.jit
@@ -123,10 +123,7 @@ def _normalize(
     y = _normed(value, statistics, c, live, C)
     y *= tl.load(weight + c, mask=live, other=0.0).to(tl.float32)
     y += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
-    if ACTIVATION == "gelu":
-        y = gelu(y, EXACT)
-    elif ACTIVATION == "relu":
-        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    y = activate(y, ACTIVATION, EXACT)
     tl.store(out + n * C + c, y.to(out.dtype.element_ty), mask=ok)
 
 

@@ -1,8 +1,11 @@
-"""Convolutions whose bias and activation are one pass over their map, in place, in eager inference.
+"""Convolutions of images, and the bias and activation of any, in one pass over their map.
 
-PyTorch's own convolution computes the products. To them it adds the bias element by element, a
-pass that takes longer than some of the products, and an activation is another. A compiler sees
-`reference`, and fuses as it likes.
+An image has too few channels for the tensor cores' layout, and PyTorch takes it by a direct
+convolution, after a copy to the channels-last format and another to half precision: five times as
+long as its bytes take. Here a kernel gathers each pixel's patch from the image as it is. Of other
+maps PyTorch's own convolution computes the products; to them it adds the bias element by element, a
+pass that takes longer than some of the products, and an activation is another: in inference they
+are one, in place. A compiler sees `reference`, and fuses as it likes.
 """
 
 from typing import Literal
@@ -11,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import plain, runs_triton
+from .backend import eager_function, plain, runs_triton
 
 Activation = Literal["gelu", "relu"]
+
+# Of what the kernel that gathers patches takes.
+MOST_CHANNELS, LARGEST_KERNEL = 4, 7
 
 
 def activated(x: Tensor, activation: Activation | None) -> Tensor:
@@ -24,49 +30,129 @@ def activated(x: Tensor, activation: Activation | None) -> Tensor:
 def reference(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
-    stride: int | tuple[int, int],
-    padding: int | tuple[int, int],
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
     activation: Activation | None,
 ) -> Tensor:
     """See `conv2d`."""
-    return activated(F.conv2d(x, weight, bias, stride, padding), activation)
+    y = _channels_last(F.conv2d(_channels_last(x), weight, bias, stride, padding))
+    return activated(y, activation)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def conv2d(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None = None,
     *,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
     activation: Activation | None = None,
 ) -> Tensor:
-    """a(conv(x) + bias), the last two in one pass where no gradient is recorded.
+    """a(conv(x) + bias), for a result in the channels-last memory format.
 
     Args:
-        x: (B, I, H, W), of any floating dtype; in the channels-last memory format the result is,
-            too.
-        weight: (O, I, k, k).
-        bias: (O,).
+        x: (B, I, H, W), of any floating dtype and strides. Up to 4 channels under a kernel of up to
+            7 x 7 are read as they lie, in whatever dtype; their gradient, if asked for, is
+            PyTorch's.
+        weight: (O, I, h, w).
+        bias: (O,), or none.
         stride, padding: as of `torch.nn.functional.conv2d`.
         activation: a, 'gelu' (exact, erf), 'relu' or none.
 
     Returns:
-        (B, O, H', W'), in the dtype of `x`, or autocast's.
+        (B, O, H', W'), in the dtype of `x`, or autocast's; sums are in float32 or wider.
 
     Raises:
         ValueError: for another activation.
-        RuntimeError: by PyTorch, if shapes disagree.
+        RuntimeError: by PyTorch, if shapes or dtypes disagree.
     """
     if activation not in (None, "gelu", "relu"):
         raise ValueError(f"activation is {activation!r}, expected None, 'gelu' or 'relu'")
-    if torch.is_grad_enabled() or not runs_triton(x) or not plain((x, weight, bias)):
-        return reference(x, weight, bias, stride, padding, activation)
-    y = F.conv2d(x, weight, None, stride, padding)
-    if not y.is_contiguous(memory_format=torch.channels_last):
-        return activated(y.add_(bias[:, None, None]), activation)
+    stride, padding = (v if isinstance(v, tuple) else (v, v) for v in (stride, padding))
+    if runs_triton(x) and plain((x, weight, bias)):
+        recorded = torch.is_grad_enabled()
+        dtype = _image_dtype(x, weight, bias, stride, padding)
+        if dtype is not None:
+            now = None if recorded else activation
+            y = _of_image(x, weight, bias, stride, padding, now, dtype)
+            return activated(y, activation) if recorded else y
+        if not recorded and bias is not None:
+            return _finished(x, weight, bias, stride, padding, activation)
+    return reference(x, weight, bias, stride, padding, activation)
+
+
+def _image_dtype(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> torch.dtype | None:
+    """The dtype of the result, if it is that of an image through the kernel for one."""
+    if x.ndim != 4 or x.shape[1] > MOST_CHANNELS or max(weight.shape[2:]) > LARGEST_KERNEL:
+        return None
+    fits = weight.shape[1] == x.shape[1] and (bias is None or bias.shape == weight.shape[:1])
+    if x.requires_grad or not fits or min(_result_shape(x, weight, stride, padding)) < 1:
+        return None
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    same = weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
+    return x.dtype if same else None
+
+
+def _result_shape(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """(B, H', W', O)."""
+    height, width = (
+        (x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in range(2)
+    )
+    return x.shape[0], height, width, weight.shape[0]
+
+
+# The Triton side. Triton itself is imported at the first launch, not before.
+
+
+def _finished(x, weight, bias, stride, padding, activation):
     from . import conv_triton as kernels
 
+    y = _channels_last(F.conv2d(_channels_last(x), weight, None, stride, padding))
     kernels.finish(y, bias.contiguous(), activation)
     return y
+
+
+def _run(x, weight, bias, stride, padding, activation, dtype):
+    from . import conv_triton as kernels
+
+    shape = _result_shape(x, weight, stride, padding)
+    out = torch.empty(shape, dtype=dtype, device=x.device)
+    kernels.convolve_image(x, weight.contiguous(), bias, stride, padding, activation, out)
+    return out.permute(0, 3, 1, 2)
+
+
+def _save(ctx, inputs, output):
+    x, weight, bias, *ctx.options = inputs
+    ctx.save_for_backward(x)
+    ctx.weight = weight.shape, weight.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _differentiate(ctx, grad):
+    from . import conv_triton as kernels
+
+    (x,) = ctx.saved_tensors
+    stride, padding, *_ = ctx.options
+    shape, dtype = ctx.weight
+    grad = grad.permute(0, 2, 3, 1).contiguous()
+    dweight, dbias = kernels.image_weight_gradient(grad, x, shape, stride, padding)
+    dbias = None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype)
+    return None, dweight.to(dtype), dbias, None, None, None, None
+
+
+_of_image = eager_function("image_conv2d", _run, _save, _differentiate)

@@ -1,11 +1,17 @@
-"""The Triton kernel of `conv2d`: bias and activation, in place."""
+"""The Triton kernels of `conv2d`: bias and activation in place; an image's patches as a product.
 
+A tile of patches is (taps, pixels): a warp's lanes read neighbouring pixels for one tap. What it is
+multiplied by is the weight's (O, taps), or of the weight's gradient that of the result; a tap more,
+which is one everywhere, gives the bias's.
+"""
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
-from .triton_math import gelu
+from .triton_launch import launch, multiprocessors
+from .triton_math import activate, multiply
 
 # Elements of a program: 16 bytes a load and thread, two of them under way.
 ELEMENTS, WARPS = 2048, 4
@@ -23,11 +29,89 @@ def _finish(
     at = y + n * C + c
     value = tl.load(at, mask=ok, other=0.0).to(tl.float32)
     value += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
-    if ACTIVATION == "gelu":
-        value = gelu(value, EXACT)
-    elif ACTIVATION == "relu":
-        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    value = activate(value, ACTIVATION, EXACT)
     tl.store(at, value.to(y.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _patches(
+    x, n, tap, x_b, x_c, x_h, x_w, height, width, out_height, out_width, pixels,
+    CHANNELS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+):  # fmt: skip
+    """What result n's taps are multiplied by, (taps, pixels); zero beyond the image or the taps."""
+    area = out_height * out_width
+    row = ((n % area) // out_width)[None, :] * SH - PH + (tap // KW % KH)[:, None]
+    column = (n % out_width)[None, :] * SW - PW + (tap % KW)[:, None]
+    channel = (tap // (KH * KW))[:, None]
+    ok = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    ok &= (channel < CHANNELS) & (n < pixels)[None, :]
+    at = (n // area).to(tl.int64)[None, :] * x_b + channel * x_c + row * x_h + column * x_w
+    return tl.load(x + at, mask=ok, other=0.0)
+
+
+# No other image wants other machine code.
+SIZES = ["x_b", "x_c", "x_h", "height", "width", "out_height", "out_width", "pixels"]
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _convolve_image(
+    x, weight, bias, out, x_b, x_c, x_h, x_w, height, width, out_height, out_width, pixels,
+    outputs,
+    CHANNELS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    BLOCK: tl.constexpr, PIXELS: tl.constexpr, STEP: tl.constexpr,
+    BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    TAPS: tl.constexpr = CHANNELS * KH * KW
+    n = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = o < outputs
+    y = tl.zeros((BLOCK, PIXELS), tl.float32)
+    for start in tl.static_range(0, TAPS, STEP):
+        tap = start + tl.arange(0, STEP)
+        patch = _patches(
+            x, n, tap, x_b, x_c, x_h, x_w, height, width, out_height, out_width, pixels,
+            CHANNELS, KH, KW, SH, SW, PH, PW,
+        )  # fmt: skip
+        ok = live[:, None] & (tap < TAPS)[None, :]
+        w = tl.load(weight + o[:, None] * TAPS + tap[None, :], mask=ok, other=0.0)
+        y = multiply(w.to(out.dtype.element_ty), patch.to(out.dtype.element_ty), y)
+    if BIAS:
+        y += tl.load(bias + o, mask=live, other=0.0).to(tl.float32)[:, None]
+    y = tl.trans(activate(y, ACTIVATION, EXACT))
+    at = out + n.to(tl.int64)[:, None] * outputs + o[None, :]
+    tl.store(at, y.to(out.dtype.element_ty), mask=(n < pixels)[:, None] & live[None, :])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _image_weight_gradient(
+    x, grad, parts, x_b, x_c, x_h, x_w, height, width, out_height, out_width, pixels,
+    outputs,
+    CHANNELS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    BLOCK: tl.constexpr, PIXELS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """This program's part (O, taps + 1) of the gradients of weight and, last, bias."""
+    TAPS: tl.constexpr = CHANNELS * KH * KW
+    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    tap = tl.program_id(2) * STEP + tl.arange(0, STEP)
+    live = o < outputs
+    total = tl.zeros((BLOCK, STEP), tl.float32)
+    tiles = tl.cdiv(pixels, PIXELS)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        n = tile * PIXELS + tl.arange(0, PIXELS)
+        patch = _patches(
+            x, n, tap, x_b, x_c, x_h, x_w, height, width, out_height, out_width, pixels,
+            CHANNELS, KH, KW, SH, SW, PH, PW,
+        )  # fmt: skip
+        patch = tl.where((tap == TAPS)[:, None], 1.0, patch.to(tl.float32))
+        ok = (n < pixels)[:, None] & live[None, :]
+        g = tl.load(grad + n.to(tl.int64)[:, None] * outputs + o[None, :], mask=ok, other=0.0)
+        total = multiply(tl.trans(g), tl.trans(patch.to(g.dtype)), total)
+    ok = live[:, None] & (tap < TAPS + 1)[None, :]
+    parts += tl.program_id(0).to(tl.int64) * outputs * (TAPS + 1)
+    tl.store(parts + o[:, None] * (TAPS + 1) + tap[None, :], total, mask=ok)
 
 
 def finish(y: Tensor, bias: Tensor, activation: str | None) -> None:
@@ -42,3 +126,72 @@ def finish(y: Tensor, bias: Tensor, activation: str | None) -> None:
             C=channels, P=padded, ROWS=rows,
             ACTIVATION=activation, EXACT=y.element_size() == 4, num_warps=WARPS,
         )  # fmt: skip
+
+
+# Elements of a tile of results and the most channels of one, and taps a step.
+TILE, MOST_OUTPUTS, MOST_TAPS = 4096, 128, 64
+# Programs a multiprocessor that sum the weight's gradient.
+RESIDENT = 4
+
+
+def _image_sizes(
+    x: Tensor,
+    weight: torch.Size,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    out: Tensor,
+) -> tuple[tuple[int, ...], int, dict]:
+    """The sizes that vary, tiles of pixels, and the sizes that are compiled in."""
+    outputs, channels, kernel_height, kernel_width = weight
+    # The tensor cores take 16 rows and columns at least.
+    block = min(MOST_OUTPUTS, max(16, triton.next_power_of_2(outputs)))
+    pixels = out.numel() // outputs
+    sizes = {
+        "CHANNELS": channels, "KH": kernel_height, "KW": kernel_width,
+        "SH": stride[0], "SW": stride[1], "PH": padding[0], "PW": padding[1],
+        "BLOCK": block, "PIXELS": min(128, TILE // block), "num_warps": WARPS,
+    }  # fmt: skip
+    varying = (*x.stride(), *x.shape[2:], *out.shape[1:3], pixels, outputs)
+    return varying, triton.cdiv(pixels, sizes["PIXELS"]), sizes
+
+
+def _step(taps: int) -> int:
+    return min(MOST_TAPS, max(16, triton.next_power_of_2(taps)))
+
+
+def convolve_image(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    activation: str | None,
+    out: Tensor,
+) -> None:
+    """Write a(conv(x) + bias) to `out`, (B, H', W', O) contiguous."""
+    varying, tiles, sizes = _image_sizes(x, weight.shape, stride, padding, out)
+    launch(
+        _convolve_image, (tiles, triton.cdiv(weight.shape[0], sizes["BLOCK"])),
+        x, weight, weight if bias is None else bias, out, *varying,
+        STEP=_step(weight[0].numel()), BIAS=bias is not None, ACTIVATION=activation,
+        EXACT=out.element_size() == 4, **sizes,
+    )  # fmt: skip
+
+
+def image_weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: torch.Size,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias in float32, of that of the result, (B, H', W', O) contiguous."""
+    outputs, taps = weight[0], weight[1:].numel()
+    varying, tiles, sizes = _image_sizes(x, weight, stride, padding, grad)
+    step = _step(taps + 1)
+    programs = min(tiles, RESIDENT * multiprocessors(x.device))
+    parts = torch.empty((programs, outputs, taps + 1), dtype=torch.float32, device=x.device)
+    grid = (programs, triton.cdiv(outputs, sizes["BLOCK"]), triton.cdiv(taps + 1, step))
+    launch(_image_weight_gradient, grid, x, grad, parts, *varying, STEP=step, **sizes)
+    total = parts.sum(0)
+    return total[:, :-1].reshape(weight), total[:, -1]

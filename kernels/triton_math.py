@@ -82,6 +82,16 @@ def gelu(x, EXACT: tl.constexpr):
 
 
 @triton.jit
+def activate(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
+    if ACTIVATION == "gelu":
+        return gelu(x, EXACT)
+    elif ACTIVATION == "relu":
+        return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        return x
+
+
+@triton.jit
 def gelu_gradient(x, EXACT: tl.constexpr):
     density = tl.exp(-0.5 * x * x) if EXACT else exp2_approximate(x * x * -0.7213475204444817)
     return normal_cdf(x, EXACT) + x * 0.3989422804014327 * density

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import check_model, unwrap
-from ..layers import LayerNorm, checked_image
+from ..layers import LayerNorm, checked_image, convolved
 from ..mixers import fit_tables
 from .swin import EPSILON, SwinTransformer
 
@@ -21,8 +21,8 @@ class OverlappingPatchEmbed(nn.Module):
         self.norm = LayerNorm(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(checked_image(x, self.proj.in_channels, 1))
-        return self.norm(x.permute(0, 2, 3, 1).contiguous())
+        x = checked_image(x, self.proj.in_channels, 1)
+        return self.norm(convolved(x, self.proj))
 
 
 class ConvMerging(nn.Module):
@@ -34,7 +34,7 @@ class ConvMerging(nn.Module):
         self.norm = LayerNorm(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous())
+        return self.norm(convolved(x.permute(0, 3, 1, 2), self.conv))
 
 
 class CSwinTransformer(SwinTransformer):

@@ -62,7 +62,6 @@ class Stem(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(x, self[0].in_channels)
-        x = x.contiguous(memory_format=torch.channels_last)
         for i in range(0, len(self), 3):
             activation = ACTIVATIONS[type(self[i + 2])] if i + 2 < len(self) else None
             x = normalized_conv2d(x, self[i], self[i + 1], activation)

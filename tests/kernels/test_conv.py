@@ -1,4 +1,4 @@
-"""Convolutions with bias and activation in one more pass."""
+"""Convolutions of images, and those with bias and activation in one more pass."""
 
 import random
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from linsight.kernels import conv2d, force
 
+from . import numerics
 from .conftest import INTERPRETED, compiled
 from .numerics import RESULT, ROUNDINGS, distance
 
@@ -40,8 +41,9 @@ def assert_as_exact_as_eager(tensors: list[Tensor], **options) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("activation", [None, "gelu", "relu"])
 def test_error_against_float64(dtype, activation, device, seed) -> None:
-    tensors = drawn(2, 3, 32, 3, (9, 14), device, dtype)
-    assert_as_exact_as_eager(tensors, stride=2, padding=1, activation=activation)
+    for inputs in (3, 12):
+        tensors = drawn(2, inputs, 32, 3, (9, 14), device, dtype)
+        assert_as_exact_as_eager(tensors, stride=2, padding=1, activation=activation)
 
 
 @pytest.mark.triton
@@ -49,7 +51,11 @@ def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
     for _ in random_cases:
         size, kernel = (draw.choice((3, 5, 12)), draw.choice((4, 7))), draw.choice((1, 2, 3))
-        batch, inputs, outputs = draw.choice((1, 3)), draw.choice((1, 3)), draw.choice((1, 7, 96))
+        batch, inputs, outputs = (
+            draw.choice((1, 3)),
+            draw.choice((1, 3, 5)),
+            draw.choice((1, 7, 96)),
+        )
         print(size, kernel, batch, inputs, outputs)
         tensors = drawn(batch, inputs, outputs, kernel, size, device)
         stride, padding = draw.choice((1, 2)), draw.choice((0, 1))
@@ -67,22 +73,84 @@ def test_large_values_and_zeros(device) -> None:
 
 
 @pytest.mark.triton
-def test_a_channels_first_map(device) -> None:
-    x, weight, bias = drawn(2, 3, 4, 3, (5, 6), device)
-    x, weight = x.contiguous(), weight.contiguous()
-    with torch.no_grad(), force("triton"):
-        found = conv2d(x, weight, bias, padding=1, activation="gelu")
-    torch.testing.assert_close(found, F.gelu(F.conv2d(x, weight, bias, padding=1)))
+@pytest.mark.parametrize("inputs", [3, 6])
+def test_any_strides(inputs, device) -> None:
+    x, weight, bias = drawn(2, inputs, 4, 3, (10, 6), device)
+    expected = F.gelu(F.conv2d(x[:, :, ::2].flip(3), weight, bias, padding=1))
+    for image in (x, x.contiguous()):
+        with torch.no_grad(), force("triton"):
+            found = conv2d(image[:, :, ::2].flip(3), weight, bias, padding=1, activation="gelu")
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.triton
-def test_a_gradient_is_pytorchs(device) -> None:
-    tensors = [t.requires_grad_() for t in drawn(1, 2, 3, 3, (4, 5), device)]
+@pytest.mark.parametrize("inputs", [3, 6])
+def test_a_maps_gradient_is_pytorchs(inputs, device) -> None:
+    tensors = [t.requires_grad_() for t in drawn(1, inputs, 3, 3, (4, 5), device)]
     with force("triton"):
         found = torch.autograd.grad(conv2d(*tensors, activation="gelu").sum(), tensors)
     wanted = torch.autograd.grad(F.gelu(F.conv2d(*tensors)).sum(), tensors)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (4, 4, 0), (7, 4, 2)])
+def test_gradients_of_an_images_layer(kernel, stride, padding, dtype, device, seed) -> None:
+    size = (19, 13) if device.type == "cpu" else (224, 192)
+    for outputs, biased in ((5, False), (96, True)):
+        x, weight, bias = drawn(3, 3, outputs, kernel, size, device)
+        x = x.to(dtype)
+
+        def function(*parameters: Tensor, x: Tensor = x) -> Tensor:
+            image = x.to(parameters[0].dtype)
+            return conv2d(image, *parameters, stride=stride, padding=padding, activation="gelu")
+
+        slope = torch.randn_like(function(weight.to(dtype)))
+        tensors = [weight, bias] if biased else [weight]
+        numerics.assert_as_exact_as_eager(function, tensors, dtype, slope)
+
+
+@pytest.mark.triton
+def test_an_image_under_autocast(device) -> None:
+    """Half precision's result of a float32 image as it lies, and the parameters' gradients."""
+    x, weight, bias = drawn(2, 3, 32, 3, (9, 14), device)
+    results = []
+    for choice in ("reference", "triton"):
+        parameters = [t.clone().requires_grad_() for t in (weight, bias)]
+        with force(choice), torch.autocast(device.type, torch.bfloat16):
+            y = conv2d(x, *parameters, stride=2, padding=1)
+        results.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
+    for eager, ours in zip(*results, strict=True):
+        assert ours.dtype == eager.dtype
+        assert distance(ours, eager.double()) < 2e-2
+
+
+@pytest.mark.triton
+def test_every_element_is_written(device, monkeypatch) -> None:
+    numerics.poison_memory(monkeypatch)
+    x, weight, bias = drawn(3, 3, 24, 3, (7, 9), device)
+    parameters = [t.requires_grad_() for t in (weight, bias)]
+    with force("triton"):
+        y = conv2d(x, *parameters, padding=1)
+        gradients = torch.autograd.grad(y.sum(), parameters)
+    assert all(t.isfinite().all() for t in (y, *gradients))
+
+
+@pytest.mark.triton
+def test_shapes_that_disagree_are_pytorchs_to_refuse(device) -> None:
+    x, weight, bias = drawn(1, 3, 8, 3, (4, 4), device)
+    with force("triton"):
+        for tensors in (
+            (x, weight[:, :2], bias),
+            (x, weight, bias[:7]),
+            (x, weight.double(), bias),
+        ):
+            with pytest.raises(RuntimeError):
+                conv2d(*tensors)
+        with pytest.raises(RuntimeError, match="Kernel size"):
+            conv2d(x[:, :, :2], weight, bias)
 
 
 @pytest.mark.triton

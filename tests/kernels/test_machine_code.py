@@ -15,6 +15,7 @@ from .conftest import DEVICE, INTERPRETED
 
 # The package's own names `batch_norm` and `layer_norm` are the functions.
 batch_norm = import_module("linsight.kernels.batch_norm")
+conv = import_module("linsight.kernels.conv")
 layer_norm = import_module("linsight.kernels.layer_norm")
 rotary = import_module("linsight.kernels.rotary")
 
@@ -119,6 +120,16 @@ def test_batch_norm(activation: str, compiled: list, monkeypatch: pytest.MonkeyP
     y.backward(y.detach())
     forward, backward = ["_gather", "_combine", "_normalize"], ["_gradient_sums", "_input_gradient"]
     assert compiled == forward + backward
+
+
+@pytest.mark.parametrize(("outputs", "kernel"), [(32, 3), (96, 4), (64, 7)])
+def test_image_convolution(outputs, kernel, compiled: list, monkeypatch) -> None:
+    monkeypatch.setattr(conv, "runs_triton", lambda x: True)
+    weight, bias = torch.zeros(outputs, 3, kernel, kernel), torch.zeros(outputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv.conv2d(torch.zeros(2, 3, 28, 24), weight.requires_grad_(), bias, stride=2)
+    y.backward(y.detach())
+    assert compiled == ["_convolve_image", "_image_weight_gradient"]
 
 
 def test_scaled_linear(compiled: list) -> None:
