@@ -194,28 +194,44 @@ class ConvMlp(nn.Module):
         return self.fc2(self.depthwise(self.fc1(x)), scale)
 
 
+def _is_usual(norm: nn.Module) -> bool:
+    """Whether a batch norm is what its name says, with weights and running statistics."""
+    usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats
+    return usual and norm.momentum is not None
+
+
+def normalized(
+    x: Tensor, norm: nn.Module, activation: Activation | None = None, offset: Tensor | None = None
+) -> Tensor:
+    """a(norm(x + offset)), of (B, C, H, W); a batch norm's training step in one operator."""
+    if not norm.training or not _is_usual(norm):
+        x = x if offset is None else x + offset.to(x.dtype)[:, None, None]
+        return activated(norm(x), activation)
+    norm.num_batches_tracked.add_(1)
+    return batch_norm(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        offset=offset,
+        momentum=norm.momentum,
+        eps=norm.eps,
+        activation=activation,
+    )
+
+
 def normalized_conv2d(
     x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: Activation | None = None
 ) -> Tensor:
     """a(norm(conv(x))); in evaluation mode as one convolution, which saves a pass over its map."""
-    if type(norm) is not nn.BatchNorm2d or norm.momentum is None:
-        return activated(norm(conv(x)), activation)
-    if norm.training:
-        norm.num_batches_tracked.add_(1)
-        return batch_norm(
-            conv2d(x, conv.weight, stride=conv.stride, padding=conv.padding),
-            norm.weight,
-            norm.bias,
-            norm.running_mean,
-            norm.running_var,
-            offset=conv.bias,
-            momentum=norm.momentum,
-            eps=norm.eps,
-            activation=activation,
-        )
+    if norm.training or not _is_usual(norm):
+        y = conv2d(x, conv.weight, stride=conv.stride, padding=conv.padding)
+        return normalized(y, norm, activation, offset=conv.bias)
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = conv.weight * scale[:, None, None, None]
-    bias = torch.addcmul(norm.bias, conv.bias - norm.running_mean, scale)
+    shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+    bias = torch.addcmul(norm.bias, shift, scale)
     return conv2d(x, weight, bias, stride=conv.stride, padding=conv.padding, activation=activation)
 
 

@@ -10,11 +10,16 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule, constant_init, kaiming_init, normal_init
 from torch import Tensor, nn
 
+from ..backbones.layers import normalized, normalized_conv2d
+from ..kernels import conv2d
+
 MOST_ELEMENTS = 2**30
 
 
 class ConvModule(nn.Module):
     """Convolution, batch normalisation, ReLU: ``conv`` without a bias, ``bn``.
+
+    The batch norm is in the convolution in evaluation mode, and takes the ReLU in in training.
 
     Args:
         in_channels, out_channels: of the convolution.
@@ -36,19 +41,22 @@ class ConvModule(nn.Module):
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not norm
         )
         self.bn = nn.BatchNorm2d(out_channels) if norm else None
-        self.act = act
+        self.activation = "relu" if act else None
         kaiming_init(self.conv, nonlinearity="relu")
         if norm:
             constant_init(self.bn, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.finish(self.conv(x))
+        if self.bn is None:
+            conv = self.conv
+            return conv2d(
+                x, conv.weight, conv.bias, padding=conv.padding, activation=self.activation
+            )
+        return normalized_conv2d(x, self.conv, self.bn, self.activation)
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the convolution."""
-        if self.bn is not None:
-            x = self.bn(x)
-        return F.relu(x, inplace=True) if self.act else x
+        return normalized(x, self.bn, self.activation)
 
 
 class DecodeHead(BaseModule):

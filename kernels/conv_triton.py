@@ -92,12 +92,12 @@ def _image_weight_gradient(
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     BLOCK: tl.constexpr, PIXELS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """This program's part (O, taps + 1) of the gradients of weight and, last, bias."""
+    """This program's part (taps + 1, O) of the gradients of weight and, last, bias."""
     TAPS: tl.constexpr = CHANNELS * KH * KW
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     tap = tl.program_id(2) * STEP + tl.arange(0, STEP)
     live = o < outputs
-    total = tl.zeros((BLOCK, STEP), tl.float32)
+    total = tl.zeros((STEP, BLOCK), tl.float32)
     tiles = tl.cdiv(pixels, PIXELS)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         n = tile * PIXELS + tl.arange(0, PIXELS)
@@ -108,10 +108,10 @@ def _image_weight_gradient(
         patch = tl.where((tap == TAPS)[:, None], 1.0, patch.to(tl.float32))
         ok = (n < pixels)[:, None] & live[None, :]
         g = tl.load(grad + n.to(tl.int64)[:, None] * outputs + o[None, :], mask=ok, other=0.0)
-        total = multiply(tl.trans(g), tl.trans(patch.to(g.dtype)), total)
-    ok = live[:, None] & (tap < TAPS + 1)[None, :]
+        total = multiply(patch.to(g.dtype), g, total)
+    ok = (tap < TAPS + 1)[:, None] & live[None, :]
     parts += tl.program_id(0).to(tl.int64) * outputs * (TAPS + 1)
-    tl.store(parts + o[:, None] * (TAPS + 1) + tap[None, :], total, mask=ok)
+    tl.store(parts + tap[:, None] * outputs + o[None, :], total, mask=ok)
 
 
 def finish(y: Tensor, bias: Tensor, activation: str | None) -> None:
@@ -128,10 +128,14 @@ def finish(y: Tensor, bias: Tensor, activation: str | None) -> None:
         )  # fmt: skip
 
 
-# Elements of a tile of results and the most channels of one, and taps a step.
-TILE, MOST_OUTPUTS, MOST_TAPS = 4096, 128, 64
+# Of a tile: the most channels of the result; its elements and the most taps of a step, forward and
+# of the weight's gradient. That reads image and gradient once for all its taps.
+MOST_OUTPUTS = 128
+TILE, TAPS = 4096, 16
+GRADIENT_TILE, GRADIENT_TAPS = 2048, 64
+FEWEST_PIXELS, MOST_PIXELS = 32, 128
 # Programs a multiprocessor that sum the weight's gradient.
-RESIDENT = 4
+RESIDENT = 8
 
 
 def _image_sizes(
@@ -140,6 +144,7 @@ def _image_sizes(
     stride: tuple[int, int],
     padding: tuple[int, int],
     out: Tensor,
+    tile: int,
 ) -> tuple[tuple[int, ...], int, dict]:
     """The sizes that vary, tiles of pixels, and the sizes that are compiled in."""
     outputs, channels, kernel_height, kernel_width = weight
@@ -149,14 +154,15 @@ def _image_sizes(
     sizes = {
         "CHANNELS": channels, "KH": kernel_height, "KW": kernel_width,
         "SH": stride[0], "SW": stride[1], "PH": padding[0], "PW": padding[1],
-        "BLOCK": block, "PIXELS": min(128, TILE // block), "num_warps": WARPS,
+        "BLOCK": block, "PIXELS": min(MOST_PIXELS, max(FEWEST_PIXELS, tile // block)),
+        "num_warps": WARPS, "num_stages": 1,
     }  # fmt: skip
     varying = (*x.stride(), *x.shape[2:], *out.shape[1:3], pixels, outputs)
     return varying, triton.cdiv(pixels, sizes["PIXELS"]), sizes
 
 
-def _step(taps: int) -> int:
-    return min(MOST_TAPS, max(16, triton.next_power_of_2(taps)))
+def _step(taps: int, most: int) -> int:
+    return min(most, max(16, triton.next_power_of_2(taps)))
 
 
 def convolve_image(
@@ -169,11 +175,11 @@ def convolve_image(
     out: Tensor,
 ) -> None:
     """Write a(conv(x) + bias) to `out`, (B, H', W', O) contiguous."""
-    varying, tiles, sizes = _image_sizes(x, weight.shape, stride, padding, out)
+    varying, tiles, sizes = _image_sizes(x, weight.shape, stride, padding, out, TILE)
     launch(
         _convolve_image, (tiles, triton.cdiv(weight.shape[0], sizes["BLOCK"])),
         x, weight, weight if bias is None else bias, out, *varying,
-        STEP=_step(weight[0].numel()), BIAS=bias is not None, ACTIVATION=activation,
+        STEP=_step(weight[0].numel(), TAPS), BIAS=bias is not None, ACTIVATION=activation,
         EXACT=out.element_size() == 4, **sizes,
     )  # fmt: skip
 
@@ -187,11 +193,13 @@ def image_weight_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weight and bias in float32, of that of the result, (B, H', W', O) contiguous."""
     outputs, taps = weight[0], weight[1:].numel()
-    varying, tiles, sizes = _image_sizes(x, weight, stride, padding, grad)
-    step = _step(taps + 1)
-    programs = min(tiles, RESIDENT * multiprocessors(x.device))
-    parts = torch.empty((programs, outputs, taps + 1), dtype=torch.float32, device=x.device)
-    grid = (programs, triton.cdiv(outputs, sizes["BLOCK"]), triton.cdiv(taps + 1, step))
-    launch(_image_weight_gradient, grid, x, grad, parts, *varying, STEP=step, **sizes)
+    varying, tiles, sizes = _image_sizes(x, weight, stride, padding, grad, GRADIENT_TILE)
+    step = _step(taps + 1, GRADIENT_TAPS)
+    blocks = triton.cdiv(outputs, sizes["BLOCK"]), triton.cdiv(taps + 1, step)
+    programs = min(tiles, max(1, RESIDENT * multiprocessors(x.device) // (blocks[0] * blocks[1])))
+    parts = torch.empty((programs, taps + 1, outputs), dtype=torch.float32, device=x.device)
+    launch(
+        _image_weight_gradient, (programs, *blocks), x, grad, parts, *varying, STEP=step, **sizes
+    )  # fmt: skip
     total = parts.sum(0)
-    return total[:, :-1].reshape(weight), total[:, -1]
+    return total[:-1].t().reshape(weight), total[-1]
