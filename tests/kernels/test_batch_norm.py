@@ -105,6 +105,8 @@ def test_random_shapes_and_means(random_cases, device, seed) -> None:
         # Of few values all is rounding, once a mean twenty deviations off is taken from them.
         roundings = 256 if mean else 16
         gradient = slope(tensors[0])
+        if shape[1] < 8:  # a vector of few sums, whose terms should not cancel
+            gradient = gradient.abs() + tensors[0] - mean
         assert_as_exact_as_eager(normed(activation), tensors, torch.float32, gradient, roundings)
 
 
