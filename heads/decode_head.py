@@ -55,7 +55,7 @@ class ConvModule(nn.Module):
         return normalized_conv2d(x, self.conv, self.bn, self.activation)
 
     def finish(self, x: Tensor) -> Tensor:
-        """What follows the convolution."""
+        """Batch norm and activation of what ``conv`` gave."""
         return normalized(x, self.bn, self.activation)
 
 

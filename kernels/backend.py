@@ -74,6 +74,21 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def stream_dtype(x: Tensor) -> torch.dtype:
+    """What PyTorch multiplies `x` in: autocast's dtype where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def check_vectors(channels: int, **vectors: Tensor | None) -> None:
+    """Raise ValueError for a vector, by its name, of another length than x has channels."""
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != (channels,):
+            raise ValueError(
+                f"{name} has shape {tuple(vector.shape)}, expected ({channels},), the channels of x"
+            )
+
+
 def unwatched() -> bool:
     """Whether the caller runs eagerly, with no compiler, mode or functional transform about."""
     return (

@@ -8,18 +8,24 @@ pass that takes longer than some of the products, and an activation is another: 
 are one, in place. A compiler sees `reference`, and fuses as it likes.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import eager_function, plain, runs_triton
+from .backend import eager_function, plain, runs_triton, stream_dtype
 
 Activation = Literal["gelu", "relu"]
 
 # Of what the kernel that gathers patches takes.
 MOST_CHANNELS, LARGEST_KERNEL = 4, 7
+
+
+def check_activation(activation: str | None) -> None:
+    """Raise ValueError unless it is an `Activation` or none."""
+    if activation not in (None, *get_args(Activation)):
+        raise ValueError(f"activation is {activation!r}, expected None, 'gelu' or 'relu'")
 
 
 def activated(x: Tensor, activation: Activation | None) -> Tensor:
@@ -36,11 +42,11 @@ def reference(
     activation: Activation | None,
 ) -> Tensor:
     """See `conv2d`."""
-    y = _channels_last(F.conv2d(_channels_last(x), weight, bias, stride, padding))
+    y = channels_last(F.conv2d(channels_last(x), weight, bias, stride, padding))
     return activated(y, activation)
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -71,8 +77,7 @@ def conv2d(
         ValueError: for another activation.
         RuntimeError: by PyTorch, if shapes or dtypes disagree.
     """
-    if activation not in (None, "gelu", "relu"):
-        raise ValueError(f"activation is {activation!r}, expected None, 'gelu' or 'relu'")
+    check_activation(activation)
     stride, padding = (v if isinstance(v, tuple) else (v, v) for v in (stride, padding))
     if runs_triton(x) and plain((x, weight, bias)):
         recorded = torch.is_grad_enabled()
@@ -99,11 +104,8 @@ def _image_dtype(
     fits = weight.shape[1] == x.shape[1] and (bias is None or bias.shape == weight.shape[:1])
     if x.requires_grad or not fits or min(_result_shape(x, weight, stride, padding)) < 1:
         return None
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    same = weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
-    return x.dtype if same else None
+    agree = all(t is None or t.dtype == x.dtype for t in (weight, bias))
+    return stream_dtype(x) if agree or torch.is_autocast_enabled(x.device.type) else None
 
 
 def _result_shape(
@@ -122,7 +124,7 @@ def _result_shape(
 def _finished(x, weight, bias, stride, padding, activation):
     from . import conv_triton as kernels
 
-    y = _channels_last(F.conv2d(_channels_last(x), weight, None, stride, padding))
+    y = channels_last(F.conv2d(channels_last(x), weight, None, stride, padding))
     kernels.finish(y, bias.contiguous(), activation)
     return y
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import eager_function, plain, runs_triton, without_autocast
+from .backend import check_vectors, eager_function, plain, runs_triton, without_autocast
 
 WIDEST_TRITON_ROW = 4096
 
@@ -71,12 +71,7 @@ def add_layer_norm(
 def _apply(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector.shape != x.shape[-1:]:
-            raise ValueError(
-                f"{name} has shape {tuple(vector.shape)}, expected ({x.shape[-1]},), "
-                "the channels of x"
-            )
+    check_vectors(x.shape[-1], weight=weight, bias=bias)
     args = (x, branch, weight, bias, eps)
     if x.shape[-1] > WIDEST_TRITON_ROW or not runs_triton(x) or not plain(args):
         return reference(*args)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .backend import plain, rows_contiguous, runs_triton
+from .backend import plain, rows_contiguous, runs_triton, stream_dtype
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
@@ -53,12 +53,6 @@ def linear(
     return reference(*tensors)
 
 
-def _stream_dtype(x: Tensor) -> torch.dtype:
-    """What PyTorch multiplies in: autocast's dtype where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
 def _scaled(vector: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """scale * vector along the first axis, in `dtype`."""
     result = torch.empty(vector.shape, dtype=dtype, device=vector.device)
@@ -77,7 +71,7 @@ def _outer(grad: Tensor, x: Tensor) -> Tensor:
 class _ScaledLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, scale):
-        dtype = _stream_dtype(x)
+        dtype = stream_dtype(x)
         ctx.dtype = x.dtype
         x = rows_contiguous(x.to(dtype))
         factor = _scaled(weight, scale, dtype)

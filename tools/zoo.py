@@ -51,10 +51,10 @@ FAMILIES = """
 The licence is that of the repository that releases the weights; *none stated*: it has no licence
 file, ask its authors. The operators are those of `torch.ops.linsight` that a forward pass of the
 family's first model launches on a GPU at 224 px, all Triton kernels. Layer norms, rotary
-embeddings, layer scales, a convolution's bias and activation, and the local branch and gate around
-softmax attention have kernels for eager calls; compiled, they are the compiler's. Softmax attention
-over all tokens is PyTorch's `scaled_dot_product_attention`; matrix products and strided
-convolutions are PyTorch's too.
+embeddings, layer scales, convolutions of images, batch norms in training, a convolution's bias and
+activation, and the local branch and gate around softmax attention have kernels for eager calls;
+compiled, they are the compiler's. Softmax attention over all tokens is PyTorch's
+`scaled_dot_product_attention`; matrix products and other strided convolutions are PyTorch's too.
 
 | models | paper | code | licence of the weights | operators with kernels |
 | --- | --- | --- | --- | --- |
