@@ -1,12 +1,15 @@
 """What everything that loads weights shares."""
 
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 # Training scripts wrap the weights with their optimiser and arguments; timm's order of choice.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -25,10 +28,79 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
     return checkpoint
 
 
-def renamed(name: str, names: Mapping[str, str]) -> str:
+def rename(name: str, names: Mapping[str, str]) -> str:
     """A weight's name with each part that is a key of `names` replaced, the first key first."""
     keys = "|".join(map(re.escape, names))
     return re.sub(keys, lambda found: names[found[0]], name)
+
+
+def convert_mixers(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights whose entries of token mixers each mixer has converted, under its own prefix.
+
+    Args:
+        state_dict: the weights, in which a mixer's entries have its own name as their prefix.
+        model: whose modules with a method `convert_checkpoint` are asked.
+    """
+    mixers = {n: m for n, m in model.named_modules() if hasattr(m, "convert_checkpoint")}
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in mixers}
+    state_dict = dict(state_dict)
+    rename_old_entries(state_dict, model)
+    converted = {}
+    for name, value in state_dict.items():
+        owner = name
+        while owner and owner not in mixers:
+            owner = owner.rpartition(".")[0]
+        if owner:
+            parts[owner][name[len(owner) + 1 :]] = value
+        else:
+            converted[name] = value
+    for owner, entries in parts.items():
+        for name, value in mixers[owner].convert_checkpoint(entries).items():
+            converted[f"{owner}.{name}"] = value
+    return converted
+
+
+# What version 0.1 of linsight called otherwise: the names of today, for those that a model has.
+OLD_NAMES: tuple[tuple[str, Callable[[re.Match], str]], ...] = (
+    # A stem was a sequence of a convolution, a batch norm and an activation in turn.
+    (
+        r"^stem\.(\d+)\.(weight|bias|running_mean|running_var|num_batches_tracked)$",
+        lambda m: f"stem.{int(m[1]) // 3}.{('conv', 'norm', 'act')[int(m[1]) % 3]}.{m[2]}",
+    ),
+    (r"\.downsample\.0\.(conv|norm)\.", lambda m: f".downsample.{m[1]}."),
+    # Operators own what they need beside their projections.
+    (r"\.mixer\.local\.(weight|bias)$", lambda m: f".mixer.attention.local_{m[1]}"),
+    (
+        r"\.mixer\.((?:map|row|column|prefix)_bias|relative_position_bias_table)$",
+        lambda m: f".mixer.attention.{m[1]}",
+    ),
+)
+
+
+def rename_old_entries(state_dict: dict[str, Tensor], model: nn.Module, prefix: str = "") -> None:
+    """Rename, in place, entries that version 0.1 of linsight wrote; log one line if there are any.
+
+    Args:
+        state_dict: the weights.
+        model: a model of this library.
+        prefix: of the model's entries in `state_dict`.
+    """
+    own = model.state_dict().keys()
+    renamed = {}
+    for name in state_dict:
+        if not name.startswith(prefix) or (inner := name[len(prefix) :]) in own:
+            continue
+        for pattern, new in OLD_NAMES:
+            if (today := re.sub(pattern, new, inner)) != inner and today in own:
+                renamed[name] = prefix + today
+    for old, new in renamed.items():
+        state_dict[new] = state_dict.pop(old)
+    if renamed:
+        logger.warning(
+            "%d weights have the names of linsight 0.1 and were renamed; save the model again to "
+            "keep today's names",
+            len(renamed),
+        )
 
 
 def resize_position(position: Tensor, size: tuple[int, int], prefix_tokens: int) -> Tensor:

@@ -1,257 +1,455 @@
-"""Layers that several skeletons and mixers share. Maps are channels-last: (B, H, W, C)."""
+"""Layers that several skeletons, blocks and mixers share.
+
+Activations are channels-last in memory: tokens are (B, N, C) or maps (B, H, W, C), and a
+convolution's (B, C, H, W) is a view of the latter. Each class is one leaf module whose `forward`
+runs whenever the layer is used, or a container of such modules.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import DropPath, is_exporting
+from timm.layers import get_act_layer, is_exporting, trunc_normal_
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ..kernels import add_layer_norm, batch_norm, conv2d, depthwise_conv2d, layer_norm, linear
-from ..kernels.conv import Activation, activated
+from ..kernels.batch_norm import batch_norm
+from ..kernels.conv2d import conv2d
+from ..kernels.depthwise_conv2d import depthwise_conv2d
+from ..kernels.scaled_add import scaled_add
+from .context import Context
+from .norms import LayerNorm
 
 # timm's register_notrace_function reaches what a module's own forward calls, and no further.
-torch.fx.wrap("batch_norm")
-torch.fx.wrap("conv2d")
+torch.fx.wrap("scaled_add")
+
+# A class, a partial of one, or one of timm's names; called without arguments.
+ActLayer = str | Callable[..., nn.Module]
+
+
+def resolve_act_layer(act_layer: ActLayer | None, default: Any) -> Callable[..., nn.Module]:
+    """The callable that makes an activation module; None stands for the default.
+
+    Raises:
+        ValueError: if timm knows no activation of that name.
+    """
+    if act_layer is None:
+        return default
+    try:
+        return get_act_layer(act_layer)
+    except KeyError:
+        raise ValueError(
+            f"act_layer is {act_layer!r}, which timm does not know: give a name such as 'relu' "
+            "or 'silu', a class or a partial"
+        ) from None
+
+
+def kernel_activation(activation: nn.Module | None) -> str | None:
+    """The name by which the kernels know an activation module, or None if they do not know it."""
+    if type(activation) is nn.ReLU:
+        return "relu"
+    # timm's names give functional GELU as a class of its own.
+    if type(activation).__name__ == "GELU" and getattr(activation, "approximate", "none") == "none":
+        return "gelu"
+    return None
 
 
 @register_notrace_function
-def padded(x: Tensor, multiple: int) -> Tensor:
-    """(B, C, H, W) with zeros at the bottom and right up to sides that `multiple` divides."""
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """(B, C, H, W) with zeros at the bottom and right, up to sides that `multiple` divides."""
     bottom, right = ((side + multiple - 1) // multiple * multiple - side for side in x.shape[2:])
-    # A question for the sizes would fix an exported graph's.
+    # Comparing sizes here would specialise the exported graph.
     if is_exporting() or bottom or right:
         return F.pad(x, (0, right, 0, bottom))
     return x
 
 
 @register_notrace_function
-def checked_image(x: Tensor, in_chans: int, multiple: int) -> Tensor:
-    """An image (B, in_chans, H, W), `padded`.
+def check_image(x: Tensor, in_chans: int, least: int = 1) -> Tensor:
+    """The images `x`, if the model can take them.
+
+    Args:
+        x: images, expected to be (B, in_chans, H, W).
+        in_chans: channels that the model takes.
+        least: the smallest side in pixels that the model takes.
 
     Raises:
-        ValueError: if it has another shape.
+        ValueError: if the shape is another, or a side is smaller.
     """
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise ValueError(f"images have shape {tuple(x.shape)}, expected (B, {in_chans}, H, W)")
-    return padded(x, multiple)
-
-
-def convolved(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The convolution of (B, C, H, W), as a channels-last map (B, H', W', C')."""
-    y = conv2d(x, conv.weight, conv.bias, stride=conv.stride, padding=conv.padding)
-    return y.permute(0, 2, 3, 1)
-
-
-class PatchEmbed(nn.Module):
-    """Patches of a padded image, each projected: (B, C, H, W) to (B, H / P, W / P, dim)."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return convolved(checked_image(x, self.proj.in_channels, self.proj.stride[0]), self.proj)
+    if x.shape[2] < least or x.shape[3] < least:
+        raise ValueError(
+            f"images are {x.shape[2]} x {x.shape[3]} pixels, at least {least} x {least} are "
+            f"needed, because the model divides each side by {least}: resize or pad them"
+        )
+    return x
 
 
 @register_notrace_module
-class DepthwiseConv2d(nn.Conv2d):
-    """Depthwise convolution of a channels-last map, size-preserving at stride 1.
+class Conv2d(nn.Conv2d):
+    """A convolution whose result is channels-last in memory, and its activation if it has one.
 
     Args:
-        channels: C.
-        kernel_size: k, odd.
-        activation: applied to the input first: 'gelu' or none.
-        residual: add the (activated) input to the result.
+        activation: 'gelu', 'relu' or None; `fuse()` of the layers around a convolution sets it.
+        others: as of `torch.nn.Conv2d`.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        kernel_size: int,
-        *,
-        activation: str | None = None,
-        residual: bool = False,
-    ) -> None:
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.activation = activation
-        self.residual = residual
 
-    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
-        """Of x, or of x + branch."""
-        return depthwise_conv2d(
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I, H, W) to (B, O, H', W')."""
+        if self.padding_mode != "zeros":
+            y = super().forward(x)
+            return y if self.activation is None else getattr(F, self.activation)(y)
+        return conv2d(
             x,
             self.weight,
             self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
             activation=self.activation,
-            residual=self.residual,
-            branch=branch,
         )
 
 
 @register_notrace_module
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation over channels, in the dtype of its input even under autocast."""
-
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__(channels, eps=eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight, self.bias, eps=self.eps)
-
-
-@register_notrace_module
-class AddLayerNorm(LayerNorm):
-    """x + branch, and the `LayerNorm` of that, in one pass.
-
-    Without a branch, x itself and its norm: a block that goes on from both has their gradients
-    added where the norm's is made, and not in a pass of its own.
-    """
-
-    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return add_layer_norm(x, branch, self.weight, self.bias, eps=self.eps)
-
-
-@register_notrace_module
-class Linear(nn.Linear):
-    """x W^T + b, or scale * (x W^T + b) with a layer scale of as many elements as b."""
-
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        scale = None if scale is None else scale.flatten()
-        return linear(x, self.weight, self.bias, scale=scale)
-
-
-class NormedPatchEmbed(PatchEmbed):
-    """`PatchEmbed` with a norm, of an image: (B, C, H, W) to (B, H / P, W / P, dim)."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__(in_chans, dim, patch_size)
-        self.norm = LayerNorm(dim, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))
-
-
-class Mlp(nn.Module):
-    """Feed-forward network, fc2(GELU(fc1(x))).
+class BatchNormAct2d(nn.BatchNorm2d):
+    """Batch normalisation and its activation as one layer, as timm's class of this name.
 
     Args:
-        dim: channels.
-        hidden_dim: channels between the layers.
-        approximate: of GELU, 'none' or 'tanh'.
+        channels: C.
+        activation: 'gelu', 'relu' or None.
+        others: as of `torch.nn.BatchNorm2d`.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, approximate: str = "none") -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
-        self.approximate = approximate
+    def __init__(self, channels: int, *, activation: str | None = None, **kwargs: Any) -> None:
+        super().__init__(channels, **kwargs)
+        self.activation = activation
+        # Whether the processes of a distributed training share their statistics.
+        self.synchronized = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        """(B, C, H, W) to (B, C, H, W)."""
+        if not (self.affine and self.track_running_stats and self.momentum is not None):
+            y = super().forward(x)
+            return y if self.activation is None else getattr(F, self.activation)(y)
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        shared = self.training and self.synchronized and dist.is_initialized()
+        return batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+            activation=self.activation,
+            process_group=dist.group.WORLD if shared else None,
+        )
 
 
-class TransformerBlock(nn.Module):
-    """Pre-norm residual block: x <- x + mixer(norm1(x)); x <- x + mlp(norm2(x)).
+def synchronize_batch_norms(model: nn.Module) -> nn.Module:
+    """Let every batch norm take its statistics over all processes of a distributed training.
+
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` is for PyTorch's own layers; it would replace
+    `BatchNormAct2d` by a slower layer. Here it converts all others.
 
     Args:
-        dim: channels.
-        mixer: the token mixer, called `mixer(x, size)`.
-        mlp_ratio: hidden width of the feed-forward network over its width.
-        drop_path: rate of stochastic depth of both branches.
-        eps: of the norms.
+        model: changed in place where it can be.
+
+    Returns:
+        The model, which is another module if it is itself a batch norm of PyTorch's.
+    """
+    if isinstance(model, BatchNormAct2d):
+        model.synchronized = True
+    elif isinstance(model, nn.modules.batchnorm._BatchNorm):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, child in model.named_children():
+        setattr(model, name, synchronize_batch_norms(child))
+    return model
+
+
+class ConvNormAct(nn.Module):
+    """act(norm(conv(x))): a convolution with its bias, a batch norm, an activation.
+
+    An activation that the kernels know is in the batch norm's layer, any other is a module `act`.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, bias: of the convolution.
+        act_layer: makes the activation, or None for none.
     """
 
     def __init__(
-        self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float, eps: float = 1e-6
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        act_layer: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        self.norm1 = AddLayerNorm(dim, eps)
-        self.mixer = mixer
-        self.norm2 = AddLayerNorm(dim, eps)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim))
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        act = None if act_layer is None else act_layer()
+        self.activation = kernel_activation(act)
+        self.conv = Conv2d(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias
+        )
+        self.norm = BatchNormAct2d(out_channels, activation=self.activation)
+        self.act = act if self.activation is None else None
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Tokens (B, P + H * W, C) of a map of `size` (H, W) and P class tokens before it."""
-        x, y = self.norm1(x)
-        x, y = self.norm2(x, self.drop_path(self.mixer(y, size)))
-        return x + self.drop_path(self.mlp(y))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I, H, W) to (B, O, H', W')."""
+        x = self.norm(self.conv(x))
+        if self.act is not None:
+            return self.act(x)
+        # A norm that has taken this one's place, such as PyTorch's SyncBatchNorm, has none.
+        if self.activation is not None and not isinstance(self.norm, BatchNormAct2d):
+            return getattr(F, self.activation)(x)
+        return x
+
+    def fuse(self) -> nn.Module:
+        """One convolution that computes the same in evaluation, or this if a part was replaced."""
+        conv, norm = self.conv, self.norm
+        usual = type(conv) is Conv2d and type(norm) is BatchNormAct2d and norm.track_running_stats
+        if not usual or conv.activation is not None:
+            return self
+        fused = Conv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            padding_mode=conv.padding_mode,
+            activation=norm.activation,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        with torch.no_grad():
+            scale, shift = batch_norm_affine(norm)
+            fused.weight.copy_(conv.weight * scale[:, None, None, None])
+            fused.bias.copy_(shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale))
+        fused.requires_grad_(conv.weight.requires_grad).train(self.training)
+        return fused if self.act is None else nn.Sequential(fused, self.act)
+
+
+def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) that a batch norm applies in evaluation."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+class Downsample(ConvNormAct):
+    """A `ConvNormAct` of 3 x 3 pixels and stride 2, from and to a map (B, H, W, C)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, act_layer: Callable[..., nn.Module] | None = None
+    ) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=2, padding=1, act_layer=act_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def fuse(self) -> nn.Module:
+        fused = super().fuse()
+        return self if fused is self else ChannelsLast(fused)
+
+
+class ChannelsLast(nn.Module):
+    """A module of (B, C, H, W), called with and giving maps (B, H, W, C)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class PatchEmbed(nn.Module):
+    """Patches of an image, projected and normalised: (B, C, H, W) to (B, H', W', dim).
+
+    Args:
+        in_chans: channels of the images.
+        dim: channels of the result.
+        kernel_size, stride, padding: of the convolution that projects a patch. Where the patches
+            do not overlap, sides that the stride does not divide are padded with zeros at the
+            bottom and right.
+        norm_layer: makes the norm, or None for none.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        kernel_size: int,
+        *,
+        stride: int | None = None,
+        padding: int = 0,
+        norm_layer: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.pad = stride is None
+        self.proj = Conv2d(
+            in_chans, dim, kernel_size, stride=stride or kernel_size, padding=padding
+        )
+        self.norm = nn.Identity() if norm_layer is None else norm_layer(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = check_image(x, self.proj.in_channels)
+        if self.pad:
+            x = pad_to_multiple(x, self.proj.stride[0])
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class PatchDownsample(PatchEmbed):
+    """`PatchEmbed` of a map (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2))
+
+
+@register_notrace_module
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that keeps the size of its map.
+
+    Args:
+        channels: C.
+        kernel_size: k, odd.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W), both channels-last in memory."""
+        y = depthwise_conv2d(x.permute(0, 2, 3, 1), self.weight, self.bias)
+        return y.permute(0, 3, 1, 2)
+
+
+@register_notrace_module
+class ResidualDepthwise(nn.Module):
+    """u + conv(u) with u = a(x), conv depthwise and a an activation, of a map (B, H, W, C).
+
+    Args:
+        channels: C.
+        kernel_size: k, odd.
+        activation: a: 'gelu', 'relu' or None.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, activation: str | None = None) -> None:
+        super().__init__()
+        self.activation = activation
+        conv = nn.Conv2d(channels, channels, kernel_size, groups=channels)
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def extra_repr(self) -> str:
+        channels, _, kernel, _ = self.weight.shape
+        return f"{channels}, kernel_size={kernel}, activation={self.activation}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(
+            x, self.weight, self.bias, activation=self.activation, residual=True
+        )
 
 
 class ConvMlp(nn.Module):
     """Feed-forward network with a depthwise 3 x 3 convolution on its hidden width.
 
-    u = GELU(fc1(x)), u <- u + depthwise(u), scale * fc2(u).
+    u = act(fc1(x)), u <- u + depthwise(u), fc2(u). The signature is that of timm's MLPs.
+
+    Args:
+        in_features: channels of the tokens.
+        hidden_features: channels between the linear layers.
+        act_layer: makes the activation.
     """
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+    ) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.depthwise = DepthwiseConv2d(hidden_dim, 3, activation="gelu", residual=True)
-        self.fc2 = Linear(hidden_dim, dim)
+        act = act_layer()
+        activation = kernel_activation(act)
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.act = act if activation is None else None
+        self.depthwise = ResidualDepthwise(hidden_features, 3, activation)
+        self.fc2 = nn.Linear(hidden_features, in_features)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        return self.fc2(self.depthwise(self.fc1(x)), scale)
-
-
-def _is_usual(norm: nn.Module) -> bool:
-    """Whether a batch norm is what its name says, with weights and running statistics."""
-    usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats
-    return usual and norm.momentum is not None
-
-
-def normalized(
-    x: Tensor, norm: nn.Module, activation: Activation | None = None, offset: Tensor | None = None
-) -> Tensor:
-    """a(norm(x + offset)), of (B, C, H, W); a batch norm's training step in one operator."""
-    if not norm.training or not _is_usual(norm):
-        x = x if offset is None else x + offset.to(x.dtype)[:, None, None]
-        return activated(norm(x), activation)
-    norm.num_batches_tracked.add_(1)
-    return batch_norm(
-        x,
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        offset=offset,
-        momentum=norm.momentum,
-        eps=norm.eps,
-        activation=activation,
-    )
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B, H * W, C) to (B, H * W, C), tokens of the map of `context`."""
+        x = self.fc1(x)
+        if self.act is not None:
+            x = self.act(x)
+        x = self.depthwise(context.as_map(x, "mlp_layer ConvMlp"))
+        return self.fc2(x.flatten(1, 2))
 
 
-def normalized_conv2d(
-    x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: Activation | None = None
-) -> Tensor:
-    """a(norm(conv(x))); in evaluation mode as one convolution, which saves a pass over its map."""
-    if norm.training or not _is_usual(norm):
-        y = conv2d(x, conv.weight, stride=conv.stride, padding=conv.padding)
-        return normalized(y, norm, activation, offset=conv.bias)
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight = conv.weight * scale[:, None, None, None]
-    shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
-    bias = torch.addcmul(norm.bias, shift, scale)
-    return conv2d(x, weight, bias, stride=conv.stride, padding=conv.padding, activation=activation)
+def add_residual(x: Tensor, branch: Tensor, scale: Tensor | None = None) -> Tensor:
+    """x + scale * branch, with a layer scale (arXiv:2103.17239) of C elements, or None for 1."""
+    return x + branch if scale is None else scaled_add(x, branch, scale.flatten())
 
 
-class ConvNorm(nn.Sequential):
-    """3 x 3 convolution of stride 2 and batch norm, from and to a channels-last map."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return normalized_conv2d(x.permute(0, 3, 1, 2), self.conv, self.norm).permute(0, 2, 3, 1)
+def add_and_norm(
+    norm: nn.Module, x: Tensor, branch: Tensor, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The residual sum s = x + scale * branch and norm(s); one pass where the norm is ours."""
+    if isinstance(norm, LayerNorm):
+        return norm(x, branch, scale)
+    x = add_residual(x, branch, scale)
+    return x, norm(x)
 
 
-# Of tokens (B, 1 + N, C), the class token first.
+def init_linear_layers(
+    module: nn.Module,
+    std: float | None = 0.02,
+    *,
+    convolutions: bool = False,
+    skip: type[nn.Module] | tuple[type[nn.Module], ...] = (),
+) -> None:
+    """Draw the weights of linear layers from a truncated normal distribution, biases zero.
+
+    Args:
+        module: whose layers, all below it included.
+        std: standard deviation, or None to leave PyTorch's own initialisation.
+        convolutions: treat convolutions in the same way.
+        skip: modules of these classes are left alone, because they initialise themselves.
+    """
+    if std is None or (skip and isinstance(module, skip)):
+        return
+    kinds = (nn.Linear, nn.Conv2d, ResidualDepthwise) if convolutions else (nn.Linear,)
+    if isinstance(module, kinds):
+        trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for child in module.children():
+        init_linear_layers(child, std, convolutions=convolutions, skip=skip)
+    # timm's gated MLPs set the bias of their gates.
+    if hasattr(module, "init_weights") and type(module).__module__.startswith("timm."):
+        module.init_weights()
+
+
+# How timm names the ways to pool tokens (B, P + N, C), the class token first.
 TOKEN_POOLS = ("", "token", "avg", "max", "avgmax")
 
 
-def checked_pool(pool_type: str) -> str:
+def check_token_pool(pool_type: str) -> str:
     """`pool_type`, if it is a pooling of tokens.
 
     Raises:
@@ -262,8 +460,9 @@ def checked_pool(pool_type: str) -> str:
     return pool_type
 
 
-def classifier(features: int, num_classes: int, like: Tensor) -> nn.Module:
-    """A linear layer on the device and in the dtype of `like`; the identity of no classes."""
+def make_classifier(features: int, num_classes: int, like: Tensor | None = None) -> nn.Module:
+    """A linear layer on the device and in the dtype of `like`; the identity for 0 classes."""
     if not num_classes:
         return nn.Identity()
-    return nn.Linear(features, num_classes, device=like.device, dtype=like.dtype)
+    kind = {} if like is None else {"device": like.device, "dtype": like.dtype}
+    return nn.Linear(features, num_classes, **kind)

@@ -90,7 +90,8 @@ class Model:
         family: what it shares with its siblings.
         config: constructor arguments of this size.
         weights: pretrained tags, best first.
-        top1: published top-1 accuracy on ImageNet-1K in percent at 224 px, or none.
+        top1: published top-1 accuracy on ImageNet-1K in percent, or None.
+        top1_size: side in pixels of the images of that figure.
         mask_rcnn: published box and mask AP on COCO val2017 with Mask R-CNN, schedule 1x, or none.
         upernet: published mIoU on ADE20K in percent with UperNet, 160,000 iterations of 512 x 512
             crops, tested at one scale, or none.
@@ -100,6 +101,7 @@ class Model:
     config: dict[str, Any]
     weights: dict[str, Weights] = field(default_factory=dict)
     top1: float | None = None
+    top1_size: int = 224
     mask_rcnn: tuple[float, float] | None = None
     upernet: float | None = None
 

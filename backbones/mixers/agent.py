@@ -6,32 +6,112 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from timm.layers import is_exporting, trunc_normal_
-from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from ...kernels import Rotary, agent_attention
-from ...kernels.backend import kept, without_autocast
-from .place import Place
-from .projected import ProjectedMixer
+from ...kernels.agent_attention import agent_attention
+from ...kernels.runtime.dispatch import cache_constants, without_autocast
+from ..context import Context, Place
+from .base import register_mixer
+from .projected import PackedAttention, ProjectedMixer
 
 # The side of the map on which the authors learn the tables that are resized in every forward.
 TABLE = 7
 
 
-@register_notrace_module
-class Agent(ProjectedMixer):
-    """softmax(q a^T + B2) softmax(a k^T + B1) v, with a the adaptive averages of q over the map.
+class AgentAttention(PackedAttention):
+    """softmax(q a^T + B2) softmax(a k^T + B1) v + conv(v), with a the averages of q over cells.
 
     The biases B1, of agents to tokens, and B2, of tokens to agents, are sums of learned tables:
-    one over a 7 x 7 map, one a row and one a column of the map, and one a class token. Each is
-    interpolated to the map at hand. Rotary tables, where the skeleton gives them, are not used.
+    one over a 7 x 7 map, one per row and one per column of the map, and one per class token. Each
+    is interpolated to the map at hand.
+
+    Args:
+        place: where the mixer stands.
+        agents: number of agents A, a square.
+        agent_grid: rows and columns of agents that run instead, see `Agent`.
+        local_kernel: size of the depthwise convolution of the values, odd.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        agents: int,
+        agent_grid: int | tuple[int, int] | None,
+        local_kernel: int,
+    ) -> None:
+        side = math.isqrt(agents)
+        if side < 1 or side * side != agents:
+            raise ValueError(f"agents is {agents}, expected a square such as 9, 16, 49 or 81")
+        if local_kernel < 1:
+            raise ValueError("local_kernel is 0, but agent attention always has a local branch")
+        super().__init__(place, local_kernel)
+        self.size = tuple(place.size)
+        self.table_grid = (side, side)
+        grid = agent_grid or side
+        self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
+        shape = (2, place.num_heads, agents)
+        self.map_bias = nn.Parameter(torch.empty(*shape, TABLE, TABLE))
+        self.row_bias = nn.Parameter(torch.empty(*shape, self.size[0]))
+        self.column_bias = nn.Parameter(torch.empty(*shape, self.size[1]))
+        self.prefix_bias = (
+            nn.Parameter(torch.empty(*shape, place.prefix_tokens)) if place.prefix_tokens else None
+        )
+        # What `fuse()` has computed of the tables for the model's own size.
+        self.register_buffer("fused_biases", None, persistent=False)
+        for table in (self.map_bias, self.row_bias, self.column_bias, self.prefix_bias):
+            if table is not None:
+                trunc_normal_(table, std=0.02)
+
+    def forward(self, projection: Tensor, context: Context) -> Tensor:
+        return agent_attention(
+            projection,
+            self.biases(context.size),
+            self.local_weight,
+            self.local_bias,
+            heads=self.num_heads,
+            size=context.size,
+            grid=self.grid,
+        )
+
+    def fuse(self) -> nn.Module:
+        """This operator, with the biases of the model's own map size computed once."""
+        with torch.no_grad():
+            self.fused_biases = self.biases(self.size)
+        return self
+
+    def biases(self, size: tuple[int, int]) -> Tensor:
+        """B1 and B2, both (heads, A, P + H * W), stacked: (2, heads, A, P + H * W)."""
+        # Comparing sizes under export would specialise the graph, so that it interpolates.
+        if self.fused_biases is not None and not is_exporting() and tuple(size) == self.size:
+            return self.fused_biases
+        with without_autocast(self.map_bias):
+            whole = self._for_grid(self.map_bias.flatten(-2)).unflatten(-1, (TABLE, TABLE))
+            rows = resize_axis(self._for_grid(self.row_bias), size[0])
+            columns = resize_axis(self._for_grid(self.column_bias), size[1])
+            bias = resize_map(whole, size) + rows[..., :, None] + columns[..., None, :]
+            if self.prefix_bias is None:
+                return bias.flatten(-2)
+            return torch.cat((self._for_grid(self.prefix_bias), bias.flatten(-2)), -1)
+
+    def _for_grid(self, table: Tensor) -> Tensor:
+        """A table (2, heads, A, L) for the agents that run, their grid resized as a map."""
+        if self.grid == self.table_grid:
+            return table
+        maps = table.transpose(-1, -2).unflatten(-1, self.table_grid)
+        return resize_map(maps, self.grid).flatten(-2).transpose(-1, -2)
+
+
+@register_mixer("agent")
+class Agent(ProjectedMixer):
+    """Agent attention between projections; see `AgentAttention`.
 
     Args:
         place: where the mixer stands.
         agents: number of agents A, a square.
         agent_grid: rows and columns of agents that run instead (one number for both), the
             tables being interpolated from sqrt(A) x sqrt(A): more agents downstream than in
-            pretraining. A tuple has one entry a stage, each a number or a pair.
+            pretraining. A tuple has one entry per stage, each a number or a pair.
         local_kernel: size of the depthwise convolution of the values, odd.
 
     Raises:
@@ -46,72 +126,24 @@ class Agent(ProjectedMixer):
         agent_grid: int | tuple[int, int] | None = None,
         local_kernel: int = 3,
     ) -> None:
-        side = math.isqrt(agents)
-        if side < 1 or side * side != agents:
-            raise ValueError(f"agents is {agents}, expected a square such as 9, 16, 49 or 81")
-        if local_kernel < 1:
-            raise ValueError("local_kernel is 0, but agent attention is not without local branch")
-        super().__init__(place, local_kernel=local_kernel)
-        self.size = tuple(place.size)
-        self.table_grid = (side, side)
-        grid = agent_grid or side
-        self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
-        shape = (2, place.num_heads, agents)
-        self.map_bias = nn.Parameter(torch.empty(*shape, TABLE, TABLE))
-        self.row_bias = nn.Parameter(torch.empty(*shape, self.size[0]))
-        self.column_bias = nn.Parameter(torch.empty(*shape, self.size[1]))
-        self.prefix_bias = (
-            nn.Parameter(torch.empty(*shape, place.prefix_tokens)) if place.prefix_tokens else None
+        attention = AgentAttention(
+            place, agents=agents, agent_grid=agent_grid, local_kernel=local_kernel
         )
-        for table in (self.map_bias, self.row_bias, self.column_bias, self.prefix_bias):
-            if table is not None:
-                trunc_normal_(table, std=0.02)
+        super().__init__(place, attention)
 
-    def biases(self, size: tuple[int, int]) -> Tensor:
-        """B1 and B2, both (heads, A, P + H * W), stacked: (2, heads, A, P + H * W)."""
-        with without_autocast(self.map_bias):
-            whole = self._of_grid(self.map_bias.flatten(-2)).unflatten(-1, (TABLE, TABLE))
-            rows = resize_axis(self._of_grid(self.row_bias), size[0])
-            columns = resize_axis(self._of_grid(self.column_bias), size[1])
-            bias = resize_map(whole, size) + rows[..., :, None] + columns[..., None, :]
-            if self.prefix_bias is None:
-                return bias.flatten(-2)
-            return torch.cat((self._of_grid(self.prefix_bias), bias.flatten(-2)), -1)
-
-    def _of_grid(self, table: Tensor) -> Tensor:
-        """A table (2, heads, A, L) for the agents that run, their grid resized as a map."""
-        if self.grid == self.table_grid:
-            return table
-        maps = table.transpose(-1, -2).unflatten(-1, self.table_grid)
-        return resize_map(maps, self.grid).flatten(-2).transpose(-1, -2)
-
-    @staticmethod
-    def fit_tables(
-        state_dict: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
-    ) -> dict[str, Tensor]:
+    def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' tables packed; rows and columns of another image size interpolated."""
-        return {
-            name: resize_axis(value.float(), shapes[name][-1]).to(value.dtype)
-            if name.endswith((".row_bias", ".column_bias"))
-            and name in shapes
-            and value.shape[:-1] == shapes[name][:-1]
-            else value
-            for name, value in pack_tables(state_dict).items()
-        }
-
-    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
-        return agent_attention(
-            projection,
-            self.biases(size),
-            self.local.weight,
-            self.local.bias,
-            heads=self.num_heads,
-            size=size,
-            grid=self.grid,
-        )
+        entries = pack_tables(super().convert_checkpoint(entries))
+        for name, own in (("row_bias", "row_bias"), ("column_bias", "column_bias")):
+            key = f"attention.{name}"
+            shape = getattr(self.attention, own).shape
+            value = entries.get(key)
+            if value is not None and value.shape[:-1] == shape[:-1]:
+                entries[key] = resize_axis(value.float(), shape[-1]).to(value.dtype)
+        return entries
 
 
-@kept
+@cache_constants
 def interpolation(length: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Linear interpolation of `length` values to `target`, as a matrix (length, target).
 
@@ -124,7 +156,7 @@ def interpolation(length: int, target: int, dtype: torch.dtype, device: torch.de
 
 def resize_axis(table: Tensor, length: int) -> Tensor:
     """A table (..., L), linearly interpolated to (..., length)."""
-    # A comparison of sizes would fix an exported graph's.
+    # Comparing sizes here would specialise the exported graph.
     if not is_exporting() and table.shape[-1] == length:
         return table
     return table @ interpolation(table.shape[-1], length, table.dtype, table.device)
@@ -147,26 +179,21 @@ AUTHORS_TABLES = {
 }
 
 
-def pack_tables(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' bias tables of every agent attention, in pairs, as `Agent` holds them.
+def pack_tables(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' bias tables of an agent attention, in pairs, as `AgentAttention` holds them.
 
     an, na (heads, A, 7, 7) become map_bias; ah (1, heads, A, H, 1) and ha (1, heads, H, 1, A)
     row_bias; aw (1, heads, A, 1, W) and wa (1, heads, 1, W, A) column_bias; ac (1, heads, A, 1)
-    and ca (1, heads, 1, A) prefix_bias. Other weights pass through.
+    and ca (1, heads, 1, A) prefix_bias. Other entries pass through.
     """
-    pairs = {first: (ours, second) for ours, (first, second) in AUTHORS_TABLES.items()}
-    seconds = {second for _, second in pairs.values()}
-    packed = {}
-    for name, value in state_dict.items():
-        module, _, table = name.rpartition(".")
-        if table in pairs:
-            ours, second = pairs[table]
-            other = state_dict[f"{module}.{second}"]
-            if ours != "map_bias":
-                heads, agents = value.shape[1:3]
-                value = value.reshape(heads, agents, -1)
-                other = other.reshape(heads, -1, agents).transpose(1, 2)
-            packed[f"{module}.{ours}"] = torch.stack((value, other))
-        elif table not in seconds:
-            packed[name] = value
+    packed = dict(entries)
+    for ours, (first, second) in AUTHORS_TABLES.items():
+        if first not in packed:
+            continue
+        one, other = packed.pop(first), packed.pop(second)
+        if ours != "map_bias":
+            heads, agents = one.shape[1:3]
+            one = one.reshape(heads, agents, -1)
+            other = other.reshape(heads, -1, agents).transpose(1, 2)
+        packed[f"attention.{ours}"] = torch.stack((one, other))
     return packed

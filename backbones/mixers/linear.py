@@ -4,39 +4,97 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...kernels import Rotary, linear_attention, projected_linear_attention
-from .place import Place
-from .projected import ProjectedMixer
+from ...kernels.linear_attention import linear_attention
+from ...kernels.projected_linear_attention import projected_linear_attention
+from ..context import Context, Place
+from .projected import PackedAttention, ProjectedMixer
+
+
+class LinearAttention(PackedAttention):
+    """(attention(q, k, v) + conv(v)) * gate at a cost linear in the number of tokens.
+
+    Args:
+        place: where the mixer stands.
+        feature_map, key_weights, readout: see `linsight.kernels.linear_attention`.
+        gate: the projection's fourth block multiplies the result.
+        local_kernel: see `PackedAttention`.
+        rotary: turn the features of q and k by the places of their tokens in the map; class
+            tokens have no place, so that there nothing turns.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        feature_map: str,
+        key_weights: str,
+        readout: str,
+        gate: bool,
+        local_kernel: int,
+        rotary: bool,
+    ) -> None:
+        super().__init__(place, local_kernel)
+        self.rotary = rotary and not place.prefix_tokens
+        self.mechanism = {
+            "feature_map": feature_map,
+            "key_weights": key_weights,
+            "readout": readout,
+        }
+        # Whether one operator can do all that stands between the projections.
+        self.packed = gate and local_kernel > 0 and not place.prefix_tokens
+
+    def forward(self, projection: Tensor, context: Context) -> Tensor:
+        rotary = context.rotary(self.head_dim, projection) if self.rotary else None
+        if self.packed:
+            return projected_linear_attention(
+                projection.unflatten(1, context.size),
+                self.local_weight,
+                self.local_bias,
+                heads=self.num_heads,
+                rotary=rotary,
+                **self.mechanism,
+            ).flatten(1, 2)
+        blocks = projection.unflatten(-1, (-1, self.num_heads, self.head_dim))
+        query, key, value, *gate = blocks.unbind(2)
+        return linear_attention(
+            query,
+            key,
+            value,
+            rotary=rotary,
+            local=self.local_branch(value, context.size),
+            gate=gate[0] if gate else None,
+            **self.mechanism,
+        ).flatten(2)
 
 
 class LinearMixer(ProjectedMixer):
-    """Attention at a cost linear in the number of tokens; see `linsight.kernels`.
+    """A `LinearAttention` between projections. Subclasses name the choices of its mechanism.
 
-    Subclasses name the choices of `linear_attention`.
+    Args:
+        place: where the mixer stands.
+        gate: project a fourth block that multiplies the result.
+        local_kernel: size of the depthwise convolution of the values, odd; 0 for none.
+        rotary: see `LinearAttention`.
     """
 
     feature_map: ClassVar[str]
     key_weights: ClassVar[str] = "uniform"
     readout: ClassVar[str] = "normalized"
 
-    def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:
-        super().__init__(place, gate=gate, local_kernel=local_kernel)
+    def __init__(
+        self, place: Place, *, gate: bool = True, local_kernel: int = 5, rotary: bool = True
+    ) -> None:
+        attention = LinearAttention(
+            place,
+            feature_map=self.feature_map,
+            key_weights=self.key_weights,
+            readout=self.readout,
+            gate=gate,
+            local_kernel=local_kernel,
+            rotary=rotary,
+        )
+        super().__init__(place, attention, blocks=4 if gate else 3)
 
-    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
-        mechanism = {
-            "feature_map": self.feature_map,
-            "key_weights": self.key_weights,
-            "readout": self.readout,
-            "rotary": rotary,
-        }
-        if self.fused:
-            return projected_linear_attention(
-                projection.unflatten(1, size),
-                self.local.weight,
-                self.local.bias,
-                heads=self.num_heads,
-                **mechanism,
-            ).flatten(1, 2)
-        query, key, value, gate = self.unpack(projection)
-        local = self.enhance(value, size)
-        return linear_attention(query, key, value, local=local, gate=gate, **mechanism).flatten(2)
+    def init_weights(self, place: Place) -> None:
+        super().init_weights(place)
+        self.attention.init_local()

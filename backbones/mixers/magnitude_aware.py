@@ -1,13 +1,12 @@
 """Magnitude-aware linear attention (MALA; arXiv:2507.00698, ICCV 2025)."""
 
-from timm.models import register_notrace_module
-
+from .base import register_mixer
 from .linear import LinearMixer
 
 
-@register_notrace_module
+@register_mixer("mala")
 class MagnitudeAware(LinearMixer):
-    """Linear attention whose sharpness grows with the query's length, as that of softmax does.
+    """Linear attention whose sharpness grows with the query's length, as softmax attention's does.
 
     A factor beta = 1 + 1 / z and an offset of z mean(v) replace the division (eq. 8).
     """

@@ -1,89 +1,111 @@
-"""The frame of a token mixer: packed input projection, attention, output projection."""
+"""The frame of most mixers: packed input projection, an attention operator, output projection."""
 
-from abc import abstractmethod
-
+import torch
 import torch.nn.functional as F
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from ...kernels import Rotary, apply_rotary
-from ..layers import DepthwiseConv2d, Linear
-from .place import Place
+from ...kernels.depthwise_conv2d import depthwise_conv2d
+from ..context import Context, Place
+from .base import TokenMixer
 
 
-class ProjectedMixer(nn.Module):
-    """out_proj(attend(in_proj(x))), where one projection packs q, k, v and, if asked, a gate.
-
-    Subclasses say how tokens attend to each other. Every mixer is called the same way, so
-    that any skeleton can hold it: ``mixer(x, size, rotary, scale)``.
+class ProjectedMixer(TokenMixer):
+    """out_proj(attention(in_proj(x), context)).
 
     Args:
         place: where the mixer stands.
-        gate: project a fourth block that multiplies the result, linearly.
-        local_kernel: size k of a depthwise convolution of the values that is added to the
-            result (the papers' locally enhanced position encoding); 0 for none.
+        attention: one leaf module, called with the packed projection (B, P + H * W, blocks * C)
+            and the context. It owns what its operator needs besides, such as the kernels of a
+            local branch or bias tables.
+        blocks: how many blocks of C channels the projection packs: 3 for q, k and v, 4 with a gate.
     """
 
-    def __init__(self, place: Place, *, gate: bool = False, local_kernel: int = 0) -> None:
+    def __init__(self, place: Place, attention: nn.Module, *, blocks: int = 3) -> None:
         super().__init__()
-        dim = place.dim
+        self.in_proj = nn.Linear(place.dim, blocks * place.dim)
+        self.attention = attention
+        self.out_proj = nn.Linear(place.dim, place.dim)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        return self.out_proj(self.attention(self.in_proj(x), context))
+
+    def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' `qkv` (or `q` and `kv`), `proj` and local branch under our names."""
+        return rename_entries(
+            join_projections(entries), {name: "attention.local_" for name in LOCAL_NAMES}
+        )
+
+
+# How authors name the projections, and a depthwise convolution of the values.
+PROJECTION_NAMES = {"qkv.": "in_proj.", "qkvo.": "in_proj.", "proj.": "out_proj."}
+LOCAL_NAMES = ("lepe.", "dwc.", "get_v.")
+
+
+def join_projections(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A mixer's entries whose `q` and `kv` are one `qkv`."""
+    entries = dict(entries)
+    for kind in ("weight", "bias"):
+        if f"q.{kind}" in entries and f"kv.{kind}" in entries:
+            parts = (entries.pop(f"q.{kind}"), entries.pop(f"kv.{kind}"))
+            entries[f"qkv.{kind}"] = torch.cat(parts)
+    return entries
+
+
+def rename_entries(entries: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """A mixer's entries, the beginnings of their names replaced as the projections' are.
+
+    Args:
+        entries: the authors' entries, or ours, which pass through.
+        names: further beginnings, and what stands in their place.
+    """
+    names = PROJECTION_NAMES | names
+
+    def rename(name: str) -> str:
+        for theirs, ours in names.items():
+            if name.startswith(theirs):
+                return ours + name[len(theirs) :]
+        return name
+
+    return {rename(name): value for name, value in entries.items()}
+
+
+class PackedAttention(nn.Module):
+    """What attention operators on a packed projection share: heads and a local branch.
+
+    Args:
+        place: where the mixer stands.
+        local_kernel: size k of a depthwise convolution of the values that is added to the result
+            (the papers' locally enhanced positional encoding), odd; 0 for none.
+    """
+
+    def __init__(self, place: Place, local_kernel: int = 0) -> None:
+        super().__init__()
         self.num_heads = place.num_heads
+        self.head_dim = place.dim // place.num_heads
         self.prefix_tokens = place.prefix_tokens
-        self.in_proj = Linear(dim, (4 if gate else 3) * dim)
-        self.local = DepthwiseConv2d(dim, local_kernel) if local_kernel else None
-        self.out_proj = Linear(dim, dim)
-        # Whether one operator can do all that stands between the projections.
-        self.fused = gate and local_kernel > 0 and not place.prefix_tokens
+        self.local_weight = self.local_bias = None
+        if local_kernel:
+            # PyTorch initialises a convolution's parameters; the operator owns them.
+            conv = nn.Conv2d(place.dim, place.dim, local_kernel, groups=place.dim)
+            self.local_weight, self.local_bias = conv.weight, conv.bias
 
-    def forward(
-        self,
-        x: Tensor,
-        size: tuple[int, int],
-        rotary: Rotary | None = None,
-        scale: Tensor | None = None,
-    ) -> Tensor:
-        """Mix the tokens of a map.
+    def init_local(self) -> None:
+        """Initialise the local branch as RAVLT's and MAViT's code initialises convolutions."""
+        if self.local_weight is not None:
+            trunc_normal_(self.local_weight, std=0.02)
+            nn.init.zeros_(self.local_bias)
 
-        Args:
-            x: (B, P + H * W, C), P class tokens and then the map's in row-major order.
-            size: (H, W).
-            rotary: tables of `linsight.kernels.rotary_tables` for that size, or none, as for
-                a mixer with class tokens, which have no place in the map.
-            scale: a layer scale of C elements that multiplies the result, or none.
+    def extra_repr(self) -> str:
+        kernel = 0 if self.local_weight is None else self.local_weight.shape[-1]
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, local_kernel={kernel}"
 
-        Returns:
-            (B, P + H * W, C).
-        """
-        return self.out_proj(self.attend(self.in_proj(x), size, rotary), scale)
-
-    @abstractmethod
-    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
-        """(attention + local) * gate, (B, N, C), of the packed blocks (B, N, 3 or 4 C)."""
-
-    def unpack(
-        self, projection: Tensor, rotary: Rotary | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Query, key, value and gate (or none), (B, N, heads, D); query and key rotated.
-
-        What a mixer uses of the projection it takes from here: a slice of its own would have a
-        gradient of the whole projection's size.
-        """
-        width = self.out_proj.in_features // self.num_heads
-        blocks = projection.unflatten(-1, (-1, self.num_heads, width))
-        if rotary is None:
-            query, key, value, *gate = blocks.unbind(2)
-        else:
-            # Beside each other in the projection, query and key turn in one pass.
-            both, value, *gate = blocks.split((2, *[1] * (blocks.shape[2] - 2)), 2)
-            query, key = apply_rotary(both.flatten(2, 3), rotary).chunk(2, 2)
-            value, *gate = (block.squeeze(2) for block in (value, *gate))
-        return query, key, value, gate[0] if gate else None
-
-    def enhance(self, value: Tensor, size: tuple[int, int]) -> Tensor | None:
-        """The local branch of the values, (B, N, heads, D), zero at class tokens; or none."""
-        if self.local is None:
+    def local_branch(self, value: Tensor, size: tuple[int, int]) -> Tensor | None:
+        """The convolution of the values (B, N, heads, D), zero at class tokens, or None."""
+        if self.local_weight is None:
             return None
-        tokens = value.flatten(2)[:, self.prefix_tokens :]
-        local = self.local(tokens.unflatten(1, size)).flatten(1, 2)
+        tokens = value.flatten(2)[:, self.prefix_tokens :].unflatten(1, size)
+        local = depthwise_conv2d(tokens, self.local_weight, self.local_bias).flatten(1, 2)
         if self.prefix_tokens:
             local = F.pad(local, (0, 0, self.prefix_tokens, 0))
         return local.unflatten(-1, (self.num_heads, -1))

@@ -1,48 +1,92 @@
 """Softmax attention over all tokens (arXiv:1706.03762), through PyTorch's fused kernels."""
 
 import torch.nn.functional as F
-from timm.models import register_notrace_module
 from torch import Tensor
 
-from ...kernels import Rotary, projected_softmax_attention
-from .place import Place
-from .projected import ProjectedMixer
+from ...kernels.projected_softmax_attention import projected_softmax_attention
+from ...kernels.rotary import apply_rotary
+from ..context import Context, Place
+from .base import register_mixer
+from .projected import PackedAttention, ProjectedMixer
 
 
-@register_notrace_module
-class Softmax(ProjectedMixer):
-    """softmax(D^-0.5 q k^T) v, with q and k rotated where the skeleton gives rotary tables."""
+class SoftmaxAttention(PackedAttention):
+    """(softmax(D^-0.5 q k^T) v + conv(v)) * gate of a packed projection.
 
-    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
-        query, key, value, gate = self.unpack(projection, rotary)
+    Args:
+        place: where the mixer stands.
+        gate: the projection's fourth block multiplies the result.
+        local_kernel: see `PackedAttention`.
+        rotary: turn q and k by the places of their tokens in the map.
+    """
+
+    def __init__(
+        self, place: Place, *, gate: bool = False, local_kernel: int = 0, rotary: bool = False
+    ) -> None:
+        super().__init__(place, local_kernel)
+        self.rotary = rotary and not place.prefix_tokens
+        # Whether one operator can do all that stands between the projections.
+        self.packed = gate and local_kernel > 0 and not place.prefix_tokens
+
+    def forward(self, projection: Tensor, context: Context, overwrite: bool = False) -> Tensor:
+        """The attention of a projection, in which q and k may turn in place if `overwrite`."""
+        rotary = context.rotary(self.head_dim, projection) if self.rotary else None
+        if self.packed:
+            return projected_softmax_attention(
+                projection.unflatten(1, context.size),
+                self.local_weight,
+                self.local_bias,
+                heads=self.num_heads,
+                rotary=rotary,
+                overwrite=overwrite,
+            ).flatten(1, 2)
+        blocks = projection.unflatten(-1, (-1, self.num_heads, self.head_dim))
+        query, key, value, *gate = blocks.unbind(2)
+        if rotary is not None:
+            query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         y = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         ).transpose(1, 2)
-        if (local := self.enhance(value, size)) is not None:
+        local = self.local_branch(value, context.size)
+        if local is not None:
             y = y + local
-        if gate is not None:
-            y = y * gate
+        if gate:
+            y = y * gate[0]
         return y.flatten(2)
 
 
-@register_notrace_module
-class GatedSoftmax(Softmax):
-    """`Softmax` with the gate and the local branch that RAVLT and MAViT give it.
+@register_mixer("softmax")
+class Softmax(ProjectedMixer):
+    """softmax(D^-0.5 q k^T) v between projections.
 
-    With both, in eager calls on a GPU, q and k are rotated where `in_proj` wrote them.
+    Args:
+        place: where the mixer stands.
+        rotary: turn q and k by the places of their tokens in the map.
+    """
+
+    def __init__(self, place: Place, *, rotary: bool = False) -> None:
+        super().__init__(place, SoftmaxAttention(place, rotary=rotary))
+
+
+@register_mixer("gated_softmax")
+class GatedSoftmax(ProjectedMixer):
+    """`Softmax` with the rotation, the gate and the local branch of RAVLT and MAViT.
+
+    Args:
+        place: where the mixer stands.
+        gate: project a fourth block that multiplies the result.
+        local_kernel: size of the depthwise convolution of the values, odd; 0 for none.
     """
 
     def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:
-        super().__init__(place, gate=gate, local_kernel=local_kernel)
+        attention = SoftmaxAttention(place, gate=gate, local_kernel=local_kernel, rotary=True)
+        super().__init__(place, attention, blocks=4 if gate else 3)
 
-    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
-        if not self.fused:
-            return super().attend(projection, size, rotary)
-        return projected_softmax_attention(
-            projection.unflatten(1, size),
-            self.local.weight,
-            self.local.bias,
-            heads=self.num_heads,
-            rotary=rotary,
-            overwrite=True,
-        ).flatten(1, 2)
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        # A hook on the input projection may keep its output, which must then stay as it is.
+        overwrite = not self.in_proj._forward_hooks
+        return self.out_proj(self.attention(self.in_proj(x), context, overwrite))
+
+    def init_weights(self, place: Place) -> None:
+        super().init_weights(place)
+        self.attention.init_local()

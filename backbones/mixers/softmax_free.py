@@ -1,22 +1,20 @@
 """Softmax-free attention through a Gaussian kernel and landmarks: SOFT and SOFT-Norm."""
 
+import torch
 import torch.nn.functional as F
 from timm.layers import is_exporting
-from timm.models import register_notrace_function, register_notrace_module
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from ...kernels import (
-    Rotary,
-    depthwise_conv2d,
-    gaussian_attention,
-    landmark_kernel,
-    newton_inverse,
-)
-from ...kernels.newton_inverse import InverseMethod
-from ..layers import Linear
-from .place import Place
+from ...kernels.depthwise_conv2d import depthwise_conv2d
+from ...kernels.gaussian_attention import gaussian_attention
+from ...kernels.landmark_kernel import landmark_kernel
+from ...kernels.newton_inverse import InverseMethod, newton_inverse
+from ..context import Context, Place
+from .base import TokenMixer, refuse_prefix_tokens, register_mixer
+from .projected import rename_entries
 
-# Landmarks a side at a model's own size, unless a ratio is given: SOFT's number.
+# Landmarks per side at a model's own size, unless a ratio is given: SOFT's number.
 LANDMARKS = 7
 
 
@@ -30,11 +28,12 @@ def check_map(size: tuple[int, int], ratio: int) -> None:
         )
 
 
-@register_notrace_function
-def windows_of(x: Tensor, side: int) -> Tensor:
-    """(B, H, W, heads, D) to windows (B, H // side, W // side, heads, side, side, D); rows and
-    columns that are over are left off."""
-    if is_exporting():  # a slice would fix the exported graph's sizes to multiples of the side
+def split_windows(x: Tensor, side: int) -> Tensor:
+    """(B, H, W, heads, D) to windows (B, H // side, W // side, heads, side, side, D).
+
+    Rows and columns that fill no window are left off.
+    """
+    if is_exporting():  # a slice would specialise the exported graph to multiples of the side
         return x.unfold(1, side, side).unfold(2, side, side).permute(0, 1, 2, 3, 5, 6, 4)
     height, width = (length // side for length in x.shape[1:3])
     x = x[:, : height * side, : width * side]
@@ -42,17 +41,92 @@ def windows_of(x: Tensor, side: int) -> Tensor:
     return x.permute(0, 1, 3, 5, 2, 4, 6)
 
 
-@register_notrace_module
-class SoftmaxFree(nn.Module):
+class Landmarks(nn.Module):
+    """A convolution of each head's queries whose windows do not overlap, scaled by D^-0.25.
+
+    Args:
+        width: channels D of a head.
+        ratio: size and stride of the windows.
+    """
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.scale = width**-0.25
+        self.weight = nn.Conv2d(width, width, ratio, ratio, bias=False).weight
+        # The weight as a matrix of scaled rows, which `fuse()` computes once.
+        self.register_buffer("fused_weight", None, persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, ratio={self.ratio}"
+
+    def matrix(self) -> Tensor:
+        """The weight (D, ratio * ratio * D) by which a window is multiplied."""
+        if self.fused_weight is not None:
+            return self.fused_weight
+        return self.weight.permute(0, 2, 3, 1).flatten(1) * self.scale
+
+    def forward(self, query: Tensor) -> Tensor:
+        """(B, H, W, heads, D) to (B, M, heads, D), M landmarks in row-major order."""
+        windows = split_windows(query, self.ratio).flatten(4).flatten(1, 2)
+        return F.linear(windows, self.matrix())
+
+    def fuse(self) -> nn.Module:
+        """This layer, with its matrix computed once."""
+        self.fused_weight = self.matrix().detach()
+        return self
+
+
+class HeadConv2d(nn.Module):
+    """A convolution of the values with one k x k filter per head, of a map (B, H, W, C).
+
+    Args:
+        num_heads: heads.
+        width: channels per head.
+        kernel_size: k, odd.
+    """
+
+    def __init__(self, num_heads: int, width: int, kernel_size: int) -> None:
+        super().__init__()
+        self.width = width
+        conv = nn.Conv2d(num_heads, num_heads, kernel_size, groups=num_heads, bias=False)
+        self.weight = conv.weight
+        # The filters of all channels, which `fuse()` computes once.
+        self.register_buffer("fused_weight", None, persistent=False)
+
+    def extra_repr(self) -> str:
+        heads, _, kernel, _ = self.weight.shape
+        return f"{heads}, width={self.width}, kernel_size={kernel}"
+
+    def filters(self) -> Tensor:
+        """The filters (C, 1, k, k) of all channels."""
+        if self.fused_weight is not None:
+            return self.fused_weight
+        return self.weight.repeat_interleave(self.width, 0)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return depthwise_conv2d(value, self.filters())
+
+    def fuse(self) -> nn.Module:
+        """This layer, with its filters repeated once."""
+        self.fused_weight = self.filters().detach()
+        return self
+
+
+AUTHORS_NAMES = {"Qlandmark_op.": "landmark.", "Qnorm_act.0.": "landmark_norm.", "conv.": "local."}
+
+
+@register_mixer("softmax_free")
+class SoftmaxFree(TokenMixer):
     """out_proj(K Inv(K_l) K^T v + conv(v)), K the Gaussian kernel of queries and landmarks.
 
     Keys equal queries (SOFT, arXiv:2110.11945, eq. 9; SOFT-Norm, arXiv:2207.03341). A landmark
     is a strided convolution of each head's queries, normalised, through a GELU; K_l is the
-    landmarks' own kernel. The convolution of the values has one k x k filter a head.
+    landmarks' own kernel. The convolution of the values has one k x k filter per head.
 
     Args:
         place: where the mixer stands.
-        landmark_ratio: pixels a landmark and side, r; of H x W tokens floor(H / r) *
+        landmark_ratio: pixels per landmark and side, r; of H x W tokens floor(H / r) *
             floor(W / r) are landmarks. None for 7 landmarks a side at the model's image size.
         local_kernel: size k of the values' convolution, odd.
         inverse: 'regularized' (SOFT), 'normalized' (SOFT-Norm: the images of a batch depend on
@@ -74,62 +148,48 @@ class SoftmaxFree(nn.Module):
         iterations: int = 20,
     ) -> None:
         super().__init__()
-        if place.prefix_tokens:
-            raise ValueError(
-                f"softmax_free cannot stand where {place.prefix_tokens} class tokens are: its "
-                "landmarks and its convolution need a map; use another mixer in that stage"
-            )
+        refuse_prefix_tokens(place, "landmarks and their convolution need a map")
         self.num_heads = place.num_heads
         self.width = place.dim // place.num_heads
         self.ratio = landmark_ratio or max(1, min(place.size) // LANDMARKS)
         self.inverse = inverse
         self.iterations = iterations
-        self.in_proj = Linear(place.dim, 2 * place.dim)
-        self.landmark = nn.Conv2d(self.width, self.width, self.ratio, self.ratio, bias=False)
+        self.in_proj = nn.Linear(place.dim, 2 * place.dim)
+        self.landmark = Landmarks(self.width, self.ratio)
         self.landmark_norm = nn.LayerNorm(self.width)
-        self.local = nn.Conv2d(
-            self.num_heads, self.num_heads, local_kernel, groups=self.num_heads, bias=False
-        )
-        self.out_proj = Linear(place.dim, place.dim)
+        self.landmark_act = nn.GELU()
+        self.local = HeadConv2d(self.num_heads, self.width, local_kernel)
+        self.out_proj = nn.Linear(place.dim, place.dim)
 
-    def forward(
-        self,
-        x: Tensor,
-        size: tuple[int, int],
-        rotary: Rotary | None = None,
-        scale: Tensor | None = None,
-    ) -> Tensor:
-        """Mix the tokens of a map.
-
-        Args:
-            x: (B, H * W, C), tokens in row-major order.
-            size: (H, W), each at least the landmark ratio.
-            rotary: accepted as by every mixer, and not used: distances of queries are no
-                product that a rotation could act on.
-            scale: a layer scale of C elements that multiplies the result, or none.
-
-        Returns:
-            (B, H * W, C).
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Mix the tokens (B, H * W, C) of a map.
 
         Raises:
             ValueError: if the map holds no landmark.
         """
+        size = context.size
         check_map(size, self.ratio)
         projection = self.in_proj(x)
         query, value = projection.unflatten(-1, (2, self.num_heads, self.width)).unbind(2)
-        landmarks = self.landmarks(query.unflatten(1, size))
+        marks = self.landmark(query.unflatten(1, size))
+        landmarks = self.landmark_act(self.landmark_norm(marks)).to(query.dtype)
         inverse = newton_inverse(
             landmark_kernel(landmarks), method=self.inverse, iterations=self.iterations
         )
-        filters = self.local.weight.repeat_interleave(self.width, 0)
-        local = depthwise_conv2d(value.flatten(2).unflatten(1, size), filters).reshape(value.shape)
+        local = self.local(value.flatten(2).unflatten(1, size)).reshape(value.shape)
         y = gaussian_attention(query, landmarks, value, inverse, local, scale=self.width**-0.25)
-        return self.out_proj(y.flatten(2), scale)
+        return self.out_proj(y.flatten(2))
 
-    def landmarks(self, query: Tensor) -> Tensor:
-        """(B, M, heads, D) in the dtype of `query`, (B, H, W, heads, D)."""
-        # Windows without overlap: the convolution is a matrix product.
-        windows = windows_of(query, self.ratio).flatten(4).flatten(1, 2)
-        weight = self.landmark.weight.permute(0, 2, 3, 1).flatten(1)
-        marks = F.linear(windows, weight * self.width**-0.25)
-        return F.gelu(self.landmark_norm(marks)).to(query.dtype)
+    def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' entries: `mha.W_q` and `mha.W_v` joined, the rest under our names."""
+        entries = dict(entries)
+        for kind in ("weight", "bias"):
+            if f"mha.W_q.{kind}" in entries:
+                parts = (entries.pop(f"mha.W_q.{kind}"), entries.pop(f"mha.W_v.{kind}"))
+                entries[f"in_proj.{kind}"] = torch.cat(parts)
+
+        entries = {
+            name.replace("mha.ff.", "proj.").removeprefix("mha.attn."): value
+            for name, value in entries.items()
+        }
+        return rename_entries(entries, AUTHORS_NAMES)

@@ -1,27 +1,69 @@
 """Attention within shifted windows (Swin; arXiv:2103.14030, ICCV 2021)."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from timm.layers import is_exporting, trunc_normal_
-from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from ...kernels import Rotary, window_attention
-from ...kernels.window_attention import Padding
-from .place import Place
-from .projected import ProjectedMixer
+from ...kernels.window_attention import Padding, window_attention
+from ..context import Context, Place
+from .base import refuse_prefix_tokens, register_mixer
+from .projected import PackedAttention, ProjectedMixer
+
+TABLE = "relative_position_bias_table"
 
 
-@register_notrace_module
+class WindowAttention(PackedAttention):
+    """softmax(D^-0.5 q k^T + B) v within windows, B a table of relative positions (eq. 4).
+
+    Args:
+        place: where the mixer stands.
+        window_size: side w of the windows, in tokens.
+        padding: see `Window`.
+    """
+
+    def __init__(self, place: Place, window_size: int, padding: Padding) -> None:
+        super().__init__(place)
+        self.window_size = window_size
+        self.padding = padding
+        self.shift_size = window_size // 2 if place.block % 2 else 0
+        offsets = (2 * window_size - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.empty(offsets, place.num_heads))
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def windows(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Height and width of the windows, which are no larger than the map."""
+        return tuple(min(self.window_size, length) for length in size)
+
+    def pads(self, size: tuple[int, int]) -> bool:
+        """Whether a map is padded; an exported graph, which knows no sizes, always can."""
+        windows = self.windows(size)
+        return is_exporting() or any(s % w for s, w in zip(size, windows, strict=True))
+
+    def forward(self, projection: Tensor, context: Context, fill: Tensor | None) -> Tensor:
+        """The attention of a projection; `fill` (3 C,) stands at padded places, None for zeros."""
+        side = 2 * self.window_size - 1
+        size = context.size
+        y = window_attention(
+            projection.unflatten(1, size),
+            heads=self.num_heads,
+            windows=[self.windows(size)],
+            shift=tuple(self.shift_size if self.window_size < length else 0 for length in size),
+            padding=self.padding,
+            table=self.relative_position_bias_table.view(side, side, self.num_heads),
+            fill=fill,
+        )
+        return y.flatten(1, 2)
+
+
+@register_mixer("window")
 class Window(ProjectedMixer):
-    """softmax(D^-0.5 q k^T + B) v within windows, which every odd block of a stage shifts by half.
+    """Attention within windows, which every odd block of a stage shifts by half.
 
-    The bias B is a function of the relative position (eq. 4), so rotary tables are not used. A
-    map is padded with zeros, whose q, k and v are the projection's bias. Along a side on which the
-    map is no larger than a window, the window is the map and nothing is shifted.
+    A map is padded with zeros, whose q, k and v are the projection's bias. Along a side on which
+    the map is no larger than a window, the window is the map and nothing is shifted.
 
     Args:
         place: where the mixer stands.
@@ -34,50 +76,30 @@ class Window(ProjectedMixer):
     """
 
     def __init__(self, place: Place, *, window_size: int = 7, padding: Padding = "end") -> None:
-        if place.prefix_tokens:
-            raise ValueError(
-                f"windows hold the tokens of a map, but {place.prefix_tokens} class tokens stand "
-                "before it: take another mixer, or a skeleton without class tokens"
-            )
-        super().__init__(place)
-        self.window_size = window_size
-        self.padding = padding
-        self.shift_size = window_size // 2 if place.block % 2 else 0
-        offsets = (2 * window_size - 1) ** 2
-        self.relative_position_bias_table = nn.Parameter(torch.empty(offsets, place.num_heads))
-        trunc_normal_(self.relative_position_bias_table, std=0.02)
+        refuse_prefix_tokens(place, "windows hold the tokens of a map")
+        super().__init__(place, WindowAttention(place, window_size, padding))
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        fill = self.in_proj.bias if self.attention.pads(context.size) else None
+        if callable(fill):  # PyTorch's quantised layers have a method of this name
+            fill = fill()
+        return self.out_proj(self.attention(self.in_proj(x), context, fill))
 
     def no_weight_decay(self) -> set[str]:
-        """The table, which is a matrix but no weight."""
-        return {"relative_position_bias_table"}
+        """The table, which is a matrix but does not multiply tokens."""
+        return {f"attention.{TABLE}"}
 
-    @staticmethod
-    def fit_tables(
-        state_dict: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
-    ) -> dict[str, Tensor]:
-        """The tables of another window interpolated."""
-        return {
-            name: resize_position_bias(value, shapes[name][0])
-            if name.endswith("relative_position_bias_table") and name in shapes
-            else value
-            for name, value in state_dict.items()
-        }
-
-    def attend(self, projection: Tensor, size: tuple[int, int], rotary: Rotary | None) -> Tensor:
-        side = 2 * self.window_size - 1
-        windows = tuple(min(self.window_size, length) for length in size)
-        # A question for the sizes would fix an exported graph's.
-        padded = is_exporting() or any(s % w for s, w in zip(size, windows, strict=True))
-        y = window_attention(
-            projection.unflatten(1, size),
-            heads=self.num_heads,
-            windows=[windows],
-            shift=tuple(self.shift_size if self.window_size < length else 0 for length in size),
-            padding=self.padding,
-            table=self.relative_position_bias_table.view(side, side, self.num_heads),
-            fill=self.in_proj.bias if padded else None,
-        )
-        return y.flatten(1, 2)
+    def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A table of another window interpolated; buffers of Microsoft's code left out."""
+        entries = super().convert_checkpoint(entries)
+        for buffer in ("relative_position_index", "attn_mask"):
+            entries.pop(buffer, None)
+        if TABLE in entries:
+            entries[f"attention.{TABLE}"] = entries.pop(TABLE)
+        if (table := entries.get(f"attention.{TABLE}")) is not None:
+            offsets = len(self.attention.relative_position_bias_table)
+            entries[f"attention.{TABLE}"] = resize_position_bias(table, offsets)
+        return entries
 
 
 def resize_position_bias(table: Tensor, offsets: int) -> Tensor:

@@ -1,66 +1,53 @@
-"""The four-stage skeleton of Swin (arXiv:2103.14030): patches, blocks and patch merging.
+"""The four-stage body of Swin (arXiv:2103.14030): patches, blocks and patch merging.
 
-Maps travel as (B, H, W, C), contiguous; a mixer sees them as (B, H * W, C), a free view.
+Maps travel as (B, H, W, C), contiguous; a mixer sees them as (B, H * W, C), a view.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
-import torch
-from timm.layers import ClassifierHead, calculate_drop_path_rates, to_2tuple, trunc_normal_
-from timm.models import checkpoint
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..checkpoint import check_model, renamed, unwrap
-from ..layers import LayerNorm, Linear, NormedPatchEmbed, TransformerBlock, padded
-from ..mixers import (
-    MixerNames,
-    MixerOptions,
-    Place,
-    build_mixer,
-    fit_tables,
-    mixers_by_block,
+from ..blocks import BlockLayers, MlpLayer
+from ..checkpoint import check_model, convert_mixers, rename, unwrap
+from ..layers import ActLayer, PatchEmbed, init_linear_layers, pad_to_multiple
+from ..mixers import MixerNames, MixerOptions, TokenMixer
+from ..norms import LayerNorm, NormLayer, resolve_norm_layer
+from .base import (
+    Head,
+    HierarchicalVisionTransformer,
+    Stage,
+    build_blocks,
+    embed_dims,
+    stage_sizes,
 )
-from .hierarchy import HierarchicalVisionTransformer
 
 PATCH = 4
 EPSILON = 1e-5
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours side by side, normed and projected: (B, H, W, C) to half the sides, 2 C.
+    """Four neighbours side by side, normed and projected: (B, H, W, C) to half the sides, dim.
 
     The neighbours (row, column) are in the order (0, 0), (1, 0), (0, 1), (1, 1).
+
+    Args:
+        in_dim, dim: channels before and after.
+        norm_layer: makes the norm.
     """
 
-    def __init__(self, in_dim: int, dim: int) -> None:
+    def __init__(self, in_dim: int, dim: int, norm_layer: Callable[..., nn.Module]) -> None:
         super().__init__()
-        self.norm = LayerNorm(4 * in_dim, eps=EPSILON)
-        self.reduction = Linear(4 * in_dim, dim, bias=False)
+        self.norm = norm_layer(4 * in_dim)
+        self.reduction = nn.Linear(4 * in_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = padded(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        x = pad_to_multiple(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
         return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
-
-
-class SwinStage(nn.Module):
-    """Downsampling (none in the first stage) and blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        size = x.shape[1:3]
-        x = x.flatten(1, 2)
-        for block in self.blocks:
-            x = checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
-        return x.unflatten(1, size)
 
 
 class SwinTransformer(HierarchicalVisionTransformer):
@@ -74,20 +61,26 @@ class SwinTransformer(HierarchicalVisionTransformer):
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
         global_pool: timm's pooling name; '' for none.
-        embed_dim: width of the first stage; each stage doubles it.
+        embed_dim: width of each stage; a number is the first stage's, and each stage doubles it.
         depths, num_heads: blocks and heads of each stage.
-        mixer: name of the token mixer (`linsight.backbones.mixers`): one, one a stage, or
-            within a stage one a block.
-        mixer_options: keyword arguments by mixer; a tuple or list has one entry a stage.
+        mixer: name of the token mixer (`linsight.backbones.mixers`): one, one per stage, or
+            within a stage one per block.
+        mixer_options: keyword arguments by mixer; a tuple or list has one entry per stage.
+        block: the block (`linsight.backbones.blocks`), a class, a partial of one or a name: one,
+            one per stage, or within a stage one per depth.
+        norm_layer, act_layer, mlp_layer: a class, a partial of one or a name, or None for the
+            authors' own.
         mlp_ratio: hidden width of the feed-forward network over its width.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
     Raises:
-        ValueError: for an unknown mixer, or one that cannot stand here.
+        ValueError: for an unknown mixer, block or layer, or a mixer that cannot stand here.
     """
 
     merging: ClassVar[type[nn.Module]] = PatchMerging
+    # Kernel size, stride and padding of the patches' convolution.
+    patches: ClassVar[dict[str, int]] = {"kernel_size": PATCH}
 
     def __init__(
         self,
@@ -96,88 +89,62 @@ class SwinTransformer(HierarchicalVisionTransformer):
         num_classes: int = 1000,
         global_pool: str = "avg",
         *,
-        embed_dim: int,
+        embed_dim: int | Sequence[int],
         depths: Sequence[int],
         num_heads: Sequence[int],
         mixer: MixerNames,
         mixer_options: MixerOptions | None = None,
+        block: BlockLayers = "transformer",
+        norm_layer: NormLayer | None = None,
+        act_layer: ActLayer | None = None,
+        mlp_layer: MlpLayer | None = None,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        dims = embed_dims(embed_dim, len(depths))
+        make_norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=EPSILON))
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(depths) - 1)
-        self.stem = self.embedding(in_chans, embed_dim)
-        names = mixers_by_block(mixer, depths)
-        drop_paths = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
-        size = tuple(-(-side // PATCH) for side in to_2tuple(img_size or 224))
-        self.stages = nn.ModuleList()
-        self.feature_info = []
-        for i, heads in enumerate(num_heads):
-            dim = embed_dim * 2**i
-            blocks = [
-                TransformerBlock(
-                    dim,
-                    build_mixer(name, Place(dim, heads, size, i, j), mixer_options),
-                    mlp_ratio,
-                    rate,
-                    EPSILON,
-                )
-                for j, (name, rate) in enumerate(zip(names[i], drop_paths[i], strict=True))
-            ]
-            downsample = self.merging(dim // 2, dim) if i else nn.Identity()
-            self.stages.append(SwinStage(downsample, blocks))
-            self.feature_info.append(
-                {"num_chs": dim, "reduction": PATCH * 2**i, "module": f"stages.{i}"}
-            )
-            size = tuple(-(-side // 2) for side in size)
-        self.norm = LayerNorm(self.num_features, eps=EPSILON)
-        self.head = ClassifierHead(
-            self.num_features, num_classes, global_pool, drop_rate, input_fmt="NHWC"
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.stem = PatchEmbed(in_chans, dims[0], **self.patches, norm_layer=make_norm)
+        layers = {
+            "mlp_ratio": mlp_ratio,
+            "norm_layer": make_norm,
+            "act_layer": act_layer,
+            "mlp_layer": mlp_layer,
+        }
+        stages = build_blocks(
+            dims,
+            stage_sizes(to_2tuple(img_size or 224), len(dims)),
+            depths=depths,
+            num_heads=num_heads,
+            mixer=mixer,
+            mixer_options=mixer_options,
+            block=block,
+            drop_path_rate=drop_path_rate,
+            options=lambda _: layers,
         )
-        self.apply(self._init_weights)
-
-    @staticmethod
-    def embedding(in_chans: int, dim: int) -> nn.Module:
-        return NormedPatchEmbed(in_chans, dim, PATCH)
-
-    @staticmethod
-    def _init_weights(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one, and the pooling if `global_pool` is given."""
-        self.num_classes = num_classes
-        like = self.stem.proj.weight
-        self.head.reset(num_classes, global_pool, device=like.device, dtype=like.dtype)
-        self.head_hidden_size = self.head.num_features
-
-    def forward_stem(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to a quarter of the sides, (B, H / 4, W / 4, embed_dim)."""
-        return self.stem(x.contiguous(memory_format=torch.channels_last))
+        self.set_stages(
+            [
+                Stage(self.merging(dims[i - 1], dims[i], make_norm) if i else nn.Identity(), blocks)
+                for i, blocks in enumerate(stages)
+            ],
+            dims,
+        )
+        self.norm = make_norm(dims[-1])
+        self.head = Head(dims[-1], num_classes, global_pool, drop_rate, class_token=False)
+        init_linear_layers(self, skip=TokenMixer)
 
 
-AUTHORS_NAMES = {
-    "patch_embed.": "stem.",
-    "layers.": "stages.",
-    ".attn.qkv.": ".mixer.in_proj.",
-    ".attn.proj.": ".mixer.out_proj.",
-    ".attn.dwc.": ".mixer.local.",
-    ".attn.": ".mixer.",
-}
-# Buffers that older code saved: functions of the window's size.
-BUFFERS = ("relative_position_index", "attn_mask")
+AUTHORS_NAMES = {"patch_embed.": "stem.", "layers.": "stages.", ".attn.": ".mixer."}
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint of Microsoft's Swin, timm's, Agent-Swin's, or ours, under our names.
+    """A checkpoint of Microsoft's Swin, timm's, of a mixer's authors in it, or ours.
 
-    Position biases for another window are interpolated.
+    It comes under our names. Position biases for another window are interpolated.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
@@ -189,15 +156,16 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         state_dict = {
             _our_name(name, late): value
             for name, value in state_dict.items()
-            if not name.endswith(BUFFERS)
+            # A buffer of older code, which depends on the window's size alone.
+            if not name.endswith("attn_mask")
         }
-    state_dict = fit_tables(state_dict, model)
+    state_dict = convert_mixers(state_dict, model)
     check_model(state_dict, model)
     return state_dict
 
 
 def _our_name(name: str, late: bool) -> str:
-    name = renamed(name, AUTHORS_NAMES)
+    name = rename(name, AUTHORS_NAMES)
     name = re.sub(r"^head\.(?!fc\.)", "head.fc.", name)
     if not late:
         return name

@@ -1,32 +1,29 @@
 """The plain Vision Transformer (arXiv:2010.11929) as DeiT trains it (arXiv:2012.12877)."""
 
+from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import (
-    calculate_drop_path_rates,
-    global_pool_nlc,
-    resample_abs_pos_embed,
-    to_2tuple,
-    trunc_normal_,
-)
-from timm.models import checkpoint
+from timm.layers import global_pool_nlc, to_2tuple, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..checkpoint import check_model, renamed, resize_position, unwrap
-from ..layers import LayerNorm, PatchEmbed, TransformerBlock, checked_pool, classifier
-from ..mixers import (
-    MixerNames,
-    MixerOptions,
-    Place,
-    build_mixer,
-    fit_tables,
-    mixers_by_block,
+from ..blocks import BlockLayers, MlpLayer
+from ..checkpoint import check_model, convert_mixers, rename, resize_position, unwrap
+from ..context import Context
+from ..layers import (
+    ActLayer,
+    PatchEmbed,
+    check_token_pool,
+    init_linear_layers,
+    make_classifier,
 )
+from ..mixers import MixerNames, MixerOptions, TokenMixer
+from ..norms import LayerNorm, NormLayer, resolve_norm_layer
+from .base import VisionModel, add_tokens, build_blocks, init_tokens, run_block
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(VisionModel):
     """Patches, a class token, blocks of one width, a norm and a linear head.
 
     Args:
@@ -36,17 +33,22 @@ class VisionTransformer(nn.Module):
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
         global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for none.
-        dim, depth, num_heads: width, number of blocks, heads.
-        mixer: name of the token mixer (`linsight.backbones.mixers`), or, as the names of the one
-            stage, a sequence that holds a sequence with one name a block.
-        mixer_options: keyword arguments by mixer; a tuple or list has one entry, of the stage.
+        embed_dim, depth, num_heads: width, number of blocks, heads.
+        mixer: name of the token mixer (`linsight.backbones.mixers`), or a sequence with one name
+            per block.
+        mixer_options: keyword arguments by mixer.
+        block: the block (`linsight.backbones.blocks`), a class, a partial of one or a name, or a
+            sequence with one per depth.
+        norm_layer, act_layer, mlp_layer: a class, a partial of one or a name, or None for the
+            authors' own.
         patch_size: side of the patches in pixels.
         mlp_ratio: hidden width of the feed-forward network over its width.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
     Raises:
-        ValueError: for an unknown mixer or pooling, or a mixer that takes no class token.
+        ValueError: for an unknown mixer, block, layer or pooling, or a mixer that takes no class
+            token.
     """
 
     output_fmt = "NLC"
@@ -59,11 +61,15 @@ class VisionTransformer(nn.Module):
         num_classes: int = 1000,
         global_pool: str = "token",
         *,
-        dim: int,
+        embed_dim: int,
         depth: int = 12,
         num_heads: int,
         mixer: MixerNames,
         mixer_options: MixerOptions | None = None,
+        block: BlockLayers = "transformer",
+        norm_layer: NormLayer | None = None,
+        act_layer: ActLayer | None = None,
+        mlp_layer: MlpLayer | None = None,
         patch_size: int = 16,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
@@ -72,46 +78,49 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_features = self.embed_dim = self.head_hidden_size = dim
+        self.num_features = self.embed_dim = self.head_hidden_size = embed_dim
         self.size = tuple(-(-side // patch_size) for side in to_2tuple(img_size or 224))
         self.grad_checkpointing = False
-        self.patch_embed = PatchEmbed(in_chans, dim, patch_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.size[0] * self.size[1], dim))
-        (names,) = mixers_by_block(mixer, (depth,))
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                dim,
-                build_mixer(name, Place(dim, num_heads, self.size, 0, i, 1), mixer_options),
-                mlp_ratio,
-                rates[i],
-            )
-            for i, name in enumerate(names)
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.size[0] * self.size[1], embed_dim))
+        layers = {
+            "mlp_ratio": mlp_ratio,
+            "norm_layer": norm_layer,
+            "act_layer": act_layer,
+            "mlp_layer": mlp_layer,
+        }
+        # The whole model is one stage.
+        (blocks,) = build_blocks(
+            (embed_dim,),
+            (self.size,),
+            depths=(depth,),
+            num_heads=(num_heads,),
+            mixer=_of_one_stage(mixer),
+            mixer_options=mixer_options,
+            block=_of_one_stage(block),
+            drop_path_rate=drop_path_rate,
+            options=lambda _: layers,
+            prefix_tokens=(1,),
         )
+        self.blocks = nn.ModuleList(blocks)
         self.feature_info = [
-            {"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)
+            {"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"}
+            for i in range(depth)
         ]
-        self.norm = LayerNorm(dim)
+        self.norm = resolve_norm_layer(norm_layer, LayerNorm)(embed_dim)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.head = make_classifier(embed_dim, num_classes)
         self._set_pool(global_pool)
-        self.apply(self._init_weights)
-        for tensor in (self.cls_token, self.pos_embed):
-            trunc_normal_(tensor, std=0.02)
-
-    @staticmethod
-    def _init_weights(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+        init_linear_layers(self, skip=TokenMixer)
+        init_tokens(self, partial(trunc_normal_, std=0.02))
 
     def _set_pool(self, global_pool: str) -> None:
-        self.global_pool = checked_pool(global_pool)
+        self.global_pool = check_token_pool(global_pool)
 
     def no_weight_decay(self) -> set[str]:
         """Names beyond vectors and biases that weight decay leaves out."""
-        return {"cls_token", "pos_embed"}
+        return super().no_weight_decay() | {"pos_embed"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm's layer decay."""
@@ -133,19 +142,13 @@ class VisionTransformer(nn.Module):
         if global_pool is not None:
             self._set_pool(global_pool)
         self.num_classes = num_classes
-        self.head = classifier(self.embed_dim, num_classes, self.cls_token)
+        self.head = make_classifier(self.embed_dim, num_classes, self.cls_token)
         self.head.train(self.training)  # new modules start in training mode
 
-    def forward_tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images to the first block's tokens (B, 1 + H * W, C), and (H, W)."""
+    def forward_tokens(self, x: Tensor) -> tuple[Tensor, Context]:
+        """Images to the first block's tokens (B, 1 + H * W, C), and their context."""
         x = self.patch_embed(x)
-        size = x.shape[1:3]
-        x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x.flatten(1, 2)), 1)
-        position = resample_abs_pos_embed(self.pos_embed, size, self.size, num_prefix_tokens=1)
-        return x + position.to(x.dtype), size
-
-    def _run(self, block: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
+        return add_tokens(x, self.cls_token, self.pos_embed, self.size, "bicubic")
 
     def forward_intermediates(
         self,
@@ -161,7 +164,7 @@ class VisionTransformer(nn.Module):
 
         Args:
             x: images (B, in_chans, H, W).
-            indices: which blocks: the last n for an integer, all for none.
+            indices: which blocks: the last n for an integer, all for None.
             return_prefix_tokens: return a pair with the class token, (B, 1, C), for each.
             norm: apply the final norm to every one of them.
             stop_early: do not compute blocks after the last that is asked for.
@@ -175,14 +178,14 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'")
         take, last = feature_take_indices(len(self.blocks), indices)
         intermediates = []
-        x, size = self.forward_tokens(x)
+        x, context = self.forward_tokens(x)
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            x = self._run(block, x, size)
+            x = run_block(block, x, context, self.grad_checkpointing)
             if i in take:
                 y = self.norm(x) if norm else x
                 prefix, y = y[:, :1], y[:, 1:]
                 if output_fmt == "NCHW":
-                    y = y.unflatten(1, size).permute(0, 3, 1, 2)
+                    y = y.unflatten(1, context.size).permute(0, 3, 1, 2)
                 intermediates.append((y, prefix) if return_prefix_tokens else y)
         return intermediates if intermediates_only else (self.norm(x), intermediates)
 
@@ -200,9 +203,9 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Normed tokens (B, 1 + H * W, C), the class token first."""
-        x, size = self.forward_tokens(x)
+        x, context = self.forward_tokens(x)
         for block in self.blocks:
-            x = self._run(block, x, size)
+            x = run_block(block, x, context, self.grad_checkpointing)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -210,30 +213,25 @@ class VisionTransformer(nn.Module):
         x = self.head_drop(global_pool_nlc(x, self.global_pool, num_prefix_tokens=1))
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) from images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
 
-
-AUTHORS_NAMES = {
-    ".attn.qkv.": ".mixer.in_proj.",
-    ".attn.proj.": ".mixer.out_proj.",
-    ".attn.dwc.": ".mixer.local.",
-    ".attn.": ".mixer.",
-}
+def _of_one_stage(choice: Any) -> Any:
+    """A choice per depth as the choice of the model's one stage."""
+    if isinstance(choice, (tuple, list)) and not isinstance(choice[0], (tuple, list)):
+        return (tuple(choice),)
+    return choice
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint of timm's ViT and DeiT, of DeiT's or Agent Attention's authors, or our own.
+    """A checkpoint of timm's ViT and DeiT, of DeiT's or a mixer's authors, or our own.
 
-    Position embeddings and agents' tables of another image size are interpolated.
+    Position embeddings and tables of another image size are interpolated.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
     state_dict = unwrap(state_dict)
-    state_dict = {renamed(name, AUTHORS_NAMES): value for name, value in state_dict.items()}
-    state_dict = fit_tables(state_dict, model)
+    state_dict = {rename(name, {".attn.": ".mixer."}): v for name, v in state_dict.items()}
+    state_dict = convert_mixers(state_dict, model)
     if (position := state_dict.get("pos_embed")) is not None:
         state_dict["pos_embed"] = resize_position(position, model.size, model.num_prefix_tokens)
     check_model(state_dict, model)

@@ -1,8 +1,10 @@
-"""The zoo: one row a model, one file a skeleton. A new paper adds its family and its rows."""
+"""The zoo: one file per paper registers its models, one row per model.
 
-from . import cswin as cswin
-from . import deit as deit
-from . import post_norm_pyramid as post_norm_pyramid
-from . import pvt as pvt
-from . import pyramid as pyramid
-from . import swin as swin
+A new paper adds its file and its row in `papers`; nothing else names it.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

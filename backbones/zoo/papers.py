@@ -38,6 +38,19 @@ AGENT = Paper(
     "blocks 5 to 12 of `agent_deit_base`, keep their body's softmax attention",
 )
 
+INLINE = Paper(
+    name="InLine Attention",
+    arxiv="2412.06590",
+    title="Bridging the Divide: Reconsidering Softmax and Linear Attention",
+    origin="https://github.com/LeapLabTHU/InLine",
+    license=None,
+    computes="linear attention that is normalised by subtraction, and a convolution of the values "
+    "whose kernels are predicted from the image; in DeiT's, PVT's, Swin's and CSwin's bodies",
+    limits="weights of attention may be negative; the predicted kernels see 3 x 3 tokens; later "
+    "stages of the Swin and CSwin bodies keep their body's softmax attention; the authors offer no "
+    "detection or segmentation code",
+)
+
 SOFT = Paper(
     name="SOFT",
     arxiv="2110.11945",

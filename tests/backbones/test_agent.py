@@ -5,7 +5,8 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from linsight.backbones.mixers import Place, build_mixer
+from linsight.backbones.context import Context, Place
+from linsight.backbones.mixers import build_mixer
 from linsight.backbones.mixers.agent import pack_tables
 
 
@@ -30,10 +31,11 @@ def test_biases_are_the_authors(size, grid):
     """In the order in which they do it: sums of rows and columns at the learned size, resized as
     maps, and then the agents' axis resized as a map."""
     mixer = make(agents=9, agent_grid=grid and (grid,))
-    got = mixer.biases(size)
+    attention = mixer.attention
+    got = attention.biases(size)
     for i in range(2):
-        whole = resized(mixer.map_bias[i], size)
-        cross = mixer.row_bias[i][..., :, None] + mixer.column_bias[i][..., None, :]
+        whole = resized(attention.map_bias[i], size)
+        cross = attention.row_bias[i][..., :, None] + attention.column_bias[i][..., None, :]
         bias = whole + resized(cross, size)
         if grid is not None:
             bias = bias.flatten(-2).transpose(1, 2).unflatten(-1, (3, 3))
@@ -42,42 +44,47 @@ def test_biases_are_the_authors(size, grid):
 
 
 def test_class_tokens_have_their_own():
-    mixer = make(prefix_tokens=2, agents=4)
-    bias = mixer.biases((5, 5))
+    attention = make(prefix_tokens=2, agents=4).attention
+    bias = attention.biases((5, 5))
     assert bias.shape == (2, 2, 4, 27)
-    assert torch.equal(bias[..., :2], mixer.prefix_bias)
+    assert torch.equal(bias[..., :2], attention.prefix_bias)
 
 
 def test_more_agents_downstream():
     mixer = make(agents=9, agent_grid=5)
     x = torch.randn(2, 24, 16, dtype=torch.float64, requires_grad=True)
-    y = mixer(x, (6, 4))
+    y = mixer(x, Context((6, 4)))
     y.square().sum().backward()
     assert y.shape == x.shape
     assert all(p.grad is not None for p in mixer.parameters())
 
 
 def test_the_authors_tables_are_packed():
-    ours = make(prefix_tokens=1, agents=4)
+    mixer = make(prefix_tokens=1, agents=4)
+    ours = mixer.attention
     theirs = {
-        "a.an_bias": ours.map_bias[0],
-        "a.na_bias": ours.map_bias[1],
-        "a.ah_bias": ours.row_bias[0][None, ..., None],
-        "a.ha_bias": ours.row_bias[1].transpose(1, 2)[None, :, :, None],
-        "a.aw_bias": ours.column_bias[0][None, :, :, None],
-        "a.wa_bias": ours.column_bias[1].transpose(1, 2)[None, :, None],
-        "a.ac_bias": ours.prefix_bias[0][None],
-        "a.ca_bias": ours.prefix_bias[1].transpose(1, 2)[None],
-        "a.proj.weight": ours.out_proj.weight,
+        "an_bias": ours.map_bias[0],
+        "na_bias": ours.map_bias[1],
+        "ah_bias": ours.row_bias[0][None, ..., None],
+        "ha_bias": ours.row_bias[1].transpose(1, 2)[None, :, :, None],
+        "aw_bias": ours.column_bias[0][None, :, :, None],
+        "wa_bias": ours.column_bias[1].transpose(1, 2)[None, :, None],
+        "ac_bias": ours.prefix_bias[0][None],
+        "ca_bias": ours.prefix_bias[1].transpose(1, 2)[None],
+        "proj.weight": mixer.out_proj.weight,
     }
-    assert theirs["a.ha_bias"].shape == (1, 2, 6, 1, 4)
-    assert theirs["a.wa_bias"].shape == (1, 2, 1, 4, 4)
+    assert theirs["ha_bias"].shape == (1, 2, 6, 1, 4)
+    assert theirs["wa_bias"].shape == (1, 2, 1, 4, 4)
     packed = pack_tables(theirs)
     assert packed.keys() == {
-        "a.map_bias", "a.row_bias", "a.column_bias", "a.prefix_bias", "a.proj.weight",
-    }  # fmt: skip
+        "attention.map_bias",
+        "attention.row_bias",
+        "attention.column_bias",
+        "attention.prefix_bias",
+        "proj.weight",
+    }
     for name in ("map_bias", "row_bias", "column_bias", "prefix_bias"):
-        assert torch.equal(packed[f"a.{name}"], getattr(ours, name))
+        assert torch.equal(packed[f"{name}"], getattr(ours, name))
 
 
 def test_errors_name_the_argument():

@@ -12,7 +12,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torchvision.models.feature_extraction import get_graph_node_names
 
 from linsight.backbones import ZOO
-from linsight.backbones.layers import normalized_conv2d
+from linsight.backbones.layers import ConvNormAct
 from linsight.backbones.mixers import MIXERS
 
 from .conftest import lively
@@ -68,8 +68,8 @@ PARAMETERS = {
 LITTLE = {
     "rala_vit_nano": {},
     "soft_vit_nano": {},
-    "softmax_deit_tiny": {"dim": 32, "depth": 2, "num_heads": 2},
-    "softmax_pvt_tiny": {"dims": (16, 32, 40, 64), "depths": (1, 1, 1, 1)},
+    "softmax_deit_tiny": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "softmax_pvt_tiny": {"embed_dim": (16, 32, 40, 64), "depths": (1, 1, 1, 1)},
     "softmax_swin_tiny": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 4)},
 }
 
@@ -175,7 +175,7 @@ def test_weight_decay_as_the_authors(nano):
 def test_layer_decay_grows_with_depth(nano):
     groups = param_groups_layer_decay(nano, 0.05, layer_decay=0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
-    names = ["stem.0.weight"]
+    names = ["stem.0.conv.weight"]
     names += [f"stages.{s}.blocks.0.mlp.fc1.weight" for s in range(4)] + ["head.fc.weight"]
     parameters = dict(nano.named_parameters())
     scales = [scale[id(parameters[name])] for name in names]
@@ -261,22 +261,31 @@ class TestCheckpoints:
         assert not (tmp_path / "ran").exists()
 
 
-def test_batch_norm_joins_its_convolution_in_evaluation():
-    conv, norm = torch.nn.Conv2d(3, 5, 3, stride=2, padding=1), torch.nn.BatchNorm2d(5)
-    for parameter in (*conv.parameters(), *norm.parameters(), norm.running_mean):
+@pytest.mark.parametrize("act_layer", [None, torch.nn.GELU, torch.nn.ReLU, torch.nn.SiLU])
+def test_a_batch_norm_joins_its_convolution(act_layer):
+    layer = ConvNormAct(3, 5, 3, stride=2, padding=1, act_layer=act_layer).double()
+    for parameter in (*layer.parameters(), layer.norm.running_mean):
         torch.nn.init.normal_(parameter)
-    torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    torch.nn.init.uniform_(layer.norm.running_var, 0.5, 2)
     x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
-    conv.double(), norm.double().eval()
-    y, expected = normalized_conv2d(x, conv, norm), norm(conv(x))
-    torch.testing.assert_close(y, expected)
-    parameters = (*conv.parameters(), *norm.parameters())
-    gradients = [torch.autograd.grad(z.square().sum(), parameters) for z in (y, expected)]
-    torch.testing.assert_close(*gradients)
-    norm.train()
-    before = norm.running_mean.clone()
-    normalized_conv2d(x, conv, norm)
-    assert not torch.equal(norm.running_mean, before)
+    layer.eval()
+    norm = torch.nn.functional.batch_norm(
+        layer.conv(x),
+        layer.norm.running_mean,
+        layer.norm.running_var,
+        layer.norm.weight,
+        layer.norm.bias,
+    )
+    wanted = norm if act_layer is None else act_layer()(norm)
+    torch.testing.assert_close(layer(x), wanted)
+    fused = layer.fuse()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+    torch.testing.assert_close(fused(x), wanted)
+    # Of a replaced norm the activation stays.
+    layer.norm = torch.nn.Identity()
+    conv = layer.conv(x)
+    torch.testing.assert_close(layer(x), conv if act_layer is None else act_layer()(conv))
+    assert layer.fuse() is layer
 
 
 TRACED = ("rala_vit_nano", "agent_deit_tiny", "softmax_pvt_tiny", "softmax_swin_tiny")

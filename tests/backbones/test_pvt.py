@@ -6,13 +6,14 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch.export import Dim
 
+from linsight.backbones.context import Context
 from linsight.backbones.mixers import MIXERS
 
 from .conftest import lively
 
 # A PVT small enough for tests.
 NANO = {
-    "dims": (16, 32, 32, 64),
+    "embed_dim": (16, 32, 32, 64),
     "depths": (1, 1, 1, 1),
     "num_heads": (1, 2, 2, 4),
     "mlp_ratios": (2, 2, 2, 2),
@@ -68,7 +69,7 @@ def test_spatial_reduction_trains_where_there_is_no_class_token():
     model = nano(mixer="spatial_reduction", img_size=64, class_token=False, mixer_options=options)
     model(torch.randn(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    with pytest.raises(ValueError, match="use 'softmax' here"):
+    with pytest.raises(ValueError, match="take another mixer for this stage"):
         nano(mixer="spatial_reduction", mixer_options=options)
     with pytest.raises(ValueError, match="reduction is 1, expected at least 2"):
         nano(mixer="spatial_reduction", class_token=False)
@@ -78,7 +79,7 @@ def test_an_option_leaves_the_others_as_they_are():
     grids = ((12, 12), (16, 16), 28, 28)
     with torch.device("meta"):
         model = timm.create_model("agent_pvt_tiny", mixer_options={"agent": {"agent_grid": grids}})
-    mixers = [stage.blocks[0].mixer for stage in model.stages]
+    mixers = [stage.blocks[0].mixer.attention for stage in model.stages]
     assert [m.table_grid for m in mixers] == [(3, 3), (4, 4), (7, 7), (7, 7)]
     assert [m.grid for m in mixers] == [(12, 12), (16, 16), (28, 28), (28, 28)]
 
@@ -92,7 +93,7 @@ def test_reduction_by_hand():
         mixer.reduce.weight.zero_()
         mixer.reduce.weight[range(32), range(32)] = 0.25
         mixer.reduce.bias.zero_()
-        got = mixer(x, (2, 2))
+        got = mixer(x, Context((2, 2)))
         value = mixer.key_value(mixer.norm(x.mean(1, keepdim=True)))[..., 32:]
         torch.testing.assert_close(got, mixer.out_proj(value).expand(-1, 4, -1))
 
@@ -130,7 +131,7 @@ def test_loading_at_another_size(name, tmp_path):
         torch.testing.assert_close(larger.stages[0].cls_token, model.stages[0].cls_token)
         if name == "agent_pvt_tiny":
             for stage, other in zip(larger.stages, model.stages, strict=True):
-                mine, theirs = stage.blocks[0].mixer, other.blocks[0].mixer
+                mine, theirs = (s.blocks[0].mixer.attention for s in (stage, other))
                 torch.testing.assert_close(mine.biases(mine.size), theirs.biases(mine.size))
     assert larger(x).shape == (1, 5)
 

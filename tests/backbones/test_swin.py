@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linsight.backbones.context import Context
 from linsight.backbones.mixers import MIXERS
 from linsight.backbones.mixers.window import resize_position_bias
 
@@ -107,7 +108,7 @@ def test_a_table_for_another_window_is_interpolated(tmp_path):
         "softmax_swin_tiny", theirs.state_dict(), tmp_path / "swin.pth", mixer_options=options,
         img_size=288, **LITTLE,
     )  # fmt: skip
-    table = getattr(ours.stages[2].blocks[1].mixer, TABLE)
+    table = getattr(ours.stages[2].blocks[1].mixer.attention, TABLE)
     assert table.shape == (17**2, 4)
     # It keeps the middle, which is no offset at all, and the order of rows and columns.
     ramp = torch.arange(13.0).repeat_interleave(13)[:, None].repeat(1, 2)
@@ -165,7 +166,7 @@ def test_every_mixer_stands_in_the_skeleton(name, mixer):
 
 def test_what_makes_no_sense_is_refused():
     for mixer in ("window", "cross_window"):
-        with pytest.raises(ValueError, match="1 class tokens stand before it"):
+        with pytest.raises(ValueError, match="1 class tokens stand before the map"):
             timm.create_model("softmax_deit_tiny", mixer=mixer)
     with pytest.raises(ValueError, match="num_heads is 3: one half of the heads"):
         timm.create_model("softmax_swin_tiny", mixer="cross_window")
@@ -186,8 +187,8 @@ def test_published_variants_for_other_sizes(name, size, options, tables):
         model = timm.create_model(name, img_size=size, mixer_options=options)
     parameters = dict(model.named_parameters())
     if name.startswith("agent"):
-        assert parameters["stages.0.blocks.0.mixer.row_bias"].shape[2:] == (9, size // 4)
-        assert parameters["stages.1.blocks.0.mixer.row_bias"].shape[2:] == (16, size // 8)
+        assert parameters["stages.0.blocks.0.mixer.attention.row_bias"].shape[2:] == (9, size // 4)
+        assert parameters["stages.1.blocks.0.mixer.attention.row_bias"].shape[2:] == (16, size // 8)
     assert {p.shape[0] for key, p in parameters.items() if key.endswith(TABLE)} == (
         {tables} if tables else set()
     )
@@ -203,6 +204,7 @@ def test_every_odd_block_is_shifted():
         other = x.clone()
         other[0, 7 * 12 + 7] += 1
         with torch.inference_mode():
-            changed = (mixer(x, (12, 12)) - mixer(other, (12, 12))).abs().sum(-1).view(12, 12) > 0
+            context = Context((12, 12))
+            changed = (mixer(x, context) - mixer(other, context)).abs().sum(-1).view(12, 12) > 0
         assert {i for i in range(12) if changed[i].any()} == rows
         assert {i for i in range(12) if changed[:, i].any()} == rows

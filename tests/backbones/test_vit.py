@@ -11,7 +11,7 @@ from linsight.backbones.mixers import MIXERS
 from .conftest import lively
 
 # A DeiT small enough for tests: two blocks of two heads.
-NANO = {"dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+NANO = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
 
 def nano(mixer="agent", **kwargs):
@@ -99,11 +99,11 @@ def test_every_other_mixer_trains(mixer):
 
 
 def test_a_mixer_a_block_and_one_without_place():
-    model = nano([["agent", "mala"]])
+    model = nano(["agent", "mala"])
     assert [type(b.mixer).__name__ for b in model.blocks] == ["Agent", "MagnitudeAware"]
-    with pytest.raises(ValueError, match=r"1 class tokens .* use 'softmax' here"):
+    with pytest.raises(ValueError, match="1 class tokens .* take another mixer"):
         nano("spatial_reduction")
-    with pytest.raises(ValueError, match="names 3 stages, the model has 1"):
+    with pytest.raises(ValueError, match="names 3 blocks of stage 0, which has 2"):
         nano(["agent", "mala", "rala"])
 
 
@@ -167,7 +167,7 @@ def test_layer_decay_grows_with_depth():
 
 def test_drop_path_grows_linearly():
     model = timm.create_model("softmax_deit_tiny", drop_path_rate=0.11)
-    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.blocks]
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
     assert rates == pytest.approx([0.11 * i / 11 for i in range(12)])
 
 

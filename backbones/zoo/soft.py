@@ -1,12 +1,9 @@
-"""SOFT and SOFT-Norm: softmax-free attention in the pyramid of post-norm blocks."""
+"""SOFT and SOFT-Norm: softmax-free attention in a body of post-norm blocks."""
 
-from dataclasses import replace
 from typing import Any
 
-from ..registry import Family, Model, Weights, register
-from ..skeletons import post_norm_pyramid
-from ..skeletons.post_norm_pyramid import PostNormPyramid
-from . import papers
+from ..registry import Model, Weights, register
+from . import bodies, papers
 
 
 def _config(inverse: str, **others: Any) -> dict[str, Any]:
@@ -15,18 +12,8 @@ def _config(inverse: str, **others: Any) -> dict[str, Any]:
     return {"mixer": mixer, "mixer_options": {"softmax_free": options}} | others
 
 
-SOFT = Family(
-    skeleton=PostNormPyramid,
-    filter_fn=post_norm_pyramid.checkpoint_filter_fn,
-    paper=papers.SOFT,
-    first_conv="stem.0",
-    classifier="head.fc",
-    config=_config("regularized"),
-    data={"crop_pct": 0.9},
-)
-
-SOFT_NORM = replace(
-    SOFT,
+SOFT = bodies.SOFT(paper=papers.SOFT, config=_config("regularized"))
+SOFT_NORM = bodies.SOFT(
     paper=papers.SOFT_NORM,
     # The authors replace the blocks of stages 1 to 3 after their initialisation.
     config=_config("normalized", init_std=(None, None, None, 0.02)),
@@ -47,10 +34,10 @@ SOFT_2021 = {
 
 
 def _size(depths: tuple[int, ...], width: int = 320, heads: int = 10) -> dict[str, tuple[int, ...]]:
-    return {"dims": (64, 128, width, 512), "depths": depths, "num_heads": (2, 4, heads, 16)}
+    return {"embed_dim": (64, 128, width, 512), "depths": depths, "num_heads": (2, 4, heads, 16)}
 
 
-NANO = {"dims": (32, 64, 96, 128), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}
+NANO = {"embed_dim": (32, 64, 96, 128), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}
 TINY = _size((1, 2, 3, 2))
 # Depths of the published 24.1 M parameters; the authors' code has (1, 3, 20, 4), 38.9 M.
 SMALL = _size((1, 3, 7, 4))

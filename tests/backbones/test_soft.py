@@ -6,7 +6,8 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch.export import Dim
 
-from linsight.backbones.mixers import Place, build_mixer
+from linsight.backbones.context import Context, Place
+from linsight.backbones.mixers import build_mixer
 from linsight.backbones.mixers.softmax_free import SoftmaxFree
 from linsight.tools.models import read_counts
 
@@ -109,8 +110,8 @@ def test_drop_rates():
     """An ordinary dropout before the last stage, there stochastic depth."""
     model = timm.create_model("soft_vit_tiny", drop_path_rate=0.14)
     blocks = [block for stage in model.stages for block in stage.blocks]
-    rates = [block.drop.p for block in blocks[:6]]
-    rates += [block.drop_path.drop_prob for block in blocks[6:]]
+    rates = [block.drop1.p for block in blocks[:6]]
+    rates += [block.drop_path1.drop_prob for block in blocks[6:]]
     assert rates == pytest.approx([0.02 * i for i in range(8)])
 
 
@@ -128,7 +129,7 @@ def test_layer_decay_grows_with_depth(soft):
     groups = param_groups_layer_decay(soft, 0.05, layer_decay=0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     parameters = dict(soft.named_parameters())
-    names = ["stem.0.weight"]
+    names = ["stem.0.conv.weight"]
     names += [f"stages.{s}.blocks.0.mlp.fc1.weight" for s in range(4)] + ["head.fc.weight"]
     scales = [scale[id(parameters[name])] for name in names]
     assert scales == sorted(scales)
@@ -177,10 +178,10 @@ def test_the_mixer_elsewhere():
     assert mixer.ratio == 4
     assert build_mixer("softmax_free", Place(64, 2, (6, 6))).ratio == 1
     x = torch.randn(1, 9 * 12, 64)
-    assert mixer(x, (9, 12)).shape == x.shape
+    assert mixer(x, Context((9, 12))).shape == x.shape
     with pytest.raises(ValueError, match="3 x 12 holds no landmark of 4 x 4 pixels"):
-        mixer(x[:, :36], (3, 12))
-    with pytest.raises(ValueError, match="cannot stand where 1 class tokens are"):
+        mixer(x[:, :36], Context((3, 12)))
+    with pytest.raises(ValueError, match="1 class tokens stand before the map"):
         timm.create_model("soft_vit_nano", mixer="softmax_free")
 
 

@@ -1,0 +1,305 @@
+"""Residual blocks: how a token mixer and a feed-forward network are put together.
+
+Every block is built as `block(dim, mixer, **options)` and called as `block(x, context)` with
+tokens (B, P + H * W, C), so that any skeleton can hold any block.
+"""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+import timm.layers.mlp
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from .context import Context
+from .layers import (
+    ActLayer,
+    ConvMlp,
+    ResidualDepthwise,
+    add_and_norm,
+    add_residual,
+    resolve_act_layer,
+)
+from .norms import LayerNorm, NormLayer, resolve_norm_layer
+
+# A class, a partial of one, or a name; called as timm's MLPs are.
+MlpLayer = str | Callable[..., nn.Module]
+
+
+def resolve_mlp_layer(mlp_layer: MlpLayer) -> Callable[..., nn.Module]:
+    """The callable that makes a feed-forward network.
+
+    Args:
+        mlp_layer: 'convmlp', the name of one of timm's MLPs ('mlp', 'glumlp', 'swiglu', ...), a
+            class or a partial of one.
+
+    Raises:
+        ValueError: if there is no MLP of that name.
+    """
+    if not isinstance(mlp_layer, str):
+        return mlp_layer
+    classes = {
+        name.lower(): layer
+        for name, layer in vars(timm.layers.mlp).items()
+        if isinstance(layer, type) and layer.__module__ == timm.layers.mlp.__name__
+    }
+    found = (classes | {"convmlp": ConvMlp}).get(mlp_layer.lower())
+    if found is None:
+        raise ValueError(
+            f"mlp_layer is {mlp_layer!r}, which is neither 'convmlp' nor an MLP of timm: give such "
+            "a name, a class or a partial"
+        )
+    return found
+
+
+def make_mlp(
+    mlp_layer: MlpLayer | None,
+    default: Callable[..., nn.Module],
+    dim: int,
+    hidden: int,
+    act_layer: ActLayer | None,
+    default_act: Callable[..., nn.Module] = nn.GELU,
+) -> nn.Module:
+    """A block's feed-forward network; another than the default keeps its own default activation."""
+    if mlp_layer is None:
+        act = resolve_act_layer(act_layer, default_act)
+        return default(dim, hidden, act_layer=act)
+    layer = resolve_mlp_layer(mlp_layer)
+    if act_layer is None:
+        return layer(dim, hidden)
+    return layer(dim, hidden, act_layer=resolve_act_layer(act_layer, None))
+
+
+def make_drop_path(rate: float) -> nn.Module:
+    """Stochastic depth at `rate`."""
+    return DropPath(rate) if rate else nn.Identity()
+
+
+class Block(nn.Module):
+    """The frame of a block with a mixer and a feed-forward network.
+
+    Subclasses set `mixer` and `mlp`. The two branches are multiplied by the layer scales `gamma1`
+    and `gamma2` of C elements, where there are any.
+    """
+
+    gamma1: Tensor | None
+    gamma2: Tensor | None
+    mixer: nn.Module
+    mlp: nn.Module
+
+    def set_layer_scales(self, dim: int, initial: float | None) -> None:
+        """Make layer scales of an initial value, or none for None."""
+        # They have rank 4, so that weight decay, which leaves vectors out, acts on them as in the
+        # code of RAVLT's and MAViT's authors.
+        for name in ("gamma1", "gamma2"):
+            scale = None if initial is None else nn.Parameter(torch.full((1, 1, 1, dim), initial))
+            self.register_parameter(name, scale)
+
+    def feed_forward(self, x: Tensor, context: Context) -> Tensor:
+        """The feed-forward network, which is told the map's size if it convolves."""
+        return self.mlp(x, context) if isinstance(self.mlp, ConvMlp) else self.mlp(x)
+
+    def mix(self, x: Tensor, stream: Tensor, context: Context) -> Tensor:
+        """The mixer's branch of the tokens `x`, which were made of the residual stream."""
+        context.stream = stream
+        mixed = self.mixer(x, context)
+        context.stream = None
+        return mixed
+
+    def fuse(self) -> nn.Module:
+        """This block, its layer scales multiplied into the linear layers before them."""
+        for name, layer in (
+            ("gamma1", getattr(self.mixer, "out_proj", None)),
+            ("gamma2", getattr(self.mlp, "fc2", None)),
+        ):
+            gamma = getattr(self, name)
+            if gamma is None or type(layer) is not nn.Linear:
+                continue
+            with torch.no_grad():
+                layer.weight.mul_(gamma.view(-1, 1))
+                if layer.bias is not None:
+                    layer.bias.mul_(gamma.flatten())
+            setattr(self, name, None)
+        return self
+
+
+class TransformerBlock(Block):
+    """Pre-norm residual block: x <- x + mixer(norm1(x)); x <- x + mlp(norm2(x)).
+
+    Args:
+        dim: channels C.
+        mixer: the token mixer, called `mixer(x, context)`.
+        mlp_ratio: hidden width of the feed-forward network over its width.
+        drop_path: rate of stochastic depth of both branches.
+        eps: of the layer norms, unless `norm_layer` is given.
+        layer_scale: initial value of the layer scales of both branches, or None for none.
+        norm_layer, act_layer, mlp_layer: a class, a partial of one or a name, or None for
+            `LayerNorm`, GELU and timm's `Mlp`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        eps: float = 1e-6,
+        layer_scale: float | None = None,
+        norm_layer: NormLayer | None = None,
+        act_layer: ActLayer | None = None,
+        mlp_layer: MlpLayer | None = None,
+    ) -> None:
+        super().__init__()
+        make_norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=eps))
+        self.norm1 = make_norm(dim)
+        self.mixer = mixer
+        self.drop_path1 = make_drop_path(drop_path)
+        self.norm2 = make_norm(dim)
+        self.mlp = make_mlp(mlp_layer, Mlp, dim, int(mlp_ratio * dim), act_layer)
+        self.drop_path2 = make_drop_path(drop_path)
+        self.set_layer_scales(dim, layer_scale)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Tokens (B, P + H * W, C) of the map of `context` to tokens of the same shape."""
+        branch = self.drop_path1(self.mix(self.norm1(x), x, context))
+        x, y = add_and_norm(self.norm2, x, branch, self.gamma1)
+        return add_residual(x, self.drop_path2(self.feed_forward(y, context)), self.gamma2)
+
+
+class PostNormBlock(Block):
+    """SOFT's block: x <- norm1(x + drop(mixer(x))); x <- norm2(x + drop(mlp(x))).
+
+    Args:
+        drop_path: rate of an ordinary, elementwise dropout of both branches, which takes the place
+            of stochastic depth in SOFT's code.
+        others: as of `TransformerBlock`; the activation is GELU in its tanh approximation.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        eps: float = 1e-5,
+        layer_scale: float | None = None,
+        norm_layer: NormLayer | None = None,
+        act_layer: ActLayer | None = None,
+        mlp_layer: MlpLayer | None = None,
+    ) -> None:
+        super().__init__()
+        make_norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=eps))
+        gelu = partial(nn.GELU, approximate="tanh")
+        self.mixer = mixer
+        self.drop1 = nn.Dropout(drop_path)
+        self.norm1 = make_norm(dim)
+        self.mlp = make_mlp(mlp_layer, Mlp, dim, int(mlp_ratio * dim), act_layer, gelu)
+        self.drop2 = nn.Dropout(drop_path)
+        self.norm2 = make_norm(dim)
+        self.set_layer_scales(dim, layer_scale)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Tokens (B, P + H * W, C) of the map of `context` to tokens of the same shape."""
+        branch = self.drop1(self.mix(x, x, context))
+        x = add_and_norm(self.norm1, x, branch, self.gamma1)[1]
+        branch = self.drop2(self.feed_forward(x, context))
+        return add_and_norm(self.norm2, x, branch, self.gamma2)[1]
+
+
+class PositionBlock(Block):
+    """The block of RAVLT and MAViT: conditional position, mixer and convolving network.
+
+    x <- x + depthwise(x); x <- x + gamma1 mixer(norm1(x)); x <- x + gamma2 mlp(norm2(x)).
+
+    Args:
+        others: as of `TransformerBlock`; the feed-forward network is `ConvMlp` by default.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        *,
+        mlp_ratio: float = 3.5,
+        drop_path: float = 0.0,
+        eps: float = 1e-6,
+        layer_scale: float | None = 1.0,
+        norm_layer: NormLayer | None = None,
+        act_layer: ActLayer | None = None,
+        mlp_layer: MlpLayer | None = None,
+    ) -> None:
+        super().__init__()
+        make_norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=eps))
+        self.position = ResidualDepthwise(dim, 3)
+        self.norm1 = make_norm(dim)
+        self.mixer = mixer
+        self.drop_path1 = make_drop_path(drop_path)
+        self.norm2 = make_norm(dim)
+        self.mlp = make_mlp(mlp_layer, ConvMlp, dim, int(mlp_ratio * dim), act_layer)
+        self.drop_path2 = make_drop_path(drop_path)
+        self.set_layer_scales(dim, layer_scale)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Tokens (B, H * W, C) of the map of `context` to tokens of the same shape."""
+        x = self.position(context.as_map(x, "block 'position'")).flatten(1, 2)
+        branch = self.drop_path1(self.mix(self.norm1(x), x, context))
+        x, y = add_and_norm(self.norm2, x, branch, self.gamma1)
+        branch = self.drop_path2(self.feed_forward(y, context))
+        return add_residual(x, branch, self.gamma2)
+
+
+BLOCKS: dict[str, type[nn.Module]] = {
+    "position": PositionBlock,
+    "post_norm": PostNormBlock,
+    "transformer": TransformerBlock,
+}
+
+# A class, a partial of one, or a key of `BLOCKS`.
+BlockLayer = str | Callable[..., nn.Module]
+# One block for all depths; one per stage; or, within a stage, one per depth.
+BlockLayers = BlockLayer | Sequence[BlockLayer | Sequence[BlockLayer]]
+
+
+def resolve_block(block: BlockLayer) -> Callable[..., nn.Module]:
+    """The callable that makes a block.
+
+    Raises:
+        ValueError: if there is no block of that name.
+    """
+    if not isinstance(block, str):
+        return block
+    if block not in BLOCKS:
+        near = get_close_matches(block, BLOCKS) or sorted(BLOCKS)
+        raise ValueError(f"there is no block {block!r}; did you mean {', '.join(near)}?")
+    return BLOCKS[block]
+
+
+def choices_by_depth(name: str, choice: Any, depths: Sequence[int]) -> list[list[Any]]:
+    """What stands at every depth of every stage.
+
+    Args:
+        name: of the argument, for messages.
+        choice: one for all depths, a sequence with one per stage, each of which may be a sequence
+            with one per depth.
+        depths: blocks per stage.
+
+    Raises:
+        ValueError: if there are not as many choices as stages, or as depths in a stage.
+    """
+    single = not isinstance(choice, (tuple, list))
+    stages = [choice] * len(depths) if single else list(choice)
+    if len(stages) != len(depths):
+        raise ValueError(f"{name} names {len(stages)} stages, the model has {len(depths)}")
+    blocks = [
+        list(names) if isinstance(names, (tuple, list)) else [names] * depth
+        for names, depth in zip(stages, depths, strict=True)
+    ]
+    for i, (names, depth) in enumerate(zip(blocks, depths, strict=True)):
+        if len(names) != depth:
+            raise ValueError(f"{name} names {len(names)} blocks of stage {i}, which has {depth}")
+    return blocks

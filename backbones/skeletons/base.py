@@ -1,0 +1,360 @@
+"""The base of every skeleton: timm's interface, stages of blocks, a head."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from timm.layers import (
+    SelectAdaptivePool2d,
+    calculate_drop_path_rates,
+    global_pool_nlc,
+    resample_abs_pos_embed,
+)
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..blocks import BlockLayers, choices_by_depth, resolve_block
+from ..checkpoint import rename_old_entries
+from ..context import Context, Place
+from ..layers import check_token_pool, make_classifier
+from ..mixers import MixerNames, MixerOptions, TokenMixer, build_mixer
+
+Size = tuple[int, int]
+
+
+def embed_dims(embed_dim: int | Sequence[int], stages: int) -> tuple[int, ...]:
+    """The width of every stage: a number is the first stage's, and each stage doubles it.
+
+    Raises:
+        ValueError: if there are not as many widths as stages.
+    """
+    if isinstance(embed_dim, int):
+        return tuple(embed_dim * 2**i for i in range(stages))
+    if len(embed_dim) != stages:
+        raise ValueError(f"embed_dim names {len(embed_dim)} widths, the model has {stages} stages")
+    return tuple(embed_dim)
+
+
+def build_blocks(
+    dims: Sequence[int],
+    sizes: Sequence[Size],
+    *,
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    mixer: MixerNames,
+    mixer_options: MixerOptions | None,
+    block: BlockLayers,
+    drop_path_rate: float,
+    options: Callable[[int], dict[str, Any]],
+    prefix_tokens: Sequence[int] | None = None,
+    init_stds: Sequence[float | None] | None = None,
+) -> list[list[nn.Module]]:
+    """The blocks of every stage, each with its mixer.
+
+    Args:
+        dims, sizes, depths, num_heads, prefix_tokens, init_stds: per stage its width, the (H, W)
+            of its map at the model's image size, its number of blocks and of heads, its class
+            tokens (None for none), and the deviation of its initial weights (None for 0.02).
+        mixer, mixer_options: see `linsight.backbones.mixers`.
+        block: the block, one for all depths, one per stage or one per depth.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        options: gives, of a stage's index, further keyword arguments of its blocks.
+    """
+    mixers = choices_by_depth("mixer", mixer, depths)
+    blocks = choices_by_depth("block", block, depths)
+    rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+    stages = []
+    for i, (dim, heads, size) in enumerate(zip(dims, num_heads, sizes, strict=True)):
+        prefix = prefix_tokens[i] if prefix_tokens else 0
+        std = init_stds[i] if init_stds else 0.02
+        stages.append(
+            [
+                resolve_block(make)(
+                    dim,
+                    build_mixer(name, Place(dim, heads, size, i, j, prefix, std), mixer_options),
+                    drop_path=rate,
+                    **options(i),
+                )
+                for j, (make, name, rate) in enumerate(
+                    zip(blocks[i], mixers[i], rates[i], strict=True)
+                )
+            ]
+        )
+    return stages
+
+
+def add_tokens(
+    x: Tensor, cls_token: Tensor | None, pos_embed: Tensor | None, size: Size, interpolation: str
+) -> tuple[Tensor, Context]:
+    """Tokens of a map, with a class token in front and position embeddings added.
+
+    Args:
+        x: the map (B, H, W, C).
+        cls_token: (1, 1, C), or None for no class token.
+        pos_embed: (1, P + h * w, C), or None.
+        size: (h, w), from which position embeddings are interpolated to (H, W).
+        interpolation: 'bicubic' or 'bilinear', of the position embeddings.
+
+    Returns:
+        Tokens (B, P + H * W, C) and the context of the map.
+    """
+    prefix = int(cls_token is not None)
+    context = Context(x.shape[1:3], prefix)
+    x = x.flatten(1, 2)
+    if cls_token is not None:
+        x = torch.cat((cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), 1)
+    if pos_embed is not None:
+        position = resample_abs_pos_embed(
+            pos_embed, context.size, size, prefix, interpolation, interpolation == "bicubic"
+        )
+        x = x + position.to(x.dtype)
+    return x, context
+
+
+def run_block(block: nn.Module, x: Tensor, context: Context, recompute: bool) -> Tensor:
+    """A block's output, whose activations the backward pass computes again if `recompute`."""
+    return checkpoint(block, x, context) if recompute else block(x, context)
+
+
+class Stage(nn.Module):
+    """Downsampling, a class token and position embeddings where there are any, blocks.
+
+    With a class token it gives tokens (B, 1 + H * W, C), without one a map (B, H, W, C).
+
+    Args:
+        downsample: from the map of the stage before to the map of this one.
+        blocks: called with tokens and a `Context`.
+        dim: channels C.
+        size: (H, W) at the model's image size if the stage has position embeddings; any other
+            size interpolates them bilinearly. None for a stage without them.
+        class_token: whether a class token is put in front.
+    """
+
+    def __init__(
+        self,
+        downsample: nn.Module,
+        blocks: Iterable[nn.Module],
+        *,
+        dim: int = 0,
+        size: Size | None = None,
+        class_token: bool = False,
+    ) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.size = size
+        self.prefix_tokens = int(class_token)
+        self.downsample = downsample
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        self.pos_embed = None
+        if size is not None:
+            self.pos_embed = nn.Parameter(torch.empty(1, class_token + size[0] * size[1], dim))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        x, context = add_tokens(x, self.cls_token, self.pos_embed, self.size, "bilinear")
+        for block in self.blocks:
+            x = run_block(block, x, context, self.grad_checkpointing)
+        return x if self.prefix_tokens else x.unflatten(1, context.size)
+
+
+class Head(nn.Module):
+    """Pooling, dropout and classifier, from a map (B, H, W, C) or tokens (B, 1 + N, C).
+
+    Args:
+        dim: channels C.
+        num_classes: classes; 0 for no classifier.
+        pool_type: timm's pooling name; of tokens, the first of which is the class token, one of
+            `TOKEN_POOLS`.
+        drop_rate: dropout before the classifier.
+        class_token: whether it takes tokens.
+
+    Raises:
+        ValueError: if tokens have no such pooling.
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int, pool_type: str, drop_rate: float, class_token: bool
+    ) -> None:
+        super().__init__()
+        self.num_features = dim
+        self.class_token = class_token
+        self._set_pool(pool_type)
+        self.drop = nn.Dropout(drop_rate)
+        self.fc = make_classifier(dim, num_classes)
+
+    def _set_pool(self, pool_type: str) -> None:
+        if self.class_token:
+            self.pool_type = check_token_pool(pool_type)
+        else:
+            self.global_pool = SelectAdaptivePool2d(
+                pool_type=pool_type, flatten=bool(pool_type), input_fmt="NHWC"
+            )
+
+    def reset(self, num_classes: int, pool_type: str | None, like: Tensor) -> None:
+        """Replace the classifier, and the pooling if `pool_type` is given.
+
+        Args:
+            num_classes: classes; 0 for no classifier.
+            pool_type: see the class, or None to leave the pooling.
+            like: a tensor on the device and in the dtype of the new classifier.
+        """
+        if pool_type is not None:
+            self._set_pool(pool_type)
+        self.fc = make_classifier(self.num_features, num_classes, like)
+        self.train(self.training)  # new modules start in training mode
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.class_token:
+            x = global_pool_nlc(x, self.pool_type, num_prefix_tokens=1)
+        else:
+            x = self.global_pool(x)
+        x = self.drop(x)
+        return x if pre_logits else self.fc(x)
+
+
+class VisionModel(nn.Module):
+    """What all skeletons share of timm's interface.
+
+    Subclasses set `num_classes`, `in_chans`, `num_features`, `head_hidden_size`, `feature_info`
+    and `norm`, and compute `forward_features` and `forward_head`.
+    """
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # PyTorch calls this of a module before those below it, whichever way weights are loaded.
+        rename_old_entries(state_dict, self, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names beyond vectors and biases that weight decay leaves out.
+
+        They are the class token, and what mixers ask for; position embeddings decay.
+        """
+        names = {name for name, _ in self.named_parameters() if name.endswith("cls_token")}
+        for name, module in self.named_modules():
+            if isinstance(module, TokenMixer):
+                names |= {f"{name}.{parameter}" for parameter in module.no_weight_decay()}
+        return names
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) from images (B, in_chans, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+
+class HierarchicalVisionTransformer(VisionModel):
+    """A stem, stages that take and give channels-last maps, a norm and a head.
+
+    Subclasses set, besides what `VisionModel` asks for, `stem` (images to the map that the first
+    stage takes), `stages` (of `Stage`; the last may give tokens with a class token in front) and
+    `head` (with `fc` and `reset(num_classes, pool_type, like)`).
+    """
+
+    output_fmt = "NHWC"
+
+    def set_stages(self, stages: Sequence[nn.Module], dims: Sequence[int]) -> None:
+        """Take `stages` of widths `dims`, of strides 4, 8, 16 and so on."""
+        self.stages = nn.ModuleList(stages)
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"}
+            for i, dim in enumerate(dims)
+        ]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups for timm's layer decay; a stage's beginning is in its first block's."""
+        blocks = [
+            (r"^stages\.(\d+)\.(?!blocks)", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^(?:norm|head\.(?:projection|norm))", (99999,)),
+        ]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one, and the pooling if `global_pool` is given."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, next(self.parameters()))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Final features, and as maps the outputs of the stages in `indices`.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: which stages: the last n for an integer, all for None.
+            norm: apply the final norm to the last stage's output, if that is asked for.
+            stop_early: do not compute stages after the last that is asked for.
+            output_fmt: 'NCHW' or 'NHWC', of the intermediates.
+            intermediates_only: return the list alone.
+
+        Raises:
+            ValueError: for another `output_fmt`.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'")
+        take, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        pixels = x.shape[-2:]
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take:
+                y = self.norm(x) if norm and i == len(self.stages) - 1 else x
+                if y.ndim == 3:
+                    reduction = self.feature_info[i]["reduction"]
+                    y = y[:, 1:].unflatten(1, tuple(-(-side // reduction) for side in pixels))
+                intermediates.append(y.permute(0, 3, 1, 2) if output_fmt == "NCHW" else y)
+        if intermediates_only:
+            return intermediates
+        return self.norm(x) if i == len(self.feature_info) - 1 else x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages (and the head) that the outputs in `indices` do not need."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.head = nn.Identity()
+            self.num_classes = 0
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Unpooled, normed features (B, ceil(H / 32), ceil(W / 32), C), or tokens (B, 1 + N, C)."""
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) from features; (B, head_hidden_size) if `pre_logits`."""
+        return self.head(x, pre_logits=pre_logits)
+
+
+def stage_sizes(img_size: Size, stages: int) -> list[Size]:
+    """(H, W) of the maps of stages at strides 4, 8, 16 and so on, sides rounded up."""
+    return [tuple(-(-side // (4 * 2**i)) for side in img_size) for i in range(stages)]
+
+
+def init_tokens(model: nn.Module, init: Callable[[Tensor], Any]) -> None:
+    """Initialise class tokens and position embeddings by `init`."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("cls_token", "pos_embed")):
+            init(parameter)

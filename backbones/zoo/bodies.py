@@ -1,0 +1,96 @@
+"""The bodies that several papers share: a skeleton with its sizes, to which a paper adds a mixer."""
+
+from functools import partial
+
+from ..registry import Family
+from ..skeletons import cswin, pvt, ravlt, soft, swin, vit
+
+DEIT = partial(
+    Family,
+    skeleton=vit.VisionTransformer,
+    filter_fn=vit.checkpoint_filter_fn,
+    first_conv="patch_embed.proj",
+    classifier="head",
+    # The last three blocks, as timm's.
+    out_indices=3,
+)
+DEIT_TINY = {"embed_dim": 192, "num_heads": 3}
+DEIT_SMALL = {"embed_dim": 384, "num_heads": 6}
+DEIT_BASE = {"embed_dim": 768, "num_heads": 12}
+
+PVT = partial(
+    Family,
+    skeleton=pvt.PyramidVisionTransformer,
+    filter_fn=pvt.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+PVT_TINY = {"depths": (2, 2, 2, 2)}
+PVT_SMALL = {"depths": (3, 4, 6, 3)}
+PVT_MEDIUM = {"depths": (3, 4, 18, 3)}
+PVT_LARGE = {"depths": (3, 8, 27, 3)}
+
+SWIN = partial(
+    Family,
+    skeleton=swin.SwinTransformer,
+    filter_fn=swin.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+SWIN_TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+SWIN_SMALL = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+SWIN_BASE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+
+CSWIN = partial(
+    Family,
+    skeleton=cswin.CSwinTransformer,
+    filter_fn=cswin.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+CSWIN_TINY = {"embed_dim": 64, "depths": (1, 2, 21, 1), "num_heads": (2, 4, 8, 16)}
+CSWIN_SMALL = {"embed_dim": 64, "depths": (2, 4, 32, 2), "num_heads": (2, 4, 8, 16)}
+CSWIN_BASE = {"embed_dim": 96, "depths": (2, 4, 32, 2), "num_heads": (4, 8, 16, 32)}
+CSWIN_LARGE = {"embed_dim": 144, "depths": (2, 4, 32, 2), "num_heads": (6, 12, 24, 24)}
+
+# RAVLT and MAViT have one set of shapes, and differ in the mixer and the head.
+RAVLT = partial(
+    Family,
+    skeleton=ravlt.RAVLT,
+    filter_fn=ravlt.checkpoint_filter_fn,
+    first_conv="stem.0.conv",
+    classifier="head.fc",
+)
+RAVLT_NANO = {
+    "embed_dim": (32, 64, 128, 192),
+    "depths": (1, 1, 2, 1),
+    "num_heads": (1, 2, 4, 6),
+    "head_hidden_size": 512,
+}
+RAVLT_TINY = {"embed_dim": 64, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8)}
+RAVLT_SMALL = {
+    "embed_dim": (64, 128, 320, 512),
+    "depths": (3, 5, 9, 3),
+    "num_heads": (1, 2, 5, 8),
+}
+RAVLT_BASE = {
+    "embed_dim": (96, 192, 384, 512),
+    "depths": (4, 6, 12, 6),
+    "num_heads": (1, 2, 6, 8),
+    "layer_scale": (1.0, 1.0, 1e-6, 1e-6),
+}
+RAVLT_LARGE = {
+    "embed_dim": (96, 192, 448, 640),
+    "depths": (4, 7, 19, 8),
+    "num_heads": (1, 2, 7, 10),
+    "layer_scale": 1e-6,
+}
+
+SOFT = partial(
+    Family,
+    skeleton=soft.SOFT,
+    filter_fn=soft.checkpoint_filter_fn,
+    first_conv="stem.0.conv",
+    classifier="head.fc",
+    data={"crop_pct": 0.9},
+)

@@ -1,0 +1,26 @@
+"""MAViT: magnitude-aware linear attention in the body of RAVLT."""
+
+from ..registry import Model, Weights, register
+from . import bodies, papers
+
+MALA = bodies.RAVLT(
+    paper=papers.MALA,
+    config={"mixer": ("mala", "mala", "gated_softmax", "gated_softmax"), "head_hidden_size": 2048},
+)
+
+# Their repository is on the hub, but its authors do not print the names of its files.
+MAVIT = {"in1k": Weights(page="https://huggingface.co/aldjalkdf/MAViT/tree/main")}
+
+
+register(
+    __name__,
+    {
+        "mala_vit_nano": Model(MALA, bodies.RAVLT_NANO),
+        "mala_vit_tiny": Model(MALA, bodies.RAVLT_TINY, MAVIT, top1=82.9),
+        "mala_vit_small": Model(MALA, bodies.RAVLT_SMALL, MAVIT, top1=84.7),
+        "mala_vit_base": Model(MALA, bodies.RAVLT_BASE, MAVIT, top1=85.7),
+        "mala_vit_large": Model(
+            MALA, bodies.RAVLT_LARGE | {"head_hidden_size": 2560}, MAVIT, top1=86.0
+        ),
+    },
+)

@@ -1,0 +1,79 @@
+"""The baselines with softmax attention: DeiT, PVT, Swin and CSwin."""
+
+from ..registry import Model, Weights, register
+from . import bodies, papers
+
+DEIT = bodies.DEIT(paper=papers.DEIT, config={"mixer": "softmax"})
+PVT = bodies.PVT(
+    paper=papers.PVT,
+    config={
+        "mixer": ("spatial_reduction", "spatial_reduction", "spatial_reduction", "softmax"),
+        "mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}},
+        "class_token": True,
+    },
+)
+SWIN = bodies.SWIN(
+    paper=papers.SWIN,
+    # timm's order of shift and padding, which matters for a map that is no multiple of 7.
+    config={"mixer": "window", "mixer_options": {"window": {"padding": "end_after_shift"}}},
+)
+CSWIN = bodies.CSWIN(
+    paper=papers.CSWIN,
+    config={
+        "mixer": "cross_window",
+        "mixer_options": {"cross_window": {"split_size": (1, 2, 7, None)}},
+    },
+)
+
+
+def _deit(size: str, digest: str) -> dict[str, Weights]:
+    file = f"deit_{size}_patch16_224-{digest}.pth"
+    return {"fb_in1k": Weights(url=f"https://dl.fbaipublicfiles.com/deit/{file}")}
+
+
+def _pvt(size: str) -> dict[str, Weights]:
+    releases = "https://github.com/whai362/PVT/releases/download/v2"
+    return {"in1k": Weights(url=f"{releases}/pvt_{size}.pth")}
+
+
+def _swin(size: str) -> dict[str, Weights]:
+    release = "https://github.com/SwinTransformer/storage/releases/download"
+    file = f"swin_{size}_patch4_window7_224"
+    finetuned = {
+        "tiny": f"v1.0.8/{file}_22kto1k_finetune.pth",
+        "small": f"v1.0.8/{file}_22kto1k_finetune.pth",
+        "base": f"v1.0.0/{file}_22kto1k.pth",
+    }
+    return {
+        "ms_in1k": Weights(url=f"{release}/v1.0.0/{file}.pth"),
+        "ms_in22k_ft_in1k": Weights(url=f"{release}/{finetuned[size]}"),
+    }
+
+
+def _cswin(size: str) -> dict[str, Weights]:
+    release = "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.1.0"
+    tag = "ms_in22k_ft_in1k" if size == "large" else "ms_in1k"
+    return {tag: Weights(url=f"{release}/cswin_{size}_224.pth", config={"crop_pct": 0.9})}
+
+
+register(
+    __name__,
+    {
+        "softmax_deit_tiny": Model(DEIT, bodies.DEIT_TINY, _deit("tiny", "a1311bcf"), top1=72.2),
+        "softmax_deit_small": Model(DEIT, bodies.DEIT_SMALL, _deit("small", "cd65a155"), top1=79.9),
+        "softmax_deit_base": Model(DEIT, bodies.DEIT_BASE, _deit("base", "b5f2ef4d"), top1=81.8),
+        "softmax_pvt_tiny": Model(PVT, bodies.PVT_TINY, _pvt("tiny"), top1=75.1),
+        "softmax_pvt_small": Model(PVT, bodies.PVT_SMALL, _pvt("small"), top1=79.8),
+        "softmax_pvt_medium": Model(PVT, bodies.PVT_MEDIUM, _pvt("medium"), top1=81.2),
+        "softmax_pvt_large": Model(PVT, bodies.PVT_LARGE, _pvt("large"), top1=81.7),
+        "softmax_swin_tiny": Model(SWIN, bodies.SWIN_TINY, _swin("tiny"), top1=81.2, upernet=44.51),
+        "softmax_swin_small": Model(
+            SWIN, bodies.SWIN_SMALL, _swin("small"), top1=83.2, upernet=47.64
+        ),
+        "softmax_swin_base": Model(SWIN, bodies.SWIN_BASE, _swin("base"), top1=83.5, upernet=48.13),
+        "softmax_cswin_tiny": Model(CSWIN, bodies.CSWIN_TINY, _cswin("tiny"), top1=82.8),
+        "softmax_cswin_small": Model(CSWIN, bodies.CSWIN_SMALL, _cswin("small"), top1=83.6),
+        "softmax_cswin_base": Model(CSWIN, bodies.CSWIN_BASE, _cswin("base"), top1=84.2),
+        "softmax_cswin_large": Model(CSWIN, bodies.CSWIN_LARGE, _cswin("large"), top1=86.5),
+    },
+)
