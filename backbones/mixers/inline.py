@@ -77,7 +77,6 @@ class InLine(TokenMixer):
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' projections, predictor and local branch under our names."""
-        entries = {name.removeprefix("attns.0."): value for name, value in entries.items()}
         names = {"residual.": "predictor.", "get_v.": "local."}
         return rename_entries(join_projections(entries), names)
 

@@ -40,8 +40,6 @@ AUTHORS_NAMES = {
     "stage1_conv_embed.2.": "stem.norm.",
     "head.": "head.fc.",
 }
-# What of a block belongs to the mixer; the authors keep its projections beside it.
-MIXERS_PARTS = r"^(?=qkv\.|proj\.|attns\.)"
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
@@ -54,6 +52,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     """
     state_dict = unwrap(state_dict)
     if "stage1_conv_embed.0.weight" in state_dict:
+        # A block of one branch keeps its operator in a list all the same.
+        state_dict = {
+            name if name.replace("attns.0.", "attns.1.") in state_dict else name.replace("attns.0.", "attns."): value
+            for name, value in state_dict.items()
+        }
         state_dict = {_our_name(name): value for name, value in state_dict.items()}
     state_dict = convert_mixers(state_dict, model)
     check_model(state_dict, model)
@@ -66,6 +69,10 @@ def _our_name(name: str) -> str:
             return ours + name[len(theirs) :]
     name = re.sub(r"^merge(\d)\.", lambda m: f"stages.{m[1]}.downsample.", name)
     name = re.sub(r"^stage(\d)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.", name)
+    # What of a block belongs to the mixer: the authors keep its projections beside its branches.
     stem, dot, rest = name.rpartition(".blocks.")
     block, _, parameter = rest.partition(".")
-    return f"{stem}{dot}{block}.{re.sub(MIXERS_PARTS, 'mixer.', parameter)}" if dot else name
+    if re.match(r"qkv\.|proj\.|attns\.\d\.", parameter):
+        parameter = f"mixer.{parameter}"
+    parameter = re.sub(r"^attns\.", "mixer.", parameter)
+    return f"{stem}{dot}{block}.{parameter}" if dot else name
