@@ -6,8 +6,11 @@ from timm.layers import DropPath, is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ..kernels import add_layer_norm, batch_norm, conv2d, depthwise_conv2d, layer_norm, linear
-from ..kernels.conv import Activation, activated
+from ..kernels.batch_norm import batch_norm
+from ..kernels.conv2d import conv2d
+from ..kernels.depthwise_conv2d import depthwise_conv2d
+from ..kernels.layer_norm import add_layer_norm, layer_norm
+from ..kernels.runtime.activation import Activation, activate
 
 # timm's register_notrace_function reaches what a module's own forward calls, and no further.
 torch.fx.wrap("batch_norm")
@@ -79,12 +82,11 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
         """Of x, or of x + branch."""
         return depthwise_conv2d(
-            x,
+            x if branch is None else x + branch,
             self.weight,
             self.bias,
             activation=self.activation,
             residual=self.residual,
-            branch=branch,
         )
 
 
@@ -108,6 +110,8 @@ class AddLayerNorm(LayerNorm):
     """
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if branch is None:
+            return x, layer_norm(x, self.weight, self.bias, eps=self.eps)
         return add_layer_norm(x, branch, self.weight, self.bias, eps=self.eps)
 
 
@@ -116,8 +120,8 @@ class Linear(nn.Linear):
     """x W^T + b, or scale * (x W^T + b) with a layer scale of as many elements as b."""
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        scale = None if scale is None else scale.flatten()
-        return linear(x, self.weight, self.bias, scale=scale)
+        y = super().forward(x)
+        return y if scale is None else y * scale.flatten()
 
 
 class NormedPatchEmbed(PatchEmbed):
@@ -204,9 +208,9 @@ def normalized(
     x: Tensor, norm: nn.Module, activation: Activation | None = None, offset: Tensor | None = None
 ) -> Tensor:
     """a(norm(x + offset)), of (B, C, H, W); a batch norm's training step in one operator."""
+    x = x if offset is None else x + offset.to(x.dtype)[:, None, None]
     if not norm.training or not _is_usual(norm):
-        x = x if offset is None else x + offset.to(x.dtype)[:, None, None]
-        return activated(norm(x), activation)
+        return activate(norm(x), activation)
     norm.num_batches_tracked.add_(1)
     return batch_norm(
         x,
@@ -214,7 +218,6 @@ def normalized(
         norm.bias,
         norm.running_mean,
         norm.running_var,
-        offset=offset,
         momentum=norm.momentum,
         eps=norm.eps,
         activation=activation,

@@ -9,8 +9,9 @@ from timm.layers import is_exporting, trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from ...kernels import Rotary, agent_attention
-from ...kernels.backend import kept, without_autocast
+from ...kernels.agent_attention import agent_attention
+from ...kernels.rotary import Rotary
+from ...kernels.runtime.dispatch import cache_constants, without_autocast
 from .place import Place
 from .projected import ProjectedMixer
 
@@ -111,7 +112,7 @@ class Agent(ProjectedMixer):
         )
 
 
-@kept
+@cache_constants
 def interpolation(length: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Linear interpolation of `length` values to `target`, as a matrix (length, target).
 

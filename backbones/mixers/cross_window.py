@@ -3,7 +3,8 @@
 from timm.models import register_notrace_module
 from torch import Tensor
 
-from ...kernels import Rotary, window_attention
+from ...kernels.rotary import Rotary
+from ...kernels.window_attention import window_attention
 from .place import Place
 from .softmax import Softmax
 

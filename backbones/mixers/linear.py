@@ -4,7 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...kernels import Rotary, linear_attention, projected_linear_attention
+from ...kernels.linear_attention import linear_attention
+from ...kernels.projected_linear_attention import projected_linear_attention
+from ...kernels.rotary import Rotary
 from .place import Place
 from .projected import ProjectedMixer
 

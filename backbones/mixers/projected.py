@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import Rotary, apply_rotary
+from ...kernels.rotary import Rotary, apply_rotary
 from ..layers import DepthwiseConv2d, Linear
 from .place import Place
 

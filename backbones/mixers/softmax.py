@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor
 
-from ...kernels import Rotary, projected_softmax_attention
+from ...kernels.projected_softmax_attention import projected_softmax_attention
+from ...kernels.rotary import Rotary
 from .place import Place
 from .projected import ProjectedMixer
 

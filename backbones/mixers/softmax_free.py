@@ -5,14 +5,11 @@ from timm.layers import is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from ...kernels import (
-    Rotary,
-    depthwise_conv2d,
-    gaussian_attention,
-    landmark_kernel,
-    newton_inverse,
-)
-from ...kernels.newton_inverse import InverseMethod
+from ...kernels.depthwise_conv2d import depthwise_conv2d
+from ...kernels.gaussian_attention import gaussian_attention
+from ...kernels.landmark_kernel import landmark_kernel
+from ...kernels.newton_inverse import InverseMethod, newton_inverse
+from ...kernels.rotary import Rotary
 from ..layers import Linear
 from .place import Place
 

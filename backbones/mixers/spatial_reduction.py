@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from ...kernels import Rotary
+from ...kernels.rotary import Rotary
 from ..layers import LayerNorm, Linear, padded
 from .place import Place
 

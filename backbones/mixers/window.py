@@ -9,8 +9,8 @@ from timm.layers import is_exporting, trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from ...kernels import Rotary, window_attention
-from ...kernels.window_attention import Padding
+from ...kernels.rotary import Rotary
+from ...kernels.window_attention import Padding, window_attention
 from .place import Place
 from .projected import ProjectedMixer
 

@@ -21,7 +21,7 @@ from timm.layers import (
 from timm.models import checkpoint, register_notrace_function
 from torch import Tensor, nn
 
-from ...kernels import Rotary, rotary_tables
+from ...kernels.rotary import Rotary, rotary_tables
 from ..checkpoint import check_model, renamed, unwrap
 from ..layers import (
     AddLayerNorm,

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linsight.kernels import batch_norm, force
+from linsight.kernels import force
+from linsight.kernels.batch_norm import batch_norm
 
 from .conftest import compiled
 from .numerics import RESULT, assert_as_exact_as_eager, distance, leaves, poison_memory

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from linsight.kernels import force, gaussian_attention, landmark_kernel
+from linsight.kernels import force
+from linsight.kernels.gaussian_attention import gaussian_attention
+from linsight.kernels.landmark_kernel import landmark_kernel
 
 from .conftest import compiled
 from .numerics import assert_as_exact_as_eager, distance, leaves, poison_memory

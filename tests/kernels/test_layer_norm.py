@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linsight.kernels import add_layer_norm, force, layer_norm
+from linsight.kernels import force
+from linsight.kernels.layer_norm import add_layer_norm, layer_norm
 
 from .conftest import compiled
 from .numerics import assert_as_exact_as_eager, leaves

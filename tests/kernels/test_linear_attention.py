@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from linsight.kernels import force, linear_attention, rotary_tables
+from linsight.kernels import force
+from linsight.kernels.linear_attention import linear_attention
+from linsight.kernels.rotary import rotary_tables
 
 from .conftest import compiled
 from .numerics import assert_as_exact_as_eager, distance, leaves, outcome, poison_memory

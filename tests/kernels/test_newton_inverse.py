@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from linsight.kernels import force, newton_inverse
+from linsight.kernels import force
 from linsight.kernels.landmark_kernel import gaussian_kernel
+from linsight.kernels.newton_inverse import newton_inverse
 
 from .conftest import compiled
 from .numerics import assert_as_exact_as_eager, distance, leaves, poison_memory

@@ -8,14 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linsight.kernels import (
-    apply_rotary,
-    depthwise_conv2d,
-    force,
-    linear,
-    projected_softmax_attention,
-    rotary_tables,
-)
+from linsight.kernels import force
+from linsight.kernels.depthwise_conv2d import depthwise_conv2d
+from linsight.kernels.projected_softmax_attention import projected_softmax_attention
+from linsight.kernels.rotary import apply_rotary, rotary_tables
 
 from .numerics import assert_as_exact_as_eager, poison_memory
 from .test_projected_attention import assert_compiles, case

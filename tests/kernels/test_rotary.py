@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from linsight.kernels import apply_rotary, force, rotary_tables
+from linsight.kernels import force
+from linsight.kernels.rotary import apply_rotary, rotary_tables
 
 from .conftest import compiled
 from .numerics import assert_as_exact_as_eager
