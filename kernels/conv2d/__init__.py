@@ -53,12 +53,13 @@ def conv2d(
     stride, dilation = _pair(stride), _pair(dilation)
     padding = _resolve_padding(padding, weight.shape[2:], stride, dilation)
     geometry = (stride, padding, dilation, groups)
-    if isinstance(padding, str) or not runs_triton(x) or not is_direct_call((x, weight, bias)):
+    usable = not isinstance(padding, str) and runs_triton(x) and is_direct_call((x, weight, bias))
+    if not usable or not _agree(x, weight, bias):
         return reference.conv2d(x, weight, bias, *geometry, activation)
     records = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
     )
-    if _is_image(x, weight, bias, *geometry):
+    if _is_image(x, weight, *geometry):
         now = None if records else activation
         y = operator.convolve_image(x, weight, bias, stride, padding, now, stream_dtype(x))
         return activate(y, activation) if records else y
@@ -92,23 +93,25 @@ def _resolve_padding(
     return padding
 
 
+def _agree(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether shapes and dtypes are such as PyTorch takes; if not, it is to raise the error."""
+    if x.ndim != 4 or (bias is not None and bias.shape != weight.shape[:1]):
+        return False
+    agree = all(t is None or t.dtype == x.dtype for t in (weight, bias))
+    return agree or torch.is_autocast_enabled(x.device.type)
+
+
 def _is_image(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
 ) -> bool:
-    """Whether the kernel for images takes a call, and gives what PyTorch would."""
-    if x.ndim != 4 or x.shape[1] > MOST_CHANNELS or max(weight.shape[2:]) > LARGEST_KERNEL:
+    """Whether the kernel for images takes a call."""
+    if x.shape[1] > MOST_CHANNELS or max(weight.shape[2:]) > LARGEST_KERNEL:
         return False
     if dilation != (1, 1) or groups != 1 or x.requires_grad or weight.shape[1] != x.shape[1]:
         return False
-    if bias is not None and bias.shape != weight.shape[:1]:
-        return False
-    if min(operator.result_shape(x, weight, stride, padding)) < 1:
-        return False
-    agree = all(t is None or t.dtype == x.dtype for t in (weight, bias))
-    return agree or torch.is_autocast_enabled(x.device.type)
+    return min(operator.result_shape(x, weight, stride, padding)) >= 1

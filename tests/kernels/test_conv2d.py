@@ -11,7 +11,7 @@ from linsight.kernels import force
 from linsight.kernels.conv2d import conv2d
 
 from . import numerics
-from .conftest import INTERPRETED, compiled
+from .conftest import INTERPRETED, compile_whole
 from .numerics import RESULT, ROUNDINGS, distance
 
 
@@ -129,14 +129,75 @@ def test_an_image_under_autocast(device) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gradients_of_a_maps_layer(dtype, device, seed) -> None:
+    """The bias is added, and its gradient summed, by the kernels."""
+    size = (7, 5) if device.type == "cpu" else (56, 48)
+    for options in ({"stride": 2, "padding": 1}, {"padding": "same", "dilation": 2, "groups": 3}):
+        x, weight, bias = drawn(2, 12, 96, 3, size, device)
+        weight = weight[:, : 12 // options.get("groups", 1)]
+
+        def function(*tensors: Tensor, options: dict = options) -> Tensor:
+            return conv2d(*tensors, activation="relu", **options)
+
+        slope = torch.randn_like(function(x, weight, bias))
+        # A bias's gradient sums many terms, which cancel.
+        numerics.assert_as_exact_as_eager(function, [x, weight, bias], dtype, slope)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("frozen", range(3))
+def test_frozen_tensors_get_no_gradient(frozen, device, seed) -> None:
+    tensors = [t.requires_grad_() for t in drawn(2, 6, 8, 3, (5, 4), device)]
+    tensors[frozen].requires_grad_(False)
+    wanted = [t for t in tensors if t.requires_grad]
+    found = []
+    for choice in ("triton", "reference"):
+        with force(choice):
+            found.append(torch.autograd.grad(conv2d(*tensors).square().sum(), wanted))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 1, (0, 2)])
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("choice", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
+def test_geometry_is_pytorchs(choice, kernel, padding, device) -> None:
+    for inputs in (2, 6):
+        x, weight, bias = drawn(1, inputs, 4, kernel, (6, 7), device)
+        for dilation, groups in ((1, 1), (2, 1), (1, 2)):
+            options = {"padding": padding, "dilation": dilation, "groups": groups}
+            part = weight[:, : inputs // groups]
+            with force(choice):
+                found = conv2d(x, part, bias, **options)
+            torch.testing.assert_close(found, F.conv2d(x, part, bias, **options))
+    with pytest.raises(RuntimeError, match="padding='same' is not supported for strided"):
+        conv2d(x, weight, bias, stride=2, padding="same")
+
+
+@pytest.mark.triton
+def test_a_map_under_autocast(device, seed) -> None:
+    x, weight, bias = drawn(2, 12, 32, 3, (9, 14), device)
+    results = []
+    for choice in ("reference", "triton"):
+        tensors = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        with force(choice), torch.autocast(device.type, torch.bfloat16):
+            y = conv2d(*tensors, padding=1)
+        results.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
+    for eager, ours in zip(*results, strict=True):
+        assert ours.dtype == eager.dtype
+        assert distance(ours, eager.double()) < 2e-2
+
+
+@pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     numerics.poison_memory(monkeypatch)
-    x, weight, bias = drawn(3, 3, 24, 3, (7, 9), device)
-    parameters = [t.requires_grad_() for t in (weight, bias)]
-    with force("triton"):
-        y = conv2d(x, *parameters, padding=1)
-        gradients = torch.autograd.grad(y.sum(), parameters)
-    assert all(t.isfinite().all() for t in (y, *gradients))
+    for inputs in (3, 6):
+        x, weight, bias = drawn(3, inputs, 24, 3, (7, 9), device)
+        parameters = [t.requires_grad_() for t in (weight, bias)]
+        with force("triton"):
+            y = conv2d(x, *parameters, padding=1)
+            gradients = torch.autograd.grad(y.sum(), parameters)
+        assert all(t.isfinite().all() for t in (y, *gradients))
 
 
 @pytest.mark.triton
@@ -157,7 +218,7 @@ def test_shapes_that_disagree_are_pytorchs_to_refuse(device) -> None:
 @pytest.mark.triton
 def test_compiles_without_a_graph_break(device) -> None:
     _, weight, bias = drawn(1, 3, 8, 3, (4, 4), device)
-    whole = compiled(conv2d)
+    whole = compile_whole(conv2d)
     for size in ((4, 6), (7, 5), (9, 9)):
         x = drawn(1, 3, 8, 3, size, device)[0]
         with torch.no_grad(), force("triton"):

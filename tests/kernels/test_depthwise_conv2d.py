@@ -1,7 +1,6 @@
 """Depthwise convolution: the reference against PyTorch's pieces, Triton against both."""
 
 import random
-from functools import partial
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from linsight.kernels import force
 from linsight.kernels.depthwise_conv2d import depthwise_conv2d
 
-from .conftest import compiled
+from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager, leaves
 
 
@@ -40,11 +39,13 @@ def test_reference_is_the_sum(kernel: int, stride: int) -> None:
     bias = torch.randn(3, dtype=torch.float64)
     y = depthwise_conv2d(x, weight, bias, stride=stride)
     torch.testing.assert_close(y, direct(x, weight, bias, stride))
-    activated = depthwise_conv2d(x, weight, bias, stride=stride, activation="gelu")
-    torch.testing.assert_close(activated, direct(F.gelu(x), weight, bias, stride))
-    if stride == 1:
-        y = depthwise_conv2d(x, weight, bias, activation="gelu", residual=True)
-        torch.testing.assert_close(y, activated + F.gelu(x))
+    for name in ("gelu", "relu"):
+        activate = getattr(F, name)
+        of_activation = depthwise_conv2d(x, weight, bias, stride=stride, activation=name)
+        torch.testing.assert_close(of_activation, direct(activate(x), weight, bias, stride))
+        if stride == 1:
+            y = depthwise_conv2d(x, weight, bias, activation=name, residual=True)
+            torch.testing.assert_close(y, of_activation + activate(x))
 
 
 @pytest.mark.parametrize(("stride", "residual"), [(1, True), (2, False)])
@@ -61,24 +62,6 @@ def test_reference_gradient(stride: int, residual: bool) -> None:
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
 
 
-def with_branch(
-    x: Tensor, weight: Tensor, bias: Tensor, branch: Tensor, activation: str | None = None
-) -> Tensor:
-    return depthwise_conv2d(x, weight, bias, activation=activation, residual=True, branch=branch)
-
-
-@pytest.mark.parametrize("activation", [None, "gelu"])
-def test_reference_of_a_branch(activation: str | None) -> None:
-    torch.manual_seed(0)
-    shapes = ((1, 4, 5, 2), (2, 1, 3, 3), (2,), (1, 4, 5, 2))
-    tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
-    *rest, branch = tensors
-    expected = depthwise_conv2d(rest[0] + branch, *rest[1:], activation=activation, residual=True)
-    torch.testing.assert_close(with_branch(*tensors, activation), expected)
-    function = partial(with_branch, activation=activation)
-    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
-
-
 def test_errors_name_the_argument() -> None:
     x, weight = torch.randn(1, 4, 4, 6), torch.randn(6, 1, 3, 3)
     with pytest.raises(ValueError, match="x has shape"):
@@ -87,14 +70,10 @@ def test_errors_name_the_argument() -> None:
         depthwise_conv2d(x, weight[:3])
     with pytest.raises(ValueError, match="stride is 3"):
         depthwise_conv2d(x, weight, stride=3)
-    with pytest.raises(ValueError, match="activation is 'relu'"):
-        depthwise_conv2d(x, weight, activation="relu")
+    with pytest.raises(ValueError, match="activation is 'silu'"):
+        depthwise_conv2d(x, weight, activation="silu")
     with pytest.raises(ValueError, match="residual needs stride 1"):
         depthwise_conv2d(x, weight, stride=2, residual=True)
-    with pytest.raises(ValueError, match=r"branch has shape \(1, 4, 4, 3\) at stride 1"):
-        depthwise_conv2d(x, weight, branch=x[..., :3])
-    with pytest.raises(ValueError, match=r"branch .* at stride 2, expected .* at stride 1"):
-        depthwise_conv2d(x, weight, stride=2, branch=x)
     with pytest.raises(ValueError, match=r"weight is torch\.float64, but x is torch\.float32"):
         depthwise_conv2d(x, weight.double())
 
@@ -116,6 +95,8 @@ def case(
         (3, 1, "gelu", True, torch.float32),
         (3, 1, "gelu", True, torch.float16),
         (3, 1, "gelu", True, torch.bfloat16),
+        (3, 1, "relu", True, torch.float32),
+        (3, 2, "relu", False, torch.bfloat16),
         (5, 1, None, False, torch.float32),
         (7, 1, None, False, torch.float32),
         (9, 1, None, False, torch.float32),
@@ -135,30 +116,6 @@ def test_error_against_float64(kernel, stride, activation, residual, dtype, devi
 
     slope = torch.randn(function(*tensors).shape, device=device)
     assert_as_exact_as_eager(function, tensors, dtype, slope)
-
-
-@pytest.mark.triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("activation", [None, "gelu"])
-def test_error_of_a_branch_against_float64(activation, dtype, device, seed) -> None:
-    shape = (1, 4, 5, 24) if device.type == "cpu" else (8, 56, 56, 64)
-    tensors, x = case(shape, 3, True, device)
-    tensors.append(torch.randn_like(x, memory_format=torch.contiguous_format))
-    slope = torch.randn(x.shape, device=device)
-    function = partial(with_branch, activation=activation)
-    assert_as_exact_as_eager(function, tensors, dtype, slope)
-
-
-@pytest.mark.triton
-@pytest.mark.parametrize("shape", [(2, 1, 1, 3), (1, 13, 9, 24), (2, 7, 56, 8)])
-def test_a_branch_without_gradients(shape, device, seed) -> None:
-    """The kernel that keeps no sum; and a branch in another dtype, with strides of its own."""
-    tensors, _ = case(shape, 3, True, device)
-    branch = torch.randn(*shape[:3], 2, shape[3], device=device)[..., 1, :].bfloat16()
-    with force("reference"):
-        expected = with_branch(*tensors, branch)
-    with force("triton"):
-        torch.testing.assert_close(with_branch(*tensors, branch), expected)
 
 
 @pytest.mark.triton
@@ -191,11 +148,6 @@ def test_every_element_is_written(device, monkeypatch) -> None:
             y = depthwise_conv2d(*tensors, stride=stride, activation="gelu")
             gradients = torch.autograd.grad(y.sum(), tensors)
         assert all(x.isfinite().all() for x in (y, *gradients))
-    tensors.append(tensors[0].detach().requires_grad_())
-    with force("triton"):
-        y = with_branch(*tensors)
-        gradients = torch.autograd.grad(y.sum(), tensors)
-    assert all(x.isfinite().all() for x in (y, *gradients))
 
 
 @pytest.mark.triton
@@ -203,9 +155,8 @@ def test_registration(device) -> None:
     (x, weight, bias), _ = case((1, 2, 3, 8), 3, True, device)
     tensors = [t.requires_grad_() for t in (x, weight, bias)]
     x, *parameters = tensors
-    branch = x.detach().clone().requires_grad_()
-    for given, *options in ((branch, 1, True, True, True), (None, 2, False, False, False)):
-        arguments = (x, given, *parameters, *options, torch.float32)
+    for options in ((1, "gelu", True), (2, None, False)):
+        arguments = (x, *parameters, *options, torch.float32)
         torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, arguments)
 
 
@@ -214,9 +165,9 @@ def test_compiles_without_a_graph_break(device) -> None:
     weight = torch.randn(8, 1, 3, 3, device=device, requires_grad=True)
 
     def function(x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, weight, activation="gelu", residual=True, branch=x) + 1
+        return depthwise_conv2d(x, weight, activation="gelu", residual=True) + 1
 
-    whole = compiled(function)
+    whole = compile_whole(function)
     for size in (2, 3, 5):
         x = torch.randn(1, size, size + 1, 8, device=device)
         with force("triton"), torch.autocast(device.type, torch.bfloat16):

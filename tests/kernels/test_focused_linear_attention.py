@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linsight.kernels import depthwise_conv2d, focused_linear_attention, force
-from linsight.kernels.focused_attention import focused_power
+from linsight.kernels import force
+from linsight.kernels.depthwise_conv2d import depthwise_conv2d
+from linsight.kernels.focused_linear_attention import focused_linear_attention
+from linsight.kernels.focused_linear_attention.reference import focused_power
 
-from .conftest import compiled
+from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager, leaves, outcome, poison_memory
 
 CPU = torch.device("cpu")
@@ -124,7 +126,7 @@ def test_one_token(power, device, seed) -> None:
 @pytest.mark.triton
 def test_the_range_of_float32_is_enough(device) -> None:
     """Where cubes, or their squares, leave it, and where a scale's softplus would."""
-    from linsight.kernels import focused_attention_triton as kernels
+    from linsight.kernels.focused_linear_attention.forward import forward
 
     for magnitude, s in ((1e13, -10.0), (1e13, 30.0), (0.0, -20.0), (0.0, 30.0)):
         x = torch.full((1, 2, 2, 4), magnitude, device=device)
@@ -132,7 +134,7 @@ def test_the_range_of_float32_is_enough(device) -> None:
         wide, exact = x.double().flatten(2), scale.double().exp().log1p()
         wide = (wide + 1e-6) / exact  # of equal channels the map is the identity
         f, g = torch.empty_like(x), torch.empty_like(x)
-        kernels.forward(x, x, scale, 3, f, g)
+        forward(x, x, scale, 3, f, g)
         for y in (f, g, focused_power(x, scale, 3)):
             torch.testing.assert_close(y.flatten(2).double(), wide, rtol=2e-6, atol=0)
 
@@ -170,7 +172,7 @@ def test_compiles_without_a_graph_break(device) -> None:
         q, k, v = packed.unbind(2)
         return focused_linear_attention(q, k, v, scale, local=v) * 2
 
-    whole = compiled(function)
+    whole = compile_whole(function)
     for tokens in (12, 35, 64):
         packed = torch.randn(1, tokens, 3, 2, 8, device=device, requires_grad=True)
         with force("triton"):

@@ -13,7 +13,7 @@ from linsight.kernels.linear_attention import linear_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
 from linsight.kernels.rotary import rotary_tables
 
-from .conftest import compiled
+from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager
 
 RALA = {"key_weights": "global_query", "readout": "normalized"}
@@ -45,7 +45,7 @@ def operator(
 
 def assert_compiles(function: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor) -> None:
     """Compiled whole, `function` gives the same of packed maps (1, H, W, 128) of three sizes."""
-    whole = compiled(function)
+    whole = compile_whole(function)
     for size in ((2, 3), (3, 3), (4, 2)):
         x = torch.randn(1, *size, 128, device=weight.device, requires_grad=True)
         with force("triton"):
