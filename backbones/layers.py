@@ -170,7 +170,7 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, BatchNormAct2d):
         model.synchronized = True
-    elif isinstance(model, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(model, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, child in model.named_children():
         setattr(model, name, synchronize_batch_norms(child))

@@ -11,7 +11,7 @@ from mmengine.model import BaseModule, constant_init, kaiming_init, normal_init
 from torch import Tensor, nn
 
 from ..backbones.layers import normalized, normalized_conv2d
-from ..kernels import conv2d
+from ..kernels.conv2d import conv2d
 
 MOST_ELEMENTS = 2**30
 

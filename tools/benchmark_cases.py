@@ -20,12 +20,10 @@ from torch import Tensor, nn
 import linsight  # noqa: F401  registers the models
 from linsight.backbones import ZOO
 from linsight.backbones.layers import DepthwiseConv2d
-from linsight.kernels import (
-    focused_linear_attention,
-    linear_attention,
-    projected_linear_attention,
-    rotary_tables,
-)
+from linsight.kernels.focused_linear_attention import focused_linear_attention
+from linsight.kernels.linear_attention import linear_attention
+from linsight.kernels.projected_linear_attention import projected_linear_attention
+from linsight.kernels.rotary import rotary_tables
 
 MODELS = (
     "rala_vit_small",

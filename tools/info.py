@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import linsight
-from linsight.kernels import backend
+from linsight.kernels.runtime import dispatch
 
 EXTRAS = {
     "train": (
@@ -49,7 +49,7 @@ def info() -> None:
 
 
 def _operators(gpu: bool) -> str:
-    return "Triton kernels" if gpu and backend.HAS_TRITON else "the PyTorch reference"
+    return "Triton kernels" if gpu and dispatch.HAS_TRITON else "the PyTorch reference"
 
 
 def _version(module: str, owners: Mapping[str, list[str]]) -> str | None:

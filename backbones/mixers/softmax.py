@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ...kernels.projected_softmax_attention import projected_softmax_attention
 from ...kernels.rotary import apply_rotary
+from ...kernels.runtime.private import has_forward_hooks
 from ..context import Context, Place
 from .base import register_mixer
 from .projected import PackedAttention, ProjectedMixer
@@ -84,7 +85,7 @@ class GatedSoftmax(ProjectedMixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         # A hook on the input projection may keep its output, which must then stay as it is.
-        overwrite = not self.in_proj._forward_hooks
+        overwrite = not has_forward_hooks(self.in_proj)
         return self.out_proj(self.attention(self.in_proj(x), context, overwrite))
 
     def init_weights(self, place: Place) -> None:

@@ -214,6 +214,12 @@ class Head(nn.Module):
         return x if pre_logits else self.fc(x)
 
 
+def _rename_before_loading(
+    model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    rename_old_entries(state_dict, model, prefix)
+
+
 class VisionModel(nn.Module):
     """What all skeletons share of timm's interface.
 
@@ -221,10 +227,9 @@ class VisionModel(nn.Module):
     and `norm`, and compute `forward_features` and `forward_head`.
     """
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # PyTorch calls this of a module before those below it, whichever way weights are loaded.
-        rename_old_entries(state_dict, self, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_rename_before_loading)
 
     def no_weight_decay(self) -> set[str]:
         """Names beyond vectors and biases that weight decay leaves out.

@@ -54,7 +54,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     if "stage1_conv_embed.0.weight" in state_dict:
         # A block of one branch keeps its operator in a list all the same.
         state_dict = {
-            name if name.replace("attns.0.", "attns.1.") in state_dict else name.replace("attns.0.", "attns."): value
+            name
+            if name.replace("attns.0.", "attns.1.") in state_dict
+            else name.replace("attns.0.", "attns."): value
             for name, value in state_dict.items()
         }
         state_dict = {_our_name(name): value for name, value in state_dict.items()}

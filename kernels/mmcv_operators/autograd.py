@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..backend import without_autocast
+from ..runtime.dispatch import without_autocast
 
 
 def gradients(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
 
-from ..backend import without_autocast
+from ..runtime.dispatch import without_autocast
 
 
 def _computable(*tensors: Tensor) -> list[Tensor]:

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import Operator, runs_triton, without_autocast
+from ..runtime.dispatch import runs_triton, without_autocast
+from ..runtime.operator import Operator
 from .autograd import accumulator, gradients
 
 
@@ -130,14 +131,16 @@ def _run_backward_fake(grad, value, shapes, starts, locations, weights):
 
 
 _attention = Operator(
-    "deformable_attention(Tensor value, Tensor shapes, Tensor starts, Tensor locations, "
-    "Tensor weights) -> Tensor",
+    "deformable_attention",
     _run,
-    _run_fake,
+    schema="(Tensor value, Tensor shapes, Tensor starts, Tensor locations, Tensor weights) "
+    "-> Tensor",
+    fake=_run_fake,
 )
 _attention_backward = Operator(
-    "deformable_attention_backward(Tensor grad, Tensor value, Tensor shapes, Tensor starts, "
-    "Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)",
+    "deformable_attention_backward",
     _run_backward,
-    _run_backward_fake,
+    schema="(Tensor grad, Tensor value, Tensor shapes, Tensor starts, Tensor locations, "
+    "Tensor weights) -> (Tensor, Tensor, Tensor)",
+    fake=_run_backward_fake,
 )

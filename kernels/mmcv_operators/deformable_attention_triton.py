@@ -7,12 +7,14 @@ largest weight, times the samples that a pixel can get, each rounded up to a pow
 than float32 would round.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_launch import launch
+from ..runtime.launch import Launch, cache_plan, launch
 
 QUERIES = 16
 
@@ -167,30 +169,50 @@ def _round(sums, largest, out, total, samples, BLOCK: tl.constexpr):
     tl.store(out + at, result.to(out.dtype.element_ty), mask=at < total)
 
 
-def _launch(value: Tensor, locations: Tensor, size: int) -> tuple[tuple[int], dict]:
-    """The grid and options of a kernel that keeps values in so many bytes each."""
-    batch, queries, heads, levels, points, _ = locations.shape
-    width = value.shape[-1]
+@dataclass(frozen=True)
+class Plan:
+    """The launches of the attention, of its gradients, and of the rounding of the values' sums."""
+
+    attend: Launch
+    differentiate: Launch
+    round: Launch
+
+
+@cache_plan
+def plan(value: torch.Size, locations: torch.Size, itemsize: int) -> Plan:
+    """Plan for values and locations of one shape, and values of `itemsize` bytes."""
+    batch, queries, heads, levels, points, _ = locations
+    width, block, total = value[-1], 1024, value.numel()
     padded = triton.next_power_of_2(width)
-    # 16 bytes of each row a thread.
-    warps = QUERIES * padded * size // (16 * 32)
-    options = {"D": width, "P2": padded, "LEVELS": levels, "POINTS": points, "N": QUERIES}
-    grid = (triton.cdiv(queries, QUERIES) * heads * batch,)
-    return grid, options | {"num_warps": min(max(warps, 1), 8)}
+    samples = (queries * points).bit_length()
+    sizes = (queries, value[1], heads)
+
+    def make(itemsize: int, *more: int) -> Launch:
+        # 16 bytes of each row per thread.
+        warps = QUERIES * padded * itemsize // (16 * 32)
+        constants = {
+            "D": width, "P2": padded, "LEVELS": levels, "POINTS": points, "N": QUERIES,
+            "num_warps": min(max(warps, 1), 8),
+        }  # fmt: skip
+        grid = (triton.cdiv(queries, QUERIES) * heads * batch,)
+        return Launch(grid, (*sizes, *more), constants)
+
+    return Plan(
+        attend=make(itemsize),
+        differentiate=make(4, samples),  # its slopes are float32
+        round=Launch(
+            (triton.cdiv(total, block),), (total, samples), {"BLOCK": block, "num_warps": 4}
+        ),
+    )
 
 
 def forward(
     value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor, out: Tensor
 ) -> None:
-    """Contiguous tensors as `ms_deform_attn_forward` takes them, into `out` (B, Q, M D)."""
-    queries, heads = locations.shape[1:3]
+    """Attend with contiguous tensors as of `ms_deform_attn_forward`, into `out` (B, Q, M D)."""
     if out.numel():
-        grid, options = _launch(value, locations, value.element_size())
-        launch(
-            _attend, grid,
-            value, shapes, starts, locations, weights, out, queries, value.shape[1], heads,
-            **options,
-        )  # fmt: skip
+        how = plan(value.shape, locations.shape, value.element_size())
+        launch(_attend, how.attend, value, shapes, starts, locations, weights, out)
 
 
 def backward(
@@ -204,24 +226,17 @@ def backward(
     dlocations: Tensor,
     dweights: Tensor,
 ) -> None:
-    """The gradients of contiguous tensors, into contiguous tensors like them."""
-    queries, heads = locations.shape[1:3]
+    """Write the gradients of contiguous tensors to contiguous tensors like them."""
     if not grad.numel():
         dvalue.zero_()
         return
     largest = torch.stack(
         [torch.linalg.vector_norm(x, torch.inf, dtype=torch.float32) for x in (grad, weights)]
     )
-    samples = (queries * locations.shape[4]).bit_length()
     sums = torch.zeros(value.shape, dtype=torch.int64, device=value.device)
-    grid, options = _launch(value, locations, 4)  # its slopes are float32
+    how = plan(value.shape, locations.shape, value.element_size())
     launch(
-        _differentiate, grid,
+        _differentiate, how.differentiate,
         grad, value, shapes, starts, locations, weights, largest, sums, dlocations, dweights,
-        queries, value.shape[1], heads, samples, **options,
     )  # fmt: skip
-    total, block = dvalue.numel(), 1024
-    launch(
-        _round, (triton.cdiv(total, block),),
-        sums, largest, dvalue, total, samples, BLOCK=block, num_warps=4,
-    )  # fmt: skip
+    launch(_round, how.round, sums, largest, dvalue)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import Operator, runs_triton
+from ..runtime.dispatch import runs_triton
+from ..runtime.operator import Operator
 from .autograd import accumulator
 
 
@@ -123,8 +124,9 @@ def _run_fake(input, target, weight, output, gamma, alpha, gradient):
 
 
 _sigmoid_focal_loss = Operator(
-    "sigmoid_focal_loss(Tensor input, Tensor target, Tensor weight, Tensor(a!) output, "
-    "float gamma, float alpha, bool gradient) -> ()",
+    "sigmoid_focal_loss",
     _run,
-    _run_fake,
+    schema="(Tensor input, Tensor target, Tensor weight, Tensor(a!) output, float gamma, "
+    "float alpha, bool gradient) -> ()",
+    fake=_run_fake,
 )

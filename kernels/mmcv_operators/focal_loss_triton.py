@@ -1,10 +1,12 @@
 """The Triton kernel of the sigmoid focal loss: every logit is read once, and a loss written."""
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_launch import launch
+from ..runtime.launch import Launch, cache_plan, launch
 
 
 # Specialised on whether 16 divides the total, without which loads are of one element each.
@@ -39,6 +41,23 @@ def _focal(
     tl.store(out + at, factor.to(out.dtype.element_ty), mask=ok)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The launch of the loss or of its gradient."""
+
+    focal: Launch
+
+
+@cache_plan
+def plan(
+    total: int, classes: int, gamma: float, alpha: float, gradient: bool, weight: bool
+) -> Plan:
+    """Plan for `total` logits."""
+    block = 1024
+    constants = {"GRADIENT": gradient, "WEIGHT": weight, "BLOCK": block, "num_warps": 4}
+    return Plan(Launch((triton.cdiv(total, block),), (total, classes, gamma, alpha), constants))
+
+
 def sigmoid_focal_loss(
     x: Tensor,
     target: Tensor,
@@ -48,11 +67,6 @@ def sigmoid_focal_loss(
     alpha: float,
     gradient: bool,
 ) -> None:
-    """The losses of contiguous logits `x` (N, C), or their gradients, into contiguous `out`."""
-    total, block = x.numel(), 1024
-    if total:
-        launch(
-            _focal, (triton.cdiv(total, block),),
-            x, target, weight, out, total, x.shape[1], gamma, alpha,
-            GRADIENT=gradient, WEIGHT=weight.numel() > 0, BLOCK=block, num_warps=4,
-        )  # fmt: skip
+    """Write the losses of contiguous logits `x` (N, C), or their gradients, to contiguous `out`."""
+    how = plan(x.numel(), x.shape[1], gamma, alpha, gradient, weight.numel() > 0)
+    launch(_focal, how.focal, x, target, weight, out)

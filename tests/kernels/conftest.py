@@ -53,14 +53,14 @@ def random_cases() -> range:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the interpreter, tiles so small that a small map has several tiles and splits."""
     if INTERPRETED:
-        from linsight.kernels import focused_attention_triton as focused
-        from linsight.kernels import gaussian_attention_triton as gaussian
-        from linsight.kernels import landmark_kernel_triton as landmark
-        from linsight.kernels import linear_attention_triton as linear
-        from linsight.kernels.triton_launch import Tile
+        from linsight.kernels.focused_linear_attention import plan as focused
+        from linsight.kernels.gaussian_attention import plan as gaussian
+        from linsight.kernels.landmark_kernel import plan as landmark
+        from linsight.kernels.linear_attention import plan as linear
+        from linsight.kernels.runtime.launch import Tile
 
         tile = Tile(block=16, warps=1, stages=1, resident=2, least=16)
-        monkeypatch.setattr(linear.Problem, "tile", lambda problem, kernel: tile)
+        monkeypatch.setattr(linear, "choose_tile", lambda *args: tile)
         monkeypatch.setattr(focused, "FORWARD_ELEMENTS", 128)
         monkeypatch.setattr(focused, "BACKWARD_ELEMENTS", 128)
         monkeypatch.setattr(gaussian, "choose_tile", lambda *args: tile)
@@ -68,7 +68,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(landmark, "MOST_LANDMARKS", 16)
 
 
-def compiled(function: Callable) -> Callable:
+def compile_whole(function: Callable) -> Callable:
     """`function` under torch.compile, whole; without a GPU the graph alone is under test."""
     torch.compiler.reset()
     backend = "inductor" if DEVICE.type == "cuda" else "aot_eager"

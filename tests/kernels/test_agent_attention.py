@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linsight.kernels import agent_attention, force
-from linsight.kernels.agent_attention import averages
+from linsight.kernels import force
+from linsight.kernels.agent_attention import agent_attention
+from linsight.kernels.agent_attention.reference import averages
 
-from .conftest import INTERPRETED, compiled
+from .conftest import INTERPRETED, compile_whole
 from .numerics import assert_as_exact_as_eager, distance, leaves, poison_memory
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -20,11 +21,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the interpreter, blocks so small that few tokens and agents have several."""
     if INTERPRETED:
-        from linsight.kernels import agent_attention_triton as kernels
+        from linsight.kernels.agent_attention import plan
 
-        tile = kernels.Tile(block=16, warps=1, stages=1, resident=2, least=16)
-        blocks = kernels.Blocks(agents=16, split=tile, chunk=tile)
-        monkeypatch.setattr(kernels.Problem, "plan", lambda problem: blocks)
+        tile = plan.Tile(block=16, warps=1, stages=1, resident=2, least=16)
+        blocks = plan.Blocks(agents=16, split=tile, chunk=tile)
+        monkeypatch.setattr(plan, "choose_blocks", lambda *args: blocks)
 
 
 def case(
@@ -235,7 +236,7 @@ def test_compiles_without_a_graph_break(device) -> None:
             projection.cos(), bias, weight, weight_bias, heads=2, size=size, grid=(2, 2)
         ).sin()
 
-    whole = compiled(function)
+    whole = compile_whole(function)
     for size in ((2, 3), (3, 3), (4, 2)):
         x = torch.randn(1, *size, 96, device=device, requires_grad=True)
         bias = torch.randn(2, 2, 4, *size, device=device, requires_grad=True)

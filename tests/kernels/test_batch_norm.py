@@ -1,4 +1,4 @@
-"""Batch norm in training: the reference against PyTorch's module, Triton against both."""
+"""Batch norm: the reference against PyTorch's module, Triton against both."""
 
 import random
 
@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linsight.kernels import batch_norm, force
+from linsight.kernels import force
+from linsight.kernels.batch_norm import batch_norm
 
-from .conftest import compiled
-from .numerics import RESULT, assert_as_exact_as_eager, distance, leaves, poison_memory
+from .conftest import INTERPRETED, compile_whole
+from .numerics import RESULT, ROUNDINGS, assert_as_exact_as_eager, distance, leaves, poison_memory
 
 CPU = torch.device("cpu")
 ACTIVATIONS = (None, "gelu", "relu")
@@ -29,7 +30,7 @@ def running(x: Tensor) -> list[Tensor]:
     return [make(x.shape[1], dtype=wide, device=x.device) for make in (torch.zeros, torch.ones)]
 
 
-def normed(activation: str | None = None):
+def norm_with(activation: str | None = None):
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         statistics = running(x)
         weight, bias = (t.to(statistics[0].dtype) for t in (weight, bias))
@@ -47,13 +48,10 @@ def test_reference_is_pytorchs(activation: str | None) -> None:
     torch.manual_seed(0)
     module = nn.BatchNorm2d(6, momentum=0.3, eps=1e-3).double()
     x, weight, bias = (t.double() for t in case((3, 6, 4, 5), CPU, 2.0))
-    offset = torch.randn(6).double()
     module.weight.data, module.bias.data = weight, bias
-    expected = module(x + offset[:, None, None])
+    expected = module(x)
     mean, var = running(x)
-    found = batch_norm(
-        x, weight, bias, mean, var, offset=offset, momentum=0.3, eps=1e-3, activation=activation
-    )
+    found = batch_norm(x, weight, bias, mean, var, momentum=0.3, eps=1e-3, activation=activation)
     if activation is not None:
         expected = getattr(F, activation)(expected)
     torch.testing.assert_close(found, expected)
@@ -65,7 +63,7 @@ def test_reference_is_pytorchs(activation: str | None) -> None:
 def test_reference_gradient(activation: str | None) -> None:
     torch.manual_seed(0)
     tensors = [t.double().requires_grad_() for t in case((2, 3, 4, 2), CPU)]
-    assert torch.autograd.gradcheck(normed(activation), tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(norm_with(activation), tensors, fast_mode=True)
 
 
 def test_errors_name_the_argument() -> None:
@@ -75,11 +73,9 @@ def test_errors_name_the_argument() -> None:
         batch_norm(x[0], weight, bias, *statistics)
     with pytest.raises(ValueError, match=r"bias has shape \(7,\), expected \(8,\)"):
         batch_norm(x, weight, bias[:7], *statistics)
-    with pytest.raises(ValueError, match=r"offset has shape \(1,\), expected \(8,\)"):
-        batch_norm(x, weight, bias, *statistics, offset=bias[:1])
     with pytest.raises(ValueError, match="activation is 'silu'"):
         batch_norm(x, weight, bias, *statistics, activation="silu")
-    with pytest.raises(ValueError, match="one value a channel has no variance"):
+    with pytest.raises(ValueError, match="one value per channel has no variance"):
         batch_norm(x[:1, :, :1, :1], weight, bias, *statistics)
     torch.testing.assert_close(statistics, running(x))
 
@@ -90,7 +86,7 @@ def test_errors_name_the_argument() -> None:
 def test_error_against_float64(activation, dtype, device, seed) -> None:
     shape = (2, 32, 9, 12) if device.type == "cpu" else (16, 32, 112, 112)
     tensors = case(shape, device)
-    assert_as_exact_as_eager(normed(activation), tensors, dtype, slope(tensors[0]))
+    assert_as_exact_as_eager(norm_with(activation), tensors, dtype, slope(tensors[0]))
 
 
 @pytest.mark.triton
@@ -107,7 +103,7 @@ def test_random_shapes_and_means(random_cases, device, seed) -> None:
         gradient = slope(tensors[0])
         if shape[1] < 8:  # a vector of few sums, whose terms should not cancel
             gradient = gradient.abs() + tensors[0] - mean
-        assert_as_exact_as_eager(normed(activation), tensors, torch.float32, gradient, roundings)
+        assert_as_exact_as_eager(norm_with(activation), tensors, torch.float32, gradient, roundings)
 
 
 @pytest.mark.triton
@@ -126,29 +122,115 @@ def test_running_statistics(dtype, device, seed) -> None:
     """Of a mean far from zero, and one pixel of the map far from that."""
     x, weight, bias = case((2, 40, 33, 17), device, 20.0)
     x[0, :, 0, 0] = -20.0
-    x, offset = x.to(dtype), torch.randn(40, device=device)
+    x = x.to(dtype)
     results = []
     for choice, cast in (("reference", torch.double), ("reference", dtype), ("triton", dtype)):
         statistics = running(x.to(cast))
         with force(choice):
             wide = [t.to(statistics[0].dtype) for t in (weight, bias)]
-            batch_norm(x.to(cast), *wide, *statistics, offset=offset.to(dtype), momentum=0.4)
+            batch_norm(x.to(cast), *wide, *statistics, momentum=0.4)
         results.append(statistics)
     for exact, eager, ours in zip(*results, strict=True):
         assert distance(ours, exact) <= RESULT * max(distance(eager, exact), 1e-6)
 
 
+def evaluate(x, weight, bias, mean, var, activation, choice):
+    with force(choice), torch.inference_mode():
+        return batch_norm(x, weight, bias, mean, var, training=False, activation=activation)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_evaluation_is_pytorchs(activation: str | None) -> None:
+    torch.manual_seed(0)
+    tensors = [t.double().requires_grad_() for t in case((2, 6, 3, 5), CPU)]
+    mean, var = torch.randn(6).double(), torch.rand(6).double() + 0.1
+    before = mean.clone(), var.clone()
+    expected = F.batch_norm(tensors[0], mean, var, *tensors[1:])
+    expected = expected if activation is None else getattr(F, activation)(expected)
+    found = batch_norm(*tensors, mean, var, training=False, activation=activation)
+    torch.testing.assert_close(found, expected)
+    found, expected = (torch.autograd.grad(y.square().sum(), tensors) for y in (found, expected))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close((mean, var), before)
+
+
 @pytest.mark.triton
-def test_the_offset_is_in_the_running_mean_alone(device) -> None:
-    tensors = leaves([*case((2, 7, 5, 3), device), torch.randn(7, device=device)], torch.float32)
-    x, weight, bias, offset = tensors
-    mean, var = running(x)
-    other, _ = running(x)
-    with force("triton"):
-        y = batch_norm(x, weight, bias, mean, var, offset=offset)
-        assert torch.equal(y, batch_norm(x, weight, bias, other, var))
-        torch.testing.assert_close(mean, other + 0.1 * offset.detach())
-        assert not torch.autograd.grad(y.square().sum(), offset)[0].any()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_error_of_evaluation_against_float64(activation, dtype, device, seed) -> None:
+    for shape in ((2, 40, 7, 5), (1, 3, 1, 1)):
+        x, weight, bias = case(shape, device)
+        x, mean = x.to(dtype), torch.randn_like(weight)
+        vectors = [weight, bias, mean, torch.rand_like(mean) + 0.1]
+        exact = evaluate(x.double(), *(t.double() for t in vectors), activation, "reference")
+        eager, ours = (evaluate(x, *vectors, activation, c) for c in ("reference", "triton"))
+        assert ours.dtype == dtype
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        slack = 2.0 if INTERPRETED and dtype == torch.bfloat16 else 1.0
+        floor = ROUNDINGS[dtype] * torch.finfo(dtype).eps
+        allowed = slack * RESULT * max(distance(eager, exact), floor)
+        assert distance(ours, exact) <= allowed
+
+
+@pytest.mark.triton
+def test_evaluation_with_a_gradient(device, seed) -> None:
+    tensors = leaves(case((2, 6, 3, 5), device), torch.float32)
+    mean, var = torch.randn(6, device=device), torch.rand(6, device=device) + 0.1
+    results = []
+    for choice in ("reference", "triton"):
+        with force(choice):
+            y = batch_norm(*tensors, mean, var, training=False, activation="gelu")
+            results.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (1, 4), (0, 5)])
+@pytest.mark.parametrize("choice", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
+def test_two_processes(sizes, choice, tmp_path) -> None:
+    """Two processes with a part of the batch each give what one has of the whole batch."""
+    if choice == "triton" and not INTERPRETED:
+        pytest.skip("two processes share no GPU")
+    torch.multiprocessing.spawn(
+        run_process, (sizes, choice, str(tmp_path / "rendezvous")), nprocs=2
+    )
+
+
+def run_process(rank: int, sizes: tuple[int, int], choice: str, rendezvous: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    dtype = torch.float64 if choice == "reference" else torch.float32
+    x, weight, bias = (t.to(dtype) for t in case((sum(sizes), 5, 3, 4), CPU, 2.0))
+    slopes = torch.randn_like(x)
+    for activation in ACTIVATIONS:
+        module = nn.BatchNorm2d(5, momentum=0.3).to(dtype)
+        module.weight.data, module.bias.data = weight.clone(), bias.clone()
+        whole = x.clone().requires_grad_()
+        expected = module(whole)
+        expected = expected if activation is None else getattr(F, activation)(expected)
+        (expected * slopes).sum().backward()
+
+        part, vectors = x.split(sizes)[rank].clone(), (weight.clone(), bias.clone())
+        tensors = [t.requires_grad_() for t in (part, *vectors)]
+        mean, var = (t.to(dtype) for t in running(x))
+        group = torch.distributed.group.WORLD
+        with force(choice):
+            y = batch_norm(
+                *tensors, mean, var, momentum=0.3, activation=activation, process_group=group
+            )
+        (y * slopes.split(sizes)[rank]).sum().backward()
+        # The gradients of weight and bias are this process's part of the whole.
+        for vector in vectors:
+            torch.distributed.all_reduce(vector.grad)
+        found = [y, part.grad, *(v.grad for v in vectors), mean, var]
+        wanted = [
+            expected.split(sizes)[rank], whole.grad.split(sizes)[rank],
+            module.weight.grad, module.bias.grad, module.running_mean, module.running_var,
+        ]  # fmt: skip
+        torch.testing.assert_close(found, wanted)
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.triton
@@ -156,7 +238,7 @@ def test_every_element_is_written(device, monkeypatch) -> None:
     poison_memory(monkeypatch)
     tensors = leaves(case((3, 40, 7, 5), device), torch.float32)
     with force("triton"):
-        y = normed("gelu")(*tensors)
+        y = norm_with("gelu")(*tensors)
         gradients = torch.autograd.grad(y.sum(), tensors)
     assert all(x.isfinite().all() for x in (y, *gradients))
 
@@ -169,7 +251,7 @@ def test_a_channels_first_map(device, seed) -> None:
     for format in (torch.channels_last, torch.contiguous_format):
         tensors = leaves([x.contiguous(memory_format=format), weight, bias], torch.float32)
         with force("triton"):
-            y = normed("gelu")(*tensors)
+            y = norm_with("gelu")(*tensors)
             gradient = x.cos().contiguous(memory_format=format)
             results.append([y, *torch.autograd.grad(y, tensors, gradient)])
     for one, other in zip(*results, strict=True):
@@ -178,11 +260,11 @@ def test_a_channels_first_map(device, seed) -> None:
 
 @pytest.mark.triton
 def test_compiles_without_a_graph_break(device) -> None:
-    whole = compiled(normed("gelu"))
+    whole = compile_whole(norm_with("gelu"))
     for size in (2, 3, 5):
         tensors = leaves(case((2, 8, size, size + 1), device), torch.float32)
         with force("triton"):
-            results = [function(*tensors) for function in (normed("gelu"), whole)]
+            results = [function(*tensors) for function in (norm_with("gelu"), whole)]
         torch.testing.assert_close(*results)
         gradients = [torch.autograd.grad(y.square().sum(), tensors) for y in results]
         torch.testing.assert_close(*gradients)

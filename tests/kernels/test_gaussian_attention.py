@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from linsight.kernels import force, gaussian_attention, landmark_kernel
+from linsight.kernels import force
+from linsight.kernels.gaussian_attention import gaussian_attention
+from linsight.kernels.landmark_kernel import landmark_kernel
 
-from .conftest import compiled
+from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager, distance, leaves, poison_memory
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -191,7 +193,7 @@ def test_compiles_without_a_graph_break(device) -> None:
     def function(*tensors: Tensor) -> Tensor:
         return gaussian_attention(*tensors) * 2
 
-    whole = compiled(function)
+    whole = compile_whole(function)
     for tokens, marks in ((12, 3), (35, 5), (20, 4)):
         tensors = [x.requires_grad_() for x in case(tokens, marks, 16, device)]
         with force("triton"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from linsight.kernels.backend import HAS_TRITON
+from linsight.kernels.runtime.dispatch import HAS_TRITON
 
 from .conftest import DEVICE, INTERPRETED
 

@@ -7,37 +7,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linsight.kernels import add_layer_norm, force, layer_norm
+from linsight.kernels import force
+from linsight.kernels.layer_norm import add_layer_norm, layer_norm
 
-from .conftest import compiled
+from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager, leaves
 
 
-def both(x: Tensor, weight: Tensor, bias: Tensor, branch: Tensor) -> Tensor:
+def both(
+    x: Tensor, weight: Tensor, bias: Tensor, branch: Tensor, scale: Tensor | None = None
+) -> Tensor:
     """Sum and norm beside each other, so that one gradient reaches both."""
-    return torch.cat(add_layer_norm(x, branch, weight, bias), -1)
+    return torch.cat(add_layer_norm(x, branch, weight, bias, scale=scale), -1)
 
 
-def residual(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x and its norm, the gradients of both added in one kernel."""
-    return torch.cat(add_layer_norm(x, None, weight, bias), -1)
+def only_norm(*tensors: Tensor) -> Tensor:
+    return add_layer_norm(tensors[0], tensors[3], *tensors[1:3], scale=tensors[4])[1]
+
+
+def only_sum(*tensors: Tensor) -> Tensor:
+    # The vectors of the norm take part with a gradient of zero.
+    total, _ = add_layer_norm(tensors[0], tensors[3], *tensors[1:3], scale=tensors[4])
+    return total + 0 * (tensors[1] + tensors[2])
 
 
 FUNCTIONS = {
-    "residual": residual,
     "norm": layer_norm,
     "sum_and_norm": both,
     "norm_of_sum": lambda *tensors: both(*tensors)[..., tensors[0].shape[-1] :],
+    "scaled_sum_and_norm": both,
+    "norm_of_scaled_sum": only_norm,
+    "scaled_sum": only_sum,
 }
 
 
 def case(
     name: str, shape: tuple[int, ...], device: torch.device, magnitude: float = 1.0
 ) -> list[Tensor]:
-    """x, weight, bias and, unless the norm alone is asked for, the branch."""
+    """x, weight, bias and, as the function has them, the branch and its scale."""
     x, branch = (magnitude * torch.randn(shape, device=device) for _ in range(2))
-    weight, bias = (1 + 0.3 * torch.randn(shape[-1], device=device) for _ in range(2))
-    return [x, weight, bias] if name in ("norm", "residual") else [x, weight, bias, branch]
+    weight, bias, scale = (1 + 0.3 * torch.randn(shape[-1], device=device) for _ in range(3))
+    if name == "norm":
+        return [x, weight, bias]
+    return [x, weight, bias, branch, *([scale] if "scaled" in name else [])]
 
 
 CPU = torch.device("cpu")
@@ -50,6 +62,9 @@ def test_reference_is_pytorchs() -> None:
     torch.testing.assert_close(total, x + branch)
     torch.testing.assert_close(norm, F.layer_norm(total, (12,), weight, bias, 1e-6))
     torch.testing.assert_close(layer_norm(total, weight, bias), norm)
+    scaled, norm = add_layer_norm(x, branch, weight, bias, scale=weight)
+    torch.testing.assert_close(scaled, x + weight * branch)
+    torch.testing.assert_close(norm, F.layer_norm(scaled, (12,), weight, bias, 1e-6))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -74,6 +89,8 @@ def test_errors_name_the_argument() -> None:
         add_layer_norm(x, branch[:1], weight, bias)
     with pytest.raises(ValueError, match=r"weight has shape \(7,\), expected \(8,\)"):
         layer_norm(x, weight[:7], bias)
+    with pytest.raises(ValueError, match=r"scale has shape \(1,\), expected \(8,\)"):
+        add_layer_norm(x, branch, weight, bias, scale=bias[:1])
 
 
 @pytest.mark.triton
@@ -124,17 +141,18 @@ def test_every_element_is_written(name, device, monkeypatch) -> None:
 @pytest.mark.triton
 def test_mixed_precisions_and_strides(device, seed) -> None:
     """A half-precision branch into a float32 stream, neither of them contiguous."""
-    x, weight, bias, branch = case("both", (6, 5, 32), device)
+    x, weight, bias, branch, scale = case("scaled", (6, 5, 32), device)
     x, branch = x.transpose(0, 1), branch.bfloat16().transpose(0, 1)
-    results = []
-    for choice in ("reference", "triton"):
-        tensors = [t.detach().requires_grad_() for t in (x, weight, bias, branch)]
-        with force(choice):
-            y = both(*tensors)
-            results.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
-    for eager, ours in zip(*results, strict=True):
-        assert ours.dtype == eager.dtype
-        torch.testing.assert_close(ours, eager, rtol=2e-2, atol=1e-3)
+    for given in ([x, weight, bias, branch], [x, weight, bias, branch, scale]):
+        results = []
+        for choice in ("reference", "triton"):
+            tensors = [t.detach().requires_grad_() for t in given]
+            with force(choice):
+                y = both(*tensors)
+                results.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
+        for eager, ours in zip(*results, strict=True):
+            assert ours.dtype == eager.dtype
+            torch.testing.assert_close(ours, eager, rtol=2e-2, atol=1e-3)
 
 
 @pytest.mark.triton
@@ -145,7 +163,7 @@ def test_compiles_without_a_graph_break(device) -> None:
         total, norm = add_layer_norm(x, layer_norm(x, weight, bias), weight, bias)
         return total + norm
 
-    whole = compiled(function)
+    whole = compile_whole(function)
     for size in (2, 3, 5):
         x = torch.randn(1, size, size + 1, 16, device=device)
         with force("triton"):

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from linsight.kernels import force, linear_attention, rotary_tables
+from linsight.kernels import force
+from linsight.kernels.linear_attention import linear_attention
+from linsight.kernels.rotary import rotary_tables
 
-from .conftest import compiled
+from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager, distance, leaves, outcome, poison_memory
 
 FEATURES = ("elu_plus_one", "relu", "exp", "identity", "norm_aware")
@@ -312,7 +314,7 @@ def test_compiles_without_a_graph_break(device) -> None:
         options = {"feature_map": "norm_aware", "key_weights": "global_query"}
         return linear_attention(q, k, v, **options, gate=gate) * 2
 
-    whole = compiled(function)
+    whole = compile_whole(function)
     for tokens in (12, 35, 64):
         packed = torch.randn(1, tokens, 4, 2, 16, device=device, requires_grad=True)
         with force("triton"):

@@ -3,21 +3,27 @@
 The interpreter takes Python that Triton's compiler does not; this finds the difference.
 """
 
-from importlib import import_module
-
 import pytest
 import torch
 
-from linsight.kernels import rotary_tables
-from linsight.kernels.backend import HAS_TRITON
+# Importing an operator registers it in `torch.ops`.
+from linsight.kernels import (
+    agent_attention,  # noqa: F401
+    batch_norm,
+    conv2d,
+    focused_linear_attention,  # noqa: F401
+    gaussian_attention,  # noqa: F401
+    layer_norm,
+    newton_inverse,  # noqa: F401
+    projected_softmax_attention,
+    rotary,
+    scaled_add,
+    window_attention,  # noqa: F401
+)
+from linsight.kernels.rotary import rotary_tables
+from linsight.kernels.runtime.dispatch import HAS_TRITON
 
 from .conftest import DEVICE, INTERPRETED
-
-# The package's own names `batch_norm` and `layer_norm` are the functions.
-batch_norm = import_module("linsight.kernels.batch_norm")
-conv = import_module("linsight.kernels.conv")
-layer_norm = import_module("linsight.kernels.layer_norm")
-rotary = import_module("linsight.kernels.rotary")
 
 pytestmark = [
     pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile"),
@@ -27,7 +33,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def kernel_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the kernels compiled for an H100 where they would be launched."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
@@ -69,7 +75,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (96, torch.float16, ("elu_plus_one", "uniform", "magnitude_aware")),
     ],
 )
-def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, compiled: list) -> None:
+def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, kernel_names: list) -> None:
     projection = torch.zeros(2, 14, 13, 4 * width, dtype=dtype, requires_grad=True)
     weight = torch.zeros(width, 1, 5, 5, requires_grad=True)
     rows, columns = rotary_tables((14, 13), width, dtype, projection.device)
@@ -77,98 +83,122 @@ def test_gated_mixer(width: int, dtype: torch.dtype, mechanism: tuple, compiled:
         projection, weight, None, rows, columns, 1, *mechanism
     )
     y.backward(y.detach())
-    assert {"_state", "_read", "_key_gradient", "_query_gradient", "_weigh"} < set(compiled)
+    assert {"_state", "_read", "_key_gradient", "_query_gradient", "_weigh"} < set(kernel_names)
 
 
-def test_gated_softmax(compiled: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    operator = import_module("linsight.kernels.projected_softmax_attention")
+def test_gated_softmax(kernel_names: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = projected_softmax_attention
     monkeypatch.setattr(operator, "runs_triton", lambda x: True)
     projection = torch.zeros(2, 14, 13, 4 * 96, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.zeros(96, 1, 5, 5, requires_grad=True)
     rotary = rotary_tables((14, 13), 48, projection.dtype, projection.device)
     y = operator.projected_softmax_attention(projection, weight, heads=2, rotary=rotary)
     y.backward(y.detach())
-    assert {"_convolve", "_weigh", "_turn", "_finish", "_finish_gradient"} < set(compiled)
+    assert {"_convolve", "_weigh", "_turn", "_finish", "_finish_gradient"} < set(kernel_names)
 
 
-def test_norm_aware_attention(compiled: list) -> None:
+def test_norm_aware_attention(kernel_names: list) -> None:
     query = torch.zeros(2, 14 * 13, 2, 32, dtype=torch.bfloat16, requires_grad=True)
     tables = rotary_tables((14, 13), 32, query.dtype, query.device)
     y, _ = torch.ops.linsight.linear_attention(
         query, query, query, *tables, None, None, "norm_aware", "uniform", "normalized"
     )
     y.backward(y.detach())
-    assert {"_state", "_merge", "_read", "_key_gradient", "_query_gradient"} < set(compiled)
+    wanted = {"_state", "merge", "_read", "_key_gradient", "_query_gradient"}
+    assert wanted < set(kernel_names)
 
 
-def test_focused_attention(compiled: list) -> None:
+def test_focused_attention(kernel_names: list) -> None:
     projection = torch.zeros(2, 14 * 13, 3, 3, 16, dtype=torch.float16, requires_grad=True)
     scale = torch.zeros(48, requires_grad=True)
     y, _ = torch.ops.linsight.focused_linear_attention(*projection.unbind(2), scale, None, 3)
     y.backward(y.detach())
-    assert {"_forward", "_backward", "_scale_gradient", "_state", "_key_gradient"} < set(compiled)
+    assert {"_forward", "_backward", "_scale_gradient", "_state", "_key_gradient"} < set(
+        kernel_names
+    )
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_batch_norm(activation: str, compiled: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_norm(activation: str, kernel_names: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_norm, "runs_triton", lambda x: True)
     x = torch.zeros(2, 24, 7, 5, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-    vectors = [torch.zeros(24) for _ in range(5)]
+    vectors = [torch.zeros(24) for _ in range(4)]
+    with torch.no_grad():
+        batch_norm.batch_norm(x, *vectors, training=False, activation=activation)
     for t in (x, *vectors[:2]):
         t.requires_grad_()
-    y = batch_norm.batch_norm(x, *vectors[:4], offset=vectors[4], activation=activation)
+    y = batch_norm.batch_norm(x, *vectors, activation=activation)
     y.backward(y.detach())
-    forward, backward = ["_gather", "_combine", "_normalize"], ["_gradient_sums", "_input_gradient"]
-    assert compiled == forward + backward
+    forward, backward = ["_gather", "_merge", "_normalize"], ["_gradient_sums", "_input_gradient"]
+    assert kernel_names == ["_normalize_running", *forward, *backward]
+
+
+def test_batch_norm_of_a_group(kernel_names: list) -> None:
+    from linsight.kernels.batch_norm.forward import reduce
+
+    reduce(torch.zeros(9, 3, 24))
+    assert kernel_names == ["_reduce"]
 
 
 @pytest.mark.parametrize(("outputs", "kernel"), [(32, 3), (96, 4), (64, 7)])
-def test_image_convolution(outputs, kernel, compiled: list, monkeypatch) -> None:
-    monkeypatch.setattr(conv, "runs_triton", lambda x: True)
+def test_image_convolution(outputs, kernel, kernel_names: list, monkeypatch) -> None:
+    monkeypatch.setattr(conv2d, "runs_triton", lambda x: True)
     weight, bias = torch.zeros(outputs, 3, kernel, kernel), torch.zeros(outputs)
     with torch.autocast("cpu", torch.bfloat16):
-        y = conv.conv2d(torch.zeros(2, 3, 28, 24), weight.requires_grad_(), bias, stride=2)
+        y = conv2d.conv2d(torch.zeros(2, 3, 28, 24), weight.requires_grad_(), bias, stride=2)
     y.backward(y.detach())
-    assert compiled == ["_convolve_image", "_image_weight_gradient"]
+    assert kernel_names == ["_convolve_image", "_image_weight_gradient"]
 
 
-def test_scaled_linear(compiled: list) -> None:
-    from linsight.kernels import linear_triton as kernels
+def test_convolution_with_bias(kernel_names: list, monkeypatch) -> None:
+    monkeypatch.setattr(conv2d, "runs_triton", lambda x: True)
+    weight, bias = (torch.zeros(s, requires_grad=True) for s in ((70, 12, 3, 3), (70,)))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv2d.conv2d(torch.zeros(2, 12, 7, 5), weight, bias)
+    y.backward(y.detach())
+    assert kernel_names == ["_finish", "_sum_columns"]
 
-    sums = kernels.column_sums(torch.zeros(300, 70, dtype=torch.bfloat16))
-    weight, vector = torch.zeros(70, 12), torch.zeros(70)
-    kernels.unscale(weight, sums, weight, vector, vector)
-    assert compiled == ["_sum_columns", "_unscale"]
+
+def test_scaled_add(kernel_names: list) -> None:
+    x = torch.zeros(2, 14, 320, dtype=torch.bfloat16, requires_grad=True)
+    y = scaled_add.operator.scaled_add(x, x, torch.zeros(320, requires_grad=True))
+    y.backward(x.detach())
+    assert kernel_names == ["_forward", "_backward"]
 
 
-def test_rotary(compiled: list) -> None:
+def test_rotary(kernel_names: list) -> None:
     x = torch.zeros(2, 14 * 13, 2, 48, dtype=torch.bfloat16, requires_grad=True)
-    y = rotary._turn(x, *rotary_tables((14, 13), 48, x.dtype, x.device), False)
+    y = rotary.operator.turn(x, *rotary_tables((14, 13), 48, x.dtype, x.device), False)
     y.backward(y.detach())
-    assert compiled == ["_turn", "_turn"]
+    assert kernel_names == ["_turn", "_turn"]
 
 
 @pytest.mark.parametrize("channels", [64, 320])
-def test_layer_norm(channels: int, compiled: list) -> None:
+def test_layer_norm(channels: int, kernel_names: list) -> None:
     x = torch.zeros(2, 14, channels, dtype=torch.bfloat16, requires_grad=True)
     vector = torch.zeros(channels, requires_grad=True)
-    total, norm = layer_norm._forward(x, x.detach(), vector, vector, 1e-6)
-    (total + norm).backward(x.detach())
-    assert set(compiled) == {"_forward", "_backward"}
+    for scale in (None, vector):
+        kernel_names.clear()
+        total, norm = layer_norm.operator.add_layer_norm(x, x, scale, vector, vector, 1e-6)
+        (total + norm).backward(x.detach())
+        assert kernel_names == ["_forward", "_backward"]
+    layer_norm.operator.layer_norm(x, vector, vector, 1e-6).backward(x.detach())
+    assert kernel_names == ["_forward", "_backward"] * 2
 
 
-@pytest.mark.parametrize(("stride", "branch"), [(1, True), (1, False), (2, False)])
-def test_convolution(stride: int, branch: bool, compiled: list) -> None:
+@pytest.mark.parametrize("activation", ["gelu", "relu", None])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_convolution(stride: int, activation: str | None, kernel_names: list) -> None:
     x = torch.zeros(2, 14, 13, 48, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.zeros(48, 1, 3, 3, requires_grad=True)
-    arguments = (weight, weight[:, 0, 0, 0], stride, True, stride == 1, branch, x.dtype)
-    y, _ = torch.ops.linsight.depthwise_conv2d(x, x.detach() if branch else None, *arguments)
+    arguments = (weight, weight[:, 0, 0, 0], stride, activation, stride == 1, x.dtype)
+    y = torch.ops.linsight.depthwise_conv2d(x, *arguments)
     y.backward(y.detach())
-    assert len(compiled) == 4
+    assert len(kernel_names) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_deformable_attention(dtype: torch.dtype, compiled: list) -> None:
+def test_deformable_attention(dtype: torch.dtype, kernel_names: list) -> None:
     from linsight.kernels.mmcv_operators import deformable_attention  # noqa: F401
 
     shapes, starts = torch.tensor([[7, 5], [3, 4]]), torch.tensor([0, 35])
@@ -177,22 +207,22 @@ def test_deformable_attention(dtype: torch.dtype, compiled: list) -> None:
     tensors = (value, shapes, starts, locations, weights.to(dtype))
     out = torch.ops.linsight.deformable_attention(*tensors)
     torch.ops.linsight.deformable_attention_backward(out, *tensors)
-    assert set(compiled) == {"_attend", "_differentiate", "_round"}
+    assert set(kernel_names) == {"_attend", "_differentiate", "_round"}
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_sigmoid_focal_loss(weighted: bool, compiled: list) -> None:
+def test_sigmoid_focal_loss(weighted: bool, kernel_names: list) -> None:
     from linsight.kernels.mmcv_operators import focal_loss  # noqa: F401
 
     x, target = torch.zeros(9, 80), torch.zeros(9, dtype=torch.long)
     weight = torch.zeros(80 if weighted else 0)
     for gradient in (False, True):
         torch.ops.linsight.sigmoid_focal_loss(x, target, weight, x, 2.0, 0.25, gradient)
-    assert set(compiled) == {"_focal"}
+    assert set(kernel_names) == {"_focal"}
 
 
 @pytest.mark.parametrize(("marks", "dtype"), [(49, torch.bfloat16), (81, torch.float16)])
-def test_gaussian_attention(marks: int, dtype: torch.dtype, compiled: list) -> None:
+def test_gaussian_attention(marks: int, dtype: torch.dtype, kernel_names: list) -> None:
     query = torch.zeros(2, 196, 2, 32, dtype=dtype, requires_grad=True)
     landmarks = torch.zeros(2, marks, 2, 32, dtype=dtype)
     y, _ = torch.ops.linsight.gaussian_attention(
@@ -201,12 +231,12 @@ def test_gaussian_attention(marks: int, dtype: torch.dtype, compiled: list) -> N
     y.backward(y.detach())
     kernel = torch.ops.linsight.landmark_kernel(landmarks.requires_grad_())
     kernel.backward(kernel.detach())
-    assert {"_gather", "_apply", "_scatter", "_token_gradient"} <= set(compiled)
-    assert {"_landmark_kernel", "_landmark_kernel_gradient"} <= set(compiled)
-    assert ("_landmark_gradient" in compiled) == (marks > 64)
+    assert {"_gather", "_apply", "_scatter", "_token_gradient"} <= set(kernel_names)
+    assert {"_landmark_kernel", "_landmark_kernel_gradient"} <= set(kernel_names)
+    assert ("_landmark_gradient" in kernel_names) == (marks > 64)
 
 
-def test_newton_inverse(compiled: list) -> None:
+def test_newton_inverse(kernel_names: list) -> None:
     x = torch.zeros(2, 49, 49, requires_grad=True)
     alpha = torch.zeros(2)
     for operator in (torch.ops.linsight.newton_implicit, torch.ops.linsight.newton_unrolled):
@@ -214,7 +244,7 @@ def test_newton_inverse(compiled: list) -> None:
         y.backward(y.detach())
     torch.ops.linsight.newton_residuals(x.detach(), alpha)
     expected = {"_iterate", "_implicit_gradient", "_unrolled_gradient", "_residuals"}
-    assert set(compiled) == expected
+    assert set(kernel_names) == expected
 
 
 @pytest.mark.parametrize(
@@ -228,7 +258,7 @@ def test_newton_inverse(compiled: list) -> None:
         ([12, 12], [6, 6], 32, False, torch.float32),
     ],
 )
-def test_window_attention(windows, shift, width, local, dtype, compiled) -> None:
+def test_window_attention(windows, shift, width, local, dtype, kernel_names) -> None:
     heads = len(windows) // 2
     projection = torch.zeros(2, 16, 15, 3 * heads * width, dtype=dtype, requires_grad=True)
     table = torch.zeros(2 * windows[0] - 1, 2 * windows[1] - 1, heads) if heads == 1 else None
@@ -239,11 +269,15 @@ def test_window_attention(windows, shift, width, local, dtype, compiled) -> None
         heads, windows, shift, "end",
     )  # fmt: skip
     y.backward(y.detach())
-    streamed = {"query_gradient", "key_gradient"}
-    assert "_attend" in compiled
-    assert streamed <= set(compiled) if max(windows) > 7 and width > 24 else "_gradient" in compiled
-    assert ("_sum_pairs" in compiled) == (table is not None)
-    assert ("_weight_gradient" in compiled) == local
+    streamed = {"_query_gradient", "_key_gradient"}
+    assert "_attend" in kernel_names
+    assert (
+        streamed <= set(kernel_names)
+        if max(windows) > 7 and width > 24
+        else "_gradient" in kernel_names
+    )
+    assert ("_sum_pairs" in kernel_names) == (table is not None)
+    assert ("_weight_gradient" in kernel_names) == local
 
 
 @pytest.mark.parametrize(
@@ -255,7 +289,7 @@ def test_window_attention(windows, shift, width, local, dtype, compiled) -> None
         ((3, 3), 64, torch.float32),
     ],
 )
-def test_agent_attention(grid: tuple, width: int, dtype: torch.dtype, compiled: list) -> None:
+def test_agent_attention(grid: tuple, width: int, dtype: torch.dtype, kernel_names: list) -> None:
     count = grid[0] * grid[1]
     projection = torch.zeros(2, 197, 6 * width, dtype=dtype, requires_grad=True)
     bias = torch.zeros(2, 2, count, 197, dtype=dtype, requires_grad=True)
@@ -267,4 +301,4 @@ def test_agent_attention(grid: tuple, width: int, dtype: torch.dtype, compiled: 
     forward = {"_pool", "_aggregate", "_broadcast"}
     token = {"_aggregate_token_gradient", "_broadcast_token_gradient"}
     agent = {"_aggregate_agent_gradient", "_broadcast_agent_gradient", "_finish"}
-    assert forward | token | agent < set(compiled)
+    assert forward | token | agent < set(kernel_names)

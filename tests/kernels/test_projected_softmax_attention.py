@@ -8,17 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linsight.kernels import (
-    apply_rotary,
-    depthwise_conv2d,
-    force,
-    linear,
-    projected_softmax_attention,
-    rotary_tables,
-)
+from linsight.kernels import force
+from linsight.kernels.depthwise_conv2d import depthwise_conv2d
+from linsight.kernels.projected_softmax_attention import projected_softmax_attention
+from linsight.kernels.rotary import apply_rotary, rotary_tables
 
 from .numerics import assert_as_exact_as_eager, poison_memory
-from .test_projected_attention import assert_compiles, case
+from .test_projected_linear_attention import assert_compiles, case
 
 
 def operator(
@@ -100,7 +96,7 @@ def outcome(projection: Tensor, weight: Tensor, bias: Tensor, overwrite: bool) -
     with force("triton"):
         # As from a linear layer: a view, made inside an autograd function.
         identity = torch.eye(projection.shape[-1], device=projection.device)
-        y = function(linear(leaves[0], identity), *leaves[1:])
+        y = function(F.linear(leaves[0], identity), *leaves[1:])
         return [y, *torch.autograd.grad(y.square().sum(), leaves)]
 
 

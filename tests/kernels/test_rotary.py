@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from linsight.kernels import apply_rotary, force, rotary_tables
+from linsight.kernels import force
+from linsight.kernels.rotary import apply_rotary, rotary_tables
 
-from .conftest import compiled
+from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager
 
 
@@ -85,7 +86,7 @@ def test_compiles_without_a_graph_break(device) -> None:
         size = (height, x.shape[1] // height)
         return apply_rotary(x, rotary_tables(size, 8, x.dtype, x.device)) * 2
 
-    whole = compiled(function)
+    whole = compile_whole(function)
     with force("triton"):
         for height, width in ((2, 3), (3, 5), (1, 7)):
             x = torch.randn(1, height * width, 2, 8, device=device)

@@ -1,16 +1,17 @@
 """Window attention: the reference token by token, Triton against it."""
 
 import random
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linsight.kernels import depthwise_conv2d, force, window_attention
+from linsight.kernels import force
+from linsight.kernels.depthwise_conv2d import depthwise_conv2d
+from linsight.kernels.window_attention import window_attention
 
-from .conftest import INTERPRETED, compiled
+from .conftest import INTERPRETED, compile_whole
 from .numerics import assert_as_exact_as_eager, distance, leaves, poison_memory
 
 SWIN = {"windows": [(3, 3)], "shift": (1, 1)}
@@ -31,10 +32,9 @@ SMALL, LARGE = (4, 5) if INTERPRETED else (7, 12)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the interpreter, tiles so small that a small window is streamed."""
     if INTERPRETED:
-        from linsight.kernels import window_attention_triton as kernels
+        from linsight.kernels.window_attention import operator
 
-        for module in (kernels, sys.modules["linsight.kernels.window_attention"]):
-            monkeypatch.setattr(module, "largest_tile", lambda *_: 16)
+        monkeypatch.setattr(operator, "largest_tile", lambda *_: 16)
 
 
 def case(
@@ -307,7 +307,7 @@ def test_compiles_without_a_graph_break(device) -> None:
         stripes = {"windows": [(x.shape[1], 2), (2, x.shape[2])], "padding": "centre"}
         return y + attention(2, stripes)(x, None, None, None, None)
 
-    whole = compiled(function)
+    whole = compile_whole(function)
     for size in (2, 3, 5):
         x = torch.randn(1, size, size + 1, 48, device=device)
         with force("triton"):

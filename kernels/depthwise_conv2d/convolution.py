@@ -1,0 +1,235 @@
+# ruff: noqa: RUF005 -- Triton's compiler knows a tuple's sum, not its unpacking
+"""The Triton kernels of `depthwise_conv2d` from a map to a map: convolution and input gradient."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..runtime.launch import launch
+from ..runtime.mathematics import activate, activation_gradient
+from .plan import plan
+
+# `channels` is not among them: as a multiple of 16 it lets two channels be one load.
+SCALARS = ["height", "width", "out_height", "out_width", "rows", "groups"]
+
+
+@triton.jit
+def load_strip(at, step, w, live, width, K: tl.constexpr, P: tl.constexpr):
+    """A row of a strip of P columns from `w` with its margins, column by column; `at` is the first
+    margin's."""
+    row = ()
+    for i in tl.static_range(P + K - 1):
+        ok = live & (w + (i - K // 2) >= 0) & (w + (i - K // 2) < width)
+        row = row + (tl.load(at + i * step, mask=ok, other=0.0),)
+    return row
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def _convolve(
+    x, weight, bias, other, add, y,
+    x_b, x_r, x_c, o_b, o_r, o_c, a_b, a_r, a_c, y_b, y_r, y_c,
+    height, width, channels, rows, groups,
+    K: tl.constexpr, P: tl.constexpr, STRIPS: tl.constexpr, BC: tl.constexpr,
+    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BACKWARD: tl.constexpr, ADD: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Stride 1. Forward: y = conv(a(x)) + bias. Backward: x is the gradient of the output, the
+    window is turned round, and y is the gradient of `other`, the input before the activation;
+    with ADD `add` is added to it.
+    """
+    SLOPE: tl.constexpr = BACKWARD and (ACTIVATION == "gelu" or ACTIVATION == "relu")
+    PAD: tl.constexpr = K // 2
+    b = tl.program_id(2).to(tl.int64)
+    c = (tl.program_id(0) // groups) * BC + tl.arange(0, BC)[None, :]
+    live = c < channels
+    w = ((tl.program_id(0) % groups) * STRIPS + tl.arange(0, STRIPS)[:, None]) * P
+    first = tl.program_id(1) * rows
+    last = tl.minimum(first + rows, height)
+    # The rows of x that there are; those above and below the map add nothing.
+    top = tl.maximum(first - PAD, 0)
+    bottom = tl.minimum(last + PAD, height)
+    x += b * x_b + top.to(tl.int64) * x_r + ((w - PAD) * x_c + c)
+    y += b * y_b + (top - PAD).to(tl.int64) * y_r + (w * y_c + c)
+    if SLOPE:
+        other += b * o_b + (top - PAD).to(tl.int64) * o_r + (w * o_c + c)
+    if ADD:
+        add += b * a_b + (top - PAD).to(tl.int64) * a_r + (w * a_c + c)
+
+    taps = ()
+    for i in tl.static_range(K * K):
+        tap = tl.load(weight + c * (K * K) + i, mask=live, other=0.0).to(tl.float32)
+        if RESIDUAL and i == K * K // 2:
+            tap += 1.0
+        taps = taps + (tap,)
+    start = tl.zeros((STRIPS, BC), tl.float32)
+    if BIAS:
+        start += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
+    sums = ()
+    for _ in tl.static_range(P * K):
+        sums = sums + (start,)
+    ahead = load_strip(x, x_c, w, live, width, K, P)
+    for row in range(top, bottom):
+        done = row - PAD >= first
+        factors = ()
+        addends = ()
+        for p in tl.static_range(P):
+            ok = live & (w + p < width) & done
+            if SLOPE:
+                factors = factors + (tl.load(other + p * o_c, mask=ok, other=0.0),)
+            if ADD:
+                addends = addends + (tl.load(add + p * a_c, mask=ok, other=0.0),)
+        window = ()
+        for i in tl.static_range(P + K - 1):
+            value = ahead[i].to(tl.float32)
+            if not BACKWARD:
+                value = activate(value, ACTIVATION, EXACT)
+            window = window + (value,)
+        # The last row is loaded twice: cheaper than to ask at every load.
+        x += tl.where(row + 1 < bottom, x_r, 0)
+        ahead = load_strip(x, x_c, w, live, width, K, P)
+        fresh = ()
+        for p in tl.static_range(P):
+            for j in tl.static_range(K):
+                total = sums[p * K + j]
+                for i in tl.static_range(K):
+                    if BACKWARD:
+                        total += taps[j * K + (K - 1 - i)] * window[p + i]
+                    else:
+                        total += taps[(K - 1 - j) * K + i] * window[p + i]
+                fresh = fresh + (total,)
+        sums = ()
+        for p in tl.static_range(P):
+            total = fresh[p * K]
+            if SLOPE:
+                total = activation_gradient(total, factors[p].to(tl.float32), ACTIVATION, EXACT)
+            if ADD:
+                total += addends[p].to(tl.float32)
+            ok = live & (w + p < width) & done
+            tl.store(y + p * y_c, total.to(y.dtype.element_ty), mask=ok)
+            for j in tl.static_range(K - 1):
+                sums = sums + (fresh[p * K + j + 1],)
+            sums = sums + (start,)
+        y += y_r
+        if SLOPE:
+            other += o_r
+        if ADD:
+            add += a_r
+    # The map's last rows, which no further row of x completes.
+    for j in tl.static_range(PAD):
+        ends = (bottom - PAD + j >= first) & (bottom - PAD + j < last)
+        for p in tl.static_range(P):
+            ok = live & (w + p < width) & ends
+            total = sums[p * K + j]
+            if SLOPE:
+                before = tl.load(other + p * o_c, mask=ok, other=0.0).to(tl.float32)
+                total = activation_gradient(total, before, ACTIVATION, EXACT)
+            if ADD:
+                total += tl.load(add + p * a_c, mask=ok, other=0.0).to(tl.float32)
+            tl.store(y + p * y_c, total.to(y.dtype.element_ty), mask=ok)
+        y += y_r
+        if SLOPE:
+            other += o_r
+        if ADD:
+            add += a_r
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def _gather(
+    x, weight, bias, pre, y,
+    x_b, x_r, x_c, p_b, p_r, p_c, y_b, y_r, y_c,
+    height, width, out_height, out_width, channels,
+    K: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
+    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, BACKWARD: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Stride 2, tap by tap; the map of `x` is height x width, that of `y` out_height x out_width.
+
+    Backward as in `_convolve`: an output pixel gathers the taps that fall on even places.
+    """
+    PAD: tl.constexpr = K // 2
+    b = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
+    live = c < channels
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    valid = live & (pixel < out_height * out_width)
+    row = pixel // out_width
+    column = pixel - row * out_width
+    total = tl.zeros((BLOCK, BC), tl.float32)
+    if BIAS:
+        total += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
+    x += b * x_b
+    for tap in tl.static_range(K * K):
+        if BACKWARD:
+            r = row + (PAD - tap // K)
+            s = column + (PAD - tap % K)
+            ok = valid & (r % 2 == 0) & (s % 2 == 0)
+            r = r // 2
+            s = s // 2
+        else:
+            r = row * 2 + (tap // K - PAD)
+            s = column * 2 + (tap % K - PAD)
+            ok = valid
+        ok = ok & (r >= 0) & (r < height) & (s >= 0) & (s < width)
+        value = tl.load(x + r.to(tl.int64) * x_r + s * x_c + c, mask=ok, other=0.0).to(tl.float32)
+        if not BACKWARD:
+            value = activate(value, ACTIVATION, EXACT)
+        factor = tl.load(weight + c * (K * K) + tap, mask=live, other=0.0).to(tl.float32)
+        total += value * factor
+    if BACKWARD:
+        at = pre + b * p_b + row.to(tl.int64) * p_r + column * p_c + c
+        before = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+        total = activation_gradient(total, before, ACTIVATION, EXACT)
+    at = y + b * y_b + row.to(tl.int64) * y_r + column * y_c + c
+    tl.store(at, total.to(y.dtype.element_ty), mask=valid)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    activation: str | None,
+    residual: bool,
+    out: Tensor,
+) -> None:
+    """Write the convolution of `x` to `out`."""
+    how = plan(
+        x.shape, x.dtype, x.device, weight.shape[-1], stride, activation, bias is not None, residual
+    )
+    biases = weight if bias is None else bias
+    if stride == 1:
+        tensors, strides = (x, weight, biases, x, x, out), (0, 0, 0, 0, 0, 0)
+        kernel = _convolve
+    else:
+        tensors, strides = (x, weight, biases, x, out), (0, 0, 0)
+        kernel = _gather
+    launch(kernel, how.forward, *tensors, *x.stride()[:3], *strides, *out.stride()[:3])
+
+
+def input_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    activation: str | None,
+    residual: bool,
+    out: Tensor,
+    add: Tensor | None = None,
+) -> None:
+    """Write the gradient of `x` to `out`, at stride 1 plus `add`, which may be `out`, or None."""
+    how = plan(
+        x.shape, x.dtype, x.device, weight.shape[-1], stride, activation,
+        residual=residual, add=add is not None,
+    )  # fmt: skip
+    strides = (*grad.stride()[:3], *x.stride()[:3])
+    if stride == 1:
+        other_strides = (0, 0, 0) if add is None else add.stride()[:3]
+        launch(
+            _convolve, how.input_gradient,
+            grad, weight, weight, x, grad if add is None else add, out,
+            *strides, *other_strides, *out.stride()[:3],
+        )  # fmt: skip
+    else:
+        launch(
+            _gather, how.input_gradient,
+            grad, weight, weight, x, out, *strides, *out.stride()[:3],
+        )  # fmt: skip

@@ -1,0 +1,75 @@
+"""The registration of `depthwise_conv2d`; Triton is imported at the first launch."""
+
+import torch
+from torch import Tensor
+
+from ..runtime.dispatch import rows_contiguous
+from ..runtime.operator import Operator
+
+
+def _run(x, weight, bias, stride, activation, residual, dtype):
+    from .convolution import forward
+
+    x = rows_contiguous(x)
+    out = _run_fake(x, weight, bias, stride, activation, residual, dtype)
+    forward(x, weight.contiguous(), bias, stride, activation, residual, out)
+    return out
+
+
+def _run_fake(x, weight, bias, stride, activation, residual, dtype):
+    batch, height, width, channels = x.shape
+    shape = (batch, -(-height // stride), -(-width // stride), channels)
+    return x.new_empty(shape, dtype=dtype)
+
+
+def _run_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, activation: str | None, residual: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .convolution import input_gradient
+    from .weight_gradient import weight_gradient
+
+    x, grad = rows_contiguous(x), rows_contiguous(grad)
+    dx, dweight, dbias = empty_gradients(x, weight)
+    input_gradient(grad, x, weight.contiguous(), stride, activation, residual, dx)
+    weight_gradient(grad, x, stride, activation, dweight, dbias)
+    return dx, dweight, dbias
+
+
+def empty_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """New tensors for the gradients of x, and, in the dtype of the weight, of weight and bias."""
+    shapes = ((x, x.shape), (weight, weight.shape), (weight, weight.shape[:1]))
+    return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
+
+
+def _run_backward_fake(grad, x, weight, stride, activation, residual):
+    return empty_gradients(x, weight)
+
+
+def _save(ctx, inputs, output):
+    x, weight, bias, *ctx.options, _ = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _differentiate(ctx, grad):
+    dx, dweight, dbias = _backward(grad, *ctx.saved_tensors, *ctx.options)
+    dbias = None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype)
+    return dx, dweight, dbias, None, None, None, None
+
+
+depthwise_conv2d = Operator(
+    "depthwise_conv2d",
+    _run,
+    _save,
+    _differentiate,
+    schema="(Tensor x, Tensor weight, Tensor? bias, int stride, str? activation, "
+    "bool residual, ScalarType dtype) -> Tensor",
+    fake=_run_fake,
+)
+_backward = Operator(
+    "depthwise_conv2d_backward",
+    _run_backward,
+    schema="(Tensor grad, Tensor x, Tensor weight, int stride, str? activation, "
+    "bool residual) -> (Tensor, Tensor, Tensor)",
+    fake=_run_backward_fake,
+)

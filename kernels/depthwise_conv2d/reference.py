@@ -1,0 +1,27 @@
+"""The reference of `depthwise_conv2d`, in plain PyTorch."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..runtime.activation import Activation, activate
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    activation: Activation | None = None,
+    residual: bool = False,
+) -> Tensor:
+    """The convolution through PyTorch's own; see the public function."""
+    x = activate(x, activation)
+    y = F.conv2d(
+        x.permute(0, 3, 1, 2),
+        weight,
+        bias,
+        stride=stride,
+        padding=weight.shape[-1] // 2,
+        groups=weight.shape[0],
+    ).permute(0, 2, 3, 1)
+    return x + y if residual else y

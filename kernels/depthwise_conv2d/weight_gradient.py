@@ -1,0 +1,166 @@
+# ruff: noqa: RUF005 -- Triton's compiler knows a tuple's sum, not its unpacking
+"""The Triton kernels of `depthwise_conv2d` from two maps to a weight: the weight gradient."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..runtime.launch import launch
+from ..runtime.mathematics import activate, sum_rows
+from .convolution import SCALARS, load_strip
+from .plan import plan
+
+
+@triton.jit
+def _load_row(
+    x, grad, x_c, g_c, w, live, width, inside, K: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """A row of the gradient with its margins, and the strip's row of x, if `inside` the map."""
+    slopes = load_strip(grad, g_c, w, live, width, K, P)
+    values = ()
+    for p in tl.static_range(P):
+        ok = live & (w + p < width) & inside
+        values = values + (tl.load(x + p * x_c, mask=ok, other=0.0),)
+    return slopes, values
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def _weigh(
+    x, grad, parts,
+    x_b, x_r, x_c, g_b, g_r, g_c,
+    height, width, channels, rows, groups,
+    K: tl.constexpr, P: tl.constexpr, STRIPS: tl.constexpr, BC: tl.constexpr,
+    ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Stride 1: one program's part of the weight gradient, (K * K + 1, channels), bias last.
+
+    The strips partition the columns of x and the row chunks those of the gradient, so that
+    every product is counted once.
+    """
+    PAD: tl.constexpr = K // 2
+    b = tl.program_id(2).to(tl.int64)
+    group = tl.program_id(0) % groups
+    c = (tl.program_id(0) // groups) * BC + tl.arange(0, BC)[None, :]
+    live = c < channels
+    w = (group * STRIPS + tl.arange(0, STRIPS)[:, None]) * P
+    first = tl.program_id(1) * rows
+    last = tl.minimum(first + rows, height)
+    # Rows first - PAD .. first + PAD - 1 of x; the loop brings the K-th of its window.
+    x += b * x_b + (first - PAD).to(tl.int64) * x_r + (w * x_c + c)
+    grad += b * g_b + first.to(tl.int64) * g_r + ((w - PAD) * g_c + c)
+
+    sums = ()
+    for _ in tl.static_range(K * K + 1):
+        sums = sums + (tl.zeros((STRIPS, BC), tl.float32),)
+    window = ()
+    for j in tl.static_range(K - 1):
+        row = first + (j - PAD)
+        for p in tl.static_range(P):
+            ok = live & (w + p < width) & (row >= 0) & (row < height)
+            value = tl.load(x + p * x_c, mask=ok, other=0.0).to(tl.float32)
+            value = activate(value, ACTIVATION, EXACT)
+            window = window + (value,)
+        x += x_r
+    slopes_ahead, values_ahead = _load_row(
+        x, grad, x_c, g_c, w, live, width, first + PAD < height, K, P
+    )
+    for row in range(first, last):
+        slopes = ()
+        for i in tl.static_range(P + K - 1):
+            slopes = slopes + (slopes_ahead[i].to(tl.float32),)
+        for p in tl.static_range(P):
+            value = values_ahead[p].to(tl.float32)
+            value = activate(value, ACTIVATION, EXACT)
+            window = window + (value,)
+        x += x_r
+        grad += tl.where(row + 1 < last, g_r, 0)
+        slopes_ahead, values_ahead = _load_row(
+            x, grad, x_c, g_c, w, live, width, (row + 1 + PAD < height) & (row + 1 < last), K, P
+        )
+        fresh = ()
+        for j in tl.static_range(K):
+            for i in tl.static_range(K):
+                total = sums[j * K + i]
+                for p in tl.static_range(P):
+                    total += window[j * P + p] * slopes[p + (K - 1 - i)]
+                fresh = fresh + (total,)
+        total = sums[K * K]
+        for p in tl.static_range(P):
+            total += slopes[p + PAD]
+        sums = fresh + (total,)
+        rest = ()
+        for p in tl.static_range(P * (K - 1)):
+            rest = rest + (window[P + p],)
+        window = rest
+
+    place = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * groups + group
+    parts += place.to(tl.int64) * (K * K + 1) * channels
+    c = (tl.program_id(0) // groups) * BC + tl.arange(0, BC)
+    for i in tl.static_range(K * K + 1):
+        tl.store(parts + i * channels + c, tl.sum(sums[i], 0), mask=c < channels)
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def _weigh_taps(
+    x, grad, parts,
+    x_b, x_r, x_c, g_b, g_r, g_c,
+    height, width, out_height, out_width, channels, rows,
+    K: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
+    ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Stride 2: one tap's part of the weight gradient over one chunk of the output's pixels."""
+    PAD: tl.constexpr = K // 2
+    b = tl.program_id(2).to(tl.int64)
+    tap = tl.program_id(1) % (K * K + 1)
+    chunk = tl.program_id(1) // (K * K + 1)
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    live = (c < channels)[None, :]
+    x += b * x_b
+    grad += b * g_b
+    total = tl.zeros((BLOCK, BC), tl.float32)
+    last = tl.minimum((chunk + 1) * rows, out_height) * out_width
+    for start in range(chunk * rows * out_width, last, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)[:, None]
+        row = pixel // out_width
+        column = pixel - row * out_width
+        ok = live & (pixel < last)
+        at = grad + row.to(tl.int64) * g_r + column * g_c + c[None, :]
+        slope = tl.load(at, mask=ok, other=0.0).to(tl.float32)
+        r = row * 2 + (tap // K - PAD)
+        s = column * 2 + (tap % K - PAD)
+        ok = ok & (r >= 0) & (r < height) & (s >= 0) & (s < width) & (tap < K * K)
+        at = x + r.to(tl.int64) * x_r + s * x_c + c[None, :]
+        value = tl.load(at, mask=ok, other=0.0).to(tl.float32)
+        value = activate(value, ACTIVATION, EXACT)
+        total += slope * tl.where(tap < K * K, value, 1.0)
+    chunks = tl.num_programs(1) // (K * K + 1)
+    place = (tl.program_id(2) * chunks + chunk) * (K * K + 1) + tap
+    tl.store(parts + place.to(tl.int64) * channels + c, tl.sum(total, 0), mask=c < channels)
+
+
+@triton.jit(do_not_specialize=["count", "channels"])
+def _sum_parts(
+    parts, dweight, dbias, count, channels,
+    TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tap = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = c < channels
+    stride = (TAPS + 1) * channels
+    total = sum_rows(parts + tap * channels, count, stride, c, live, ROWS, BLOCK)
+    if tap < TAPS:
+        tl.store(dweight + c * TAPS + tap, total.to(dweight.dtype.element_ty), mask=live)
+    else:
+        tl.store(dbias + c, total.to(dbias.dtype.element_ty), mask=live)
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, stride: int, activation: str | None, dweight: Tensor, dbias: Tensor
+) -> None:
+    """Write the gradients of weight (channels, 1, k, k) and bias to `dweight` and `dbias`."""
+    how = plan(x.shape, x.dtype, x.device, dweight.shape[-1], stride, activation)
+    parts = torch.empty(how.parts, dtype=torch.float32, device=x.device)
+    kernel = _weigh if stride == 1 else _weigh_taps
+    launch(kernel, how.weight_gradient, x, grad, parts, *x.stride()[:3], *grad.stride()[:3])
+    launch(_sum_parts, how.sum_parts, parts, dweight, dbias)

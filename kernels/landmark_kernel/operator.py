@@ -1,0 +1,54 @@
+"""The registration of `landmark_kernel`; Triton is imported at the first launch."""
+
+import torch
+from torch import Tensor
+
+from ..runtime.dispatch import rows_contiguous
+from ..runtime.operator import Operator
+
+
+def _run(landmarks: Tensor) -> Tensor:
+    from .forward import forward
+
+    landmarks = rows_contiguous(landmarks)
+    out = _run_fake(landmarks)
+    forward(landmarks, out)
+    return out
+
+
+def _run_fake(landmarks):
+    batch, marks, heads, _ = landmarks.shape
+    return landmarks.new_empty(batch, heads, marks, marks, dtype=torch.float32)
+
+
+def _run_backward(grad: Tensor, landmarks: Tensor) -> Tensor:
+    from .backward import backward
+
+    landmarks = rows_contiguous(landmarks)
+    out = landmarks.new_empty(landmarks.shape)
+    backward(grad.contiguous(), landmarks, out)
+    return out
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx, grad):
+    return _backward(grad, *ctx.saved_tensors)
+
+
+landmark_kernel = Operator(
+    "landmark_kernel",
+    _run,
+    _save,
+    _differentiate,
+    schema="(Tensor landmarks) -> Tensor",
+    fake=_run_fake,
+)
+_backward = Operator(
+    "landmark_kernel_backward",
+    _run_backward,
+    schema="(Tensor grad, Tensor landmarks) -> Tensor",
+    fake=lambda grad, landmarks: landmarks.new_empty(landmarks.shape),
+)

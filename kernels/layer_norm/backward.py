@@ -1,0 +1,92 @@
+"""The Triton kernel of the gradients of `layer_norm` and `add_layer_norm`.
+
+Mean and variance are cheaper to compute again than to store. The gradients of the vectors are
+summed in a fixed order, in two stages, of which the second is PyTorch's: it costs the host less
+than another launch.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..runtime.launch import launch
+from .forward import standardize
+from .plan import plan
+
+
+@triton.jit(do_not_specialize=["tokens", "eps"])
+def _backward(
+    dtotal, dnorm, x, branch, scale, weight, dx, dbranch, parts, tokens, eps,
+    C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
+    TOTAL: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """dx and, with a scale, dbranch; this program's part of the gradients of the vectors."""
+    row = tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, P)[None, :]
+    live = c < C
+    w = tl.load(weight + c, mask=live, other=0.0).to(tl.float32)
+    dweight = tl.zeros((ROWS, P), tl.float32)
+    dbias = tl.zeros((ROWS, P), tl.float32)
+    if SCALE:
+        factor = tl.load(scale + c, mask=live, other=0.0).to(tl.float32)
+        dscale = tl.zeros((ROWS, P), tl.float32)
+    tiles = tl.cdiv(tokens, ROWS)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+        n = tile * ROWS + row
+        ok = (n < tokens) & live
+        at = n.to(tl.int64) * C + c
+        s = tl.load(x + at, mask=ok, other=0.0).to(tl.float32)
+        if SCALE:
+            term = tl.load(branch + at, mask=ok, other=0.0).to(tl.float32)
+            s = (s + factor * term).to(dx.dtype.element_ty).to(tl.float32)
+        dy = tl.load(dnorm + at, mask=ok, other=0.0).to(tl.float32)
+        y, inverse = standardize(s, live, eps, C)
+        dweight += dy * y
+        dbias += dy
+        dy *= w
+        inner = (tl.sum(dy * y, 1) * (1.0 / C))[:, None]
+        ds = inverse * (dy - (tl.sum(dy, 1) * (1.0 / C))[:, None] - y * inner)
+        if TOTAL:
+            ds += tl.load(dtotal + at, mask=ok, other=0.0).to(tl.float32)
+        tl.store(dx + at, ds.to(dx.dtype.element_ty), mask=ok)
+        if SCALE:
+            tl.store(dbranch + at, (ds * factor).to(dbranch.dtype.element_ty), mask=ok)
+            dscale += tl.where(ok, ds * term, 0.0)
+    c = tl.arange(0, P)
+    parts += tl.program_id(0).to(tl.int64) * ((3 if SCALE else 2) * C) + c
+    tl.store(parts, tl.sum(dweight, 0), mask=c < C)
+    tl.store(parts + C, tl.sum(dbias, 0), mask=c < C)
+    if SCALE:
+        tl.store(parts + 2 * C, tl.sum(dscale, 0), mask=c < C)
+
+
+def backward(
+    dtotal: Tensor | None,
+    dnorm: Tensor,
+    x: Tensor,
+    branch: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    dx: Tensor,
+    dbranch: Tensor | None,
+) -> Tensor:
+    """Write the gradient of x to `dx` and, with a scale, that of the branch to `dbranch`.
+
+    Args:
+        dtotal, dnorm: the gradients of the sum, or None, and of its norm.
+        x: the sum that was normalised; with a scale, what the scaled branch is added to.
+        branch, scale: both None, or both tensors.
+        weight, eps: of the norm.
+
+    Returns:
+        The gradients of weight, bias and, with a scale, the scale: (2, C) or (3, C) in float32.
+    """
+    has_scale = scale is not None
+    how = plan(x.shape, x.device, eps, has_scale, has_scale, dtotal is not None)
+    parts = torch.empty(how.parts, dtype=torch.float32, device=x.device)
+    dtotal = dnorm if dtotal is None else dtotal
+    branch, scale, dbranch = (dx if t is None else t for t in (branch, scale, dbranch))
+    launch(_backward, how.backward, dtotal, dnorm, x, branch, scale, weight, dx, dbranch, parts)
+    return parts.sum(0)

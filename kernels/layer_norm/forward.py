@@ -1,0 +1,56 @@
+"""The Triton kernel of `layer_norm` and `add_layer_norm`: a row lives in registers."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..runtime.launch import launch
+from .plan import plan
+
+
+@triton.jit
+def standardize(x, live, eps, C: tl.constexpr):
+    """(x - mean) / sqrt(var + eps) and the factor, per row; zero beyond the last channel."""
+    centered = tl.where(live, x - (tl.sum(x, 1) * (1.0 / C))[:, None], 0.0)
+    factor = tl.rsqrt(tl.sum(centered * centered, 1) * (1.0 / C) + eps)[:, None]
+    return centered * factor, factor
+
+
+@triton.jit(do_not_specialize=["tokens", "eps"])
+def _forward(
+    x, branch, scale, weight, bias, total, norm, tokens, eps,
+    C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
+    BRANCH: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, P)[None, :]
+    live = c < C
+    ok = (n < tokens) & live
+    at = n * C + c
+    s = tl.load(x + at, mask=ok, other=0.0)
+    if BRANCH:
+        y = tl.load(branch + at, mask=ok, other=0.0).to(tl.float32)
+        if SCALE:
+            y *= tl.load(scale + c, mask=live, other=0.0).to(tl.float32)
+        s = (s.to(tl.float32) + y).to(total.dtype.element_ty)
+        tl.store(total + at, s, mask=ok)
+    y, _ = standardize(s.to(tl.float32), live, eps, C)
+    y *= tl.load(weight + c, mask=live, other=0.0).to(tl.float32)
+    y += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
+    tl.store(norm + at, y.to(norm.dtype.element_ty), mask=ok)
+
+
+def forward(
+    x: Tensor,
+    branch: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    total: Tensor | None,
+    norm: Tensor,
+) -> None:
+    """Write the sum to `total` if there is a branch, and its norm, or that of `x`, to `norm`."""
+    how = plan(x.shape, x.device, eps, branch is not None, scale is not None).forward
+    maps = (x if t is None else t for t in (branch, scale))
+    launch(_forward, how, x, *maps, weight, bias, x if total is None else total, norm)

@@ -1,0 +1,84 @@
+"""The registration of `layer_norm` and `add_layer_norm`; Triton is imported at first launch."""
+
+import torch
+
+from ..runtime.operator import Operator
+
+
+def _run_norm(x, weight, bias, eps):
+    from .forward import forward
+
+    norm = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    forward(x.contiguous(), None, None, weight, bias, eps, None, norm)
+    return norm
+
+
+def _save_norm(ctx, inputs, output):
+    x, weight, bias, ctx.eps = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _differentiate_norm(ctx, grad):
+    from .backward import backward
+
+    x, weight, bias = ctx.saved_tensors
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    sums = backward(None, grad.contiguous(), x.contiguous(), None, None, weight, ctx.eps, dx, None)
+    return dx, sums[0].to(weight.dtype), sums[1].to(bias.dtype), None
+
+
+def _run(x, branch, scale, weight, bias, eps):
+    from .forward import forward
+
+    total, norm = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    scale = None if scale is None else scale.contiguous()
+    forward(x.contiguous(), branch.contiguous(), scale, weight, bias, eps, total, norm)
+    return total, norm
+
+
+def _save(ctx, inputs, output):
+    x, branch, scale, weight, bias, ctx.eps = inputs
+    ctx.branch_dtype = branch.dtype
+    # With a scale its gradient needs the branch; the sum, computed again, is a map less to keep,
+    # as x is the sum that the block before keeps.
+    maps = (output[0], None) if scale is None else (x, branch)
+    ctx.save_for_backward(*maps, scale, weight, bias)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, dtotal, dnorm):
+    x, branch, scale, weight, bias = ctx.saved_tensors
+    if dtotal is None and dnorm is None:
+        return (None,) * 6
+    if dnorm is None:
+        return _differentiate_sum(ctx.branch_dtype, dtotal, branch, scale)
+    from .backward import backward
+
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dtotal = None if dtotal is None else dtotal.contiguous()
+    if scale is None:
+        sums = backward(dtotal, dnorm.contiguous(), x, None, None, weight, ctx.eps, dx, None)
+        dbranch, dscale = dx.to(ctx.branch_dtype), None
+    else:
+        dbranch = torch.empty(x.shape, dtype=branch.dtype, device=x.device)
+        sums = backward(
+            dtotal, dnorm.contiguous(), x.contiguous(), branch.contiguous(), scale.contiguous(),
+            weight, ctx.eps, dx, dbranch,
+        )  # fmt: skip
+        dscale = sums[2].to(scale.dtype)
+    return dx, dbranch, dscale, sums[0].to(weight.dtype), sums[1].to(bias.dtype), None
+
+
+def _differentiate_sum(dtype, dtotal, branch, scale):
+    """The gradients where nothing depends on the norm."""
+    from ..scaled_add.backward import backward
+
+    if scale is None:
+        return dtotal, dtotal.to(dtype), None, None, None, None
+    dbranch = torch.empty(branch.shape, dtype=dtype, device=branch.device)
+    dscale = backward(dtotal.contiguous(), branch.contiguous(), scale.contiguous(), dbranch)
+    return dtotal, dbranch, dscale.to(scale.dtype), None, None, None
+
+
+layer_norm = Operator("layer_norm", _run_norm, _save_norm, _differentiate_norm)
+add_layer_norm = Operator("add_layer_norm", _run, _save, _differentiate)

@@ -1,0 +1,67 @@
+"""The launch decisions of `layer_norm` and `add_layer_norm`."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from ..runtime.launch import Launch, cache_plan, count_multiprocessors
+
+# Elements that a program holds: 16 bytes per load and thread, and several rows in flight.
+ELEMENTS = 4096
+# Of the backward pass with a layer scale, which has a third sum and a third map in registers.
+SCALED_ELEMENTS = 2048
+# Of the backward pass: programs per multiprocessor, and tiles that are fetched ahead, which pays
+# as long as a tile has many rows.
+RESIDENT = 2
+STAGES, ROWS_WORTH_STAGES = 3, 32
+WARPS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches of the norm and of its gradient.
+
+    Args:
+        forward, backward: the launches.
+        parts: the shape of the parts of the gradients of weight, bias and, if any, scale.
+    """
+
+    forward: Launch
+    backward: Launch
+    parts: tuple[int, int, int]
+
+
+@cache_plan
+def plan(
+    shape: torch.Size,
+    device: torch.device,
+    eps: float,
+    branch: bool,
+    scale: bool,
+    total: bool = False,
+) -> Plan:
+    """Plan for maps of one shape (..., C).
+
+    Args:
+        shape, device: of x.
+        eps: added to the variance.
+        branch, scale: whether there is a residual branch to add, and a scale for it. The backward
+            pass without a scale has no branch: it is given the sum.
+        total: whether the sum has a gradient of its own.
+    """
+    channels = shape[-1]
+    padded = triton.next_power_of_2(channels)
+    tokens = shape.numel() // channels
+    constants = {"C": channels, "P": padded, "num_warps": WARPS}
+    rows = max(1, ELEMENTS // padded)
+    forward = {"ROWS": rows, "BRANCH": branch, "SCALE": scale, **constants}
+    forward = Launch((triton.cdiv(tokens, rows),), (tokens, eps), forward)
+    rows = max(1, (SCALED_ELEMENTS if scale else ELEMENTS) // padded)
+    programs = min(triton.cdiv(tokens, rows), RESIDENT * count_multiprocessors(device))
+    backward = {
+        "ROWS": rows, "TOTAL": total, "SCALE": scale,
+        "STAGES": STAGES if rows >= ROWS_WORTH_STAGES else 1, **constants,
+    }  # fmt: skip
+    backward = Launch((programs,), (tokens, eps), backward)
+    return Plan(forward, backward, (programs, 3 if scale else 2, channels))

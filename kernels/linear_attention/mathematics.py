@@ -1,0 +1,242 @@
+"""What the kernels of `linear_attention` compute with: feature maps, readouts, rotations."""
+
+import triton
+import triton.language as tl
+
+from ..runtime.mathematics import PTX, exponential, logarithm, sum_rows
+
+EPSILON = tl.constexpr(1e-6)
+
+# Sizes that change from call to call and do not need other machine code.
+SCALARS = [
+    "tokens",
+    "per_split",
+    "splits",
+    "heads",
+    "width",
+    "reciprocal",
+    "shift",
+    "row_stride",
+    "column_stride",
+    "query_splits",
+    "pieces",
+]
+
+
+@triton.jit
+def absent_value(MAP: tl.constexpr):
+    """What stands for a missing token or channel: phi of it is zero."""
+    return 0.0 if MAP == "identity" or MAP == "norm_aware" else -1e4
+
+
+@triton.jit
+def _norm_aware(q, EXACT: tl.constexpr):
+    """Of each row: 1 / n, the exponent p(n) and dp / dn; and the logarithm of |q| / n.
+
+    Of zeros, all are finite: what they make of a zero is multiplied by it, or by its sign.
+    """
+    square = tl.sum(q * q, 1)
+    inverse = tl.rsqrt(tl.maximum(square, 1e-37))
+    e = exponential(-2.0 * square * inverse, EXACT)  # tanh n = (1 - e) / (1 + e)
+    power = 1.5 + 3.0 * ((1.0 - e) / (1.0 + e))
+    slope = 12.0 * e / ((1.0 + e) * (1.0 + e))
+    log = logarithm(tl.maximum(tl.abs(q) * inverse[:, None], 1e-30), EXACT)
+    return inverse, power, slope, log
+
+
+@triton.jit
+def _sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+
+
+@triton.jit
+def _halves(x):
+    """(T, P) to (T, 2 P): for each channel its positive part, then its negative part."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.join(tl.maximum(x, 0.0), tl.maximum(-x, 0.0)), (T, 2 * P))
+
+
+@triton.jit
+def _halves_gradient(x, gradient):
+    """The gradient of x, up to its sign, from that of `_halves` of x or of what has its sign."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = x.shape[1]
+    positive, negative = tl.split(tl.reshape(gradient, (T, P, 2)))
+    return tl.where(x > 0, positive, tl.where(x < 0, -negative, 0.0))
+
+
+@triton.jit
+def query_feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
+    """phi of queries (T, P): (T, P), or (T, 2 P) if norm-aware."""
+    if MAP == "norm_aware":
+        _, power, _, log = _norm_aware(x, EXACT)
+        return _halves(_sign(x) * exponential(power[:, None] * log, EXACT))
+    else:
+        return _feature(x, MAP, EXACT)
+
+
+@triton.jit
+def key_feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
+    """phi of keys (T, P): (T, P), or (T, 2 P) if norm-aware."""
+    if MAP == "norm_aware":
+        return _halves(x * x * x)
+    else:
+        return _feature(x, MAP, EXACT)
+
+
+@triton.jit
+def query_feature_gradient(x, f, gradient, MAP: tl.constexpr, EXACT: tl.constexpr):
+    """The gradient of x from that of f = query_feature(x)."""
+    if MAP == "norm_aware":
+        gradient = _halves_gradient(x, gradient)
+        inverse, power, slope, log = _norm_aware(x, EXACT)
+        # Through each |q| / n, then through n: in all the quotients, and in the exponent.
+        root = exponential((power[:, None] - 1.0) * log, EXACT)
+        product = gradient * root * (x * inverse[:, None])
+        radial = slope * tl.sum(product * log, 1) - power * inverse * tl.sum(product, 1)
+        return (power * inverse)[:, None] * gradient * root + (radial * inverse)[:, None] * x
+    else:
+        return _feature_gradient(x, f, gradient, MAP)
+
+
+@triton.jit
+def key_feature_gradient(x, f, gradient, MAP: tl.constexpr):
+    """The gradient of x from that of f = key_feature(x)."""
+    if MAP == "norm_aware":
+        return 3.0 * x * x * _halves_gradient(x, gradient)
+    else:
+        return _feature_gradient(x, f, gradient, MAP)
+
+
+@triton.jit
+def _feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
+    if MAP == "elu_plus_one":
+        if EXACT:
+            return tl.where(x > 0, x + 1.0, exponential(tl.minimum(x, 0.0), EXACT))
+        else:
+            return tl.where(x > 0, x + 1.0, exponential(x, EXACT))
+    elif MAP == "relu":
+        return tl.maximum(x, 0.0)
+    elif MAP == "exp":
+        return exponential(x, EXACT)
+    else:
+        return x
+
+
+@triton.jit
+def _feature_gradient(x, f, gradient, MAP: tl.constexpr):
+    """The gradient of x from that of f = phi(x)."""
+    if MAP == "elu_plus_one":
+        return tl.where(x > 0, gradient, gradient * f)
+    elif MAP == "relu":
+        return tl.where(x > 0, gradient, 0.0)
+    elif MAP == "exp":
+        return gradient * f
+    else:
+        return gradient
+
+
+@triton.jit
+def readout_factors(n, scale, READOUT: tl.constexpr):
+    """a(n), b(n) and their derivatives, of y = a R(f(q)) S + b mean(v)."""
+    if READOUT == "normalized":
+        a = 1.0 / (n + EPSILON)
+        return a, n * 0.0, -a * a, n * 0.0
+    elif READOUT == "magnitude_aware":
+        inverse = 1.0 / (scale * n + EPSILON)
+        return scale * (1.0 + inverse), -scale * n, -(scale * inverse) * (scale * inverse), -scale
+    else:
+        return n * 0.0 + scale, 1.0 - scale * n, n * 0.0, -scale
+
+
+@triton.jit
+def _load_four(pointers):
+    """(tokens, groups) of pointers to the four floats behind each, (tokens, 4 groups).
+
+    As assembly, so that it stays a load through the first-level cache, where the tables lie:
+    the compiler's pipeline would fetch them anew from the second level for every tile.
+    """
+    T: tl.constexpr = pointers.shape[0]
+    G: tl.constexpr = pointers.shape[1]
+    a, b, c, d = tl.inline_asm_elementwise(
+        "ld.global.nc.v4.f32 {$0, $1, $2, $3}, [$4];",
+        "=f,=f,=f,=f,l",
+        [pointers],
+        (tl.float32, tl.float32, tl.float32, tl.float32),
+        True,
+        1,
+    )
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (T, 4 * G))
+
+
+@triton.jit
+def angles(
+    rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
+    D: tl.constexpr, P: tl.constexpr, ONCE: tl.constexpr,
+):  # fmt: skip
+    """Cosines and sines of the tokens `n`, (tokens, P / 2), from the separable tables.
+
+    `ONCE`: they turn one tensor. What turns two, in the layouts of two products, would have
+    `_load_four` convert them through shared memory.
+    """
+    quarter: tl.constexpr = D // 4
+    vector: tl.constexpr = 4 if PTX and ONCE and D == P and quarter % 4 == 0 else 1
+    i = tl.arange(0, P // (2 * vector))[None, :] * vector
+    n = tl.minimum(n, last - 1)  # a tile reaches past the last token, the tables do not
+    row = ((n.to(tl.int64) * reciprocal) >> shift).to(tl.int32)
+    column = n - row * width
+    in_rows = i < quarter
+    pointers = tl.where(
+        in_rows,
+        rows + row[:, None] * quarter + i,
+        columns + column[:, None] * quarter + (i - quarter),
+    )
+    sine = tl.where(in_rows, row_stride, column_stride)
+    if vector == 1 and quarter % 4 == 0:
+        # The compiler cannot see through `where` that four entries at a time are one load.
+        pointers = tl.max_contiguous(tl.multiple_of(pointers, (1, 16)), (1, 4))
+        sine = tl.max_constancy(tl.multiple_of(sine, (1, 4)), (1, 4))
+    if vector == 4:
+        return _load_four(pointers), _load_four(pointers + sine)
+    elif D == P:
+        return tl.load(pointers), tl.load(pointers + sine)
+    else:
+        ok = i < 2 * quarter
+        return tl.load(pointers, mask=ok, other=0.0), tl.load(pointers + sine, mask=ok, other=0.0)
+
+
+@triton.jit
+def _rotate(x, cosine, sine):
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = x.shape[1]
+    a, b = tl.split(tl.reshape(x, (T, P // 2, 2)))
+    return tl.reshape(tl.join(a * cosine - b * sine, b * cosine + a * sine), (T, P))
+
+
+@triton.jit
+def rotate(x, cosine, sine):
+    """Turn neighbouring pairs of the last axis, or of each of the two `_halves`."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = 2 * cosine.shape[1]
+    if x.shape[1] == P:
+        return _rotate(x, cosine, sine)
+    else:
+        positive, negative = tl.split(tl.reshape(x, (T, P, 2)))
+        turned = tl.join(_rotate(positive, cosine, sine), _rotate(negative, cosine, sine))
+        return tl.reshape(turned, (T, 2 * P))
+
+
+@triton.jit
+def fold_sums(x):
+    """`fold` for the tensor cores' layout of sums, where a thread holds rows 8 apart."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.sum(tl.reshape(x, (T // 16, 2, 8, P)), 1), (T // 2, P))
+
+
+@triton.jit
+def sum_splits(parts, count, P: tl.constexpr):
+    """Sum of `count` rows of P floats, in a fixed order."""
+    column = tl.arange(0, P)
+    return sum_rows(parts, count, P, column, column < P, 4096 // P, P)

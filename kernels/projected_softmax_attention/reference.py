@@ -1,0 +1,39 @@
+"""The reference of `projected_softmax_attention`, in plain PyTorch."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..depthwise_conv2d.reference import depthwise_conv2d
+from ..rotary import Rotary
+from ..rotary.reference import apply_rotary
+from ..runtime.dispatch import rows_contiguous
+
+
+def projected_softmax_attention(
+    projection: Tensor, weight: Tensor, bias: Tensor | None, heads: int, rotary: Rotary | None
+) -> Tensor:
+    """The composition of its parts' references; see the public function."""
+    batch, height, width, channels = projection.shape
+    # Split once: a slice of its own would have a gradient of the whole projection's size.
+    both, value, gate = split_blocks(projection, heads)
+    query, key = (both if rotary is None else apply_rotary(both, rotary)).split(heads, 2)
+    local = depthwise_conv2d(to_map(value, (height, width)), weight, bias)
+    y = (attend(query, key, value) + local.reshape(value.shape)) * gate
+    return y.reshape(batch, height, width, channels // 4)
+
+
+def split_blocks(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q and k of a packed map, (B, N, 2 heads, D), its v and its gate, (B, N, heads, D)."""
+    return x.flatten(1, 2).unflatten(-1, (4 * heads, -1)).split((2 * heads, heads, heads), 2)
+
+
+def to_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, N, heads, D) as a map (B, H, W, C)."""
+    return rows_contiguous(x.flatten(2)).unflatten(1, size)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention of (B, N, heads, D), by PyTorch."""
+    return F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    ).transpose(1, 2)

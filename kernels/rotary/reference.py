@@ -1,0 +1,17 @@
+"""The reference of `apply_rotary`, in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+
+def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """The rotation, pair by pair; see the public function."""
+    rows, columns = rotary
+    height, width = rows.shape[1], columns.shape[1]
+    rows = rows[:, :, None].expand(-1, -1, width, -1)
+    columns = columns[:, None].expand(-1, height, -1, -1)
+    # (2, N, 1, D / 2): one angle per token and channel pair, the same for every head.
+    cosine, sine = torch.cat((rows, columns), dim=-1).flatten(1, 2)[:, :, None]
+    a, b = x.unflatten(-1, (-1, 2)).to(rows.dtype).unbind(-1)
+    turned = torch.stack((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -1,0 +1,1 @@
+"""What all operators share: the choice of implementation, registration, launches, mathematics."""

@@ -1,0 +1,19 @@
+"""The activations that kernels fuse, in PyTorch."""
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Activation = Literal["gelu", "relu"]
+
+
+def check_activation(activation: str | None) -> None:
+    """Raise ValueError unless `activation` is an `Activation` or None."""
+    if activation not in (None, *get_args(Activation)):
+        raise ValueError(f"activation is {activation!r}, expected None, 'gelu' or 'relu'")
+
+
+def activate(x: Tensor, activation: Activation | None) -> Tensor:
+    """The activation of `x`: the exact GELU, ReLU or the identity."""
+    return x if activation is None else getattr(F, activation)(x)

@@ -1,0 +1,131 @@
+"""The one rule that decides whether an operator runs its Triton kernels or its reference.
+
+Triton runs on a CUDA tensor of 32 or 16 bits, the reference elsewhere. `force` (a context
+manager) and the environment variable ``LINSIGHT_KERNELS`` (``auto``, ``reference`` or
+``triton``) override the rule. Forced on a CPU tensor, ``triton`` runs under Triton's
+interpreter, which needs ``TRITON_INTERPRET=1`` in the environment before Triton is imported.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache, wraps
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from .private import is_intercepted
+
+CHOICES = ("auto", "reference", "triton")
+HAS_TRITON = find_spec("triton") is not None
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# The widest attention head whose tiles the kernels of most operators have room for.
+WIDEST_HEAD = 128
+# The most channels of a row that a program of the norms and sums holds in registers.
+WIDEST_ROW = 4096
+
+
+def _check_choice(choice: str, origin: str) -> str:
+    if choice not in CHOICES:
+        raise ValueError(f"{origin} is {choice!r}, expected one of {', '.join(CHOICES)}")
+    return choice
+
+
+_choice = _check_choice(os.environ.get("LINSIGHT_KERNELS", "auto"), "LINSIGHT_KERNELS")
+
+
+@contextmanager
+def force(choice: str) -> Iterator[None]:
+    """Run every operator within the block on `choice`: 'auto', 'reference' or 'triton'."""
+    global _choice
+    previous, _choice = _choice, _check_choice(choice, "choice")
+    try:
+        yield
+    finally:
+        _choice = previous
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether an operator whose first tensor is `x` runs its Triton kernel."""
+    if _choice == "reference" or x.dtype not in TRITON_DTYPES:
+        return False
+    if _choice == "auto":
+        return x.is_cuda and HAS_TRITON
+    if not HAS_TRITON:
+        raise RuntimeError("kernels forced to 'triton', but triton is not installed")
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            f"kernels forced to 'triton' on a tensor on {x.device}: move it to CUDA, or set "
+            "TRITON_INTERPRET=1 before starting Python to run under Triton's interpreter"
+        )
+    return True
+
+
+def rows_contiguous(x: Tensor | None) -> Tensor | None:
+    """`x` itself when it is None or its last axis is contiguous, else a copy."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x` (B, C, H, W) in the channels-last memory format, copied only if it has another."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """A context in which a reference computes in the precision that it chose."""
+    # The meta device, on which shapes alone are computed, knows no autocast.
+    if x.device.type == "meta":
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def stream_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that PyTorch multiplies `x` in: autocast's where autocast is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def check_vectors(channels: int, **vectors: Tensor | None) -> None:
+    """Raise ValueError, naming the vector, unless each has one entry per channel."""
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != (channels,):
+            raise ValueError(
+                f"{name} has shape {tuple(vector.shape)}, expected ({channels},), the channels of x"
+            )
+
+
+def runs_eagerly() -> bool:
+    """Whether no compiler, dispatch mode or functional transform sees the calls."""
+    return not torch.compiler.is_compiling() and not is_intercepted()
+
+
+def is_direct_call(args: tuple) -> bool:
+    """Whether nothing but autograd sees a call with these arguments: eager, on plain tensors."""
+    return runs_eagerly() and all(
+        type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor)
+    )
+
+
+def cache_constants(make: Callable) -> Callable:
+    """Cache a function of constant tensors, which consists of many small operations.
+
+    Args:
+        make: returns constant tensors, from hashable arguments of which the last is their device.
+
+    Returns:
+        `make` with a cache that serves eager calls; it is left out under a compiler and while a
+        CUDA graph is captured.
+    """
+    cached = lru_cache(maxsize=64)(make)
+
+    @wraps(make)
+    def get(*key):
+        is_capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if is_capturing or not runs_eagerly():
+            return make(*key)
+        with torch.inference_mode(False):  # so that a later call may save them for its gradient
+            return cached(*key)
+
+    return get

@@ -1,0 +1,125 @@
+"""How the kernels share out the device, and are launched.
+
+Each operator decides grids, tiles and constants once per call signature, in its cached function
+`plan`, which returns a `Plan` that holds one `Launch` per kernel. Triton itself looks at every
+argument of every call anew to find the machine code for it (25 to 45 us, longer than most of
+these kernels run). Here a call that repeats an earlier one, in all but the addresses, takes the
+machine code of that one from its `Launch`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .private import get_argument_names, get_device, get_stream, make_relaunch
+
+MOST_SPLITS = 512
+# Enough for some hundred layers at some resolutions; a new resolution starts new entries.
+cache_plan = lru_cache(maxsize=1024)
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """How one kernel of a plan runs.
+
+    Args:
+        grid: the number of programs along each axis; nothing runs if one of them is zero.
+        sizes: the kernel's last run-time arguments, which the call signature decides.
+        constants: the kernel's constexprs and Triton's compiler options, by name.
+        code: what was compiled, by the types, alignments and strides of the other arguments.
+    """
+
+    grid: tuple[int, ...]
+    sizes: tuple[int | float, ...]
+    constants: dict[str, Any]
+    code: dict[tuple, tuple[Callable[..., None], tuple]] = field(default_factory=dict, repr=False)
+
+
+def launch(kernel: Any, how: Launch, *args: Tensor | int) -> None:
+    """Run a kernel on tensors and their strides, with the grid, sizes and constants of `how`."""
+    if 0 in how.grid:
+        return
+    first = args[0]
+    if not first.is_cuda:  # under the interpreter
+        kernel[how.grid](*args, *how.sizes, **how.constants)
+        return
+    device = first.get_device()
+    if device != get_device():
+        with torch.cuda.device(device):
+            launch(kernel, how, *args)
+        return
+    # Machine code differs by types, and by what is a multiple of 16 bytes. A kernel's own hash
+    # looks at its source.
+    key = (
+        id(kernel),
+        device,
+        *[(x.dtype, x.data_ptr() & 15) if isinstance(x, Tensor) else x for x in args],
+    )
+    code = how.code.get(key)
+    if code is None:
+        relaunch = make_relaunch(kernel[how.grid](*args, *how.sizes, **how.constants))
+        if relaunch is not None:
+            names = get_argument_names(kernel)[len(args) + len(how.sizes) :]
+            constants = tuple(how.constants[name] for name in names)
+            how.code[key] = relaunch, (*how.sizes, *constants)
+        return
+    relaunch, rest = code
+    x, y, z = (*how.grid, 1, 1)[:3]
+    relaunch(x, y, z, get_stream(device), *args, *rest)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a kernel that goes through tokens runs.
+
+    Args:
+        block: tokens per step.
+        warps: warps per program.
+        stages: stages of the software pipeline.
+        resident: programs that a multiprocessor holds at once.
+        least: the fewest tokens that are worth a program.
+    """
+
+    block: int
+    warps: int
+    stages: int
+    resident: int
+    least: int
+
+
+@lru_cache
+def count_multiprocessors(device: torch.device) -> int:
+    """The multiprocessors of a GPU."""
+    if device.type == "cpu":
+        return 2  # Triton's interpreter: few programs, but more than one split
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def split_tokens(tile: Tile, rows: int, tokens: int, device: torch.device) -> tuple[int, int]:
+    """Share `rows` sequences of `tokens` each out to programs.
+
+    Returns:
+        Programs per row, and tokens per program, for the fewest steps of the whole device.
+    """
+    steps = triton.cdiv(tokens, tile.block)
+    slots = tile.resident * count_multiprocessors(device)
+
+    def time(splits: int) -> int:
+        each = triton.cdiv(steps, splits)
+        programs = rows * triton.cdiv(steps, each)
+        # Starting and ending a program costs about two steps.
+        return triton.cdiv(programs, slots) * (each + 2)
+
+    splits = min(range(1, max(1, min(MOST_SPLITS, tokens // tile.least)) + 1), key=time)
+    each = triton.cdiv(steps, splits) * tile.block
+    return triton.cdiv(tokens, each), each
+
+
+def pad_size(size: int) -> int:
+    """The power of two, at least 16, that a tile holds `size` rows or columns in."""
+    return max(16, 1 << (size - 1).bit_length())

@@ -1,0 +1,194 @@
+"""Depthwise convolution: the reference against PyTorch's pieces, Triton against both."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linsight.kernels import force
+from linsight.kernels.depthwise_conv2d import depthwise_conv2d
+
+from .conftest import compile_whole
+from .numerics import assert_as_exact_as_eager, leaves
+
+
+def direct(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """Pixel by pixel, tap by tap."""
+    kernel = weight.shape[-1]
+    batch, height, width, _ = x.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    y = bias.expand(batch, rows, columns, -1).clone()
+    for r in range(rows):
+        for c in range(columns):
+            for i in range(kernel):
+                for j in range(kernel):
+                    row, column = r * stride + i - kernel // 2, c * stride + j - kernel // 2
+                    if 0 <= row < height and 0 <= column < width:
+                        y[:, r, c] += x[:, row, column] * weight[:, 0, i, j]
+    return y
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_reference_is_the_sum(kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    weight = torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
+    bias = torch.randn(3, dtype=torch.float64)
+    y = depthwise_conv2d(x, weight, bias, stride=stride)
+    torch.testing.assert_close(y, direct(x, weight, bias, stride))
+    for name in ("gelu", "relu"):
+        activate = getattr(F, name)
+        of_activation = depthwise_conv2d(x, weight, bias, stride=stride, activation=name)
+        torch.testing.assert_close(of_activation, direct(activate(x), weight, bias, stride))
+        if stride == 1:
+            y = depthwise_conv2d(x, weight, bias, activation=name, residual=True)
+            torch.testing.assert_close(y, of_activation + activate(x))
+
+
+@pytest.mark.parametrize(("stride", "residual"), [(1, True), (2, False)])
+def test_reference_gradient(stride: int, residual: bool) -> None:
+    torch.manual_seed(0)
+    shapes = ((1, 4, 5, 2), (2, 1, 3, 3), (2,))
+    tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return depthwise_conv2d(
+            x, weight, bias, stride=stride, activation="gelu", residual=residual
+        )
+
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+
+
+def test_errors_name_the_argument() -> None:
+    x, weight = torch.randn(1, 4, 4, 6), torch.randn(6, 1, 3, 3)
+    with pytest.raises(ValueError, match="x has shape"):
+        depthwise_conv2d(x[0], weight)
+    with pytest.raises(ValueError, match=r"weight has shape .* expected \(6, 1, k, k\)"):
+        depthwise_conv2d(x, weight[:3])
+    with pytest.raises(ValueError, match="stride is 3"):
+        depthwise_conv2d(x, weight, stride=3)
+    with pytest.raises(ValueError, match="activation is 'silu'"):
+        depthwise_conv2d(x, weight, activation="silu")
+    with pytest.raises(ValueError, match="residual needs stride 1"):
+        depthwise_conv2d(x, weight, stride=2, residual=True)
+    with pytest.raises(ValueError, match=r"weight is torch\.float64, but x is torch\.float32"):
+        depthwise_conv2d(x, weight.double())
+
+
+def case(
+    shape: tuple[int, int, int, int], kernel: int, bias: bool, device: torch.device
+) -> tuple[list[Tensor | None], Tensor]:
+    """A map sliced out of a packed projection, its parameters, and a gradient to send back."""
+    *outer, channels = shape
+    x = torch.randn(*outer, 3, channels, device=device)[..., 1, :]
+    weight = torch.randn(channels, 1, kernel, kernel, device=device) / kernel
+    return [x, weight, torch.randn(channels, device=device) if bias else None], x
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("kernel", "stride", "activation", "residual", "dtype"),
+    [
+        (3, 1, "gelu", True, torch.float32),
+        (3, 1, "gelu", True, torch.float16),
+        (3, 1, "gelu", True, torch.bfloat16),
+        (3, 1, "relu", True, torch.float32),
+        (3, 2, "relu", False, torch.bfloat16),
+        (5, 1, None, False, torch.float32),
+        (7, 1, None, False, torch.float32),
+        (9, 1, None, False, torch.float32),
+        (3, 2, "gelu", False, torch.float32),
+        (5, 2, None, False, torch.float16),
+    ],
+)
+def test_error_against_float64(kernel, stride, activation, residual, dtype, device, seed) -> None:
+    small = (1, 5, 9, 40) if kernel <= 5 else (1, 3, 5, 8)
+    shape = small if device.type == "cpu" else (8, 56, 56, 224)
+    tensors, _ = case(shape, kernel, True, device)
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return depthwise_conv2d(
+            x, weight, bias, stride=stride, activation=activation, residual=residual
+        )
+
+    slope = torch.randn(function(*tensors).shape, device=device)
+    assert_as_exact_as_eager(function, tensors, dtype, slope)
+
+
+@pytest.mark.triton
+def test_random_shapes(random_cases, device, seed) -> None:
+    draw = random.Random(seed)
+    for _ in random_cases:
+        shape = tuple(draw.choice(sizes) for sizes in ((1, 2), (1, 2, 7), (1, 7, 11), (1, 24, 40)))
+        kernel, stride = draw.choice((3, 5)), draw.choice((1, 2))
+        print(shape, kernel, stride)
+        tensors, _ = case(shape, kernel, False, device)
+
+        def function(x: Tensor, weight: Tensor, bias: None, stride: int = stride) -> Tensor:
+            return depthwise_conv2d(x, weight, bias, stride=stride, residual=stride == 1)
+
+        slope = torch.randn(function(*tensors).shape, device=device)
+        assert_as_exact_as_eager(function, tensors, torch.float32, slope)
+
+
+@pytest.mark.triton
+def test_every_element_is_written(device, monkeypatch) -> None:
+    allocate, empty = torch.Tensor.new_empty, torch.empty
+    nan = float("nan")
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda x, *size, **kw: allocate(x, *size, **kw).fill_(nan)
+    )
+    monkeypatch.setattr(torch, "empty", lambda *size, **kw: empty(*size, **kw).fill_(nan))
+    for stride in (1, 2):
+        tensors = leaves(case((2, 5, 6, 40), 3, True, device)[0], torch.float32)
+        with force("triton"):
+            y = depthwise_conv2d(*tensors, stride=stride, activation="gelu")
+            gradients = torch.autograd.grad(y.sum(), tensors)
+        assert all(x.isfinite().all() for x in (y, *gradients))
+
+
+@pytest.mark.triton
+def test_registration(device) -> None:
+    (x, weight, bias), _ = case((1, 2, 3, 8), 3, True, device)
+    tensors = [t.requires_grad_() for t in (x, weight, bias)]
+    x, *parameters = tensors
+    for options in ((1, "gelu", True), (2, None, False)):
+        arguments = (x, *parameters, *options, torch.float32)
+        torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, arguments)
+
+
+@pytest.mark.triton
+def test_compiles_without_a_graph_break(device) -> None:
+    weight = torch.randn(8, 1, 3, 3, device=device, requires_grad=True)
+
+    def function(x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, weight, activation="gelu", residual=True) + 1
+
+    whole = compile_whole(function)
+    for size in (2, 3, 5):
+        x = torch.randn(1, size, size + 1, 8, device=device)
+        with force("triton"), torch.autocast(device.type, torch.bfloat16):
+            y, z = function(x), whole(x)
+            assert y.dtype == z.dtype == torch.float32  # float32 of the residual, as x + y is
+            torch.testing.assert_close(z, y)
+            gradients = [torch.autograd.grad(result.sum(), weight)[0] for result in (y, z)]
+            torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_is_as_pytorch_would_do(dtype, residual, device) -> None:
+    (x, weight, bias), _ = case((1, 4, 5, 8), 3, True, device)
+    x, weight = x.to(dtype).requires_grad_(), weight.requires_grad_()
+    results = []
+    for choice in ("reference", "triton"):
+        with force(choice), torch.autocast(device.type, torch.bfloat16):
+            y = depthwise_conv2d(x, weight, bias, residual=residual)
+        results.append([y, *torch.autograd.grad(y.float().sum(), (x, weight))])
+    for ours, eager in zip(*results, strict=True):
+        assert ours.dtype == eager.dtype
+        torch.testing.assert_close(ours, eager, rtol=0.03, atol=0.1)
