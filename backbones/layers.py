@@ -219,29 +219,32 @@ class ConvNormAct(nn.Module):
 
     def fuse(self) -> nn.Module:
         """One convolution that computes the same in evaluation, or this if a part was replaced."""
-        conv, norm = self.conv, self.norm
-        usual = type(conv) is Conv2d and type(norm) is BatchNormAct2d and norm.track_running_stats
-        if not usual or conv.activation is not None:
+        if type(self.conv) is not Conv2d or type(self.norm) is not BatchNormAct2d:
             return self
-        fused = Conv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            padding_mode=conv.padding_mode,
-            activation=norm.activation,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
-        with torch.no_grad():
-            scale, shift = batch_norm_affine(norm)
-            fused.weight.copy_(conv.weight * scale[:, None, None, None])
-            fused.bias.copy_(shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale))
-        fused.requires_grad_(conv.weight.requires_grad).train(self.training)
+        fused = fuse_conv_norm(self.conv, self.norm).train(self.training)
         return fused if self.act is None else nn.Sequential(fused, self.act)
+
+
+def fuse_conv_norm(conv: Conv2d, norm: BatchNormAct2d) -> Conv2d:
+    """One convolution that computes act(norm(conv(x))) as evaluation does."""
+    fused = Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        padding_mode=conv.padding_mode,
+        activation=norm.activation,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    with torch.no_grad():
+        scale, shift = batch_norm_affine(norm)
+        fused.weight.copy_(conv.weight * scale[:, None, None, None])
+        fused.bias.copy_(shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale))
+    return fused.requires_grad_(conv.weight.requires_grad)
 
 
 def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

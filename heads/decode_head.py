@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule, constant_init, kaiming_init, normal_init
 from torch import Tensor, nn
 
-from ..backbones.layers import normalized, normalized_conv2d
-from ..kernels.conv2d import conv2d
+from ..backbones.layers import BatchNormAct2d, Conv2d, fuse_conv_norm
 
 MOST_ELEMENTS = 2**30
 
@@ -19,13 +18,12 @@ MOST_ELEMENTS = 2**30
 class ConvModule(nn.Module):
     """Convolution, batch normalisation, ReLU: ``conv`` without a bias, ``bn``.
 
-    The batch norm is in the convolution in evaluation mode, and takes the ReLU in in training.
-
     Args:
         in_channels, out_channels: of the convolution.
         kernel_size: odd; the map keeps its size.
-        norm: without it the convolution has a bias instead.
-        act: without it the result is linear.
+        norm: whether there is a batch norm; without it the convolution has a bias instead.
+        act: whether there is a ReLU.
+        conv_layer: makes the convolution, with the arguments of ``torch.nn.Conv2d``.
     """
 
     def __init__(
@@ -35,28 +33,33 @@ class ConvModule(nn.Module):
         kernel_size: int = 1,
         norm: bool = True,
         act: bool = True,
+        conv_layer: Callable[..., nn.Module] = Conv2d,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
+        self.conv = conv_layer(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not norm
         )
-        self.bn = nn.BatchNorm2d(out_channels) if norm else None
         self.activation = "relu" if act else None
+        self.bn = BatchNormAct2d(out_channels, activation=self.activation) if norm else None
         kaiming_init(self.conv, nonlinearity="relu")
         if norm:
             constant_init(self.bn, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.bn is None:
-            conv = self.conv
-            return conv2d(
-                x, conv.weight, conv.bias, padding=conv.padding, activation=self.activation
-            )
-        return normalized_conv2d(x, self.conv, self.bn, self.activation)
+    def forward(self, *maps: Tensor) -> Tensor:
+        """(B, out_channels, H, W) of the maps that the convolution takes."""
+        x = self.conv(*maps)
+        if self.bn is not None:
+            x = self.bn(x)
+        # The ReLU is in the batch norm's layer, but not in one that has taken its place.
+        done = self.activation is None or isinstance(self.bn, BatchNormAct2d)
+        return x if done else F.relu(x)
 
-    def finish(self, x: Tensor) -> Tensor:
-        """Batch norm and activation of what ``conv`` gave."""
-        return normalized(x, self.bn, self.activation)
+    def fuse(self) -> nn.Module:
+        """This module, its batch norm and ReLU in the convolution, as evaluation computes them."""
+        if type(self.conv) is Conv2d and type(self.bn) is BatchNormAct2d:
+            self.conv = fuse_conv_norm(self.conv, self.bn)
+            self.bn = self.activation = None
+        return self
 
 
 class DecodeHead(BaseModule):

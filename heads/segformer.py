@@ -11,6 +11,23 @@ from torch import Tensor, nn
 from .decode_head import ConvModule, DecodeHead, resize
 
 
+class FusionConv2d(nn.Conv2d):
+    """A 1 x 1 convolution of maps that are brought to the first one's size and concatenated.
+
+    Convolving and resizing are linear, so that their order is free: each map's share is computed
+    at its own size, and nothing is concatenated at the finest.
+    """
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """(B, out_channels, H_0, W_0) of maps (B, C_i, H_i, W_i), finest first."""
+        weights = self.weight.split([x.shape[1] for x in maps], 1)
+        parts = [F.conv2d(x, weight) for x, weight in zip(maps, weights, strict=True)]
+        total = parts[0] if self.bias is None else parts[0] + self.bias[:, None, None]
+        for part in parts[1:]:
+            total = total + resize(part, total.shape[2:])
+        return total
+
+
 @MODELS.register_module()
 class SegformerHead(DecodeHead):
     """Each map through a linear layer, brought to the finest one's size, and fused linearly.
@@ -23,17 +40,9 @@ class SegformerHead(DecodeHead):
     def __init__(self, *args: Any, channels: int = 256, **kwargs: Any) -> None:
         super().__init__(*args, channels=channels, **kwargs)
         self.convs = nn.ModuleList(ConvModule(width, channels) for width in self.in_channels)
-        self.fusion_conv = ConvModule(len(self.in_channels) * channels, channels)
+        self.fusion_conv = ConvModule(
+            len(self.in_channels) * channels, channels, conv_layer=FusionConv2d
+        )
 
     def decode(self, maps: list[Tensor]) -> Tensor:
-        # Fusing and resizing are linear, so their order is free: each map's share of the fusion
-        # is computed at the map's own size, and nothing is concatenated at the finest.
-        weights = self.fusion_conv.conv.weight.split(self.channels, 1)
-        parts = [
-            F.conv2d(conv(x), weight)
-            for conv, weight, x in zip(self.convs, weights, maps, strict=True)
-        ]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + resize(part, total.shape[2:])
-        return self.fusion_conv.finish(total)
+        return self.fusion_conv(*(conv(x) for conv, x in zip(self.convs, maps, strict=True)))

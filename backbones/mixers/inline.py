@@ -1,4 +1,4 @@
-"""InLine attention (arXiv:2412.06590, NeurIPS 2024): injective linear attention, a local residual."""
+"""InLine attention (arXiv:2412.06590, NeurIPS 2024): injective, with a local residual."""
 
 from typing import Literal
 

@@ -33,7 +33,7 @@ class ProjectedMixer(TokenMixer):
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' `qkv` (or `q` and `kv`), `proj` and local branch under our names."""
         return rename_entries(
-            join_projections(entries), {name: "attention.local_" for name in LOCAL_NAMES}
+            join_projections(entries), dict.fromkeys(LOCAL_NAMES, "attention.local_")
         )
 
 

@@ -1,4 +1,4 @@
-"""The bodies that several papers share: a skeleton with its sizes, to which a paper adds a mixer."""
+"""The bodies that papers share: a skeleton with its sizes, to which a paper adds its mixer."""
 
 from functools import partial
 

@@ -84,7 +84,7 @@ def test_the_authors_tables_are_packed():
         "proj.weight",
     }
     for name in ("map_bias", "row_bias", "column_bias", "prefix_bias"):
-        assert torch.equal(packed[f"{name}"], getattr(ours, name))
+        assert torch.equal(packed[f"attention.{name}"], getattr(ours, name))
 
 
 def test_errors_name_the_argument():

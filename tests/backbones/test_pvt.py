@@ -151,7 +151,8 @@ def test_weight_decay_as_the_authors():
     kept, decayed = ({id(p) for p in group["params"]} for group in (kept, decayed))
     parameters = dict(model.named_parameters())
     assert id(parameters["stages.3.cls_token"]) in kept
-    positions = [p for n, p in parameters.items() if n.endswith(("pos_embed", "_bias"))]
+    kinds = ("pos_embed", "map_bias", "row_bias", "column_bias", "prefix_bias")
+    positions = [p for n, p in parameters.items() if n.endswith(kinds)]
     assert len(positions) == 4 + 13
     assert {id(p) for p in positions} <= decayed
 

@@ -150,7 +150,8 @@ def test_weight_decay_as_the_authors():
     kept, decayed = ({id(p) for p in group["params"]} for group in (kept, decayed))
     parameters = dict(model.named_parameters())
     assert {id(parameters[name]) for name in ("cls_token", "pos_embed")} <= kept
-    tables = [p for name, p in parameters.items() if name.endswith("_bias")]
+    kinds = ("map_bias", "row_bias", "column_bias", "prefix_bias")
+    tables = [p for name, p in parameters.items() if name.endswith(kinds)]
     assert len(tables) == 8
     assert {id(p) for p in tables} <= decayed
 
