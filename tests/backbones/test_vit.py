@@ -23,7 +23,7 @@ def test_agent_base_has_agents_in_its_first_blocks():
         model = timm.create_model("agent_deit_base")
     names = [type(block.mixer).__name__ for block in model.blocks]
     assert names == ["Agent"] * 4 + ["Softmax"] * 8
-    assert model.blocks[0].mixer.grid == (9, 9)
+    assert model.blocks[0].mixer.attention.grid == (9, 9)
 
 
 def test_it_is_timms_deit(tmp_path):
