@@ -16,7 +16,7 @@ from ..runtime.dispatch import (
     WIDEST_ROW,
     channels_last,
     check_vectors,
-    is_direct_call,
+    launches_directly,
     runs_triton,
 )
 from . import operator, reference
@@ -72,7 +72,8 @@ def batch_norm(
     )
     check_activation(activation)
     args = (x, weight, bias, running_mean, running_var)
-    usable = 0 < x.shape[1] <= WIDEST_ROW and x.numel() and runs_triton(x) and is_direct_call(args)
+    usable = 0 < x.shape[1] <= WIDEST_ROW and x.numel() and runs_triton(x)
+    usable = usable and launches_directly("batch_norm", args)
     if not training:
         records = torch.is_grad_enabled() and any(t.requires_grad for t in args[:3])
         if usable and not records:

@@ -55,7 +55,8 @@ def runs_triton(x: Tensor) -> bool:
         return x.is_cuda and HAS_TRITON
     if not HAS_TRITON:
         raise RuntimeError("kernels forced to 'triton', but triton is not installed")
-    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    # On the meta device shapes alone are computed, and nothing is launched.
+    if not (x.is_cuda or x.is_meta) and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
             f"kernels forced to 'triton' on a tensor on {x.device}: move it to CUDA, or set "
             "TRITON_INTERPRET=1 before starting Python to run under Triton's interpreter"
@@ -104,8 +105,45 @@ def runs_eagerly() -> bool:
 def is_direct_call(args: tuple) -> bool:
     """Whether nothing but autograd sees a call with these arguments: eager, on plain tensors."""
     return runs_eagerly() and all(
-        type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor)
+        type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta
+        for x in args
+        if isinstance(x, Tensor)
     )
+
+
+_observer: Callable[[str], None] | None = None
+
+
+@contextmanager
+def observe_eager_kernels(observer: Callable[[str], None]) -> Iterator[None]:
+    """Tell an observer which kernels that run in eager calls alone take the calls of a block.
+
+    Whether they run does not matter: on the meta device, forced to 'triton', the observer learns
+    what a GPU would run. A dispatch mode sees the operators that are registered with PyTorch.
+
+    Args:
+        observer: called with the operator's name, for each call.
+    """
+    global _observer
+    previous, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = previous
+
+
+def launches_directly(operator: str, args: tuple) -> bool:
+    """Whether to run the kernels of an operator that shows its reference to a compiler.
+
+    Ask it last, of a call that the kernels take: an observer is told of the call.
+
+    Args:
+        operator: its name.
+        args: what it is called with.
+    """
+    if _observer is not None:
+        _observer(operator)
+    return is_direct_call(args)
 
 
 def cache_constants(make: Callable) -> Callable:
