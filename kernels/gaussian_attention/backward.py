@@ -22,7 +22,7 @@ from .plan import plan
 
 @triton.jit
 def _representable(e, IEEE: tl.constexpr):
-    """The nearest that `_weigh` multiplies exactly: the sum of two bfloat16, 16 bits."""
+    """The nearest number that `_weigh` multiplies exactly: a sum of two bfloat16, 16 bits."""
     if IEEE:
         return e
     else:
@@ -133,7 +133,7 @@ def _landmark_gradient(
     tokens, per_split, marks, heads, scale,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """One split's part of dl, of BM landmarks a program."""
+    """One split's part of dl, for BM landmarks per program."""
     bh = tl.program_id(0)
     split = tl.program_id(1)
     m = tl.program_id(2) * BM

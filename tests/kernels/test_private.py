@@ -1,4 +1,4 @@
-"""What runtime/private.py relies on is there: a new PyTorch or Triton that lacks it is named here."""
+"""The private names that the kernels rely on: a PyTorch or Triton that lacks one is told here."""
 
 import importlib
 import inspect
