@@ -21,7 +21,7 @@ from .plan import plan
 
 
 @triton.jit
-def _representable(e, IEEE: tl.constexpr):
+def _round_to_product(e, IEEE: tl.constexpr):
     """The nearest number that `_weigh` multiplies exactly: a sum of two bfloat16, 16 bits."""
     if IEEE:
         return e
@@ -53,7 +53,7 @@ def _tile_gradient(
     e = dot(operand(dy, IEEE), tl.trans(weight), e, IEEE)
     e = dot(operand(value, IEEE), tl.trans(du), e, IEEE)
     dvalue = dot(kernel, du, dvalue, IEEE)
-    e = _representable(e * kernel, IEEE)
+    e = _round_to_product(e * kernel, IEEE)
     dquery = _weigh(e, mark, dquery, IEEE)
     return e, dvalue, dquery, mass + tl.sum(e, 1)
 
@@ -161,7 +161,7 @@ def _landmark_gradient(
         e = tl.zeros((BM, BLOCK), tl.float32)
         e = dot(weight, tl.trans(dy), e, IEEE)
         e = dot(du, tl.trans(value), e, IEEE)
-        e = _representable(e * exponential(score, IEEE), IEEE)
+        e = _round_to_product(e * exponential(score, IEEE), IEEE)
         dmark = _weigh(e, query, dmark, IEEE)
         mass += tl.sum(e, 1)
     dmark = scale * dmark - mass[:, None] * mark.to(tl.float32)
