@@ -55,7 +55,8 @@ def runs_triton(x: Tensor) -> bool:
         return x.is_cuda and HAS_TRITON
     if not HAS_TRITON:
         raise RuntimeError("kernels forced to 'triton', but triton is not installed")
-    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    # On the meta device shapes alone are computed, and nothing is launched.
+    if not (x.is_cuda or x.is_meta) and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
             f"kernels forced to 'triton' on a tensor on {x.device}: move it to CUDA, or set "
             "TRITON_INTERPRET=1 before starting Python to run under Triton's interpreter"
@@ -104,7 +105,9 @@ def runs_eagerly() -> bool:
 def is_direct_call(args: tuple) -> bool:
     """Whether nothing but autograd sees a call with these arguments: eager, on plain tensors."""
     return runs_eagerly() and all(
-        type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor)
+        type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta
+        for x in args
+        if isinstance(x, Tensor)
     )
 
 

@@ -24,7 +24,7 @@ def case(shape: tuple[int, ...], device: torch.device, mean: float = 0.0) -> lis
     return [x, weight, bias]
 
 
-def running(x: Tensor) -> list[Tensor]:
+def initial_statistics(x: Tensor) -> list[Tensor]:
     """Running mean and variance as a new module has them."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return [make(x.shape[1], dtype=wide, device=x.device) for make in (torch.zeros, torch.ones)]
@@ -32,7 +32,7 @@ def running(x: Tensor) -> list[Tensor]:
 
 def norm_with(activation: str | None = None):
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        statistics = running(x)
+        statistics = initial_statistics(x)
         weight, bias = (t.to(statistics[0].dtype) for t in (weight, bias))
         return batch_norm(x, weight, bias, *statistics, activation=activation)
 
@@ -50,7 +50,7 @@ def test_reference_is_pytorchs(activation: str | None) -> None:
     x, weight, bias = (t.double() for t in case((3, 6, 4, 5), CPU, 2.0))
     module.weight.data, module.bias.data = weight, bias
     expected = module(x)
-    mean, var = running(x)
+    mean, var = initial_statistics(x)
     found = batch_norm(x, weight, bias, mean, var, momentum=0.3, eps=1e-3, activation=activation)
     if activation is not None:
         expected = getattr(F, activation)(expected)
@@ -68,7 +68,7 @@ def test_reference_gradient(activation: str | None) -> None:
 
 def test_errors_name_the_argument() -> None:
     x, weight, bias = case((2, 8, 3, 3), CPU)
-    statistics = running(x)
+    statistics = initial_statistics(x)
     with pytest.raises(ValueError, match=r"x has shape \(8, 3, 3\), expected \(B, C, H, W\)"):
         batch_norm(x[0], weight, bias, *statistics)
     with pytest.raises(ValueError, match=r"bias has shape \(7,\), expected \(8,\)"):
@@ -77,7 +77,7 @@ def test_errors_name_the_argument() -> None:
         batch_norm(x, weight, bias, *statistics, activation="silu")
     with pytest.raises(ValueError, match="one value per channel has no variance"):
         batch_norm(x[:1, :, :1, :1], weight, bias, *statistics)
-    torch.testing.assert_close(statistics, running(x))
+    torch.testing.assert_close(statistics, initial_statistics(x))
 
 
 @pytest.mark.triton
@@ -112,7 +112,7 @@ def test_a_constant_map_is_its_bias(value, device) -> None:
     x, weight, bias = case((2, 5, 4, 6), device)
     x.fill_(value)
     with force("triton"):
-        y = batch_norm(x, weight, bias, *running(x))
+        y = batch_norm(x, weight, bias, *initial_statistics(x))
     torch.testing.assert_close(y, bias[:, None, None].expand_as(y))
 
 
@@ -125,7 +125,7 @@ def test_running_statistics(dtype, device, seed) -> None:
     x = x.to(dtype)
     results = []
     for choice, cast in (("reference", torch.double), ("reference", dtype), ("triton", dtype)):
-        statistics = running(x.to(cast))
+        statistics = initial_statistics(x.to(cast))
         with force(choice):
             wide = [t.to(statistics[0].dtype) for t in (weight, bias)]
             batch_norm(x.to(cast), *wide, *statistics, momentum=0.4)
@@ -214,7 +214,7 @@ def run_process(rank: int, sizes: tuple[int, int], choice: str, rendezvous: str)
 
         part, vectors = x.split(sizes)[rank].clone(), (weight.clone(), bias.clone())
         tensors = [t.requires_grad_() for t in (part, *vectors)]
-        mean, var = (t.to(dtype) for t in running(x))
+        mean, var = (t.to(dtype) for t in initial_statistics(x))
         group = torch.distributed.group.WORLD
         with force(choice):
             y = batch_norm(
