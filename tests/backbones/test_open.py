@@ -478,7 +478,8 @@ def test_a_poisoned_leaf_module_poisons_the_output(name):
 
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SiLU, nn.Hardswish, nn.Tanh, nn.ELU)
+# By name, because timm has classes of its own for some of PyTorch's.
+ACTIVATIONS = {"GELU", "GELUTanh", "ReLU", "SiLU", "Swish", "Hardswish", "HardSwish", "Tanh", "ELU"}
 
 
 class NormOfChannels(nn.Module):
@@ -542,7 +543,7 @@ def observe(model: nn.Module, leaf: str, x: Tensor) -> tuple[Tensor, Tensor]:
 def other_modules(model: nn.Module, leaf: str, x: Tensor) -> Iterator[nn.Module]:
     """Modules that a user may put in the place of a leaf."""
     part = model.get_submodule(leaf)
-    if isinstance(part, ACTIVATIONS):
+    if type(part).__name__ in ACTIVATIONS:
         yield from (nn.SiLU(), nn.ReLU(), nn.Tanh())
     elif isinstance(part, nn.Linear):
         yield nn.Linear(part.in_features, part.out_features, dtype=torch.float64)
@@ -602,8 +603,9 @@ def test_another_module_computes_in_the_place_of_a_leaf(name):
             if fault := fault_of(model, leaf, other, x, plain):
                 faults[leaf] = fault
     assert faults == {}
-    for expected in (nn.Conv2d, nn.Linear, NORMS, ACTIVATIONS):
+    for expected in (nn.Conv2d, nn.Linear, NORMS):
         assert any(issubclass(kind, expected) for kind in kinds), f"none of {expected} is a leaf"
+    assert any(kind.__name__ in ACTIVATIONS for kind in kinds), "no activation is a leaf"
 
 
 @pytest.mark.parametrize(
@@ -757,7 +759,7 @@ ACT_LAYERS = {"relu": nn.ReLU, "silu": nn.SiLU, nn.ReLU: nn.ReLU}
 def test_another_activation(name, act_layer):
     model = create(name, act_layer=act_layer)
     parts = parts_of_mlps(model)
-    assert not any(isinstance(part, nn.GELU) for part in parts)
+    assert not any(type(part).__name__ == "GELU" for part in parts)
     blocks = [n for n, _ in model.named_modules() if n.rpartition(".")[0].endswith("blocks")]
     assert sum(isinstance(part, ACT_LAYERS[act_layer]) for part in parts) == len(blocks) > 0
     assert_trains_and_exports(model)
