@@ -11,7 +11,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..datasets.loading import DataError
+from ..data.loading import DataError
 from .backbone import create_backbone
 
 for _loss in (

@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # A folder may import from those before it, and from itself.
-ORDER = ("kernels", "backbones", "datasets", "heads", "tools")
+ORDER = ("kernels", "backbones", "data", "heads", "tools")
 # Reading the embedded data needs no model, and the models no data.
-APART = {"datasets": {"kernels", "backbones"}}
+APART = {"data": {"kernels", "backbones"}}
 
 
 def imported_folders(file: Path) -> set[str]:
@@ -60,4 +60,4 @@ def test_models_need_neither_mmengine_nor_triton():
 
 
 def test_digits_need_no_mmengine():
-    assert "mmengine" not in modules_after("import linsight.datasets.digits")
+    assert "mmengine" not in modules_after("import linsight.data.digits")

@@ -12,7 +12,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from linsight.datasets.digits_detection import DigitDetection
+from linsight.data.digits_detection import DigitDetection
 from linsight.tools.benchmark_cases import Case
 from linsight.tools.benchmark_measure import Disagreement, Network
 from linsight.tools.benchmark_timing import elapsed

@@ -17,7 +17,7 @@ from rich.table import Table
 from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
-from linsight.datasets.loading import DataError
+from linsight.data.loading import DataError
 from linsight.heads.checkpoint import AtomicLocalBackend
 from linsight.tools.config import ConfigError, check_config, override
 from linsight.tools.model import open_model, read_run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,7 @@ class DetectionPredictor:
     ) -> None:
         config = run.config
         augmentation = tta_of(config) if tta else None
-        _import(config, source)
+        _check_libraries(config, source)
         # Neither downloads nor files beside: the weights are in the checkpoint.
         config.model.backbone.update(pretrained=False, checkpoint=None)
         pipeline = config.tta_pipeline if tta else config.test_dataloader.dataset.pipeline
@@ -103,12 +102,13 @@ def _without_loading(pipeline: Sequence[dict]) -> Iterator[dict]:
             yield step
 
 
-def _import(config: Mapping, source: str) -> None:
-    """Import what registers the config's types, of known libraries alone: a checkpoint may come
-    from anywhere, and mmengine would call whatever function a type names."""
-    for module in config.get("custom_imports", {}).get("imports", ()):
-        if module.partition(".")[0] in _LIBRARIES:
-            importlib.import_module(module)
+def _check_libraries(config: Mapping, source: str) -> None:
+    """Refuse types of other libraries: a checkpoint may come from anywhere, and mmengine would
+    call whatever function a type names.
+
+    Raises:
+        CheckpointError: a type is of another library.
+    """
     for kind in _types([config["model"], config["test_dataloader"], config.get("tta_model", {})]):
         library = str(kind).rpartition(".")[0]
         if library and library not in _LIBRARIES:

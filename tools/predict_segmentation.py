@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from linsight.backbones.checkpoint import check_fit
-from linsight.datasets.segmentation import build_transforms
+from linsight.data.segmentation import build_transforms
 from linsight.heads.segmentation import SemanticSegmentor
 from linsight.heads.segmentation_figures import legend, overlay
 from linsight.tools.model import Run

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from linsight.datasets.loading import DataError
+from linsight.data.loading import DataError
 from linsight.tools.prediction import Predictor
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")

@@ -19,7 +19,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from linsight.backbones.checkpoint import CheckpointError
-from linsight.datasets.loading import DataError
+from linsight.data.loading import DataError
 from linsight.tools.config import ConfigError, load_config
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
@@ -140,7 +140,12 @@ def _check_data_root(cfg: Config) -> None:
     """
     root = str(cfg.get("data_root", "")).rstrip("/")
     loaders = [cfg.get(f"{split}_dataloader") or {} for split in ("train", "val", "test")]
-    used = any(f"'{root}/" in str(loader) or f"'{root}'" in str(loader) for loader in loaders)
+    used = any(
+        f"'{root}/" in str(loader) or f"'{root}'" in str(loader)
+        for loader in loaders
+        # timm's readers with a prefix, such as hfds/, make the folder for what they download.
+        if "/" not in str(loader.get("dataset", {}).get("name", ""))
+    )
     if root and used and "://" not in root and not Path(root).is_dir():
         raise ConfigError(
             f"the folder data_root {root!r} does not exist: "

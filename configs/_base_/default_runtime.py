@@ -1,4 +1,4 @@
-custom_imports = dict(imports=["linsight", "linsight.datasets.classification", "linsight.heads"])
+custom_imports = dict(imports=["linsight", "linsight.data.classification", "linsight.heads"])
 default_scope = "mmengine"
 
 default_hooks = dict(

@@ -3,9 +3,9 @@ _base_ = "default_runtime.py"
 custom_imports = dict(
     imports=[
         "linsight",
-        "linsight.datasets.classification",
-        "linsight.datasets.coco",
-        "linsight.datasets.digits_detection",
+        "linsight.data.classification",
+        "linsight.data.coco",
+        "linsight.data.digits_detection",
         "linsight.heads",
         "linsight.heads.detection_metric",
         "linsight.heads.detection_figures",

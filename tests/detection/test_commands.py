@@ -15,8 +15,8 @@ import mmdet
 import torch
 from PIL import Image
 
-from linsight.datasets.digits import digit_scene
-from linsight.datasets.digits_coco import write_coco
+from linsight.data.digits import digit_scene
+from linsight.data.digits_coco import write_coco
 from linsight.tools.benchmark import benchmark
 from linsight.tools.config import find_config
 from linsight.tools.predict import predict

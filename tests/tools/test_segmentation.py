@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from PIL import Image
 from typer.testing import CliRunner
 
-from linsight.datasets.digits import digit_scene
+from linsight.data.digits import digit_scene
 from linsight.tools import main
 from linsight.tools.config import CONFIGS, ConfigError, load_config
 from linsight.tools.demo import DEMOS
@@ -172,7 +172,7 @@ def test_configs_build(name):
 def test_the_transforms_of_ade20k(tmp_path):
     from torchvision import tv_tensors
 
-    from linsight.datasets.segmentation import build_transforms
+    from linsight.data.segmentation import build_transforms
 
     cfg = load_config("semantic_fpn_rala_vit_tiny_80k_ade20k", [f"data_root={tmp_path}"])
     assert cfg.train_dataloader.dataset.root == cfg.val_dataloader.dataset.root == str(tmp_path)

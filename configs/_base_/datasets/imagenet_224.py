@@ -1,5 +1,6 @@
-# The folder with train/ and val/, each with one sub-folder a class. TimmDataset also takes
-# tar files, webdataset and Hugging Face data sets: name="wds/...", "hfds/...".
+# The folder with train/ and val/, each with one sub-folder per class. TimmDataset also reads tar
+# files, webdataset and Hugging Face data sets: dataset.name="wds/...", "hfds/OWNER/NAME" or
+# "hfds//path/to/a/folder"; data_root is then where the Hugging Face data sets are cached.
 data_root = "data/imagenet"
 
 train_dataloader = dict(

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from linsight.datasets import digits as module
-from linsight.datasets.digits import (
+from linsight.data import digits as module
+from linsight.data.digits import (
     DETECTION,
     FORM_STARTS,
     DigitClassification,
@@ -21,7 +21,7 @@ from linsight.datasets.digits import (
     digit_scene,
     load_split,
 )
-from linsight.datasets.digits_figure import draw_digit_scenes
+from linsight.data.digits_figure import draw_digit_scenes
 
 CROWD = {**DETECTION, "size": (96, 160), "digits": (3, 8), "max_overlap": 0.3}
 
@@ -94,10 +94,10 @@ def test_another_process_makes_the_same_scenes_and_needs_no_mmengine():
 import hashlib, sys, types
 sys.modules["mmengine"] = None
 # The package without its __init__, which registers data sets with mmengine.
-for name, path in (("linsight", None), ("linsight.datasets", sys.argv[1])):
+for name, path in (("linsight", None), ("linsight.data", sys.argv[1])):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [path]
-from linsight.datasets.digits import digit_scene
+from linsight.data.digits import digit_scene
 """
     make = """
 digest = hashlib.sha256()

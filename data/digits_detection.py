@@ -1,6 +1,6 @@
 """Digit scenes as mmdet trains and tests on them: boxes, classes, masks, drawn on the fly.
 
-In a config: ``custom_imports = dict(imports=["linsight", "linsight.datasets.digits_detection"])``,
+In a config: ``custom_imports = dict(imports=["linsight", "linsight.data.digits_detection"])``,
 then ``dataset=dict(type="DigitDetection", split="train", pipeline=[dict(type="PackDetInputs")])``.
 """
 
@@ -34,8 +34,8 @@ class DigitDetection(Dataset):
         split: ``"train"`` or ``"test"``, which share no handwriting.
         length: how many scenes.
         pipeline: mmdet's transforms.
-        **scene: arguments of :func:`~linsight.datasets.digits.digit_scene` that differ from
-            :data:`~linsight.datasets.digits.DETECTION`.
+        **scene: arguments of :func:`~linsight.data.digits.digit_scene` that differ from
+            :data:`~linsight.data.digits.DETECTION`.
     """
 
     def __init__(self, split: Split, length: int, pipeline: Sequence[dict], **scene: Any) -> None:

@@ -34,8 +34,8 @@ def coco_dict(split: Split, length: int, **scene: Any) -> dict[str, Any]:
     Args:
         split: ``"train"`` or ``"test"``.
         length: how many scenes.
-        **scene: arguments of :func:`~linsight.datasets.digits.digit_scene` that differ from
-            :data:`~linsight.datasets.digits.DETECTION`.
+        **scene: arguments of :func:`~linsight.data.digits.digit_scene` that differ from
+            :data:`~linsight.data.digits.DETECTION`.
 
     Returns:
         A dictionary that ``json.dump`` takes, with ``images``, ``annotations`` (bbox x y w h

@@ -140,11 +140,13 @@ def TimmDataset(
         with Image.open(file) as image:
             return image.convert(dataset.input_img_mode), label
 
+    def name_of(index: int) -> str:
+        # An image that a Hugging Face data set holds as bytes may have no file name.
+        return images.filename(index) or str(index)
+
     indices = getattr(images, "class_to_idx", None)
     classes = sorted(indices, key=indices.get) if indices else None
-    return TransformedImages(
-        read, len(dataset), transform, classes, images.filename, corrupt_tolerance
-    )
+    return TransformedImages(read, len(dataset), transform, classes, name_of, corrupt_tolerance)
 
 
 def _check_folder(root: Path, split: str, images: Any, mapped: bool) -> None:
@@ -169,12 +171,12 @@ def _check_folder(root: Path, split: str, images: Any, mapped: bool) -> None:
 
 @DATASETS.register_module(name="DigitClassification")
 def digit_classification(transform: dict | None = None, **scenes: Any) -> TransformedImages:
-    """:class:`~linsight.datasets.digits.DigitClassification` under timm's transform.
+    """:class:`~linsight.data.digits.DigitClassification` under timm's transform.
 
     Args:
         transform: arguments of :func:`timm.data.create_transform`.
         **scenes: arguments of the class and of
-            :func:`~linsight.datasets.digits.digit_scene`.
+            :func:`~linsight.data.digits.digit_scene`.
     """
     dataset = DigitClassification(**scenes)
     return TransformedImages(

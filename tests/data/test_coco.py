@@ -24,8 +24,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, DefaultScope
 from pycocotools import mask as run_length
 
-from linsight.datasets.coco import _pixels, remove_faulty
-from linsight.datasets.loading import DataCheckHook, DataError
+from linsight.data.coco import _pixels, remove_faulty
+from linsight.data.loading import DataCheckHook, DataError
 
 CLASSES = ("cat", "dog")
 SQUARE = [[4, 4, 14, 4, 14, 14, 4, 14]]

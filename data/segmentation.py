@@ -296,13 +296,13 @@ def Cityscapes(root: str, split: str = "train", **options: Any) -> TransformedMa
 def digit_segmentation(
     transforms: Sequence[dict] = (), test_mode: bool = False, **scenes: Any
 ) -> TransformedMasks:
-    """:class:`~linsight.datasets.digits.DigitSegmentation` under torchvision's transforms.
+    """:class:`~linsight.data.digits.DigitSegmentation` under torchvision's transforms.
 
     Args:
         transforms: see :func:`build_transforms`.
         test_mode: see :class:`TransformedMasks`.
         **scenes: arguments of the class and of
-            :func:`~linsight.datasets.digits.digit_scene`.
+            :func:`~linsight.data.digits.digit_scene`.
     """
     dataset = DigitSegmentation(**scenes)
 

@@ -1,4 +1,4 @@
-"""Draw the digit scenes: ``python -m linsight.datasets.digits_figure [PNG]``."""
+"""Draw the digit scenes: ``python -m linsight.data.digits_figure [PNG]``."""
 
 from __future__ import annotations
 

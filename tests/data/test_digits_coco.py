@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linsight.datasets.digits import DETECTION, digit_scene
-from linsight.datasets.digits_coco import coco_dict, write_coco
+from linsight.data.digits import DETECTION, digit_scene
+from linsight.data.digits_coco import coco_dict, write_coco
 
 pycoco = pytest.importorskip("pycocotools.coco")
 SCENE = {"size": (96, 128), "digits": (0, 5), "max_overlap": 0.3}
@@ -65,7 +65,7 @@ def test_a_finished_folder_is_taken_and_another_is_not(tmp_path):
 
 
 def test_a_broken_off_folder_is_never_there(tmp_path, monkeypatch):
-    from linsight.datasets import digits_coco
+    from linsight.data import digits_coco
 
     def fail(index, *_, **__):
         if index == 3:
@@ -79,7 +79,7 @@ def test_a_broken_off_folder_is_never_there(tmp_path, monkeypatch):
 
 
 def test_another_process_may_be_faster(tmp_path, monkeypatch):
-    from linsight.datasets import digits_coco
+    from linsight.data import digits_coco
 
     write_split = digits_coco._write_split
 

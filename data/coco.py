@@ -1,7 +1,7 @@
 """COCO annotation files, looked through before a detector trains on them.
 
 mmdet takes a file as it is: a fault shows an hour later in a data worker, as a NaN, or not at
-all. In a config: ``custom_imports = dict(imports=["linsight.datasets.coco"])``, then
+all. In a config: ``custom_imports = dict(imports=["linsight.data.coco"])``, then
 ``dataset=dict(type="CheckedCocoDataset", ...)`` with the arguments of mmdet's ``CocoDataset``.
 """
 

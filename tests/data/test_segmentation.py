@@ -9,9 +9,9 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from torchvision import tv_tensors
 
-from linsight.datasets.digits import digit_scene
-from linsight.datasets.loading import DataCheckHook, DataError
-from linsight.datasets.segmentation import IGNORE, RandomClassCrop
+from linsight.data.digits import digit_scene
+from linsight.data.loading import DataCheckHook, DataError
+from linsight.data.segmentation import IGNORE, RandomClassCrop
 
 FLIP = {"type": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1.0}
 

@@ -1,6 +1,10 @@
 """Classification data through mmengine: timm's readers, bad folders, corrupt images."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +13,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
-import linsight.datasets.classification  # noqa: F401  registers TimmDataset
-from linsight.datasets.loading import DataError, describe
+import linsight.data.classification  # noqa: F401  registers TimmDataset
+from linsight.data.loading import DataError, describe
 
 
 @pytest.fixture
@@ -59,6 +63,62 @@ def test_timms_other_readers(root, tmp_path):
     torchvision = build(root, name="torch/image_folder", transform={"input_size": 32})
     assert len(torchvision) == 12
     assert torchvision.metainfo["classes"] == ["a", "b", "c"]
+
+
+# What a config of ours gives mmengine, where the working directory is a checkout.
+BATCHES = """
+import sys
+from mmengine.runner import Runner
+from linsight.tools.config import load_config
+
+name, cache, *options = sys.argv[1:]
+loaders = ("train_dataloader", "val_dataloader", "test_dataloader")
+cfg = load_config(
+    "rala_vit_tiny_300e_in1k",
+    [f"data_root={cache}", "train_dataloader.sampler.selected_round=4", *options]
+    + [f"{loader}.dataset.name=hfds/{name}" for loader in loaders]
+    + [f"{loader}.{key}" for loader in loaders for key in ("batch_size=4", "num_workers=1")],
+)
+for loader in loaders[:2]:
+    loader = Runner.build_dataloader(cfg[loader], seed=0)
+    data = loader.dataset
+    labels = [int(label) for images, batch in loader for label in batch]
+    images, _ = next(iter(loader))
+    print(len(data), data.metainfo["classes"], sorted(labels), tuple(images.shape), data.name_of(5))
+"""
+
+
+@pytest.mark.parametrize("kind", ["files", "bytes"])
+def test_hugging_faces_data_sets_from_the_repositorys_root(root, tmp_path_factory, kind):
+    """There `import datasets` must be Hugging Face's, which no folder of ours may hide."""
+    hub = pytest.importorskip("datasets")
+    beside = tmp_path_factory.mktemp("hub")
+    source = root
+    if kind == "bytes":
+        source = beside / "parquet"
+        for split in ("train", "val"):
+            files = sorted((root / split).rglob("*.png"))
+            rows = {
+                "image": [{"bytes": file.read_bytes(), "path": None} for file in files],
+                "label": ["abc".index(file.parent.name) for file in files],
+            }
+            features = hub.Features(image=hub.Image(), label=hub.ClassLabel(names=["a", "b", "c"]))
+            table = hub.Dataset.from_dict(rows, features=features)
+            table.to_parquet(source / f"{split}-00000-of-00001.parquet")
+    done = subprocess.run(
+        [sys.executable, "-c", BATCHES, str(source), str(beside / "cache")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(beside / "home")},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    train, validation = done.stdout.splitlines()[-2:]
+    assert train.startswith("12 ['a', 'b', 'c'] [")
+    assert train.endswith("1.png" if kind == "files" else "(4, 3, 224, 224) 5")
+    labels = [0] * 4 + [1] * 4 + [2] * 4
+    assert validation.startswith(f"12 ['a', 'b', 'c'] {labels} (4, 3, 224, 224)")
 
 
 def test_corrupt_images_are_replaced_and_counted_across_workers(root):
