@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,22 @@ _SPLITS = ("train", "training", "val", "validation", "eval", "test")
 
 
 def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    """timm's posterize, whose RandAugment asks for 0 bits at times: the black image that Pillow
-    gave for them, where Pillow now raises."""
+    """timm's posterize, and a black image for 0 bits.
+
+    The noise of RandAugment's magnitude asks for 0 bits at times. Pillow once gave a black image
+    for them, and raises an error today.
+    """
     return auto_augment.posterize(image, bits, **options) if bits else image.point(lambda _: 0)
 
 
-for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
-    auto_augment.NAME_TO_OP[_name] = _posterize
+def _create_transform(settings: dict) -> Callable:
+    """:func:`timm.data.create_transform`, whose augmentations posterize by `_posterize`."""
+    transform = timm.data.create_transform(**settings)
+    for step in getattr(transform, "transforms", ()):
+        for operation in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
+    return transform
 
 
 class TransformedImages(TolerantDataset):
@@ -78,7 +88,7 @@ def _transform(transform: dict | None, classes: list[str] | None) -> tuple[Calla
     metainfo = {"mean": list(settings["mean"]), "std": list(settings["std"])}
     if classes is not None:
         metainfo["classes"] = [str(name) for name in classes]
-    return timm.data.create_transform(**settings), metainfo
+    return _create_transform(settings), metainfo
 
 
 @DATASETS.register_module()

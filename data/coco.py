@@ -17,6 +17,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import linsight.kernels.mmcv_operators  # noqa: F401  has to come before mmdet
+
+# isort: split
 import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO

@@ -1,6 +1,6 @@
 """Digit scenes as mmdet trains and tests on them: boxes, classes, masks, drawn on the fly.
 
-In a config: ``custom_imports = dict(imports=["linsight", "linsight.data.digits_detection"])``,
+In a config: ``custom_imports = dict(imports=["linsight.data.digits_detection"])``,
 then ``dataset=dict(type="DigitDetection", split="train", pipeline=[dict(type="PackDetInputs")])``.
 """
 
@@ -10,6 +10,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import linsight.kernels.mmcv_operators  # noqa: F401  has to come before mmdet
+
+# isort: split
 import numpy as np
 from mmcv.transforms import Compose
 from mmdet.registry import TRANSFORMS

@@ -1,7 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, read without running code.
-
-Importing this module makes mmengine write and read every local file this way.
-"""
+"""Checkpoints that survive: written whole or not at all, read without running code."""
 
 from __future__ import annotations
 
@@ -24,16 +21,19 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
 
 
-@register_backend("local", prefixes="", force=True)
+@register_backend("atomic")
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's local files, each replaced in one step: a reader, also one after a crash or
-    a full disk, finds the old content or the new, never a part."""
+    """mmengine's local files, each replaced in one step: ``backend_args=dict(backend="atomic")``.
+
+    A reader finds the old content or the new, and never a part of it, even after a crash or on a
+    full disk.
+    """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         path = Path(filepath)
@@ -156,31 +156,29 @@ def _foreign_names(path: Path) -> list[str]:
     return [name for name in names if not name.startswith(("torch.", "collections.", "numpy."))]
 
 
-@CheckpointLoader.register_scheme(prefixes="", force=True)
-def load_from_local(filename: str, map_location: Any) -> dict:
-    return read_checkpoint(filename, map_location or "cpu")
+def fetch_checkpoint(place: str, map_location: Any = "cpu") -> dict:
+    """Read a checkpoint from a file, or from a web address after downloading it once.
 
+    In a distributed run the main process downloads, and the others wait for the file.
 
-@CheckpointLoader.register_scheme(prefixes=("http://", "https://"), force=True)
-def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None) -> dict:
-    folder = Path(model_dir or Path(torch.hub.get_dir(), "checkpoints"))
-    target = folder / filename.split("?")[0].rsplit("/", 1)[-1]
+    Args:
+        place: path of a file, or an ``http://`` or ``https://`` address.
+        map_location: as ``torch.load`` takes it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, holds code or no weights.
+    """
+    if not place.startswith(("http://", "https://")):
+        return read_checkpoint(place, map_location)
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    target = folder / place.split("?")[0].rsplit("/", 1)[-1]
     if is_main_process() and not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(filename, str(target))
+        torch.hub.download_url_to_file(place, str(target))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    return read_checkpoint(target, map_location or "cpu")
-
-
-def _load_checkpoint(
-    cls: type[CheckpointLoader], filename: str, map_location: Any = None, logger: Any = None
-) -> dict:
-    """mmengine's, without the line that it prints past every logger."""
-    return cls._get_checkpoint_loader(filename)(filename, map_location)
-
-
-CheckpointLoader.load_checkpoint = classmethod(_load_checkpoint)
+    return read_checkpoint(target, map_location)
 
 
 @HOOKS.register_module()
@@ -295,14 +293,18 @@ def _check_finite(runner: Any, last: str | None) -> None:
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's hook in an order that a kill at any moment does not hurt: the new
-    checkpoint, then ``last_checkpoint``, and only then away with the old.
+    """mmengine's hook in an order that a kill at any moment does not hurt.
+
+    It writes the new checkpoint, then ``last_checkpoint``, and only then removes the old one.
+    Local files are written by :class:`AtomicLocalBackend`, unless ``backend_args`` names another.
 
     Raises:
         CheckpointError: the training has diverged; the checkpoints from before stay.
     """
 
     def before_train(self, runner: Any) -> None:
+        if self.backend_args is None and "://" not in (self.out_dir or runner.work_dir):
+            self.backend_args = {"backend": "atomic"}
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)

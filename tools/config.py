@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import io
 import logging
 import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import mmengine.logging
 import timm
 import timm.data
 import timm.optim
@@ -30,39 +30,17 @@ from linsight.heads.backbone import TimmBackbone
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-_mmengines_path = Config._get_cfg_path
-
-
-def _path_of_base(base: str, filename: str) -> tuple[str, str | None]:
-    """The file of a base such as ``mmdet::_base_/models/mask-rcnn_r50_fpn.py``, and its scope.
-
-    mmengine's own way reads the index of all of mmdet's models before it looks for a file, and
-    upstream's asks setuptools for a module that it has no more.
-    """
-    package, _, path = base.partition("::")
-    if path and (spec := find_spec(package)) is not None:
-        file = Path(spec.origin).parent / ".mim" / "configs" / path
-        if file.is_file():
-            return str(file), package
-    return _mmengines_path(base, filename)
-
-
-Config._get_cfg_path = staticmethod(_path_of_base)
-
-
-_mmengines_print_log = mmengine.logging.print_log
-
-
-def _print_log(message: str, logger: Any = None, level: int = logging.INFO) -> None:
-    """mmengine's, which prints what is for debugging where there is no logger: mmdet says so of
-    parts that it can do without."""
-    if logger is not None or level > logging.DEBUG:
-        _mmengines_print_log(message, logger, level)
-
-
-mmengine.logging.print_log = _print_log
-# Said by mmdet, as it is imported, of a metric that no config of ours has.
-warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+@contextmanager
+def quiet_mmdet() -> Iterator[None]:
+    """Leave out what mmdet says, while it is imported, of packages that it can do without."""
+    printed = io.StringIO()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(printed):
+            warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+            yield
+    finally:
+        lines = printed.getvalue().splitlines(keepends=True)
+        sys.stdout.write("".join(line for line in lines if "Skipping OneDL" not in line))
 
 
 class ConfigError(ValueError):
@@ -101,7 +79,8 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     """
     path = find_config(name_or_path)
     try:
-        config = Config.fromfile(path)
+        with quiet_mmdet():
+            config = Config.fromfile(path)
     except ImportError as error:
         if (missing := _missing(error)) in ("mmcv", "mmdet"):
             reason = f"detection needs {missing}: pip install 'linsight[det]'"

@@ -19,7 +19,7 @@ from timm.data import get_img_extensions
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
 from linsight.heads.checkpoint import AtomicLocalBackend
-from linsight.tools.config import ConfigError, check_config, override
+from linsight.tools.config import ConfigError, check_config, override, quiet_mmdet
 from linsight.tools.model import open_model, read_run
 from linsight.tools.predict_video import SUFFIXES, predict_video
 from linsight.tools.prediction import Predictor
@@ -124,7 +124,8 @@ def open_predictor(
     run = read_run(source, model_name)
     kind = run.config.model.type if run else "ImageClassifier"
     if run and run.config.get("default_scope") == "mmdet":
-        from linsight.tools.predict_detection import DetectionPredictor
+        with quiet_mmdet():
+            from linsight.tools.predict_detection import DetectionPredictor
 
         _change(run.config, overrides)
         return DetectionPredictor(run, source, device, score, tta)

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+# Registers what the configs of detectors name; mmdet follows them.
+import linsight.data.coco
+import linsight.data.digits_detection
+import linsight.heads  # noqa: F401
+
+# isort: split
 import numpy as np
 import torch
 from mmcv.transforms import Compose

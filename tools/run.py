@@ -16,10 +16,11 @@ import torch
 import typer
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
+from linsight.heads.runner import SafeRunner
 from linsight.tools.config import ConfigError, load_config
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
@@ -52,7 +53,7 @@ _NOT_FOR_USERS = (
     r"Auto resumed from the latest checkpoint None.*",
     r"Did not find last_checkpoint.*",
     r"The previous best checkpoint .*",
-    r"Load checkpoint from .*",
+    r"Loads? checkpoint .*",
     r".*\"FileClient\" will be deprecated.*",
     r".*\"HardDiskBackend\" is the alias.*",
     r"Converting ground truth to coco format.*",
@@ -62,8 +63,8 @@ _NOT_FOR_USERS = (
 _MMENGINES = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 
 
-class QuietRunner(Runner):
-    """mmengine's runner that shows a user what concerns the run; the log file has the rest."""
+class QuietRunner(SafeRunner):
+    """A runner that shows a user what concerns the run; the log file has the rest."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
@@ -97,7 +98,7 @@ def build_runner(
     work_dir: Path | None,
     launcher: Launcher = "none",
     adapt: Callable[[Config], None] = lambda config: None,
-) -> Runner:
+) -> SafeRunner:
     """Read and check a config and build mmengine's runner from it, for this machine.
 
     Args:

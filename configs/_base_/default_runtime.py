@@ -1,5 +1,7 @@
-custom_imports = dict(imports=["linsight", "linsight.data.classification", "linsight.heads"])
+custom_imports = dict(imports=["linsight.data.classification", "linsight.heads"])
 default_scope = "mmengine"
+# linsight's commands use it whatever this says; other scripts look here.
+runner_type = "SafeRunner"
 
 default_hooks = dict(
     logger=dict(type="LoggerHook", interval=100),

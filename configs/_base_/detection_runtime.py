@@ -2,14 +2,12 @@ _base_ = "default_runtime.py"
 
 custom_imports = dict(
     imports=[
-        "linsight",
         "linsight.data.classification",
         "linsight.data.coco",
         "linsight.data.digits_detection",
         "linsight.heads",
         "linsight.heads.detection_metric",
         "linsight.heads.detection_figures",
-        "mmdet.registry",
     ]
 )
 default_scope = "mmdet"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-import linsight  # noqa: F401  before mmdet: provides mmcv's operators
+import linsight.kernels.mmcv_operators  # noqa: F401  before mmdet
 
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
