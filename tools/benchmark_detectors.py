@@ -51,7 +51,7 @@ def _on(name: str, model: ConfigDict, size: tuple[int, int]) -> ConfigDict:
     with torch.device("meta"):
         levels = timm.create_model(name).feature_info
     # A convolutional network may have a finer map before the first stage's.
-    chosen = range(len(levels))[-len(model.neck.in_channels) :]
+    chosen = range(len(levels))[-len(model.backbone.get("out_indices", range(4))) :]
     kept = ("type", "output_norm_eps", "drop_path_rate")
     backbone = {key: value for key, value in model.backbone.items() if key in kept}
     # Such as timm's Swin, which makes its masks for one size of image.

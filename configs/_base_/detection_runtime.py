@@ -6,6 +6,7 @@ custom_imports = dict(
         "linsight.data.coco",
         "linsight.data.digits_detection",
         "linsight.heads",
+        "linsight.heads.detection",
         "linsight.heads.detection_metric",
         "linsight.heads.detection_figures",
     ]
