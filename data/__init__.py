@@ -1,1 +1,1 @@
-"""The embedded data set, and readers for the real ones."""
+"""The data set of digit scenes that linsight draws, and readers for real data sets."""

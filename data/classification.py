@@ -46,15 +46,15 @@ class TransformedImages(TolerantDataset):
     """A data set of (PIL image, label) under timm's transform.
 
     Args:
-        read: gives the PIL image and label of an index.
-        length: how many.
+        read: returns the PIL image and the label at an index.
+        length: number of images.
         transform: arguments of :func:`timm.data.create_transform`.
-        classes: the classes' names.
-        name_of: gives the file name of an index.
-        corrupt_tolerance: the largest share of corrupt images.
+        classes: names of the classes.
+        name_of: returns the file name of the image at an index.
+        corrupt_tolerance: the largest share of images that may be unreadable.
 
     Raises:
-        DataError: of an item: its label is of no class.
+        DataError: when an item is read whose label belongs to no class.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TransformedImages(TolerantDataset):
 
 def _transform(transform: dict | None, classes: list[str] | None) -> tuple[Callable, dict]:
     settings = dict(transform or {})
-    # What create_transform takes by default, named here for those who undo it.
+    # create_transform's own defaults, written down so that metainfo can hold them.
     settings.setdefault("mean", timm.data.IMAGENET_DEFAULT_MEAN)
     settings.setdefault("std", timm.data.IMAGENET_DEFAULT_STD)
     metainfo = {"mean": list(settings["mean"]), "std": list(settings["std"])}
@@ -101,24 +101,26 @@ def TimmDataset(
     class_map: str | dict | None = None,
     **reader: Any,
 ) -> Dataset:
-    """Whatever :func:`timm.data.create_dataset` reads, under timm's transform.
+    """A data set that :func:`timm.data.create_dataset` reads, under timm's transform.
 
-    A folder with one sub-folder a class, or a tar of it (``name=""``), and by prefix of
-    ``name``: ``torch/`` torchvision's, ``hfds/`` and ``hfids/`` Hugging Face's, ``wds/``
-    webdataset, ``tfds/``. Streamed ones (``hfids/``, ``wds/``, ``tfds/``) bring their own
-    order: set ``sampler=None`` in the data loader.
+    With ``name=""`` it is a folder with one sub-folder per class, or a tar file of one. A prefix
+    of ``name`` selects another reader: ``torch/`` for torchvision's data sets, ``hfds/`` and
+    ``hfids/`` for Hugging Face's, ``wds/`` for webdataset, ``tfds/`` for TensorFlow's. Streamed
+    data sets (``hfids/``, ``wds/``, ``tfds/``) have an order of their own: set ``sampler=None``
+    in the data loader.
 
     Args:
-        root: the folder; its sub-folder of the split's name is taken if there is one.
-        name: reader and data set.
-        split: ``"train"``, ``"validation"``, or as the reader calls it.
+        root: the folder. If it has a sub-folder named like the split, that one is read. Hugging
+            Face's data sets are cached in it.
+        name: prefix of the reader and name of the data set.
+        split: ``"train"``, ``"validation"``, or the reader's own name of a split.
         transform: arguments of :func:`timm.data.create_transform`.
-        corrupt_tolerance: the largest share of images that may be unreadable; 0 for none.
-        class_map: class names to indices, a dict or a file of them.
+        corrupt_tolerance: the largest share of images that may be unreadable; 0 allows none.
+        class_map: a dict from class names to indices, or a file that holds one.
         **reader: further arguments of :func:`timm.data.create_dataset`.
 
     Raises:
-        DataError: the folder is missing, holds no images or a class without images.
+        DataError: the folder is missing, it holds no images, or one of its classes has none.
     """
     folder = not name or name == "folder"
     if folder and not os.path.exists(root):
@@ -196,16 +198,19 @@ def digit_classification(transform: dict | None = None, **scenes: Any) -> Transf
 
 @DATA_SAMPLERS.register_module()
 class RepeatAugSampler(TimmRepeatAugSampler):
-    """timm's repeated augmentation: each image ``num_repeats`` times an epoch, in different
-    views, and as many images fewer.
+    """timm's repeated augmentation, seeded by mmengine.
+
+    An epoch holds ``num_repeats`` views of each image that it draws, and draws fewer images in
+    the same proportion.
 
     Args:
-        dataset: to draw from.
-        seed: of the order; the same on all ranks.
-        num_repeats: views of an image in an epoch.
-        selected_round: the samples of an epoch are a multiple of it.
-        selected_ratio: samples of an epoch are 1/selected_ratio of the data set a rank; 0 for
-            one over the number of ranks.
+        dataset: the data set to draw from.
+        seed: seed of the order, the same on all ranks; by default mmengine's.
+        num_repeats: number of views per image and epoch.
+        selected_round: the number of samples per epoch and rank is rounded down to a multiple of
+            this.
+        selected_ratio: each rank draws 1 / selected_ratio of the data set per epoch; 0 stands for
+            the number of ranks.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""COCO annotation files, looked through before a detector trains on them.
+"""COCO annotation files, checked before a detector trains on them.
 
-mmdet takes a file as it is: a fault shows an hour later in a data worker, as a NaN, or not at
+mmdet does not check a file: a fault shows an hour later in a data worker, as a NaN, or not at
 all. In a config: ``custom_imports = dict(imports=["linsight.data.coco"])``, then
 ``dataset=dict(type="CheckedCocoDataset", ...)`` with the arguments of mmdet's ``CocoDataset``.
 """
@@ -29,7 +29,7 @@ from mmengine.registry import DATASETS
 from .loading import DataError, flags, mark_corrupt, most_corrupt
 
 SHOWN = 3
-# What mmdet and COCO's evaluation read of an entry without asking whether it is there.
+# The keys of an entry that mmdet and COCO's evaluation read without checking that they exist.
 _NEEDED = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area"),
@@ -40,24 +40,25 @@ _MADE_UP = {"area": "area w * h", "iscrowd": "iscrowd 0"}
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """mmdet's ``CocoDataset``, which says before training what is wrong with its files.
+    """mmdet's ``CocoDataset``, which reports faults of its files before training.
 
-    Annotations that nothing can be learnt from are left out, and counted in one warning: a box
-    that is empty, not finite or outside its image, an image or category that the file does not
-    list, and, where the pipeline loads masks, a polygon of fewer than 3 points or run lengths of
-    another size than the image's. In training an image that is missing or cannot be read is
-    replaced by another one, and marked in ``corrupt``, which ``DataCheckHook`` reports.
+    Faulty annotations are left out and counted in one warning. Faulty are: a box that is empty,
+    not finite or outside its image; an image or a category that the file does not list; and, where
+    the pipeline loads masks, a polygon of fewer than 3 points or run lengths of another size than
+    the image's. In training another image takes the place of one that is missing or cannot be
+    read, which is marked in ``corrupt`` and reported by ``DataCheckHook``.
 
     Args:
-        *args: of ``CocoDataset``.
-        corrupt_tolerance: the largest share of training images that may be missing, and that
-            may be unreadable; 0 for none. In testing all have to be there.
-        **kwargs: of ``CocoDataset``.
+        *args: arguments of ``CocoDataset``.
+        corrupt_tolerance: the largest share of training images that may be missing, and the
+            largest share that may be unreadable; 0 allows none. In testing no image may be
+            missing or unreadable.
+        **kwargs: arguments of ``CocoDataset``.
 
     Raises:
-        DataError: the file is missing, no JSON, without images or annotations; an entry lacks
-            what mmdet needs; the classes are not the file's; more images are missing or
-            unreadable than tolerated; nothing is left to train on.
+        DataError: the file is missing, is no JSON, or has no images or annotations; an entry lacks
+            a key that mmdet needs; the classes are not those of the file; more images are missing
+            or unreadable than tolerated; or nothing is left to train on.
     """
 
     def __init__(self, *args: Any, corrupt_tolerance: float = 0.01, **kwargs: Any) -> None:
@@ -67,11 +68,10 @@ class CheckedCocoDataset(CocoDataset):
     def full_init(self) -> None:
         if not self._fully_initialized:
             super().full_init()
-            # Shared with the data workers: a flag an image, not a count, needs no lock.
             self.corrupt = flags(len(self))
 
     def COCOAPI(self, path: str) -> COCO:
-        """The checked content of the file: mmdet opens it through this name."""
+        """The checked content of the file. mmdet opens the file through this attribute."""
         content = read_annotations(path, evaluated=self.test_mode)
         check_classes(content["categories"], self.metainfo["classes"], path)
         transforms = getattr(self.pipeline, "transforms", ())
@@ -81,15 +81,15 @@ class CheckedCocoDataset(CocoDataset):
             count = sum(map(len, faults.values()))
             reasons = "; ".join(f"{len(ids)} {why} ({_some(ids)})" for why, ids in faults.items())
             message = f"{path}: {count} of {total:,} annotations are faulty: {reasons}"
-            # The evaluation reads the file itself, and stops at such masks.
+            # The evaluation reads the file anew, and raises an error at such masks.
             if self.test_mode and any(why in _MASK_FAULTS for why in faults):
                 raise DataError(f"{message}. Mend or remove them to evaluate masks")
             print_log(f"{message}. They are left out", "current", logging.WARNING)
         api = COCO()
         api.dataset = content
-        with contextlib.redirect_stdout(io.StringIO()):  # It tells how far it is.
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             api.createIndex()
-        # mmdet's names, given before there was an index.
+        # mmdet's names of the two tables; its COCO class sets them before createIndex makes them.
         api.img_ann_map, api.cat_img_map = api.imgToAnns, api.catToImgs
         return api
 
@@ -101,7 +101,7 @@ class CheckedCocoDataset(CocoDataset):
                 f"annotation file {self.ann_file!r} does not exist: set data_root in the config, "
                 "or the data loader's dataset.data_root and dataset.ann_file"
             ) from None
-        if self.backend_args is not None:  # on a server, where looking costs too much
+        if self.backend_args is not None:  # a check of each file on a server would take too long
             return data_list
         missing = set(missing_files(info["img_path"] for info in data_list))
         if not missing:
@@ -126,7 +126,8 @@ class CheckedCocoDataset(CocoDataset):
         return kept
 
     def prepare_data(self, idx: int) -> Any:
-        """The pipeline's result, or None in training where it failed: another is then drawn."""
+        """The pipeline's result, or in training None where it failed: mmdet then draws another
+        image."""
         try:
             return super().prepare_data(idx)
         except Exception as error:
@@ -147,16 +148,16 @@ def _some(values: Collection) -> str:
 
 
 def read_annotations(path: str, evaluated: bool = False) -> dict[str, list[dict]]:
-    """Read a COCO file of instances, in which every entry has what mmdet needs.
+    """Read a COCO file of instances, and check that every entry has the keys that mmdet needs.
 
     Args:
-        path: of the file.
-        evaluated: whether predictions are compared with it, rather than trained on it. Then its
-            annotations need ``iscrowd``; or there are none, and it only lists images.
+        path: path of the file.
+        evaluated: whether the file is for evaluation rather than training. Its annotations then
+            need ``iscrowd``, and it may have no annotations and only list images.
 
     Raises:
-        DataError: it is no such file; the message says where.
-        FileNotFoundError: there is no file.
+        DataError: the file is no COCO file of instances; the message names the entry.
+        FileNotFoundError: there is no such file.
     """
     with open(path, encoding="utf-8") as file:
         try:
@@ -199,11 +200,12 @@ def read_annotations(path: str, evaluated: bool = False) -> dict[str, list[dict]
 
 
 def check_classes(categories: Sequence[dict], classes: Sequence[str], path: str) -> None:
-    """Refuse classes that are not the file's, or in another order: mmdet numbers them by the
-    file's order whatever the classes say.
+    """Refuse classes that are not the file's, or that have another order than in the file.
+
+    mmdet numbers classes in the order of the file, whatever the order of `classes`.
 
     Raises:
-        DataError: they do not agree.
+        DataError: the classes and the categories do not agree.
     """
     names = [category["name"] for category in categories]
     fix = "set the data loaders' dataset.metainfo.classes, and the model's num_classes to match"
@@ -230,16 +232,16 @@ _MASK_FAULTS = (
 
 
 def remove_faulty(content: dict[str, list[dict]], masks: bool) -> dict[str, list[int]]:
-    """Take the annotations that nothing can be learnt from out of a file's content.
+    """Remove faulty annotations from the content of a file, in place.
 
-    A polygon of fewer than 3 points is taken out alone, where its annotation has others.
+    Of an annotation with several polygons only those of fewer than 3 points are removed.
 
     Args:
-        content: of the file, as `read_annotations` gives it.
+        content: the content of the file, as `read_annotations` returns it.
         masks: whether masks are needed.
 
     Returns:
-        The ids of faulty annotations by what is wrong with them.
+        The ids of the faulty annotations by their fault.
     """
     images = {image["id"]: image for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
@@ -294,17 +296,18 @@ def _mask_fault(annotation: dict, height: int, width: int) -> str | None:
 
 
 def _is_polygon(points: Any) -> bool:
-    """Whether these are x, y, x, y, ... of 3 points or more."""
+    """Whether `points` is a list x, y, x, y, ... of at least 3 points."""
     if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
         return False
     return math.isfinite(sum(points))
 
 
 def _pixels(counts: Any) -> int | None:
-    """How many pixels run lengths cover: pycocotools does not ask, and reads beyond its memory.
+    """How many pixels run lengths cover, or None where they are malformed.
 
-    COCO compresses them to 5 bits a character, bit 5 saying that more follow; from the fourth
-    on a length is written as its difference from the last but one.
+    pycocotools does not check this, and reads beyond its memory. COCO's compressed form has 5 bits
+    per character; bit 5 says that the length goes on in the next character; from the fourth on, a
+    length is written as its difference from the last but one.
     """
     if isinstance(counts, list):
         return sum(counts)
@@ -330,8 +333,8 @@ def _pixels(counts: Any) -> int | None:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that do not exist: a folder is listed once, which is faster than to
-    look for each of its files."""
+    """The paths that do not exist. Each folder is listed once, which is faster than a check of
+    each file."""
     folders: dict[str, set[str]] = {}
     missing = []
     for path in paths:

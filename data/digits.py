@@ -6,18 +6,19 @@ train on any machine with no download::
 
     scene = digit_scene(0, "train", size=(192, 256), digits=(2, 6), digit_size=(0.2, 0.4))
 
-A scene is a function of its arguments alone. Index 0, 1, 2, ... never ends and never
-repeats, so a longer training set is only a larger ``length``.
+A scene is a function of its arguments alone. There is a scene for every index 0, 1, 2, ..., and no
+two are the same, so a longer training set is only a larger ``length``.
 
 **Whose handwriting is in which split.** scikit-learn's digits are the test part of UCI's
-optdigits, whose documentation says that 13 people wrote it, and no more: the writer of a
-digit is not recorded. The order tells more. The labels run 14 times through one fixed
-sequence of 130 digits (``0123456789 0123456789 0123456789 09565...``), a few lost each time:
-14 filled-in forms, it seems, one after the other; :data:`FORM_STARTS` says where. The test
-split is the last three (382 digits), the training split the eleven before them (1,415). So
-no form, and no digit image, is in both. That no *writer* is in both is likely, not certain:
-14 forms by 13 people would make one person the writer of two, and nothing says which. Judged
-by the distances between equal digits, they are the tenth and the eleventh, both in training.
+optdigits. Its documentation says that 13 people wrote it, but not who wrote which digit. The
+order of the digits tells more: the labels run 14 times through one fixed sequence of 130 digits
+(``0123456789 0123456789 0123456789 09565...``) with a few missing each time, so they appear to be
+14 filled-in forms, one after the other; :data:`FORM_STARTS` lists their beginnings. The test
+split is the last three forms (382 digits), the training split the eleven before them (1,415), so
+that no form, and no image of a digit, is in both. It is likely, but not certain, that no *writer*
+is in both: if 13 people filled in 14 forms, one person filled in two, and it is not recorded
+which. By the distances between equal digits they are the tenth and the eleventh form, both in the
+training split.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Split = Literal["train", "test"]
 
 CLASSES = tuple("0123456789")
 
-#: Where each of the 14 forms begins among scikit-learn's digits.
+#: Index of the first digit of each of the 14 forms among scikit-learn's digits.
 FORM_STARTS = (0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667)
 _SPLITS = {"train": slice(0, 1415), "test": slice(1415, 1797)}
 
@@ -52,25 +53,25 @@ DETECTION: dict[str, Any] = {
     "clutter": 8,
 }
 
-_SMALLEST_DIGIT = 8  # Pixels: below one per cell the strokes fall apart.
-_COVERED = 0.4  # At most this share of a digit's pixels lies under later digits.
+_SMALLEST_DIGIT = 8  # in pixels; with less than one pixel per cell the strokes fall apart
+_COVERED = 0.4  # the largest share of a digit's pixels that later digits may cover
 _TRIES = 24
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and everything that is known about it, for N digits from back to front.
+    """A picture of N digits, from back to front, with all of its annotations.
 
     Later digits lie on top of earlier ones; masks hold the visible pixels only.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
         labels: int64 (N,), the digits 0..9.
-        boxes: float32 (N, 4), x1 y1 x2 y2 in pixels, the tight bounds of the masks: x2 and
-            y2 are the last pixel's plus one.
+        boxes: float32 (N, 4), x1 y1 x2 y2 in pixels, the tight bounds of the masks; x2 and y2
+            are one more than the coordinates of the last pixel.
         masks: bool (N, H, W), disjoint, none empty.
         semantic: uint8 (H, W), 0 for background and digit + 1 (1..10) on a digit.
-            No pixel is 255, the value to ignore: a scene knows what each of its pixels is.
+            No pixel has the value 255, which means "ignore".
     """
 
     image: np.ndarray
@@ -82,14 +83,14 @@ class Scene:
 
 @functools.cache
 def load_split(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The handwriting of a split, as scikit-learn holds it.
+    """The handwritten digits of a split, as scikit-learn stores them.
 
     Returns:
         Images, uint8 (n, 8, 8) with ink from 0 to 16, and labels, int64 (n,). ``n`` is
         1,415 for ``"train"`` and 382 for ``"test"``.
 
     Raises:
-        ValueError: the split is neither.
+        ValueError: the split is neither ``"train"`` nor ``"test"``.
         ImportError: scikit-learn is not installed.
     """
     if split not in _SPLITS:
@@ -121,27 +122,27 @@ def digit_scene(
 ) -> Scene:
     """Compose scene number ``index`` of a split.
 
-    The first digit of scene ``i`` is handwriting ``i mod n`` of the split's ``n``, so that
-    every ``n`` scenes in a row show each once; the others are drawn at random. The same
+    The first digit of scene ``i`` is handwritten digit ``i mod n`` of the ``n`` in the split, so
+    that ``n`` scenes in a row show each of them once; further digits are drawn at random. The same
     arguments give the same scene in every process.
 
     Args:
-        index: which scene, from 0 on, without end.
+        index: number of the scene, 0 or more.
         split: ``"train"`` or ``"test"``, which share no handwriting.
-        seed: another seed gives other scenes throughout.
-        size: of the image in pixels, one number or (height, width).
-        digits: how many digits, one number or (fewest, most). Where no room is found for
-            another one, the scene has fewer.
+        seed: every seed gives other scenes.
+        size: size of the image in pixels, one number or (height, width).
+        digits: number of digits, one number or (fewest, most). A scene that has no room for
+            another digit has fewer.
         digit_size: (smallest, largest) longer side of a digit, as a share of the image's
             shorter side.
-        max_overlap: largest intersection over union of the frames of two digits: 0 keeps
-            them apart. However large, each digit shows 60 % of its pixels.
-        clutter: most distractors behind the digits: lines, blobs, and bits of other
-            digits' strokes smaller than half of the smallest digit.
-        noise: standard deviation of the pixels' noise, as a share of the full scale.
-        distortion: standard deviation, in eighths of a digit, by which the parts of a digit are
-            smoothly displaced, as another hand would write them: up to about 0.6 they stay easy to
-            read.
+        max_overlap: largest intersection over union of the frames of two digits; 0 keeps them
+            apart. At least 60 % of the pixels of each digit are visible, whatever this is.
+        clutter: largest number of distractors behind the digits: lines, blobs, and pieces of
+            other digits' strokes, smaller than half of the smallest digit.
+        noise: standard deviation of the noise of each pixel, as a share of the full scale.
+        distortion: standard deviation, in eighths of a digit, of a smooth displacement of the
+            parts of a digit, which imitates another handwriting. Up to about 0.6 digits stay easy
+            to read.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -178,7 +179,9 @@ def digit_scene(
         y, x = corner
         window = np.s_[y : y + h, x : x + w]
         image[window] += ink[..., None] * (colour - image[window])
-        spare = np.append(spare - _covered(mask, owner[window], len(spare)), _COVERED * mask.sum())
+        spare = np.append(
+            spare - _overlap_counts(mask, owner[window], len(spare)), _COVERED * mask.sum()
+        )
         frames = np.vstack([frames, (x, y, x + w, y + h)])
         placed.append(digit)
         owner[window][mask] = len(placed)
@@ -250,20 +253,20 @@ def _place(
     spare: np.ndarray,
     max_overlap: float,
 ) -> tuple[int, int] | None:
-    """Top left corner (y, x) where a digit fits among those placed, or None if none is found."""
+    """Top left corner (y, x) of a place where a digit fits, or None if none is found."""
     (height, width), (h, w) = owner.shape, mask.shape
     ys = rng.integers(height - h + 1, size=_TRIES)
     xs = rng.integers(width - w + 1, size=_TRIES)
     tries = np.stack([xs, ys, xs + w, ys + h], 1)
     apart = _iou(tries, frames).max(1, initial=0) <= max_overlap
     for y, x in zip(ys[apart].tolist(), xs[apart].tolist(), strict=True):
-        if (_covered(mask, owner[y : y + h, x : x + w], len(spare)) <= spare).all():
+        if (_overlap_counts(mask, owner[y : y + h, x : x + w], len(spare)) <= spare).all():
             return y, x
     return None
 
 
-def _covered(mask: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
-    """How many pixels a mask takes from each of the ``count`` digits below it, int64 (count,)."""
+def _overlap_counts(mask: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
+    """How many pixels of each of the ``count`` digits below it a mask covers, int64 (count,)."""
     return np.bincount(owner[mask], minlength=count + 1)[1:]
 
 
@@ -276,13 +279,14 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class DigitClassification(Dataset):
-    """One digit a scene, to be named: items ``(image, label)``, as torchvision's data sets.
+    """Scenes of one digit for classification: items ``(image, label)``, as in torchvision.
 
     Args:
         split: ``"train"`` or ``"test"``, which share no handwriting.
-        length: how many scenes. By default ten for each handwriting in training, four in
-            test; each handwriting comes equally often in any multiple of their number.
-        transform: takes the PIL image (RGB). Without one, the item is the PIL image.
+        length: number of scenes, by default ten per handwritten digit of the training split and
+            four per digit of the test split. In a multiple of the number of handwritten digits
+            each of them comes equally often.
+        transform: takes the PIL image (RGB). Without one, the item holds the PIL image.
         target_transform: takes the label, an int 0..9.
         **scene: further arguments of :func:`digit_scene`.
     """
@@ -301,7 +305,7 @@ class DigitClassification(Dataset):
         self.transform = transform
         self.target_transform = target_transform
         self.scene = functools.partial(digit_scene, split=split, digits=1, **scene)
-        self.scene(0)  # A bad argument shows here and not in a worker.
+        self.scene(0)  # raises the error of a wrong argument here instead of in a worker
 
     def __len__(self) -> int:
         return self.length
@@ -317,13 +321,13 @@ class DigitClassification(Dataset):
 
 
 class DigitSegmentation(Dataset):
-    """Several digits a scene, to be outlined: items ``(image, semantic mask)``.
+    """Scenes of several digits for semantic segmentation: items ``(image, semantic mask)``.
 
     Args:
         split: ``"train"`` or ``"test"``, which share no handwriting.
-        length: how many scenes; the default is :class:`DigitClassification`'s.
+        length: number of scenes, by default that of :class:`DigitClassification`.
         transforms: takes the PIL image (RGB) and the PIL mask (8 bits: 0 for background,
-            digit + 1 on a digit) and returns both. Without it, the item is the two.
+            digit + 1 on a digit) and returns both. Without it, the item holds these two.
         **scene: arguments of :func:`digit_scene` that differ from :data:`DETECTION`.
     """
 
@@ -352,14 +356,14 @@ class DigitSegmentation(Dataset):
 
 
 def scene_of(dataset: Dataset, index: int) -> Scene:
-    """The scene of an item, as a data set's ``scene`` draws it."""
+    """Draw the scene at an index by the data set's ``scene`` function."""
     if not 0 <= index < len(dataset):
         raise IndexError(f"index {index} is out of range for {len(dataset)} scenes")
     return dataset.scene(index)
 
 
 def scene_count(split: Split, length: int | None) -> int:
-    """How many scenes a data set has: `length`, or the default of its split."""
+    """The number of scenes of a data set: `length`, or the default of its split."""
     if length is None:
         return len(load_split(split)[1]) * (10 if split == "train" else 4)
     if length < 1:

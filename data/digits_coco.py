@@ -1,13 +1,12 @@
 """Digit scenes as a COCO data set: a dictionary in memory, or a folder on disk.
 
-The folder is what mmdet's ``CocoDataset`` and mmengine's readers of segmentation folders
-take as it is::
+mmdet's ``CocoDataset`` and readers of segmentation folders take the folder as it is::
 
     digits/
         images/train/000000.png ...     images/test/000000.png ...
         semantic/train/000000.png ...   semantic/test/000000.png ...
         instances_train.json            instances_test.json
-        digits.json                     the settings that it was made with
+        digits.json                     the settings of the scenes
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def coco_dict(split: Split, length: int, **scene: Any) -> dict[str, Any]:
 
     Args:
         split: ``"train"`` or ``"test"``.
-        length: how many scenes.
+        length: number of scenes.
         **scene: arguments of :func:`~linsight.data.digits.digit_scene` that differ from
             :data:`~linsight.data.digits.DETECTION`.
 
@@ -57,23 +56,22 @@ def write_coco(
     test: int = 382,
     **scene: Any,
 ) -> Path:
-    """Write digit scenes to a folder, unless they are there already.
+    """Write digit scenes to a folder, unless it holds them already.
 
-    The folder appears under its name only when it is complete, so that one that is there can
-    be trusted; several processes may call this at once.
+    The folder gets its name only when it is complete, so that an existing folder can be trusted;
+    several processes may call this at once.
 
     Args:
-        folder: where to. Made with its parents.
-        train: how many training scenes.
-        test: how many test scenes.
+        folder: the folder to make, with its parents.
+        train: number of training scenes.
+        test: number of test scenes.
         **scene: as in :func:`coco_dict`.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: there is something else at ``folder``: other files, or scenes made
-            with other settings.
+        FileExistsError: ``folder`` exists and holds other files, or scenes of other settings.
         ValueError, ImportError: as in :func:`coco_dict`.
     """
     folder = Path(folder)
@@ -89,8 +87,8 @@ def write_coco(
         for split, length in lengths.items():
             _write_split(partial, split, length, scene)
         (partial / _SETTINGS).write_text(json.dumps(settings, indent=2))
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's folder is the owner's alone.
-        # Another process may have been faster: then the folder is there, and the same.
+        partial.chmod(0o777 & ~_umask())  # mkdtemp makes a folder that only its owner can read
+        # Another process may have made the same folder in the meantime.
         with contextlib.suppress(OSError):
             partial.rename(folder)
         if not _holds(folder, settings):
@@ -133,16 +131,16 @@ def _write_split(folder: Path, split: Split, length: int, scene: dict[str, Any])
     for kind in ("images", "semantic"):
         (folder / kind / split).mkdir(parents=True)
 
-    def written() -> Iterator[Scene]:
+    def write_images() -> Iterator[Scene]:
         scenes = _scenes(split, length, scene)
         for index, item in enumerate(track(scenes, f"digit scenes, {split}", total=length)):
             name = f"{split}/{index:06d}.png"
-            # Level 1: noise hardly compresses, and writing is four times faster.
+            # Noise hardly compresses, and level 1 writes four times faster than the default.
             Image.fromarray(item.image).save(folder / "images" / name, compress_level=1)
             Image.fromarray(item.semantic).save(folder / "semantic" / name)
             yield item
 
-    (folder / f"instances_{split}.json").write_text(json.dumps(_coco(written())))
+    (folder / f"instances_{split}.json").write_text(json.dumps(_coco(write_images())))
 
 
 def _scenes(split: Split, length: int, scene: dict[str, Any]) -> Iterator[Scene]:
@@ -170,7 +168,7 @@ def _coco(scenes: Iterator[Scene]) -> dict[str, Any]:
             x1, y1, x2, y2 = box.tolist()
             annotations.append(
                 {
-                    "id": len(annotations) + 1,  # COCOeval takes an id of 0 for no match.
+                    "id": len(annotations) + 1,  # COCOeval reads an id of 0 as "no match"
                     "image_id": index,
                     "category_id": int(label) + 1,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],

@@ -1,4 +1,4 @@
-"""Digit scenes as mmdet trains and tests on them: boxes, classes, masks, drawn on the fly.
+"""Digit scenes for mmdet: boxes, classes and masks, drawn on the fly.
 
 In a config: ``custom_imports = dict(imports=["linsight.data.digits_detection"])``,
 then ``dataset=dict(type="DigitDetection", split="train", pipeline=[dict(type="PackDetInputs")])``.
@@ -27,16 +27,16 @@ from .digits import CLASSES, DETECTION, Split, digit_scene, scene_count, scene_o
 
 @DATASETS.register_module()
 class DigitDetection(Dataset):
-    """Several digits a scene, to be found, named and outlined.
+    """Scenes of several digits for detection and instance segmentation.
 
-    An item is what mmdet's pipelines work on after ``LoadImageFromFile`` and
-    ``LoadAnnotations``, taken through one. With ``"instances"`` among the ``meta_keys`` of
+    An item is the result of the pipeline, which gets what ``LoadImageFromFile`` and
+    ``LoadAnnotations`` would give it. With ``"instances"`` among the ``meta_keys`` of
     ``PackDetInputs``, ``CocoMetric`` needs no annotation file.
 
     Args:
         split: ``"train"`` or ``"test"``, which share no handwriting.
-        length: how many scenes.
-        pipeline: mmdet's transforms.
+        length: number of scenes.
+        pipeline: mmdet's transforms after loading.
         **scene: arguments of :func:`~linsight.data.digits.digit_scene` that differ from
             :data:`~linsight.data.digits.DETECTION`.
     """
@@ -45,7 +45,7 @@ class DigitDetection(Dataset):
         self.length = scene_count(split, length)
         self.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])
         self.scene = functools.partial(digit_scene, split=split, **{**DETECTION, **scene})
-        self.scene(0)  # A bad argument shows here and not in a worker.
+        self.scene(0)  # raises the error of a wrong argument here instead of in a worker
         self.metainfo = {"classes": CLASSES}
 
     def __len__(self) -> int:

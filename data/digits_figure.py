@@ -11,12 +11,12 @@ from .digits import DETECTION, Scene, digit_scene
 
 
 def draw_digit_scenes(path: str | Path) -> None:
-    """Write a picture of what the scenes train: classes; boxes and masks; semantic masks.
+    """Write a picture of scenes with their classes, boxes, instance masks and semantic masks.
 
-    They are drawn without their noise, which a PNG cannot compress.
+    The scenes are drawn without noise, which a PNG cannot compress.
 
     Args:
-        path: the PNG to write, 1200 px wide.
+        path: the PNG to write, 1200 pixels wide.
 
     Raises:
         ImportError: matplotlib, scikit-learn or OpenCV is not installed.
@@ -27,7 +27,7 @@ def draw_digit_scenes(path: str | Path) -> None:
     from matplotlib.patches import Patch, Rectangle
 
     palette = np.array(
-        [(0.09, 0.1, 0.13), *_tab10()]  # Background, then the digits 0 to 9.
+        [(0.09, 0.1, 0.13), *_tab10()]  # the background, then the digits 0 to 9
     )
     figure = Figure(figsize=(12, 6.85), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
@@ -52,7 +52,7 @@ def draw_digit_scenes(path: str | Path) -> None:
         )
         return cells
 
-    for index, cell in enumerate(axes(0, 10, "Classification"), 516):  # A form from its start.
+    for index, cell in enumerate(axes(0, 10, "Classification"), 516):  # the beginning of a form
         scene = digit_scene(index, "train", size=128, noise=0)
         cell.imshow(scene.image)
         cell.text(
@@ -61,7 +61,7 @@ def draw_digit_scenes(path: str | Path) -> None:
 
     scenes = [_crowd(index) for index in range(4)]
     for scene, cell in zip(scenes, axes(1, 4, "Detection and instance segmentation"), strict=True):
-        cell.imshow(_tinted(scene, palette))
+        cell.imshow(_tint(scene, palette))
         for label, (x1, y1, x2, y2) in zip(scene.labels, scene.boxes, strict=True):
             colour = palette[label + 1]
             cell.add_patch(
@@ -99,8 +99,8 @@ def _crowd(index: int) -> Scene:
     return digit_scene(index, "train", seed=5, noise=0, **settings)
 
 
-def _tinted(scene: Scene, palette: np.ndarray) -> np.ndarray:
-    """The image with each instance washed in its class's colour."""
+def _tint(scene: Scene, palette: np.ndarray) -> np.ndarray:
+    """The image with each digit tinted in the colour of its class."""
     colours = palette[scene.semantic] * 255
     weight = 0.5 * (scene.semantic > 0)[..., None]
     return (scene.image * (1 - weight) + colours * weight).astype(np.uint8)

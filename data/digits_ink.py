@@ -1,6 +1,6 @@
-"""How a digit scene is drawn: paper, handwriting in ink, and distractors.
+"""Drawing of digit scenes: paper, handwriting in ink, and distractors.
 
-Images here are float32 (H, W, 3), RGB, 0 to 1; ink is float32 (h, w), 0 (none) to 1 (opaque).
+Images are float32 (H, W, 3), RGB, 0 to 1. Ink is float32 (h, w), from 0 (no ink) to 1 (opaque).
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 
-_CELLS = 8  # A digit of scikit-learn's is 8x8 cells,
-_MARGIN = 0.5  # its smoothed strokes fade out within half a cell around them,
-_PADDING = 2  # and this much paper is the reach of the cubic kernel.
-_OVERSAMPLING = 4  # Pixels of a field per cell.
-_KNOTS = 4  # A side, of a distortion: a stroke bends, and does not tremble.
+_CELLS = 8  # a digit of scikit-learn has 8x8 cells
+_MARGIN = 0.5  # in cells: smoothed strokes fade out over this distance
+_PADDING = 2  # in cells: the reach of the cubic kernel
+_OVERSAMPLING = 4  # pixels of a field per cell
+_KNOTS = 4  # per side of a distortion: few enough that strokes bend without trembling
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -34,8 +34,8 @@ def smooth(images: np.ndarray) -> np.ndarray:
     side = padded.shape[1] * _OVERSAMPLING
     fields = []
     for digit in padded:
-        # A slight blur turns the staircase of the 8x8 grid into a pen's stroke; sharpening
-        # against a wide one opens the holes that the grid had all but filled.
+        # A slight blur turns the staircase of the 8x8 grid into a pen's stroke. Unsharp masking
+        # with a wide blur reopens the holes that the coarse grid has nearly filled.
         field = cv2.resize(digit, (side, side), interpolation=cv2.INTER_CUBIC)
         field = cv2.GaussianBlur(field, (0, 0), 0.3 * _OVERSAMPLING)
         fields.append(field + 1.6 * (field - cv2.GaussianBlur(field, (0, 0), 1.2 * _OVERSAMPLING)))
@@ -55,13 +55,13 @@ def background(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
 
 
 def _colour(rng: np.random.Generator, luminance: float, chroma: float) -> np.ndarray:
-    """A random colour of a luminance, float32 (3,) in 0..1."""
+    """A random colour of the given luminance, float32 (3,) in 0..1."""
     tint = rng.uniform(-chroma, chroma, 3).astype(np.float32)
     return (luminance + tint - tint @ _LUMA).clip(0, 1)
 
 
 def ink_colour(rng: np.random.Generator, paper: float, least: float, most: float) -> np.ndarray:
-    """A colour whose luminance is ``least`` to ``most`` away from the paper's."""
+    """A random colour whose luminance differs from the paper's by ``least`` to ``most``."""
     contrast = rng.uniform(least, min(most, max(paper, 1 - paper)))
     inks = [ink for ink in (paper - contrast, paper + contrast) if 0 <= ink <= 1]
     return _colour(rng, inks[rng.integers(len(inks))], 0.3)
@@ -70,15 +70,16 @@ def ink_colour(rng: np.random.Generator, paper: float, least: float, most: float
 def write(
     rng: np.random.Generator, field: np.ndarray, extent: float, distortion: float = 0.0
 ) -> np.ndarray:
-    """A digit turned, sheared and scaled to a longer side of ``extent`` px: ink, float32 (h, w).
+    """The ink, float32 (h, w), of a digit after a random rotation, shear and narrowing.
 
-    ``distortion`` is the standard deviation, in cells, by which its parts are displaced.
+    Its longer side has ``extent`` pixels. ``distortion`` is the standard deviation, in cells, of
+    the displacement of its parts.
     """
     cv2 = _cv2()
     angle, shear = rng.uniform(-0.15, 0.15), rng.uniform(-0.15, 0.15)
     narrow = rng.uniform(0.75, 1.0)
     cos, sin = math.cos(angle), math.sin(angle)
-    # From the digit's frame to the image, up to scale: narrow, then shear, then turn.
+    # The map from the digit's frame to the image, up to scale: narrow, then shear, then rotate.
     forward = np.array([[cos, -sin], [sin, cos]]) @ np.array([[narrow, shear], [0, 1]])
     reach = np.abs(forward).sum(1)
     scale = extent / reach.max()
@@ -86,7 +87,7 @@ def write(
     cells = _CELLS + 2 * _MARGIN
     inverse = np.linalg.inv(forward) * (cells * _OVERSAMPLING / scale)
     if distortion:
-        field = _distorted(rng, field, distortion)
+        field = _distort(rng, field, distortion)
     centre = (len(field) - 1) / 2
     shift = centre - inverse @ [(width - 1) / 2, (height - 1) / 2]
     ink = cv2.warpAffine(
@@ -95,15 +96,15 @@ def write(
         (int(width), int(height)),
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
     )
-    # The level at which ink ends makes the pen thin or thick; the slope, sharp or soft.
+    # The level at which ink ends makes the pen thin or thick; the slope makes it sharp or soft.
     level, slope = rng.uniform(0.4, 0.62), rng.uniform(2, 5)
     ink = ((ink - level) * slope + 0.5).clip(0, 1)
     x1, y1, x2, y2 = tight_box(ink > 0)
     return ink[y1:y2, x1:x2]
 
 
-def _distorted(rng: np.random.Generator, field: np.ndarray, distortion: float) -> np.ndarray:
-    """A field under a smooth random displacement (Simard et al., ICDAR 2003, section 2)."""
+def _distort(rng: np.random.Generator, field: np.ndarray, distortion: float) -> np.ndarray:
+    """Displace a field smoothly at random (Simard et al., ICDAR 2003, section 2)."""
     cv2 = _cv2()
     side = len(field)
     knots = rng.normal(0, distortion * _OVERSAMPLING, (_KNOTS, _KNOTS, 2)).astype(np.float32)
@@ -113,7 +114,7 @@ def _distorted(rng: np.random.Generator, field: np.ndarray, distortion: float) -
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x1, y1, x2, y2 around the pixels of a mask (not empty); x2 and y2 are excluded."""
+    """x1, y1, x2, y2 around the pixels of a mask that is not empty; x2 and y2 are exclusive."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
@@ -125,13 +126,13 @@ def draw_distractor(
     fields: np.ndarray,
     smallest: float,
 ) -> None:
-    """Draw onto the image, in faint ink, something that is no digit."""
+    """Draw a line, a blob or a piece of a digit onto the image in faint ink."""
     cv2 = _cv2()
     height, width = image.shape[:2]
     colour = ink_colour(rng, paper, 0.15, 0.35)
     kind = rng.integers(3)
     if kind == 0:
-        # From edge to edge: a short line would be a 1.
+        # The line runs from edge to edge, since a short line would look like a 1.
         ends = rng.uniform(0, 1, (2, 2)) * [width, height]
         axis = rng.integers(2)
         ends[:, axis] = -2, (width, height)[axis] + 2
@@ -139,8 +140,8 @@ def draw_distractor(
         start, stop = (tuple((16 * end).astype(int).tolist()) for end in ends)
         cv2.line(image, start, stop, colour.tolist(), thick, cv2.LINE_AA, shift=4)
         return
-    # Less than half of the smallest digit, and a quarter of the one it is a bit of: no whole
-    # digit, nor a loop that would be a 0.
+    # A piece is smaller than half of the smallest digit and a quarter of the digit that it is cut
+    # from, so that it shows neither a whole digit nor a loop that would look like a 0.
     extent = smallest * rng.uniform(0.2, 0.45)
     side = max(3, math.ceil(extent))
     axes = side / 2 * (rng.uniform(0.4, 1, 2) if kind == 1 else np.ones(2))

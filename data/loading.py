@@ -1,4 +1,4 @@
-"""What the data sets share: files that are damaged, workers' seeds, the check against the model."""
+"""Shared by the data sets: tolerance of damaged files, workers' seeds, checks against the model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS, HOOKS
 from torch.utils.data import Dataset
 
-# By the attribute of a data set that says which of its images have a fault: the fault, and what
-# follows from it.
+# From the attribute of a data set that marks its faulty images to the fault and its consequence.
 _FAULTS = {
-    "corrupt": ("could not be read", "others took their places"),
+    "corrupt": ("could not be read", "other images took their places"),
     "unlabelled": ("have no labelled pixel", "nothing was learned from them"),
 }
 
@@ -24,17 +23,17 @@ class DataError(ValueError):
 
 
 class TolerantDataset(Dataset):
-    """A data set that steps over items that cannot be read, and remembers which.
+    """A data set that skips items that cannot be read, and remembers them.
 
     Args:
-        read: gives the item of an index.
-        length: how many.
-        name_of: gives the file name of an index.
-        corrupt_tolerance: the largest share of corrupt items.
+        read: returns the item at an index.
+        length: number of items.
+        name_of: returns the file name of the item at an index.
+        corrupt_tolerance: the largest share of items that may be unreadable.
 
     Attributes:
-        corrupt: whether an item could not be read, bool (length,); what a data worker marks
-            there, every process sees.
+        corrupt: bool (length,), whether an item could not be read. It lies in shared memory, so
+            that every process sees what a data worker marks.
     """
 
     def __init__(
@@ -53,12 +52,13 @@ class TolerantDataset(Dataset):
         return len(self.corrupt)
 
     def read_from(self, index: int) -> tuple[int, Any]:
-        """The first item from `index` on that can be read, and its index."""
+        """The index of the first readable item from `index` on, and that item."""
         while True:
             try:
                 item = self.read(index)
                 break
-            # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... as the format goes.
+            # Pillow raises OSError, SyntaxError, ValueError, struct.error, ..., depending on the
+            # format of the file.
             except Exception as error:
                 mark_corrupt(self, index, self.most_corrupt, error, str(error))
                 index = (index + 1) % len(self)
@@ -66,12 +66,13 @@ class TolerantDataset(Dataset):
 
 
 def flags(length: int) -> torch.Tensor:
-    """A flag an item, shared with the data workers: other than a count it needs no lock."""
+    """One flag per item in shared memory. Unlike a counter, workers set flags without a lock."""
     return torch.zeros(length, dtype=torch.bool).share_memory_()
 
 
 def most_corrupt(tolerance: float, length: int) -> int:
-    """How many of `length` items may be corrupt: a share of them, but at least one; 0 for none."""
+    """How many of `length` items may be corrupt: `tolerance` is their share, and above 0 it
+    allows at least one."""
     return max(1, int(tolerance * length)) if tolerance else 0
 
 
@@ -79,7 +80,7 @@ def mark_corrupt(dataset: Dataset, index: int, most: int, error: Exception, reas
     """Remember an item that could not be read, in the data set's ``corrupt``.
 
     Raises:
-        DataError: there are more than `most`; the message ends with the `reason` of this one.
+        DataError: more than `most` items are corrupt; the message ends with `reason`.
     """
     dataset.corrupt[index] = True
     if dataset.corrupt.sum() > most:
@@ -90,10 +91,10 @@ def mark_corrupt(dataset: Dataset, index: int, most: int, error: Exception, reas
 
 
 def describe(dataset: Dataset, fault: str = "corrupt") -> str:
-    """How many images of a data set have a fault, and which, by the data set's ``name_of``.
+    """A sentence that counts the faulty images of a data set and names the first five.
 
     Args:
-        dataset: with flags of its images in the attribute that is named as the fault.
+        dataset: a data set that has ``name_of`` and flags its images in the attribute `fault`.
         fault: ``"corrupt"`` or ``"unlabelled"``.
     """
     bad = getattr(dataset, fault).nonzero().flatten().tolist()
@@ -104,9 +105,9 @@ def describe(dataset: Dataset, fault: str = "corrupt") -> str:
 
 @FUNCTIONS.register_module()
 def torch_worker_seed(worker_id: int) -> None:
-    """Leave a data worker's seeds as torch set them: from the main process's generator.
+    """Leave the seeds of a data worker as torch sets them from the main process's generator.
 
-    mmengine's own gives every epoch the same seeds, and so the same augmentations.
+    mmengine's own function gives every epoch the same seeds, and with them the same augmentations.
     """
 
 
@@ -115,7 +116,8 @@ class DataCheckHook(Hook):
     """Compare the data sets with the model before training, and report faulty images.
 
     Raises:
-        DataError: number or names of the classes do not agree.
+        DataError: the data sets and the model have other numbers of classes, or the data sets
+            have other names for them.
     """
 
     def before_train(self, runner: Any) -> None:
@@ -148,7 +150,7 @@ class DataCheckHook(Hook):
         self._report(runner, runner.test_dataloader.dataset, "test")
 
     def _report(self, runner: Any, dataset: Any, split: str) -> None:
-        # mmdet has data sets around data sets.
+        # mmdet wraps data sets in data sets.
         for inner in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
             if inner is not None:
                 self._report(runner, inner, split)
@@ -156,7 +158,7 @@ class DataCheckHook(Hook):
             flagged = getattr(dataset, fault, None)
             if flagged is None:
                 continue
-            # A rank knows of the images that it read.
+            # Each rank has marked only images that it read itself.
             counts = flagged.to(torch.int32)
             all_reduce(counts)
             flagged.logical_or_(counts.bool().cpu())
@@ -168,7 +170,8 @@ def _check_count(split: str, classes: Sequence[str], model: torch.nn.Module) -> 
     """Compare the classes with the model's, or with those of each head of a detector."""
     for name, module in getattr(model, "module", model).named_modules():
         wanted = getattr(module, "num_classes", None)
-        # A backbone has none; an RPN tells objects from background, whatever they are.
+        # A backbone has no classes of the data set, and an RPN separates objects of all classes
+        # from the background.
         parts = set(name.split("."))
         foreign = parts & {"backbone", "rpn_head", "semantic_head"}
         if not isinstance(wanted, int) or foreign or len(classes) == wanted:

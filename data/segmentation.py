@@ -1,6 +1,6 @@
-"""Data sets of images and label masks as mmengine trains on them, under torchvision's transforms.
+"""Data sets of images and label masks for mmengine, under torchvision's transforms.
 
-Masks hold one number a pixel, the class; pixels of :data:`IGNORE` belong to none.
+A mask holds the class of each pixel; pixels of the value :data:`IGNORE` belong to no class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def build_transforms(settings: Sequence[dict]) -> v2.Compose:
-    """torchvision's transforms in their order, each by the place of its class.
+    """torchvision's transforms in the given order, each by its import path or registered name.
 
     ::
 
@@ -39,7 +39,7 @@ def build_transforms(settings: Sequence[dict]) -> v2.Compose:
 
 def _build_transform(settings: dict) -> Callable:
     settings = dict(settings)
-    if "transforms" in settings:  # Of one that holds others, as RandomApply does.
+    if "transforms" in settings:  # a transform that applies others, such as RandomApply
         settings["transforms"] = [_build_transform(inner) for inner in settings["transforms"]]
     try:
         return TRANSFORMS.build(settings)
@@ -49,13 +49,13 @@ def _build_transform(settings: dict) -> Callable:
 
 @TRANSFORMS.register_module()
 class RandomClassCrop(v2.RandomCrop):
-    """A random crop that no class fills, if some are found; what is too small is padded.
+    """A random crop that is not filled by one class; images smaller than the crop are padded.
 
     Args:
         size: (height, width) of the crop in pixels.
-        cat_max_ratio: the largest share of a class in the labelled pixels of a crop; a crop
-            with a larger one is drawn anew, at most `tries` times.
-        tries: how many.
+        cat_max_ratio: the largest share of one class among the labelled pixels of a crop. A crop
+            in which a class has a larger share is drawn anew.
+        tries: the last of at most this many crops is taken whatever it shows.
     """
 
     def __init__(
@@ -81,26 +81,26 @@ class RandomClassCrop(v2.RandomCrop):
 class TransformedMasks(TolerantDataset):
     """A data set of (PIL image, mask (H, W)) under torchvision's transforms.
 
-    Items are images, normalised, float32 (3, H, W), and labels, uint8 (H, W).
+    An item is a normalised image, float32 (3, H, W), and its labels, uint8 (H, W).
 
     Args:
-        read: gives the PIL image and the mask as an array of an index.
-        length: how many.
+        read: returns the PIL image and the mask, an array (H, W), at an index.
+        length: number of items.
         transforms: see :func:`build_transforms`; they take the image, uint8 (3, H, W), and the
             mask.
-        classes: the classes' names.
-        test_mode: transform the image alone; the labels keep their size, to which a model's
-            predictions are brought.
-        mean, std: of the normalisation, by default ImageNet's.
-        name_of: gives the file name of an index.
+        classes: names of the classes.
+        test_mode: transform the image alone. The labels keep their size, and the model resizes its
+            predictions to it.
+        mean, std: normalisation of the channels (R, G, B), by default ImageNet's.
+        name_of: returns the file name of the item at an index.
         corrupt_tolerance: the largest share of files that may be unreadable.
 
     Attributes:
-        unlabelled: whether an item was found without a labelled pixel, bool (length,).
+        unlabelled: bool (length,), whether an item that was read has no labelled pixel.
 
     Raises:
-        DataError: there are more classes than eight bits tell apart; of an item: its mask has
-            another size than its image, or labels that no class has.
+        DataError: there are more than 255 classes; or, when an item is read, its mask has another
+            size than its image or a label that belongs to no class.
     """
 
     def __init__(
@@ -168,19 +168,20 @@ def SegmentationFolder(
     label_map: Mapping[int, int] | None = None,
     **options: Any,
 ) -> TransformedMasks:
-    """A folder of images and one of masks that are named as they are, sub-folders too.
+    """A folder of images and a folder of masks with the same names, sub-folders included.
 
     Args:
         root: the folder that holds both.
         images: sub-folder of the images.
-        masks: sub-folder of the masks: files of one channel.
-        classes: the classes' names.
+        masks: sub-folder of the masks, files of one channel.
+        classes: names of the classes.
         transforms: see :func:`build_transforms`.
-        image_suffix: what the images' names end with, one or several.
-        mask_suffix: what a mask's name has in place of it.
-        reduce_zero_label: 0 means that a pixel is of no class, and classes count from 1.
-        label_map: the class of each number in the masks; other numbers are ignored.
-        **options: of :class:`TransformedMasks`.
+        image_suffix: the ending, or the endings, of the images' names.
+        mask_suffix: the ending that a mask's name has in place of its image's.
+        reduce_zero_label: in the masks 0 means that a pixel belongs to no class, and the classes
+            count from 1.
+        label_map: the class of each number in the masks; pixels of other numbers are ignored.
+        **options: further arguments of :class:`TransformedMasks`.
 
     Raises:
         DataError: a folder is missing or empty, or an image has no mask.
@@ -230,7 +231,7 @@ def SegmentationFolder(
 
 
 def _label_table(reduce_zero_label: bool, label_map: Mapping[int, int] | None) -> np.ndarray | None:
-    """The class of each number that 16 bits hold; none: the numbers are the classes."""
+    """The class of each 16-bit number, or None where the numbers are the classes."""
     if label_map is not None:
         table = np.full(1 << 16, IGNORE, np.int32)
         for number, label in label_map.items():
@@ -245,12 +246,12 @@ def _label_table(reduce_zero_label: bool, label_map: Mapping[int, int] | None) -
 
 @DATASETS.register_module()
 def ADE20K(root: str, split: str = "training", **options: Any) -> TransformedMasks:
-    """ADE20K of the scene parsing benchmark: 150 classes, other pixels ignored.
+    """ADE20K of the scene parsing benchmark: 150 classes; other pixels are ignored.
 
     Args:
         root: the unpacked ADEChallengeData2016, whose objectInfo150.txt names the classes.
         split: ``"training"`` or ``"validation"``.
-        **options: of :func:`SegmentationFolder`.
+        **options: further arguments of :func:`SegmentationFolder`.
     """
     names = Path(root, "objectInfo150.txt")
     if not names.is_file():
@@ -272,22 +273,22 @@ def ADE20K(root: str, split: str = "training", **options: Any) -> TransformedMas
 
 @DATASETS.register_module()
 def Cityscapes(root: str, split: str = "train", **options: Any) -> TransformedMasks:
-    """Cityscapes, finely labelled: the 19 classes that its benchmark counts.
+    """Cityscapes with its fine annotations: the 19 classes that its benchmark evaluates.
 
     Args:
         root: the folder with leftImg8bit/ and gtFine/.
         split: ``"train"`` or ``"val"``.
-        **options: of :func:`SegmentationFolder`.
+        **options: further arguments of :func:`SegmentationFolder`.
     """
-    counted = [kind for kind in TorchvisionCityscapes.classes if 0 <= kind.train_id < IGNORE]
+    evaluated = [kind for kind in TorchvisionCityscapes.classes if 0 <= kind.train_id < IGNORE]
     return SegmentationFolder(
         root,
         f"leftImg8bit/{split}",
         f"gtFine/{split}",
-        [kind.name for kind in sorted(counted, key=lambda kind: kind.train_id)],
+        [kind.name for kind in sorted(evaluated, key=lambda kind: kind.train_id)],
         image_suffix="_leftimg8bit.png",
         mask_suffix="_gtFine_labelIds.png",
-        label_map={kind.id: kind.train_id for kind in counted},
+        label_map={kind.id: kind.train_id for kind in evaluated},
         **options,
     )
 

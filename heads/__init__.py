@@ -1,4 +1,4 @@
-"""What stands on a backbone: classification, detection and segmentation.
+"""Tasks on top of a backbone: classification, detection and semantic segmentation.
 
 Importing it registers everything here with mmengine, and provides the operators of mmcv that
 detectors need, wherever mmcv is installed without them.

@@ -1,4 +1,4 @@
-"""Write what is derived from the zoo: `python -m linsight.tools.zoo`, in a checkout.
+"""Write the files that are generated from the zoo: `python -m linsight.tools.zoo`, in a checkout.
 
 Counts of operations take a minute, and are kept in `backbones/zoo/counts.csv` for
 `linsight models`; docs/zoo.md and docs/model_cards.md are pages for users.
@@ -61,7 +61,7 @@ compiled, they are the compiler's. Softmax attention over all tokens is PyTorch'
 
 
 def write(repository: Path) -> None:
-    """Count the operations of every model, and write the table of counts and the pages."""
+    """Count the operations of every model; write the table of counts and the pages."""
     counts = {name: count(name) for name in track(ZOO, "Counting operations")}
     rows = (f"{name},{parameters},{macs}\n" for name, (parameters, macs) in counts.items())
     COUNTS.write_text("model,parameters,multiply_adds\n" + "".join(rows))
@@ -70,7 +70,7 @@ def write(repository: Path) -> None:
 
 
 def page(counts: Mapping[str, tuple[int, int]]) -> str:
-    """The page of the zoo, in Markdown.
+    """The page docs/zoo.md, in Markdown.
 
     Args:
         counts: parameters and multiply-adds of each model by its name.

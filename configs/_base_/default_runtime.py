@@ -1,6 +1,6 @@
 custom_imports = dict(imports=["linsight.data.classification", "linsight.heads"])
 default_scope = "mmengine"
-# linsight's commands use it whatever this says; other scripts look here.
+# Scripts of OpenMMLab build this runner. linsight's commands always use it.
 runner_type = "SafeRunner"
 
 default_hooks = dict(

@@ -12,8 +12,8 @@ custom_imports = dict(
     ]
 )
 default_scope = "mmdet"
-# The number of regions, a batch to the mask head, is new in every iteration, and so would be
-# the search for the fastest convolution.
+# The number of regions, which is the batch of the mask head, changes in every iteration. cuDNN
+# would search for the fastest convolution each time.
 env_cfg = dict(cudnn_benchmark=False)
 
 default_hooks = dict(

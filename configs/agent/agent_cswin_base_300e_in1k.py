@@ -2,7 +2,7 @@ _base_ = "./agent_cswin_tiny_300e_in1k.py"
 
 model = dict(backbone=dict(model_name="agent_cswin_base", drop_path_rate=0.5))
 
-# 8 GPUs of 64: all rates are half of those of a batch of 1,024.
+# 64 images on each of 8 GPUs: all rates are half of those of a batch of 1,024.
 default_hooks = dict(ema=dict(momentum=8e-5))
 train_dataloader = dict(batch_size=64)
 auto_scale_lr = dict(base_batch_size=512)

@@ -20,6 +20,6 @@ param_scheduler = [
 ]
 
 train_dataloader = dict(sampler=dict(_delete_=True, type="DefaultSampler", shuffle=True))
-# Both sides are resized to 256, whatever the image's proportions.
+# Both sides are resized to 256; the aspect ratio is not kept.
 val_dataloader = dict(dataset=dict(transform=dict(crop_mode="squash")))
 test_dataloader = val_dataloader

@@ -2,7 +2,7 @@ _base_ = "./agent_deit_small_300e_in1k.py"
 
 model = dict(backbone=dict(model_name="agent_deit_tiny", drop_path_rate=0.0))
 
-# 8 GPUs of 512: all rates are four times those of a batch of 1,024.
+# 512 images on each of 8 GPUs: all rates are four times those of a batch of 1,024.
 train_dataloader = dict(batch_size=512)
 auto_scale_lr = dict(base_batch_size=4096)
 optim_wrapper = dict(optimizer=dict(lr=4e-3))

@@ -1,4 +1,4 @@
-# Cascade Mask R-CNN as Agent Attention (arXiv:2312.08874) trains it:
+# Cascade Mask R-CNN by the recipe of Agent Attention (arXiv:2312.08874), with
 # more agents than in pretraining.
 _base_ = [
     "../_base_/models/cascade_mask_rcnn_fpn.py",

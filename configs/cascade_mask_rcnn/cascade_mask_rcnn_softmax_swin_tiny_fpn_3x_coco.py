@@ -1,4 +1,4 @@
-# Cascade Mask R-CNN as Swin (arXiv:2103.14030) trains it.
+# Cascade Mask R-CNN by the recipe of Swin (arXiv:2103.14030).
 _base_ = [
     "../_base_/models/cascade_mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance_multi_scale.py",

@@ -2,7 +2,7 @@ _base_ = "./softmax_cswin_tiny_300e_in1k.py"
 
 model = dict(backbone=dict(model_name="softmax_cswin_base", drop_path_rate=0.5))
 
-# 8 GPUs of 128.
+# 128 images on each of 8 GPUs.
 default_hooks = dict(ema=dict(momentum=8e-5))
 train_dataloader = dict(batch_size=128)
 auto_scale_lr = dict(base_batch_size=1024)

@@ -1,5 +1,5 @@
 # DeiT's recipe for ImageNet-1K, without distillation (arXiv:2012.12877). It differs from the
-# authors' code in two points: the schedule moves in each iteration, where theirs moves once an
+# authors' code in two points: the schedule moves in each iteration, where theirs moves once per
 # epoch; and the cosine starts at the full rate after the warm-up, where theirs counts the
 # warm-up in (0.07 % less).
 _base_ = [

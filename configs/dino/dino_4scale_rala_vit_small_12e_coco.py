@@ -1,4 +1,4 @@
-# DINO's recipe for 12 epochs (arXiv:2203.03605); no paper on these backbones has one.
+# DINO's recipe for 12 epochs (arXiv:2203.03605); no paper on these backbones has such a recipe.
 _base_ = [
     "../_base_/models/dino_4scale.py",
     "../_base_/datasets/coco_detection_multi_scale.py",

@@ -1,4 +1,4 @@
-# Mask R-CNN as Agent Attention (arXiv:2312.08874) trains it:
+# Mask R-CNN by the recipe of Agent Attention (arXiv:2312.08874), with
 # more agents than in pretraining.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",

@@ -1,5 +1,5 @@
-# Mask R-CNN as MAViT (arXiv:2507.00698) trains it.
-# The authors do not say on how many GPUs; their rate is linear scaling's at 64 images.
+# Mask R-CNN by the recipe of MAViT (arXiv:2507.00698).
+# The authors do not say on how many GPUs they train. By linear scaling their rate is for 64 images.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance_multi_scale.py",

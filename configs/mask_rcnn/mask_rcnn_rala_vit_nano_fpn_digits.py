@@ -1,5 +1,4 @@
-# The demonstration, from scratch: less than a quarter of an hour on two CPU cores, also where other
-# machines share them and take half.
+# The demonstration trains from scratch in less than a quarter of an hour on two CPU cores.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/digits_detection.py",
@@ -24,7 +23,7 @@ model = dict(
         ),
     ),
     roi_head=dict(
-        # Regions this small all lie on the finest map; one sample a bin is enough of them.
+        # Regions this small all lie on the finest map; one sample per bin is enough.
         bbox_roi_extractor=dict(
             roi_layer=dict(sampling_ratio=1), out_channels=64, featmap_strides=[4]
         ),

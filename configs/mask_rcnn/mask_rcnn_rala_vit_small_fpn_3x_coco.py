@@ -1,4 +1,4 @@
-# Mask R-CNN as RAVLT (arXiv:2411.07635) trains it.
+# Mask R-CNN by the recipe of RAVLT (arXiv:2411.07635).
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance_multi_scale.py",

@@ -1,4 +1,5 @@
-# Mask R-CNN in full, on scenes of COCO's size, for a GPU and many cores: minutes, from scratch.
+# Mask R-CNN in full size on scenes of COCO's size. It trains from scratch in minutes on a GPU with
+# many CPU cores.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/digits_detection.py",
@@ -13,7 +14,7 @@ model = dict(
     roi_head=dict(bbox_head=dict(num_classes=10), mask_head=dict(num_classes=10)),
 )
 
-# Each core draws some 17 scenes a second.
+# Each core draws some 17 scenes per second.
 scenes = dict(size=(800, 1333), digits=(1, 8), digit_size=(0.14, 0.36), clutter=8)
 train_dataloader = dict(num_workers=14, pin_memory=True, dataset=dict(length=16000, **scenes))
 val_dataloader = dict(batch_size=4, num_workers=14, dataset=dict(length=96, **scenes))

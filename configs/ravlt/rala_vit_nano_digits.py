@@ -1,5 +1,5 @@
-# The demonstration: minutes on two CPU cores, or on a GPU if there is one. Muon learns these
-# scenes in a third of the iterations that AdamW takes.
+# The demonstration: it trains in minutes on two CPU cores, or on a GPU if there is one. Muon learns
+# these scenes in a third of the iterations that AdamW needs.
 _base_ = ["../_base_/datasets/digits_64.py", "../_base_/default_runtime.py"]
 
 model = dict(

@@ -1,4 +1,4 @@
-# RetinaNet as Agent Attention (arXiv:2312.08874) trains it:
+# RetinaNet by the recipe of Agent Attention (arXiv:2312.08874), with
 # more agents than in pretraining.
 _base_ = [
     "../_base_/models/retinanet_fpn.py",

@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 model = dict(
-    # Digits are small: from the first stage on.
+    # Digits are small, so the maps of all stages are used.
     backbone=dict(
         model_name="rala_vit_nano",
         pretrained=False,

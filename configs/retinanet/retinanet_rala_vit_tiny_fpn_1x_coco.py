@@ -1,4 +1,4 @@
-# RetinaNet as RAVLT (arXiv:2411.07635) trains it.
+# RetinaNet by the recipe of RAVLT (arXiv:2411.07635).
 _base_ = [
     "../_base_/models/retinanet_fpn.py",
     "../_base_/datasets/coco_detection.py",

@@ -1,4 +1,4 @@
-# SOFT (arXiv:2207.03341) publishes AP for this detector but no recipe: this is PVT's.
+# SOFT (arXiv:2207.03341) publishes AP for this detector but no recipe. This is the recipe of PVT.
 _base_ = [
     "../_base_/models/retinanet_fpn.py",
     "../_base_/datasets/coco_detection.py",

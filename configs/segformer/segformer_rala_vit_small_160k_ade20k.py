@@ -1,5 +1,5 @@
-# SegFormer's recipe (arXiv:2105.15203) on another backbone: no published result. The head, an
-# eightieth of UPerNet's operations, learns ten times as fast as the backbone.
+# SegFormer's recipe (arXiv:2105.15203) on another backbone, without a published result. The head
+# has an eightieth of UPerNet's operations, and learns ten times as fast as the backbone.
 _base_ = [
     "../_base_/models/segformer.py",
     "../_base_/datasets/ade20k_512.py",

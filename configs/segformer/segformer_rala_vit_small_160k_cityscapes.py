@@ -1,4 +1,5 @@
-# SegFormer's recipe for Cityscapes (arXiv:2105.15203) on another backbone: no published result.
+# SegFormer's recipe for Cityscapes (arXiv:2105.15203) on another backbone, without a published
+# result.
 _base_ = [
     "../_base_/models/segformer.py",
     "../_base_/datasets/cityscapes_1024.py",
@@ -11,7 +12,7 @@ model = dict(
         model_name="rala_vit_small", pretrained=True, drop_path_rate=0.15, output_norm_eps=1e-6
     ),
     num_classes=19,
-    # Predicted in windows, as it was trained.
+    # Images are predicted in windows of the size of the training crops.
     window=(1024, 1024),
     window_stride=(768, 768),
 )

@@ -1,8 +1,8 @@
 # SOFT's recipe for ImageNet-1K (arXiv:2110.11945). It differs from the authors' code in four
-# points: the schedule moves in each iteration, where theirs moves once an epoch; training is in
+# points: the schedule moves in each iteration, where theirs moves once per epoch; training is in
 # mixed precision, theirs in float32 unless asked; the warm-up starts at a thousandth of the rate,
 # theirs at 1e-6, which is the same here alone; and the batch is 1,024 for every size, where
-# theirs is 32 a GPU, of a number of GPUs that is not published, from the medium size on.
+# theirs is 32 per GPU, of a number of GPUs that is not published, from the medium size on.
 _base_ = [
     "../_base_/models/classifier_in1k.py",
     "../_base_/datasets/imagenet_224.py",
@@ -16,7 +16,7 @@ train_dataloader = dict(
     sampler=dict(_delete_=True, type="DefaultSampler", shuffle=True),
     dataset=dict(transform=dict(interpolation="random")),
 )
-# Resize to 248, crop the centre.
+# Resize the shorter side to 248, and crop the centre.
 val_dataloader = dict(dataset=dict(transform=dict(crop_pct=0.9)))
 test_dataloader = val_dataloader
 

@@ -1,4 +1,4 @@
-# SOFT-Norm (arXiv:2207.03341) publishes results with UPerNet and no recipe: this is Swin's.
+# SOFT-Norm (arXiv:2207.03341) publishes results with UPerNet but no recipe. This is Swin's recipe.
 _base_ = [
     "../_base_/models/upernet.py",
     "../_base_/datasets/ade20k_512.py",

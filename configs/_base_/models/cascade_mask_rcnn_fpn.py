@@ -1,5 +1,5 @@
-# Cascade Mask R-CNN as papers on transformers train it: heads of four convolutions and a linear
-# layer, boxes of each class by generalised IoU. A config adds model_name.
+# Cascade Mask R-CNN as in papers on transformers: heads of four convolutions and a linear layer,
+# and boxes per class trained by generalised IoU. A config adds model_name.
 _base_ = "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py"
 
 model = dict(

@@ -1,4 +1,5 @@
-# 12 epochs with AdamW at a batch of 16; for another batch (batch_size * GPUs) the rate is scaled.
+# 12 epochs with AdamW. The learning rate is for a batch of 16, and mmengine scales it to the actual
+# batch (batch_size * GPUs).
 optim_wrapper = dict(
     type="AmpOptimWrapper",
     loss_scale="dynamic",
@@ -15,5 +16,5 @@ train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 
-# Statistics of batch norm over all GPUs: two images are too few.
+# Batch norm takes its statistics over all GPUs, since the two images of one are too few.
 sync_bn = "torch"

@@ -1,4 +1,4 @@
-# The learning rate is for a batch of 16, and scaled by mmengine to the batch that runs.
+# The learning rate is for a batch of 16. mmengine scales it to the actual batch.
 optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01, fused=True)
 )
