@@ -1,4 +1,4 @@
-"""The page of model cards, one a paper; `python -m linsight.tools.zoo` writes it."""
+"""The page of model cards, one per paper; `python -m linsight.tools.zoo` writes it."""
 
 from linsight.backbones import ZOO
 from linsight.backbones.registry import Model, Paper
@@ -23,7 +23,7 @@ Written by `python -m linsight.tools.zoo`; do not edit it. One card a paper; the
 - `*_nano` models are ours, for demonstrations and tests, and have no weights.
 """
 
-# What the end of a tag says, as timm's tags do.
+# Training data by the end of a tag, as in timm's tags.
 DATA = {
     "in22k_ft_in1k": "ImageNet-22K, then ImageNet-1K",
     "in1k": "ImageNet-1K",
@@ -41,11 +41,11 @@ def page() -> str:
 
 
 def card(paper: Paper, models: dict[str, Model]) -> str:
-    """A paper's card, in Markdown.
+    """The card of a paper, in Markdown.
 
     Args:
-        paper: that the models are of.
-        models: its rows of the zoo by their names.
+        paper: the paper.
+        models: the rows of its models in the zoo, by name.
     """
     families = sorted({name.rpartition("_")[0] for name in models})
     repository = paper.origin.removeprefix("https://github.com/")

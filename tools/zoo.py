@@ -1,4 +1,4 @@
-"""Write what is derived from the zoo: `python -m linsight.tools.zoo`, in a checkout.
+"""Write the files that are generated from the zoo: `python -m linsight.tools.zoo`, in a checkout.
 
 Counts of operations take a minute, and are kept in `backbones/zoo/counts.csv` for
 `linsight models`; docs/zoo.md and docs/model_cards.md are pages for users.
@@ -7,7 +7,6 @@ Counts of operations take a minute, and are kept in `backbones/zoo/counts.csv` f
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from unittest.mock import patch
 
 import timm
 import torch
@@ -62,7 +61,7 @@ compiled, they are the compiler's. Softmax attention over all tokens is PyTorch'
 
 
 def write(repository: Path) -> None:
-    """Count the operations of every model, and write the table of counts and the pages."""
+    """Count the operations of every model; write the table of counts and the pages."""
     counts = {name: count(name) for name in track(ZOO, "Counting operations")}
     rows = (f"{name},{parameters},{macs}\n" for name, (parameters, macs) in counts.items())
     COUNTS.write_text("model,parameters,multiply_adds\n" + "".join(rows))
@@ -71,7 +70,7 @@ def write(repository: Path) -> None:
 
 
 def page(counts: Mapping[str, tuple[int, int]]) -> str:
-    """The page of the zoo, in Markdown.
+    """The page docs/zoo.md, in Markdown.
 
     Args:
         counts: parameters and multiply-adds of each model by its name.
@@ -89,11 +88,10 @@ def page(counts: Mapping[str, tuple[int, int]]) -> str:
 def operators(name: str) -> list[str]:
     """Operators of `torch.ops.linsight` that a model launches for one image of 224 x 224.
 
-    Found on the meta device, so that no GPU is needed.
+    They are found on the meta device, so that no GPU is needed: nothing is launched. Kernels that
+    are forced to run without a GPU ask for ``TRITON_INTERPRET=1`` in the environment.
     """
-    # Forced off a GPU, kernels want the interpreter; shapes alone launch nothing.
-    interpreter = patch.dict(os.environ, TRITON_INTERPRET="1")
-    with interpreter, torch.device("meta"), force("triton"), torch.inference_mode():
+    with torch.device("meta"), force("triton"), torch.inference_mode():
         model = timm.create_model(name).eval()
         with _Recorder() as recorder:
             model(torch.empty(1, 3, 224, 224))
@@ -148,4 +146,5 @@ def _family(prefix: str, name: str) -> str:
 
 
 if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "1"
     write(Path(__file__).resolve().parents[1])
