@@ -24,7 +24,7 @@ from linsight.kernels import force
 # Neither the images' number nor the width changes a count, and both cost time.
 BATCH, SIDE = 1, 224
 NARROW = {
-    "rala_vit_small": {"dims": (16, 32, 80, 128)},
+    "rala_vit_small": {"embed_dim": (16, 32, 80, 128)},
     "softmax_swin_tiny": {"embed_dim": 24},
 }
 
