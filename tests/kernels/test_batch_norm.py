@@ -1,6 +1,7 @@
 """Batch norm: the reference against PyTorch's module, Triton against both."""
 
 import random
+from itertools import product
 
 import pytest
 import torch
@@ -184,27 +185,25 @@ def test_evaluation_with_a_gradient(device, seed) -> None:
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("sizes", [(3, 3), (1, 4), (0, 5)])
 @pytest.mark.parametrize("choice", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
-def test_two_processes(sizes, choice, tmp_path) -> None:
+def test_two_processes(choice, tmp_path) -> None:
     """Two processes with a part of the batch each give what one has of the whole batch."""
     if choice == "triton" and not INTERPRETED:
         pytest.skip("two processes share no GPU")
-    torch.multiprocessing.spawn(
-        run_process, (sizes, choice, str(tmp_path / "rendezvous")), nprocs=2
-    )
+    torch.multiprocessing.spawn(run_process, (choice, str(tmp_path / "rendezvous")), nprocs=2)
 
 
-def run_process(rank: int, sizes: tuple[int, int], choice: str, rendezvous: str) -> None:
+def run_process(rank: int, choice: str, rendezvous: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
     )
     torch.manual_seed(0)
     dtype = torch.float64 if choice == "reference" else torch.float32
-    x, weight, bias = (t.to(dtype) for t in case((sum(sizes), 5, 3, 4), CPU, 2.0))
-    slopes = torch.randn_like(x)
-    for activation in ACTIVATIONS:
+    # Equal parts, unequal ones, and one without a value.
+    for sizes, activation in product([(3, 3), (1, 4), (0, 5)], ACTIVATIONS):
+        x, weight, bias = (t.to(dtype) for t in case((sum(sizes), 5, 3, 4), CPU, 2.0))
+        slopes = torch.randn_like(x)
         module = nn.BatchNorm2d(5, momentum=0.3).to(dtype)
         module.weight.data, module.bias.data = weight.clone(), bias.clone()
         whole = x.clone().requires_grad_()
