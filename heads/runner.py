@@ -9,7 +9,9 @@ from typing import Any
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner, load_state_dict
+from torch import nn
 
+from ..backbones.layers import synchronize_batch_norms
 from .checkpoint import fetch_checkpoint
 
 
@@ -21,7 +23,23 @@ class SafeRunner(Runner):
     ``runner_type="SafeRunner"``. It reads ``.pth`` and ``.safetensors`` through
     :func:`~linsight.heads.checkpoint.read_checkpoint`, from local files and web addresses.
     mmengine reads places with another prefix, such as ``s3://``.
+
+    With ``sync_bn="torch"`` in the config, batch norms take their statistics over all processes
+    through :func:`~linsight.backbones.layers.synchronize_batch_norms`.
     """
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap the model for distributed training; arguments are those of mmengine's method."""
+        sync_bn = self.cfg.get("sync_bn")
+        if not self.distributed or sync_bn != "torch":
+            return super().wrap_model(model_wrapper_cfg, model)
+        model = synchronize_batch_norms(model)
+        # mmengine's own conversion would replace the layers that have just been told.
+        self.cfg.sync_bn = None
+        try:
+            return super().wrap_model(model_wrapper_cfg, model)
+        finally:
+            self.cfg.sync_bn = sync_bn
 
     def load_checkpoint(
         self,
