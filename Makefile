@@ -27,7 +27,7 @@ test: $(INSTALLED)
 # Detection on OpenMMLab's own packages, in place of the forks that linsight declares.
 test-upstream: $(UPSTREAM)/.installed
 	$(UPSTREAM)/bin/python -m pytest tests/detection tests/heads/test_backbone.py \
-		tests/heads/test_checkpoint.py tests/datasets/test_coco.py tests/kernels/mmcv_operators
+		tests/heads/test_checkpoint.py tests/data/test_coco.py tests/kernels/mmcv_operators
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

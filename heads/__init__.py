@@ -1,7 +1,10 @@
-"""What stands on a backbone: classification, detection and segmentation.
+"""Tasks on top of a backbone: classification, detection and semantic segmentation.
 
-Importing it registers everything here with mmengine.
+Importing it registers everything here with mmengine, and provides the operators of mmcv that
+detectors need, wherever mmcv is installed without them.
 """
+
+from linsight.kernels import mmcv_operators as mmcv_operators
 
 from . import (
     backbone,
@@ -13,6 +16,7 @@ from . import (
     figures,
     hooks,
     optim,
+    runner,
     segformer,
     segmentation,
     segmentation_figures,
@@ -32,6 +36,7 @@ __all__ = [
     "figures",
     "hooks",
     "optim",
+    "runner",
     "segformer",
     "segmentation",
     "segmentation_figures",

@@ -1,4 +1,4 @@
-"""Any timm model as the backbone of what mmengine builds: classifiers, segmentors, detectors."""
+"""Any timm model as the backbone of a classifier, segmentor or detector that mmengine builds."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from linsight.backbones.checkpoint import CheckpointError
 
 
 def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`, whose errors name what is nearest to a misspelt name or argument.
+    """:func:`timm.create_model`, with errors that name the nearest model or argument.
 
     Raises:
-        ValueError: timm knows no such model, or the model takes no such argument.
-        CheckpointError: `pretrained` weights are asked for, and cannot be fetched.
+        ValueError: timm has no model of this name, or the model does not take an argument.
+        CheckpointError: ``pretrained`` weights cannot be fetched.
     """
     architecture = model_name.split(".")[0]
     if ":" not in model_name and not timm.is_model(architecture):
@@ -42,19 +42,20 @@ def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
         if "No pretrained weights exist" not in str(error):
             raise
         raise CheckpointError(
-            f"{model_name} has no weights at a plain address; {_by_hand(architecture)}"
+            f"{model_name} has no weights at a plain address; {_weights_source(architecture)}"
         ) from None
     except OSError as error:
         if not kwargs.get("pretrained") or "pretrained_cfg_overlay" in kwargs:
             raise
         raise CheckpointError(
-            f"the weights of {model_name} could not be fetched ({error}); {_by_hand(architecture)}"
+            f"the weights of {model_name} could not be fetched ({error}); "
+            f"{_weights_source(architecture)}"
         ) from None
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in kwargs:
             raise
-        # The class is behind timm's entry function; only a built model tells it.
+        # timm's entry function hides the class, which only a built model reveals.
         with torch.device("meta"):
             accepted = inspect.signature(type(timm.create_model(model_name)).__init__).parameters
         nearest = difflib.get_close_matches(unknown[1], accepted, n=3, cutoff=0.5)
@@ -64,8 +65,8 @@ def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
         ) from None
 
 
-def _by_hand(architecture: str) -> str:
-    """What to do where timm cannot fetch a model's weights."""
+def _weights_source(architecture: str) -> str:
+    """Where to get a model's weights by hand, and how to name the file in a config."""
     weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
     places = [w.page or w.url or f"https://huggingface.co/{w.hub_id}" for w in weights]
     return (
@@ -75,28 +76,30 @@ def _by_hand(architecture: str) -> str:
 
 @MODELS.register_module()
 class TimmBackbone(BaseModule):
-    """A timm model's maps: ``backbone=dict(type="TimmBackbone", model_name="rala_vit_tiny")``.
+    """The feature maps of a timm model, for mmdet's necks and linsight's heads.
 
-    It is registered with mmengine itself, in which mmdet looks for what it lacks.
+    In a config: ``backbone=dict(type="TimmBackbone", model_name="rala_vit_tiny")``. The class is
+    registered in mmengine's root registry, where mmdet looks for types that it does not have.
 
     Args:
-        model_name: of :func:`timm.create_model`; the model must have ``forward_intermediates``.
-        out_indices: which of the levels in the model's ``feature_info`` give an output; in a
-            transformer of four stages these are the stages.
-        output_norm_eps: put a new LayerNorm with this epsilon on each output, as the detection
-            code of most papers does; none: leave the outputs as they are.
-        frozen_stages: train neither the stem nor this many stages, and keep them in evaluation
-            mode; 0 freezes the stem alone, -1 nothing.
+        model_name: name for :func:`timm.create_model`; the model must have
+            ``forward_intermediates``.
+        out_indices: indices into the model's ``feature_info`` of the levels whose maps are
+            returned; in a transformer of four stages the levels are the stages.
+        output_norm_eps: epsilon of a new LayerNorm on each returned map, as the detection code of
+            most papers has it. With None the maps have no further norm.
+        frozen_stages: freeze the stem and this many stages, and keep them in evaluation mode;
+            0 freezes the stem alone, -1 freezes nothing.
         norm_eval: keep every batch normalisation in evaluation mode.
         compile: compile the forward pass; a dict holds arguments of ``torch.compile``.
-        with_cp: compute activations anew in the backward pass (gradient checkpointing).
-        checkpoint: a file of weights to start from, in any form that timm or the model's
-            authors give them. For weights of the hub pass ``pretrained=True`` instead.
-        init_cfg: mmengine's; none, for timm initialises the model.
+        with_cp: recompute activations in the backward pass (gradient checkpointing).
+        checkpoint: file of initial weights, in any form that timm or the model's authors release.
+            For weights that timm fetches pass ``pretrained=True`` instead.
+        init_cfg: must be None, since timm initialises the model.
         **kwargs: further arguments of :func:`timm.create_model`, such as ``drop_path_rate``.
 
     Raises:
-        ValueError: an argument is out of its range, or the model cannot give its maps.
+        ValueError: an argument is out of its range, or the model cannot return feature maps.
         FileNotFoundError: there is no such checkpoint.
     """
 
@@ -140,7 +143,7 @@ class TimmBackbone(BaseModule):
         self.out_indices = sorted(out_indices)
         self.out_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
         self.norm_eval = norm_eval
-        # What follows the last output would be trained by nothing.
+        # Layers after the last returned map would get no gradient.
         model.prune_intermediate_layers(self.out_indices, prune_norm=True)
         if with_cp:
             model.set_grad_checkpointing(True)
@@ -156,7 +159,7 @@ class TimmBackbone(BaseModule):
             self.compile(**(compile if isinstance(compile, dict) else {}))
 
     def _freeze(self, stages: int) -> None:
-        """Freeze the groups of parameters up to stage `stages`, as timm's layer decay counts."""
+        """Freeze the parameter groups up to stage `stages`, numbered as for timm's layer decay."""
         matcher = self.model.group_matcher(coarse=True)
         groups = group_parameters(self.model, matcher, reverse=True)
         for name, parameter in self.model.named_parameters():
@@ -164,10 +167,10 @@ class TimmBackbone(BaseModule):
                 parameter.requires_grad_(False)
 
     def init_weights(self) -> None:
-        """Nothing: timm initialised the model, or loaded it, when it was created."""
+        """Does nothing: timm has initialised the model, or loaded its weights, on creation."""
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """Switch the mode of all but what is frozen."""
+        """Set the mode of the modules that are not frozen; frozen modules stay in evaluation."""
         super().train(mode)
         for module in self.model.modules():
             parameters = list(module.parameters())
@@ -177,7 +180,7 @@ class TimmBackbone(BaseModule):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps (B, C_i, H_i, W_i), finest first, of images (B, 3, H, W)."""
+        """Compute maps (B, C_i, H_i, W_i), finest first, from images (B, 3, H, W)."""
         maps = self.model.forward_intermediates(
             x, indices=self.out_indices, output_fmt="NCHW", intermediates_only=True
         )

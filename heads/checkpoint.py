@@ -1,7 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, read without running code.
-
-Importing this module makes mmengine write and read every local file this way.
-"""
+"""Checkpoints that survive: written whole or not at all, read without running code."""
 
 from __future__ import annotations
 
@@ -24,21 +21,24 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
 
 
-@register_backend("local", prefixes="", force=True)
+@register_backend("atomic")
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's local files, each replaced in one step: a reader, also one after a crash or
-    a full disk, finds the old content or the new, never a part."""
+    """mmengine's local files, each replaced in one step: ``backend_args=dict(backend="atomic")``.
+
+    A reader finds the old content or the new, and never a part of it, even after a crash or on a
+    full disk.
+    """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One name for all attempts: what a killed one left is overwritten by the next.
+        # All attempts use one name, so that the next one overwrites what a killed one left.
         beside = path.with_name(f".{path.name}.part")
         try:
             with open(beside, "wb") as file:
@@ -51,7 +51,7 @@ class AtomicLocalBackend(LocalBackend):
             raise CheckpointError(
                 f"cannot write {path}: {error.strerror}; what was there before is untouched"
             ) from error
-        # The new name is on disk only once its folder is.
+        # The new name is on disk only after its folder is synchronised too.
         if hasattr(os, "O_DIRECTORY"):
             folder = os.open(path.parent, os.O_DIRECTORY)
             try:
@@ -64,13 +64,16 @@ class AtomicLocalBackend(LocalBackend):
 
 
 def _history_statistic(owner: type, name: str) -> Any:
-    """`getattr` for mmengine's checkpoints, whose log histories refer to their own methods."""
+    """A `getattr` that returns the statistics of mmengine's log histories and nothing else.
+
+    mmengine pickles a reference to these methods into its checkpoints.
+    """
     if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
         raise pickle.UnpicklingError(f"it asks for {owner!r}.{name}")
     return getattr(owner, name)
 
 
-# Data alone: mmengine's own list also has the real getattr.
+# These hold data alone. mmengine's own list also allows the real getattr.
 _SAFE_GLOBALS = [
     HistoryBuffer,
     (_history_statistic, "builtins.getattr"),
@@ -86,17 +89,21 @@ _SAFE_GLOBALS = [
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
-    """Read a ``.pth`` of mmengine, of timm or of a paper's authors, or ``.safetensors``.
+    """Read a ``.pth`` of mmengine, of timm or of a paper's authors, or a ``.safetensors`` file.
 
-    Nothing in the file is run.
+    No code in the file is run.
+
+    Args:
+        path: path of the file.
+        map_location: as ``torch.load`` takes it.
 
     Returns:
-        At least ``state_dict``; a checkpoint of a training run also has ``meta``,
-        ``optimizer``, ``param_schedulers``, ``message_hub``.
+        A dict with at least ``state_dict``; a checkpoint of a training run also has ``meta``,
+        ``optimizer``, ``param_schedulers`` and ``message_hub``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, holds code or no weights.
+        CheckpointError: the file is damaged, holds code or no weights.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -134,7 +141,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
 
 
 def _foreign_names(path: Path) -> list[str]:
-    """What a pickle would import and call, apart from data; read, not run."""
+    """Names that a pickle would import beyond those of data types. The pickle is not run."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
@@ -151,46 +158,47 @@ def _foreign_names(path: Path) -> list[str]:
                 names.append(".".join(strings[-2:]))
             elif isinstance(value, str):
                 strings.append(value)
-    except Exception:  # It ends early, or is no pickle: what was found until there counts.
+    except Exception:  # the file ends early or is no pickle; the names up to there still count
         pass
     return [name for name in names if not name.startswith(("torch.", "collections.", "numpy."))]
 
 
-@CheckpointLoader.register_scheme(prefixes="", force=True)
-def load_from_local(filename: str, map_location: Any) -> dict:
-    return read_checkpoint(filename, map_location or "cpu")
+def fetch_checkpoint(place: str, map_location: Any = "cpu") -> dict:
+    """Read a checkpoint from a file, or from a web address after downloading it once.
 
+    In a distributed run the main process downloads, and the others wait for the file.
 
-@CheckpointLoader.register_scheme(prefixes=("http://", "https://"), force=True)
-def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None) -> dict:
-    folder = Path(model_dir or Path(torch.hub.get_dir(), "checkpoints"))
-    target = folder / filename.split("?")[0].rsplit("/", 1)[-1]
+    Args:
+        place: path of a file, or an ``http://`` or ``https://`` address.
+        map_location: as ``torch.load`` takes it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, holds code or no weights.
+    """
+    if not place.startswith(("http://", "https://")):
+        return read_checkpoint(place, map_location)
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    target = folder / place.split("?")[0].rsplit("/", 1)[-1]
     if is_main_process() and not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(filename, str(target))
+        torch.hub.download_url_to_file(place, str(target))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    return read_checkpoint(target, map_location or "cpu")
-
-
-def _load_checkpoint(
-    cls: type[CheckpointLoader], filename: str, map_location: Any = None, logger: Any = None
-) -> dict:
-    """mmengine's, without the line that it prints past every logger."""
-    return cls._get_checkpoint_loader(filename)(filename, map_location)
-
-
-CheckpointLoader.load_checkpoint = classmethod(_load_checkpoint)
+    return read_checkpoint(target, map_location)
 
 
 @HOOKS.register_module()
 class CheckedLoadHook(Hook):
-    """Refuse a checkpoint of another model before mmengine loads what happens to fit.
+    """Refuse a checkpoint of another model; mmengine would load the weights that happen to fit.
 
-    Weights named as timm names them, without ``backbone.``, are taken too, and so is what a
-    model's own ``checkpoint_filter_fn`` makes fit. To fine-tune on other classes, ``load_from``
-    may differ from the model in its classifier alone, or a detector's in its heads; what differs
-    is then left out, and said so.
+    Names of timm, without ``backbone.``, are accepted as well, and so is a checkpoint that the
+    model's own ``checkpoint_filter_fn`` converts. For fine-tuning on other classes, ``load_from``
+    may differ from the model in the shape of its classifier or, for a detector, of its heads: these
+    weights are left out with a warning.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model, or lacks what resuming needs.
     """
 
     priority = "VERY_HIGH"
@@ -248,12 +256,12 @@ class CheckedLoadHook(Hook):
         check_fit(state, model, message, ignore=tuple(left_out))
 
 
-# What a detector has before its heads.
+# Parts of a detector whose weights do not depend on the classes.
 _CLASSLESS = ("backbone.", "neck.")
 
 
 def _compare_names(runner: Any, checkpoint: Mapping, source: str) -> None:
-    """Say in testing that as many classes have other names, or another order."""
+    """Warn in testing when the classes have other names, or another order, than in training."""
     if isinstance(runner._test_loop, dict | None):
         return
     meta = checkpoint.get("meta")
@@ -271,8 +279,8 @@ def _compare_names(runner: Any, checkpoint: Mapping, source: str) -> None:
 
 
 def _classifier_of(model: torch.nn.Module) -> tuple[str, ...]:
-    """Prefixes of the weights whose first axis is the classes, in a model that says so or is
-    around a timm classifier."""
+    """Prefixes of the weights whose first axis is the classes: those in the model's attribute
+    ``classifiers``, or the classifier of its timm model."""
     if hasattr(model, "classifiers"):
         return model.classifiers
     backbone = getattr(model, "backbone", None)
@@ -295,14 +303,18 @@ def _check_finite(runner: Any, last: str | None) -> None:
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's hook in an order that a kill at any moment does not hurt: the new
-    checkpoint, then ``last_checkpoint``, and only then away with the old.
+    """mmengine's hook in an order that a kill at any moment does not hurt.
+
+    It writes the new checkpoint, then ``last_checkpoint``, and only then removes the old one.
+    Local files are written by :class:`AtomicLocalBackend`, unless ``backend_args`` names another.
 
     Raises:
         CheckpointError: the training has diverged; the checkpoints from before stay.
     """
 
     def before_train(self, runner: Any) -> None:
+        if self.backend_args is None and "://" not in (self.out_dir or runner.work_dir):
+            self.backend_args = {"backend": "atomic"}
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
@@ -340,7 +352,8 @@ class SafeCheckpointHook(CheckpointHook):
         if not self.save_best or len(self.key_indicators) > 1:
             super()._save_best_checkpoint(runner, metrics)
             return
-        # mmengine removes the best before it writes the better: hide it meanwhile.
+        # mmengine removes the previous best checkpoint before it writes the new one. Hide the
+        # previous one until the new one is on disk.
         previous, self.best_ckpt_path = self.best_ckpt_path, None
         try:
             super()._save_best_checkpoint(runner, metrics)

@@ -11,7 +11,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..datasets.loading import DataError
+from ..data.loading import DataError
 from .backbone import create_backbone
 
 for _loss in (
@@ -26,15 +26,16 @@ for _loss in (
 
 @MODELS.register_module()
 class LabelledImages(BaseDataPreprocessor):
-    """Moves a batch to the model's device, once its labels are seen to be classes.
+    """Moves a batch to the model's device after a check of its labels.
 
-    Streamed data sets do not look.
+    Streamed data sets do not check their labels.
 
     Args:
-        num_classes: how many classes.
+        num_classes: number of classes.
+        **options: arguments of mmengine's ``BaseDataPreprocessor``.
 
     Raises:
-        DataError: of a batch: a label is of no class.
+        DataError: a batch has a label that belongs to no class.
     """
 
     def __init__(self, num_classes: int, **options: Any) -> None:
@@ -44,10 +45,10 @@ class LabelledImages(BaseDataPreprocessor):
     def forward(self, data: Any, training: bool = False) -> Any:
         labels = data.get("labels") if isinstance(data, dict) else data[-1]
         if isinstance(labels, Tensor) and not labels.is_floating_point():
-            beside = labels[(labels < 0) | (labels >= self.num_classes)]
-            if len(beside):
+            outside = labels[(labels < 0) | (labels >= self.num_classes)]
+            if len(outside):
                 raise DataError(
-                    f"a batch has the label {beside[0]}, and the model has {self.num_classes} "
+                    f"a batch has the label {outside[0]}, and the model has {self.num_classes} "
                     f"classes: labels are 0 to {self.num_classes - 1}; number the classes so in "
                     "the data set, or set model.num_classes"
                 )
@@ -56,20 +57,20 @@ class LabelledImages(BaseDataPreprocessor):
 
 @MODELS.register_module()
 class ImageClassifier(BaseModel):
-    """Any timm model as mmengine trains it.
+    """A timm model for classification, as mmengine trains it.
 
-    Images are taken as the data set's transform left them: normalised, float (B, C, H, W).
+    It takes images that the data set's transform has normalised, float (B, C, H, W).
 
     Args:
-        backbone: arguments of :func:`timm.create_model`, the name as ``model_name``.
-        num_classes: how many classes.
-        loss: a loss by its registered name, ``dict(type="BinaryCrossEntropy", ...)``. Without
-            one it is chosen as timm's training script does: soft-target cross-entropy under
-            Mixup, label-smoothed with ``label_smoothing``, plain otherwise.
+        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``.
+        num_classes: number of classes.
+        loss: a loss by its registered name, ``dict(type="BinaryCrossEntropy", ...)``. The default
+            is that of timm's training script: cross-entropy with soft targets under Mixup,
+            otherwise cross-entropy with ``label_smoothing``.
         mixup: arguments of :class:`timm.data.Mixup`, applied to each training batch.
-        label_smoothing: of the targets, with and without Mixup.
+        label_smoothing: smoothing of the targets, with and without Mixup.
         compile: compile the backbone in place; a dict holds arguments of ``torch.compile``.
-        data_preprocessor: mmengine's; by default `LabelledImages`.
+        data_preprocessor: mmengine's data preprocessor; by default :class:`LabelledImages`.
     """
 
     def __init__(
@@ -99,16 +100,20 @@ class ImageClassifier(BaseModel):
             self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
 
     def init_weights(self) -> None:
-        """Nothing: timm initialised the model, or loaded it, when it was created."""
+        """Does nothing: timm has initialised the model, or loaded its weights, on creation."""
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
         """Run the model in one of mmengine's modes.
 
         Args:
             inputs: normalised images (B, C, H, W).
-            labels: class indices (B,); needed for the loss alone.
-            mode: ``"tensor"`` gives logits (B, num_classes), ``"predict"`` a list of
-                ``dict(scores=(num_classes,))`` of probabilities, ``"loss"`` ``dict(loss=())``.
+            labels: class indices (B,), which only the loss needs.
+            mode: ``"tensor"`` returns logits (B, num_classes), ``"predict"`` a list of
+                ``dict(scores=(num_classes,))`` with probabilities, and ``"loss"`` a dict with the
+                scalar ``loss``.
+
+        Raises:
+            ValueError: the mode is unknown, or Mixup gets an odd number of images.
         """
         if mode == "loss":
             if self.mixup:
@@ -121,7 +126,7 @@ class ImageClassifier(BaseModel):
             return [{"scores": scores} for scores in logits.float().softmax(-1)]
         raise ValueError(f"mode must be 'tensor', 'predict' or 'loss', got {mode!r}")
 
-    # Mixup draws from numpy's generator, which a compiler would replace by its own.
+    # Mixup draws from numpy's generator, which torch.compile would replace by another one.
     @torch.compiler.disable
     def _mix(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if len(inputs) % 2:

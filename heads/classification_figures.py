@@ -1,4 +1,4 @@
-"""Pictures of classification: evaluated images under their predicted labels."""
+"""Figures of classification: evaluated images with their predicted labels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ _WRONG = "#c0392b"
 
 @HOOKS.register_module()
 class ClassesFigureHook(PredictionsHook):
-    """Draw evaluated images with their predicted label, the wrong ones marked.
+    """Draw evaluated images with their predicted labels, and mark the wrong ones.
 
-    They are the first ones that were right, and in the last row the first that were wrong.
+    The grid shows the first images that were classified correctly and, from its last row on, the
+    first that were not.
 
     Args:
-        rows: of the grid.
-        columns: of the grid.
+        rows: rows of the grid.
+        columns: columns of the grid.
     """
 
     def __init__(self, rows: int = 4, columns: int = 8) -> None:
@@ -47,7 +48,7 @@ class ClassesFigureHook(PredictionsHook):
         if not self.seen:
             return None
         room = self.rows * self.columns
-        # At least the last row for the wrong ones, more where there are few right ones.
+        # Wrong images get at least the last row, and more where there are few right ones.
         right = self.right[: room - self.columns * bool(self.wrong)]
         rows = -(-len(right) // self.columns)
         wrong = self.wrong[: room - rows * self.columns]
@@ -65,14 +66,14 @@ class ClassesFigureHook(PredictionsHook):
 def draw_predictions(
     right: list[tuple], wrong: list[tuple], metainfo: dict, columns: int, title: str
 ) -> Figure:
-    """A grid of images, each under its predicted label.
+    """A grid of images with their predicted labels above them.
 
     Args:
-        right: (normalised image (3, H, W), label, predicted label) of each.
-        wrong: the same; drawn framed, on rows of their own.
-        metainfo: ``classes``, ``mean`` and ``std`` of the data set, as far as known.
-        columns: of the grid.
-        title: over the grid.
+        right: (normalised image (3, H, W), label, predicted label) of each correct prediction.
+        wrong: the same of each wrong prediction; they are framed, on rows of their own.
+        metainfo: ``classes``, ``mean`` and ``std`` of the data set, as far as they are known.
+        columns: columns of the grid.
+        title: title above the grid.
     """
     classes = metainfo.get("classes")
     mean, std = (torch.tensor(metainfo.get(k, v)) for k, v in (("mean", [0.0]), ("std", [1.0])))

@@ -15,9 +15,9 @@ class Accuracy(BaseMetric):
     """Share of images whose label is among the k highest scores, in percent.
 
     Args:
-        topk: the ks; those that are not below the number of classes are left out.
-        collect_device: where the ranks' results meet, ``"cpu"`` or ``"gpu"``.
-        prefix: of the metrics' names: ``accuracy/top1``.
+        topk: values of k; a k above 1 that is not below the number of classes is left out.
+        collect_device: device on which the ranks' results are gathered, ``"cpu"`` or ``"gpu"``.
+        prefix: prefix of the metrics' names, as in ``accuracy/top1``.
     """
 
     default_prefix = "accuracy"

@@ -1,4 +1,4 @@
-"""Draw boxes and masks on pictures, and the evaluated images of a run with those found in them."""
+"""Figures of detection: pictures with boxes and masks, and a run's evaluated images with theirs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .figures import PredictionsHook
 
-# Pixels of the longer side of a drawing, about.
+# Approximate smallest length of the longer side of a drawing, in pixels.
 _LEAST = 384
 
 
@@ -26,17 +26,17 @@ def draw_objects(
     masks: np.ndarray | None = None,
     names: Sequence[str] | None = None,
 ) -> Image.Image:
-    """A picture with its objects, each class in a colour of its own, the surest on top.
+    """A picture with its objects, one colour per class, the highest score on top.
 
-    Small pictures are drawn larger, so that the letters find room.
+    Small pictures are enlarged, so that the text is readable.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4), x1 y1 x2 y2 in pixels.
-        labels: int (N,).
+        labels: int (N,), the classes.
         scores: (N,), 0 to 1, written beside the class.
         masks: bool (N, H, W).
-        names: of the classes.
+        names: names of the classes.
     """
     order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
     scale = max(1, round(_LEAST / max(image.shape[:2])))
@@ -60,7 +60,7 @@ def draw_objects(
         text = str(names[labels[i]] if names else int(labels[i]))
         if scores is not None:
             text += f" {scores[i]:.2f}"
-        # Above the box; inside where there is no room.
+        # The text stands above the box, or inside it where there is no room above.
         top = y1 - height - 2 if y1 > height + 2 else y1
         room = pen.textbbox((x1 + 1, top), text, font=font)
         pen.rectangle((x1, top, room[2] + 1, top + height + 2), fill=colour)
@@ -70,19 +70,20 @@ def draw_objects(
 
 @cache
 def class_colour(label: int) -> tuple[int, int, int]:
-    """RGB of a class: neighbours far apart on the colour wheel, dark enough for white letters."""
+    """The colour (R, G, B) of a class, dark enough for white text; consecutive classes lie far
+    apart on the colour wheel."""
     hue = label * 0.61803398875 % 1
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.85, 0.8))
 
 
 @HOOKS.register_module()
 class ObjectsFigureHook(PredictionsHook):
-    """Draw the first evaluated images with the boxes and masks that were found in them.
+    """Draw the first evaluated images with the boxes and masks that the detector found.
 
     Args:
-        rows: of the grid.
-        columns: of the grid.
-        score_threshold: objects less sure than this are left out.
+        rows: rows of the grid.
+        columns: columns of the grid.
+        score_threshold: lowest score of the objects that are drawn.
     """
 
     def __init__(self, rows: int = 3, columns: int = 4, score_threshold: float = 0.5) -> None:
@@ -95,11 +96,11 @@ class ObjectsFigureHook(PredictionsHook):
 
     def keep(self, data_batch: Any, outputs: Any) -> None:
         room = self.rows * self.columns - len(self.kept)
-        # Test-time augmentation has several images of each scene, and mmdet none of its own.
+        # Under test-time augmentation a sample has several images, of which none is the original.
         if isinstance(data_batch["inputs"][0], list | tuple):
             return
         for image, sample in zip(data_batch["inputs"][:room], outputs, strict=False):
-            self.kept.append((_picture(image, sample), found(sample, self.score_threshold)))
+            self.kept.append((_picture(image, sample), detections(sample, self.score_threshold)))
 
     def figure(self, metainfo: dict) -> Figure | None:
         if not self.kept:
@@ -115,9 +116,9 @@ class ObjectsFigureHook(PredictionsHook):
         return figure
 
 
-def found(sample: Any, score_threshold: float) -> dict[str, np.ndarray | None]:
-    """The arguments `boxes`, `labels`, `scores` and `masks` of :func:`draw_objects`, from
-    mmdet's ``DetDataSample`` with predictions."""
+def detections(sample: Any, score_threshold: float) -> dict[str, np.ndarray | None]:
+    """Arguments ``boxes``, ``labels``, ``scores`` and ``masks`` of :func:`draw_objects`, from the
+    predictions in mmdet's ``DetDataSample``."""
     objects = sample.pred_instances
     objects = objects[objects.scores >= score_threshold].cpu()
     return {
@@ -129,7 +130,8 @@ def found(sample: Any, score_threshold: float) -> dict[str, np.ndarray | None]:
 
 
 def _picture(image: Any, sample: Any) -> np.ndarray:
-    """The image of a batch, BGR (3, H, W), as it was before it was resized and padded: RGB."""
+    """The RGB picture of an image in a batch, BGR (3, H, W), at its size before resizing and
+    padding."""
     height, width = sample.img_shape[:2]
     picture = image[[2, 1, 0], :height, :width].permute(1, 2, 0).cpu().numpy().astype(np.uint8)
     return np.asarray(Image.fromarray(picture).resize(sample.ori_shape[1::-1]))

@@ -11,9 +11,11 @@ from mmengine.registry import METRICS
 
 @METRICS.register_module()
 class QuietCocoMetric(CocoMetric):
-    """mmdet's ``CocoMetric``, without the tables that pycocotools prints: the same numbers come
-    back as metrics, ``coco/bbox_mAP`` and the others. Where nothing was found in any image,
-    the precision is 0, and not missing."""
+    """mmdet's ``CocoMetric`` without the tables that pycocotools prints.
+
+    The same numbers are returned as metrics, such as ``coco/bbox_mAP``. Where the detector finds
+    nothing in any image the precision is 0; mmdet's class returns no metric then.
+    """
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         with redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""The two figures a run leaves in its work_dir: how it learned, and what it sees now."""
+"""The two figures of a run in its work_dir: learning_curve.png and predictions.png."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from .hooks import counted, percent
+from .hooks import percent, training_progress
 
 _STYLE = {"color": "#2166ac", "linewidth": 1.8}
 _COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac")
@@ -24,7 +24,8 @@ class LearningCurveHook(Hook):
     """Draw loss, validation metrics and learning rate over the training: learning_curve.png.
 
     Args:
-        metrics: the validation metrics to draw, as far as the evaluator gives them.
+        metrics: names of the validation metrics to draw; those that the evaluator does not return
+            are left out.
     """
 
     priority = "LOW"
@@ -33,9 +34,9 @@ class LearningCurveHook(Hook):
         self.metrics = tuple(metrics)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        # In the message hub, so that the checkpoint carries it through a resume.
+        # The message hub is part of a checkpoint, so that the history survives a resume.
         history = runner.message_hub.get_info("history", {})
-        _, done, _ = counted(runner)
+        _, done, _ = training_progress(runner)
         history[done] = dict(metrics or {})
         runner.message_hub.update_info("history", history)
 
@@ -47,7 +48,7 @@ class LearningCurveHook(Hook):
             return
         history = hub.get_info("history", {})
         path = Path(runner.work_dir, "learning_curve.png")
-        unit, _, _ = counted(runner)
+        unit, _, _ = training_progress(runner)
         curves = {
             name: {at: percent(name, m[name]) for at, m in history.items() if name in m}
             for name in self.metrics
@@ -67,20 +68,20 @@ def draw_learning_curve(
     metrics: dict[str, dict[int, float]],
     epoch_length: int | None,
 ) -> Figure:
-    """Three panels over the training: loss, metrics, learning rate.
+    """Three panels over the training: loss, metrics and learning rate.
 
     Args:
         losses: training loss of each iteration.
         rates: learning rate of each iteration.
-        metrics: by name, the validation metric in percent by epoch, or by iteration; there is
-            one value at least of each.
-        epoch_length: iterations an epoch; none: the training counts in iterations.
+        metrics: for each name of a validation metric its values in percent, by epoch or by
+            iteration; each metric has at least one value.
+        epoch_length: iterations per epoch; None if the training counts in iterations.
     """
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     unit = "epoch" if epoch_length else "iteration"
     at = np.arange(1, len(losses) + 1) / (epoch_length or 1)
-    # Without epochs, a mean of every fiftieth of the training.
+    # Without epochs the means are over a fiftieth of the training each.
     length = epoch_length or max(1, len(losses) // 50)
     whole = len(losses) // length * length
     thin = max(1, len(losses) // 2000)
@@ -91,14 +92,14 @@ def draw_learning_curve(
         label = "mean of epoch" if epoch_length else f"mean of {length}"
         left.plot(at[length - 1 : whole : length], means, marker=".", label=label, **_STYLE)
         left.legend(frameon=False)
-        # The first iterations of a training would flatten the rest.
+        # The high losses of the first iterations would flatten the rest of the curve.
         left.set_ylim(*_span(losses, means))
     left.set_title("Training loss")
 
-    middle.set_title(f"Validation {', '.join(map(_plain, metrics))} (%)" if metrics else "")
+    middle.set_title(f"Validation {', '.join(map(_short_name, metrics))} (%)" if metrics else "")
     for (name, values), colour in zip(metrics.items(), _COLOURS, strict=False):
         best = max(values, key=values.get)
-        label = f"{_plain(name)}, best: {values[best]:.2f} in {unit} {best}"
+        label = f"{_short_name(name)}, best: {values[best]:.2f} in {unit} {best}"
         style = _STYLE | {"color": colour}
         middle.plot(list(values), list(values.values()), marker=".", label=label, **style)
         middle.axhline(values[best], color="0.6", linewidth=0.8, linestyle="--")
@@ -116,7 +117,7 @@ def draw_learning_curve(
     return figure
 
 
-def _plain(metric: str) -> str:
+def _short_name(metric: str) -> str:
     return metric.rpartition("/")[2].replace("_", " ")
 
 
@@ -127,21 +128,25 @@ def _span(values: np.ndarray, means: np.ndarray) -> tuple[float, float]:
 
 
 class PredictionsHook(Hook):
-    """Draw images of the last evaluation with what was predicted for them: predictions.png,
-    after training and after a test. What is kept and how it is drawn, each task says."""
+    """Draw images of the last evaluation with their predictions: predictions.png.
+
+    The figure is drawn after training and after a test. A subclass per task selects the images
+    and draws them.
+    """
 
     priority = "LOW"
 
     def reset(self) -> None:
-        """An evaluation begins."""
+        """Forget the images of the previous evaluation."""
         raise NotImplementedError
 
     def keep(self, data_batch: Any, outputs: Any) -> None:
-        """Take from a batch and the model's outputs what will be drawn."""
+        """Keep the images of a batch, and the model's outputs, that will be drawn."""
         raise NotImplementedError
 
     def figure(self, metainfo: dict) -> Figure | None:
-        """Of what was kept, given the data set's ``metainfo``; none if there is nothing."""
+        """The figure of the images kept, given the data set's ``metainfo``; None if there are
+        none."""
         raise NotImplementedError
 
     def before_val_epoch(self, runner: Any) -> None:

@@ -1,6 +1,6 @@
-"""What a training run does at its fixed points: seeding, resuming, showing how far it is.
+"""Hooks of a training run: seeds, validation on resuming, the progress bar.
 
-Runs count in epochs or, under mmengine's ``IterBasedTrainLoop``, in iterations.
+A run counts in epochs or, under mmengine's ``IterBasedTrainLoop``, in iterations.
 """
 
 from __future__ import annotations
@@ -29,26 +29,30 @@ from rich.progress import (
 )
 
 
-def counted(runner: Any) -> tuple[str, int, int]:
-    """What a run counts in, ``"epoch"`` or ``"iteration"``, how many are done, and of how many."""
+def training_progress(runner: Any) -> tuple[str, int, int]:
+    """The unit that a run counts in, ``"epoch"`` or ``"iteration"``, the number done, and the
+    total."""
     if isinstance(runner.train_loop, EpochBasedTrainLoop):
         return "epoch", runner.epoch, runner.max_epochs
     return "iteration", runner.iter, runner.max_iters
 
 
 def percent(metric: str, value: float) -> float:
-    """A metric in percent, as all of ours are: mmdet gives COCO's as shares, -1 where nothing is
-    to be found."""
+    """The value of a metric in percent.
+
+    linsight's metrics are in percent. mmdet's COCO metrics are shares of 1, or -1 where the data
+    hold no object of the kind.
+    """
     return 100 * value if metric.startswith("coco/") and value >= 0 else value
 
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seed every generator at the start of each epoch from (seed, epoch, rank).
+    """Seed every random generator at the start of each epoch from (seed, epoch, rank).
 
-    An epoch is then the same whether the epochs before it ran in this process or in one
-    that was killed. Data workers draw their seeds from torch's generator as they start, so
-    they must start each epoch (``persistent_workers=False``).
+    An epoch is then the same whether the epochs before it ran in this process or in one that was
+    killed. Data workers draw their seeds from torch's generator when they start, so they must be
+    started in each epoch (``persistent_workers=False``).
     """
 
     priority = "VERY_HIGH"
@@ -65,14 +69,17 @@ class EpochSeedHook(Hook):
 
 @HOOKS.register_module()
 class ResumeValidationHook(Hook):
-    """Repeat the last validation on resuming: a kill may have taken it, as the checkpoint is
-    written before it. What it leaves behind is the same however often it runs."""
+    """Repeat the last validation on resuming.
+
+    A checkpoint is written before the validation, which a kill may have prevented. The results of
+    a validation are the same however often it runs.
+    """
 
     priority = "LOWEST"
 
     def before_train(self, runner: Any) -> None:
         loop = runner.train_loop
-        _, done, end = counted(runner)
+        _, done, end = training_progress(runner)
         due = done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
         if runner._resume and done and runner.val_loop is not None and due:
             runner.val_loop.run()
@@ -80,15 +87,16 @@ class ResumeValidationHook(Hook):
 
 @HOOKS.register_module()
 class ProgressBarHook(Hook):
-    """On a terminal, one bar over the whole training instead of log lines.
+    """On a terminal, show one bar over the whole training instead of log lines.
 
-    It shows epoch, loss, validation metrics and the estimated end. Elsewhere this hook does
-    nothing, and mmengine's log lines appear. The log file has them in either case.
+    The bar shows epoch, loss, validation metrics and the time left. Without a terminal this hook
+    does nothing, and mmengine's log lines appear. The log file has them in either case.
 
     Args:
-        metrics: the validation metrics to show, as far as the evaluator gives them.
-        interval: iterations between two updates of the loss, which on a GPU has to wait for
-            the computation.
+        metrics: names of the validation metrics to show; those that the evaluator does not return
+            are left out.
+        interval: iterations between two updates of the loss. On a GPU each update waits for the
+            computation.
     """
 
     priority = "BELOW_NORMAL"
@@ -124,7 +132,7 @@ class ProgressBarHook(Hook):
             metrics=self._text({}),
         )
         self.progress.start()
-        # A training that ends by an error leaves the terminal in order too.
+        # The terminal is restored when an error ends the training, too.
         atexit.register(self.close)
 
     def after_train_iter(
@@ -146,18 +154,18 @@ class ProgressBarHook(Hook):
 
     @staticmethod
     def _epoch(runner: Any) -> str:
-        unit, done, end = counted(runner)
+        unit, done, end = training_progress(runner)
         return f"epoch {min(done + 1, end)}/{end}" if unit == "epoch" else ""
 
     def _text(self, values: dict[str, float]) -> str:
-        # A detector without masks has no precision of masks.
+        # A detector without masks, for example, has no precision of masks.
         known = [name for name in self.metrics if name in values]
         return "  ".join(
             f"{name.rpartition('/')[2]} {percent(name, values[name]):.2f} %" for name in known
         )
 
     def close(self) -> None:
-        """Take the bar off the terminal; the log lines appear again."""
+        """Remove the bar from the terminal and show log lines again."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None

@@ -1,4 +1,4 @@
-"""timm's optimisers and parameter groups as mmengine builds them."""
+"""timm's optimisers and parameter groups for mmengine."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ class TimmOptimWrapperConstructor:
             optimizer=dict(opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75),
         )
 
-    ``optimizer`` holds that function's arguments. Its rules for parameter groups apply: no
-    weight decay for tensors of rank 1 or less, for biases, and for the names that
-    ``no_weight_decay()`` of the model or of its parts lists; with ``layer_decay``, for a model
-    that is nothing but a backbone, layers as its ``group_matcher()`` orders them.
+    ``optimizer`` holds the arguments of that function, whose rules for parameter groups apply:
+    tensors of rank 1 or less, biases, and the names that ``no_weight_decay()`` of the model or of
+    its parts lists have no weight decay. ``layer_decay`` is for models that consist of a backbone
+    alone, and orders the layers by the backbone's ``group_matcher()``.
+
+    Raises:
+        ValueError: ``paramwise_cfg`` is given, or ``layer_decay`` for a model with other parts.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -55,8 +58,8 @@ class TimmOptimWrapperConstructor:
             optimizer = timm.optim.create_optimizer_v2(
                 model, **self.optimizer, param_group_fn=self._groups
             )
-        # timm's schedulers multiply by the layer's factor at each step; mmengine's keep the
-        # ratio that they find.
+        # timm's schedulers multiply the rate by the layer's factor at each step. mmengine's
+        # schedulers keep the ratio between groups that they find at the start.
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         return OPTIM_WRAPPERS.build(

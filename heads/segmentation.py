@@ -1,4 +1,4 @@
-"""Semantic segmentation on mmengine: the model of backbone, neck and heads, and its inference."""
+"""Semantic segmentation on mmengine: a model of backbone, neck and heads, and its inference."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ from .checkpoint import read_checkpoint
 from .decode_head import resize
 from .segmentation_loss import PixelCrossEntropy
 
-# The authors' norms on the outputs of a backbone.
+# Names of the norms on the outputs of a backbone in the authors' checkpoints.
 _OUTPUT_NORMS = r"(?:extra_norms\.|norm)(\d)(?:\.norm)?\.(weight|bias)"
 
 
 @MODELS.register_module()
 class SemanticSegmentor(BaseModel):
-    """A timm model, a neck if there is one, and heads, as mmengine trains them.
+    """A timm model, an optional neck, and heads, as mmengine trains them.
 
-    Parts and weights are named as mmsegmentation's EncoderDecoder names them. Images are taken
-    as the data set's transforms left them: normalised, float (B, 3, H, W).
+    Parts and weights have the names of mmsegmentation's EncoderDecoder. The model takes images
+    that the data set's transforms have normalised, float (B, 3, H, W).
 
     Args:
         backbone: arguments of :class:`~linsight.heads.backbone.TimmBackbone`.
-        decode_head: a head by its registered name; the channels and strides of the maps that it
-            gets are filled in.
-        num_classes: how many classes.
-        neck: what stands between the two, by its registered name.
-        auxiliary_head: a second head, on the backbone's own maps, for training alone.
-        auxiliary_weight: of the second head's loss.
-        loss: what is called with logits (B, num_classes, H, W) in float32 and labels (B, H, W)
-            and gives a scalar, by its registered name or its place in any library
-            (``dict(type="segmentation_models_pytorch.losses.DiceLoss", mode="multiclass")``);
-            several in a list are added. By default cross-entropy.
-        loss_weights: of the several.
-        ignore_index: the label of pixels that belong to no class.
-        window: (height, width) of the windows in which images are predicted; none: whole.
-        window_stride: from one window to the next; by default two thirds of the window. Where
-            windows overlap their logits are averaged.
+        decode_head: a head by its registered name; the channels and strides of its input maps are
+            filled in.
+        num_classes: number of classes.
+        neck: a neck between backbone and head, by its registered name.
+        auxiliary_head: a second head on the backbone's own maps, used in training alone.
+        auxiliary_weight: weight of the second head's loss.
+        loss: a function of logits (B, num_classes, H, W) in float32 and labels (B, H, W) that
+            returns a scalar, by its registered name or by its import path in any library
+            (``dict(type="segmentation_models_pytorch.losses.DiceLoss", mode="multiclass")``). The
+            losses in a list are added. The default is cross-entropy.
+        loss_weights: weights of the losses in a list.
+        ignore_index: label of pixels that belong to no class.
+        window: (height, width) of the windows in which images are predicted; None predicts whole
+            images.
+        window_stride: distance between windows, by default two thirds of the window. The logits
+            of windows that overlap are averaged.
         test_scales: sizes, relative to the image, whose probabilities are averaged.
-        test_flip: average with those of the mirrored image.
-        checkpoint: a file of weights of the whole to start from, this library's or the authors'.
+        test_flip: average the probabilities of the image and of its mirror image.
+        checkpoint: file of initial weights of the whole model, linsight's or the authors'.
         compile: compile the parts in place; a dict holds arguments of ``torch.compile``.
-        data_preprocessor: mmengine's; by default it moves the batch to the model's device.
+        data_preprocessor: mmengine's data preprocessor; by default it moves the batch to the
+            model's device.
 
     Raises:
         ValueError: an argument is out of its range.
-        CheckpointError: the checkpoint is not of this model.
+        CheckpointError: the checkpoint does not fit the model.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class SemanticSegmentor(BaseModel):
         super().__init__(data_preprocessor)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        if checkpoint is not None:  # of the whole, the backbone too
+        if checkpoint is not None:  # it holds the backbone's weights, too
             backbone = {**backbone, "pretrained": False, "checkpoint": None}
         self.backbone = TimmBackbone(**backbone)
         channels = self.backbone.out_channels
@@ -116,7 +118,7 @@ class SemanticSegmentor(BaseModel):
         self.test_scales = tuple(test_scales)
         self.test_flip = test_flip
         for part in self._heads():
-            # Our backbones' maps are channels-last, and so stay the heads'.
+            # The backbones' maps are channels-last; the heads keep this memory format.
             part.to(memory_format=torch.channels_last)
         if checkpoint is not None:
             state = self.checkpoint_filter_fn(read_checkpoint(checkpoint))
@@ -135,14 +137,15 @@ class SemanticSegmentor(BaseModel):
         return ("decode_head.conv_seg.", "auxiliary_head.conv_seg.")
 
     def checkpoint_filter_fn(self, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-        """A segmentor's checkpoint of a paper's authors, or of this library, under our names.
+        """Convert the names in a checkpoint of a paper's authors; linsight's own stay as they are.
 
-        The heads' names are mmsegmentation's in both. The backbone's go through the filter of its
-        family, and the authors' norms on its outputs (``extra_norms.0.norm.weight`` of RAVLT and
-        MAViT, ``norm0.weight`` of Swin) become ``backbone.norms.0.weight``.
+        The heads have mmsegmentation's names in both. The backbone's weights go through the filter
+        function of its family, and the authors' norms on its outputs
+        (``extra_norms.0.norm.weight`` of RAVLT and MAViT, ``norm0.weight`` of Swin) become
+        ``backbone.norms.0.weight``.
 
         Raises:
-            CheckpointError: the backbone's weights are of another model.
+            CheckpointError: the backbone's weights are those of another model.
         """
         state_dict = dict(unwrap(state_dict))
         if not any(name.startswith("backbone.") for name in state_dict) or any(
@@ -165,7 +168,7 @@ class SemanticSegmentor(BaseModel):
         return {**{f"backbone.model.{k}": v for k, v in backbone.items()}, **renamed}
 
     def init_weights(self) -> None:
-        """Nothing: the parts were initialised, or loaded, when they were created."""
+        """Does nothing: the parts have been initialised, or loaded, on creation."""
 
     def forward(
         self,
@@ -178,11 +181,15 @@ class SemanticSegmentor(BaseModel):
 
         Args:
             inputs: normalised images (B, 3, H, W).
-            labels: class indices (B, H', W'); needed for the loss alone.
-            mode: ``"tensor"`` gives logits (B, num_classes, H / 4, W / 4) at the size of the
-                finest map, ``"predict"`` a list of ``dict(labels=(H', W'))``, ``"loss"`` a dict
-                of scalars.
-            size: (H', W') of the predicted labels; by default the labels', else the images'.
+            labels: class indices (B, H', W'), which only the loss needs.
+            mode: ``"tensor"`` returns logits (B, num_classes, H / 4, W / 4) at the size of the
+                finest map, ``"predict"`` a list of ``dict(labels=(H', W'))``, and ``"loss"`` a
+                dict of scalars.
+            size: (H', W') of the predicted labels; by default the size of `labels` or, without
+                them, of the images.
+
+        Raises:
+            ValueError: the mode is unknown.
         """
         if mode == "tensor":
             return self._decode(self.backbone(inputs))
@@ -207,9 +214,9 @@ class SemanticSegmentor(BaseModel):
         return losses
 
     def _measure(self, logits: Tensor, labels: Tensor) -> Tensor:
-        # In half precision the sums over the pixels' neighbours and classes lose their ends.
+        # Interpolation and softmax sum many values, which half precision would round.
         logits = resize(logits.float(), labels.shape[-2:])
-        # Other libraries' losses divide by the number of labelled pixels.
+        # Losses of other libraries divide by the number of labelled pixels, here zero.
         foreign = any(not isinstance(loss, PixelCrossEntropy) for loss in self.losses)
         if foreign and not (labels != self.ignore_index).any():
             return 0 * logits.sum()
@@ -219,7 +226,7 @@ class SemanticSegmentor(BaseModel):
         )
 
     def _predict(self, inputs: Tensor, size: Sequence[int]) -> Tensor:
-        """Labels (B, H', W')."""
+        """Predict labels (B, H', W')."""
         views = list(self._views(inputs))
         if len(views) == 1:
             return resize(self._logits(inputs), size).argmax(1)
@@ -239,17 +246,17 @@ class SemanticSegmentor(BaseModel):
                 yield view.flip(-1), True
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        """Float32 logits (B, num_classes, H, W) at the images' size."""
+        """Compute float32 logits (B, num_classes, H, W) at the images' size."""
         height, width = inputs.shape[-2:]
         if self.window is None:
             return resize(self._decode(self.backbone(inputs)).float(), (height, width))
         rows, columns = (
-            _starts(*each)
+            _window_starts(*each)
             for each in zip((height, width), self.window, self.window_stride, strict=True)
         )
         total = inputs.new_zeros(len(inputs), self.num_classes, height, width, dtype=torch.float32)
         count = inputs.new_zeros(height, width, dtype=torch.float32)
-        # One window at a time: the memory beyond the sum is that of one window.
+        # Windows run one at a time, so that beyond the sum only one window needs memory.
         for y in rows:
             for x in columns:
                 part = (..., slice(y, y + self.window[0]), slice(x, x + self.window[1]))
@@ -260,8 +267,8 @@ class SemanticSegmentor(BaseModel):
         return total.div_(count)
 
 
-def _starts(side: int, window: int, stride: int) -> list[int]:
-    """Where the windows over a side begin; the last is moved back into the image."""
+def _window_starts(side: int, window: int, stride: int) -> list[int]:
+    """Starts of the windows along a side; the last window is moved back into the image."""
     count = max(side - window + stride - 1, 0) // stride + 1
     return [max(min(i * stride, side - window), 0) for i in range(count)]
 

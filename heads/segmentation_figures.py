@@ -1,4 +1,4 @@
-"""Pictures of semantic segmentation: classes in colour over the image."""
+"""Figures of semantic segmentation: classes in colour over the image."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from torchvision.utils import draw_segmentation_masks
 
 from .figures import PredictionsHook
 
-#: The name of a class that is left uncoloured.
+#: Name of the class that gets no colour.
 BACKGROUND = "background"
 
 
 def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
-    """A colour (red, green, blue) of 0 to 255 for each class but the background, by its index."""
+    """The colour (R, G, B), 0 to 255, of each class but the background, by index of the class."""
     coloured = [i for i, name in enumerate(classes) if name != BACKGROUND]
     shades = [*colormaps["tab10"].colors]
-    del shades[7]  # grey, as the picture below
+    del shades[7]  # grey, the colour of the picture under the classes
     golden = (5**0.5 - 1) / 2
     shades += (
         colorsys.hsv_to_rgb((0.44 + i * golden) % 1, (0.9, 0.5)[i // 8 % 2], 0.95)
@@ -39,12 +39,12 @@ def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
 
 
 def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: float = 0.75) -> Tensor:
-    """A picture in grey, uint8 (3, H, W), with each pixel's class in colour over it.
+    """A picture in grey, uint8 (3, H, W), overlaid with the colour of each pixel's class.
 
     Args:
         picture: uint8 (3, H, W).
-        labels: class of each pixel, (H, W); what is no class, or background, stays grey.
-        classes: the classes' names.
+        labels: class of each pixel, (H, W). Background and values that are no class stay grey.
+        classes: names of the classes.
         alpha: opacity of the colour.
     """
     grey = v2.functional.rgb_to_grayscale(picture, num_output_channels=3)
@@ -57,7 +57,7 @@ def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: floa
 
 
 def legend(classes: Sequence[str], present: Collection[int]) -> list[Patch]:
-    """What the colours of the classes `present` mean."""
+    """Entries of a legend with the colours of the classes `present`."""
     colours = class_colours(classes)
     return [
         Patch(color=np.array(colours[i]) / 255, label=str(classes[i]))
@@ -68,11 +68,11 @@ def legend(classes: Sequence[str], present: Collection[int]) -> list[Patch]:
 
 @HOOKS.register_module()
 class MasksFigureHook(PredictionsHook):
-    """Draw evaluated images beside their true and their predicted classes: the first ones.
+    """Draw the first evaluated images beside their true and their predicted classes.
 
     Args:
-        rows: of the grid.
-        columns: images in a row, each drawn three times.
+        rows: rows of the grid.
+        columns: images per row; each is drawn three times.
     """
 
     def __init__(self, rows: int = 4, columns: int = 2) -> None:
@@ -98,9 +98,9 @@ def draw_masks(
     """A grid of images, each beside its true and its predicted classes.
 
     Args:
-        images: (normalised image (3, H, W), true labels, predicted labels) of each.
+        images: (normalised image (3, H, W), true labels, predicted labels) of each image.
         metainfo: ``classes``, ``mean`` and ``std`` of the data set.
-        columns: images in a row.
+        columns: images per row.
     """
     classes = metainfo["classes"]
     mean, std = (torch.tensor(metainfo[key])[:, None, None] for key in ("mean", "std"))

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 class PixelCrossEntropy(nn.Module):
     """Cross-entropy of each pixel, averaged over all pixels of the batch.
 
-    As mmsegmentation has it, ignored pixels count with a loss of zero. So a batch without a
-    labelled pixel has loss and gradients of zero, not NaN.
+    Ignored pixels count with a loss of zero, as in mmsegmentation, so that a batch without a
+    labelled pixel has zero loss and gradients rather than NaN.
 
     Args:
-        class_weight: a factor for each class.
-        ignore_index: the label of pixels that belong to no class.
-        hard_threshold: train on hard pixels alone (online hard example mining,
-            arXiv:1604.03540): those whose class is given a probability below this, and the
-            average is over them.
-        min_kept: at least so many pixels an image are hard: those of the highest loss.
+        class_weight: factor of each class.
+        ignore_index: label of pixels that belong to no class.
+        hard_threshold: average over hard pixels alone (online hard example mining,
+            arXiv:1604.03540), those whose class gets a probability below this threshold.
+        min_kept: at least this many pixels per image, those of the highest loss, count as hard.
+
+    Raises:
+        ValueError: the threshold is no probability above 0.
     """
 
     def __init__(
@@ -44,20 +46,20 @@ class PixelCrossEntropy(nn.Module):
         self.min_kept = min_kept
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss of logits (B, K, H, W) and labels (B, H, W)."""
+        """Compute the scalar loss of logits (B, K, H, W) and labels (B, H, W)."""
         losses = F.cross_entropy(
             logits, labels, self.class_weight, ignore_index=self.ignore_index, reduction="none"
         )
         if self.hard_threshold is None:
             return losses.mean()
         with torch.no_grad():
-            plain = losses
+            unweighted = losses
             if self.class_weight is not None:
-                plain = F.cross_entropy(
+                unweighted = F.cross_entropy(
                     logits, labels, ignore_index=self.ignore_index, reduction="none"
                 )
             kept = min(self.min_kept * len(labels), labels.numel())
-            least = plain.flatten().topk(kept).values[-1]
-            hard = plain >= least.clamp(max=-math.log(self.hard_threshold))
+            least = unweighted.flatten().topk(kept).values[-1]
+            hard = unweighted >= least.clamp(max=-math.log(self.hard_threshold))
             hard &= labels != self.ignore_index
         return (losses * hard).sum() / hard.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Intersection over union of semantic segmentation, counted by torchmetrics."""
+"""Mean intersection over union of semantic segmentation, with torchmetrics."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from torch import Tensor
 class MeanIoU(BaseMetric):
     """mIoU, mAcc and aAcc over all pixels of the data set, in percent.
 
-    IoU of a class: the pixels that are of it and predicted so, over those that are either. Acc:
-    over those that are of it. A class that is neither in the labels nor in the predictions has
-    no IoU, one that is not in the labels no Acc, and the means are over the others. aAcc is the
-    share of pixels predicted right.
+    The IoU of a class is the number of its correctly predicted pixels divided by the number of
+    pixels that belong to it, are predicted as it, or both. Its Acc is the number of its correctly
+    predicted pixels divided by the number of pixels that belong to it. A class that is neither in
+    the labels nor in the predictions has no IoU, and a class that is not in the labels has no Acc;
+    mIoU and mAcc are the means over the other classes. aAcc is the share of correctly predicted
+    pixels.
 
     Args:
-        ignore_index: the label of pixels that are not counted.
-        table: print each class's IoU and Acc.
-        collect_device: where the ranks' results meet, ``"cpu"`` or ``"gpu"``.
-        prefix: of the metrics' names: ``segmentation/mIoU``.
+        ignore_index: label of pixels that are not counted.
+        table: print IoU and Acc of each class.
+        collect_device: device on which the ranks' results are gathered, ``"cpu"`` or ``"gpu"``.
+        prefix: prefix of the metrics' names, as in ``segmentation/mIoU``.
     """
 
     default_prefix = "segmentation"
@@ -56,7 +58,8 @@ class MeanIoU(BaseMetric):
                 ignore_index=self.ignore_index,
                 validate_args=False,
             )
-            # True and false positives, true and false negatives, pixels of the class.
+            # The columns are true positives, false positives, true negatives, false negatives, and
+            # pixels of the class.
             self.results.append(counts[:, [0, 1, 4]].cpu().numpy())
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
@@ -71,13 +74,13 @@ class MeanIoU(BaseMetric):
 
 
 def _mean(values: np.ndarray) -> float:
-    """Over the classes that have a value; NaN where none has."""
+    """The mean over the classes that have a value; NaN if no class has one."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
 def print_table(classes: Sequence[str], iou: np.ndarray, accuracy: np.ndarray) -> None:
-    """Print IoU and Acc of each class, the classes without a value as absent."""
+    """Print IoU and Acc of each class, or "absent" where a class has no value."""
     table = Table("class")
     for name in ("IoU", "Acc"):
         table.add_column(name, justify="right")

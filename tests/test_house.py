@@ -9,9 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # A folder may import from those before it, and from itself.
-ORDER = ("kernels", "backbones", "datasets", "heads", "tools")
+ORDER = ("kernels", "backbones", "data", "heads", "tools")
 # Reading the embedded data needs no model, and the models no data.
-APART = {"datasets": {"kernels", "backbones"}}
+APART = {"data": {"kernels", "backbones"}}
+# Whatever imports mmdet imports first what mmdet's operators come from.
+STAND_IN = "linsight.kernels.mmcv_operators"
 
 
 def imported_folders(file: Path) -> set[str]:
@@ -25,7 +27,7 @@ def imported_folders(file: Path) -> set[str]:
             start = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*start, *([node.module] if node.module else [])])
             names += [f"{base}.{alias.name}" for alias in node.names]
-    parts = [name.split(".") for name in names]
+    parts = [name.split(".") for name in names if name != STAND_IN]
     return {p[1] for p in parts if p[0] == "linsight" and len(p) > 1 and p[1] in ORDER}
 
 
@@ -59,5 +61,55 @@ def test_models_need_neither_mmengine_nor_triton():
     assert not modules_after("import linsight") & heavy
 
 
+def test_importing_models_changes_nothing_else():
+    code = """
+import sys, timm
+before = list(sys.meta_path), set(timm.list_models())
+import linsight
+assert list(sys.meta_path) == before[0], sys.meta_path
+assert "linsight.kernels.mmcv_operators" not in sys.modules
+new = set(timm.list_models()) - before[1]
+assert new == set(linsight.backbones.ZOO), new
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path("/"))
+
+
+def test_other_packages_stay_as_they_are():
+    """No function of another package is replaced: subclass, register or pass instead."""
+    code = """
+import sys, types
+import mmengine.config, mmengine.fileio, mmengine.hooks, mmengine.logging, mmengine.model
+import mmengine.optim, mmengine.registry, mmengine.runner, timm.data, timm.optim, torch
+
+def attributes():
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in ("mmengine", "timm", "torchvision", "logging"):
+            continue
+        owners = [module] + [x for x in vars(module).values() if isinstance(x, type)]
+        for owner in owners:
+            for key, value in vars(owner).items():
+                if isinstance(value, (types.FunctionType, staticmethod, classmethod)):
+                    found[name, getattr(owner, "__qualname__", ""), key] = value
+        if name == "timm.data.auto_augment":
+            found |= {(name, "NAME_TO_OP", key): x for key, x in module.NAME_TO_OP.items()}
+        if name == "mmengine.fileio.backends.registry_utils":
+            found |= {(name, "backends", key): x for key, x in module.backends.items()}
+        if name == "mmengine.runner.checkpoint":
+            schemes = module.CheckpointLoader._schemes
+            found |= {(name, "schemes", key): x for key, x in schemes.items()}
+    return found
+
+before = attributes()
+import linsight.data.classification, linsight.data.segmentation, linsight.heads
+import linsight.tools.config, linsight.tools.main
+linsight.tools.main.mount()
+after = attributes()
+changed = [key for key, value in before.items() if after[key] is not value]
+assert not changed, changed
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path("/"))
+
+
 def test_digits_need_no_mmengine():
-    assert "mmengine" not in modules_after("import linsight.datasets.digits")
+    assert "mmengine" not in modules_after("import linsight.data.digits")

@@ -7,7 +7,7 @@ import linsight
 from linsight.backbones import ZOO
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("backbones", "configs", "datasets", "heads", "kernels", "tools")
+FOLDERS = ("backbones", "configs", "data", "heads", "kernels", "tools")
 
 
 def test_every_folder_of_modules_and_configs_is_packaged():

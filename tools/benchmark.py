@@ -1,4 +1,4 @@
-"""Time operators, mixers and models beside their peers: `linsight benchmark`."""
+"""Time operators, mixers and models against their peers: `linsight benchmark`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Mode = Literal["eager", "graph", "compile"]
 Phase = Literal["inference", "training"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RESULTS = "results.csv"
-# By whether they are for detectors, and on a GPU.
+# Default resolutions, by (whether detectors are measured, whether on a GPU).
 _RESOLUTIONS = {
     (False, True): "224,512,1024",
     (False, False): "64,128",
@@ -50,7 +50,7 @@ _RESOLUTIONS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One module to build and check, and the rows that it gives."""
+    """One module to build, check and measure, and the rows of its measurements."""
 
     build: Callable[[], Operator | Network]
     measure: Callable[[Any, Row], dict[str, Any]]
@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all jobs share."""
+    """Settings of all jobs."""
 
     device: torch.device
     dtype: str
@@ -75,14 +75,14 @@ class Setting:
 
     @property
     def resolutions(self) -> list[int]:
-        """Of square images."""
+        """Sides of square images."""
         for height, width in self.sizes:
             if height != width:
                 raise typer.BadParameter(f"--resolutions {height}x{width} is for segmentors")
         return [height for height, _ in self.sizes]
 
     def batches(self, kind: str) -> Iterator[tuple[int, int]]:
-        """Each resolution and its batch."""
+        """Each resolution with its batch size."""
         for resolution in self.resolutions:
             default = cases.default_batch(kind, resolution, self.device)
             yield resolution, self.batch or default
@@ -101,8 +101,8 @@ def benchmark(
     resolutions: Annotated[
         str | None,
         typer.Option(
-            help="Pixels a side, of segmentors also HEIGHTxWIDTH. Default: 224,512,1024; on a CPU "
-            "64,128."
+            help="Pixels per side, for segmentors also HEIGHTxWIDTH. Default: 224,512,1024; on a "
+            "CPU 64,128."
         ),
     ] = None,
     peer: Annotated[
@@ -111,7 +111,7 @@ def benchmark(
     ] = None,
     mixer: Annotated[
         str | None,
-        typer.Option(help="In place of the token mixers that linsight's models have."),
+        typer.Option(help="Token mixer that replaces those of linsight's models."),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images; default: by resolution, as memory allows.")
@@ -179,7 +179,8 @@ def benchmark(
         raise typer.BadParameter(f"nothing to measure is called {', '.join(names)} in these modes")
     if gpu:
         torch.cuda.set_device(place.index or 0)
-    # Each job ends with a collection of garbage, which would walk over all of PyTorch.
+    # Each job ends with a garbage collection, which without a freeze would walk over all objects
+    # of PyTorch.
     gc.collect()
     gc.freeze()
     try:
@@ -223,7 +224,7 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 
 def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
-    """All jobs: those that take minutes to compile last, the many operators after the models."""
+    """All jobs. Those that compile for minutes come last, and operators come after models."""
     for compile in (False, True):
         if compile and "compile" not in setting.modes:
             continue
@@ -245,8 +246,8 @@ def _operator_jobs(
         {"inference": "forward", "training": "forward+backward"}[phase] for phase in setting.phases
     ]
     for resolution, batch in setting.batches("operators"):
-        for case in cases.chosen(make(resolution, batch), names):
-            # An operator is a kernel already; what compilation can do is its reference's.
+        for case in cases.select(make(resolution, batch), names):
+            # An operator is a kernel already, so that only its reference is worth compiling.
             if compile and case.kind == "operators" and case.name != "reference":
                 continue
             rows = [_row(case, mode, phase, setting) for mode in modes for phase in phases]
@@ -337,7 +338,7 @@ def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:
 
 
 def run(jobs: list[Job], setting: Setting, path: Path, console: Console) -> None:
-    """Measure all jobs; print each row and write it to the CSV as soon as it is there."""
+    """Measure all jobs; print each row, and write it to the CSV, as soon as it is measured."""
     bandwidth = copy_bandwidth(setting.device, setting.seconds)
     console.print(f"{_device_name(setting.device)}: copies at {bandwidth / 1e12:.3f} TB/s")
     results = Results(path)
@@ -350,7 +351,7 @@ def run(jobs: list[Job], setting: Setting, path: Path, console: Console) -> None
         TextColumn("left:"),
         TimeRemainingColumn(),
         console=console,
-        # Cases differ much: the pace of the whole run tells more than that of the last minute.
+        # Cases differ much, so the speed is estimated over the whole run.
         speed_estimate_period=1e9,
     )
     origin = _origin(setting.device)
@@ -365,7 +366,7 @@ def run(jobs: list[Job], setting: Setting, path: Path, console: Console) -> None
                 results.add(row)
                 print_row(progress.console, row)
             progress.advance(task, len(job.rows))
-            # A fault that leaves the device unusable would fail every case that follows.
+            # After a fault that leaves the device unusable every further case would fail.
             synchronize(setting.device)
     if faults := sum(row["check"] != "ok" for row in results.rows[before:]):
         console.print(f"{faults} of {len(results.rows) - before} rows are not as they should be")
@@ -387,17 +388,18 @@ def results_of(job: Job, bandwidth: float, setting: Setting) -> Iterator[Row]:
                 continue
             row = replace(row, **values)
             medians[row.mode, row.phase] = row.p50_ms
-            yield _against_floor(row, subject.case, bandwidth, setting)
+            yield _compare_with_floor(row, subject.case, bandwidth, setting)
             whole = medians.get((row.mode, "forward+backward"), 0.0)
             half = medians.get((row.mode, "forward"))
             if half and whole > half:
                 empty = dict.fromkeys(("p20_ms", "p80_ms", "peak_mib"))
                 rest = replace(row, phase="backward", p50_ms=whole - half, **empty)
-                yield _against_floor(rest, subject.case, bandwidth, setting)
+                yield _compare_with_floor(rest, subject.case, bandwidth, setting)
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
-    """What `action` returns, and why it did not; a run goes on after any fault of one case."""
+    """The result of `action` and an empty string, or None and the reason why it failed. A run goes
+    on after the failure of a case."""
     try:
         return action(), ""
     except torch.OutOfMemoryError:
@@ -409,7 +411,7 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
         return None, f"error: {type(error).__name__}: {lines[0][:200]}"
 
 
-def _against_floor(row: Row, case: Case, bandwidth: float, setting: Setting) -> Row:
+def _compare_with_floor(row: Row, case: Case, bandwidth: float, setting: Setting) -> Row:
     if case.moved is None:
         return row
     forward, backward = case.moved
@@ -419,7 +421,7 @@ def _against_floor(row: Row, case: Case, bandwidth: float, setting: Setting) -> 
 
 
 def draw(paths: list[Path], folder: Path, console: Console) -> None:
-    """Draw the rows of CSVs, the newest of each measurement."""
+    """Draw figures from the newest row of each measurement in the CSVs."""
     rows = [row for path in paths for row in read(path)]
     try:
         from linsight.tools.benchmark_figures import draw_models, draw_operators

@@ -1,7 +1,7 @@
-"""What `linsight benchmark` measures: operators, mixers and models, each with its peers.
+"""The cases of `linsight benchmark`: operators, mixers and models, each with its peers.
 
-The maps of operators and mixers are those of the first two stages of `rala_vit_small`: at
-stride 4, 64 channels in one head, and at stride 8, 128 channels in two.
+Operators and mixers get maps of the first two stages of `rala_vit_small`: 64 channels in one head
+at stride 4, and 128 channels in two heads at stride 8.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ MODELS = (
     "convnext_tiny",
     "efficientvit_b2",
 )
-# Batches up to a resolution, on a GPU of 80 GB; 1 beyond, and 2 on a CPU.
+# Batch sizes by the largest resolution that they are for, on a GPU of 80 GB. Larger images have a
+# batch of 1, and a CPU has a batch of 2.
 BATCHES = {
     "inference": {224: 256, 512: 48, 1024: 12},
     "training": {224: 128, 512: 24, 1024: 4},
@@ -46,7 +47,7 @@ MECHANISMS = {
     "mala": {"readout": "magnitude_aware"},
 }
 
-# Makes a tensor (B, ...) of the shape of one image.
+# Makes a random tensor (B, ...) from the shape of one image's part.
 Noise = Callable[..., Tensor]
 
 
@@ -56,16 +57,18 @@ class Case:
 
     Attributes:
         kind: 'operators', 'mixers', 'models', 'detectors' or 'segmentors'.
-        name: of what is measured.
-        peer_of: the case it stands beside, empty for linsight's own.
-        resolution: of the image, in pixels a side.
-        batch: images.
-        shape: of what is computed on, in words.
-        build: makes the module on a device.
-        inputs: makes its arguments, and last the gradient of its result; models take images.
-        moved: elements that must be read or written, forward and backward; none for models.
-        reference: whether the operators run their eager references.
-        width: of the image, where it is not its resolution.
+        name: name of what is measured.
+        peer_of: name of the case that this one is compared with; empty for linsight's own cases.
+        resolution: side of the image in pixels.
+        batch: number of images.
+        shape: shape of the input, as text.
+        build: function that makes the module on a device.
+        inputs: function that makes the arguments and, last, the gradient of the result. Models
+            have None, as they take images.
+        moved: number of elements that the forward pass and the backward pass must read or write;
+            None for models.
+        reference: whether the operators run their PyTorch references.
+        width: width of the image, where it differs from the resolution.
     """
 
     kind: str
@@ -87,14 +90,14 @@ class Case:
 
 
 def default_batch(kind: str, resolution: int, device: torch.device) -> int:
-    """The batch of 'inference', 'training' or 'operators' at a resolution."""
+    """Default batch size for 'inference', 'training' or 'operators' at a resolution."""
     if device.type != "cuda":
         return 2
     return next((n for most, n in BATCHES[kind].items() if resolution <= most), 1)
 
 
 class Rotated(nn.Module):
-    """Holds rotary tables, which are never of less than float32."""
+    """Holds rotary tables in at least float32."""
 
     def __init__(self, size: tuple[int, int], device: torch.device) -> None:
         super().__init__()
@@ -186,7 +189,7 @@ class Mixer(Rotated):
 
 
 def operators(resolution: int, batch: int) -> Iterator[Case]:
-    """The operators at a resolution, each followed by its peers."""
+    """Cases of the operators at a resolution, each followed by its peers."""
     for stride, heads in STAGES:
         size = (max(1, resolution // stride),) * 2
         for case in _operators(size, heads, resolution, batch):
@@ -213,7 +216,7 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
         return [*noise(tokens, 3, heads, HEAD).unbind(2), noise(tokens, heads, HEAD)]
 
     for name, mechanism in MECHANISMS.items():
-        more = name == "rala"  # its mean query is one more reading of q
+        more = name == "rala"  # it reads q once more, for the mean query
 
         def build(device: torch.device, mechanism: dict = mechanism) -> nn.Module:
             return Attention(mechanism, size, device)
@@ -256,7 +259,7 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
 
 
 def mixers(resolution: int, batch: int) -> Iterator[Case]:
-    """The whole mixers at a resolution, each with its reference, and softmax in their frame."""
+    """Cases of whole mixers at a resolution, each with its reference, and of gated softmax."""
     for stage, (stride, heads) in enumerate(STAGES):
         size = (max(1, resolution // stride),) * 2
         tokens, channels = size[0] * size[1], heads * HEAD
@@ -289,33 +292,34 @@ def mixers(resolution: int, batch: int) -> Iterator[Case]:
 
 
 def model(name: str, resolution: int, batch: int, mixer: str | None = None) -> Case:
-    """A model of timm at a resolution, without what makes two steps differ: dropout.
+    """The case of a timm model at a resolution, without dropout, so that all steps are alike.
 
     Args:
-        name: of the model.
-        resolution: pixels a side.
-        batch: images.
-        mixer: what mixes tokens throughout, if the model is linsight's; none for its own.
+        name: name of the model.
+        resolution: side of the images in pixels.
+        batch: number of images.
+        mixer: name of the token mixer in all blocks of a model of linsight; None for the model's
+            own mixers.
     """
     options = {"mixer": mixer} if mixer and name in ZOO else {}
 
     def build(device: torch.device) -> nn.Module:
         try:
             built = timm.create_model(name, img_size=resolution, **options)
-        except TypeError:  # what only convolves takes every size, and no such argument
+        except TypeError:  # convolutional networks take any size, and have no such argument
             built = timm.create_model(name)
-        return without_chance(built)
+        return disable_randomness(built)
 
     peer_of = "" if name in ZOO else "linsight"
     title = f"{name} mixer={mixer}" if options else name
     return Case("models", title, peer_of, resolution, batch, f"{batch} x {resolution}²", build)
 
 
-def without_chance(model: nn.Module) -> nn.Module:
-    """A model without what makes two steps differ, and with no branch too weak to be checked."""
+def disable_randomness(model: nn.Module) -> nn.Module:
+    """Turn dropout off, and perturb the parameters so that no branch is too weak to be checked."""
     with torch.no_grad():
         for parameter in model.parameters():
-            # Else layer scales of 1e-6 hide whole branches from the check.
+            # Layer scales of 1e-6 would hide whole branches from the check.
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     for part in model.modules():
         if isinstance(part, DropPath):
@@ -325,8 +329,8 @@ def without_chance(model: nn.Module) -> nn.Module:
     return model
 
 
-def chosen(cases: Iterator[Case], patterns: list[str]) -> list[Case]:
-    """Those of `cases` that match a pattern by their name or by the case that they stand beside."""
+def select(cases: Iterator[Case], patterns: list[str]) -> list[Case]:
+    """The cases whose name, or whose peer's name, matches a pattern; all if there is no pattern."""
     return [
         case
         for case in cases

@@ -12,7 +12,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from linsight.datasets.digits_detection import DigitDetection
+from linsight.data.digits_detection import DigitDetection
 from linsight.tools.benchmark_cases import Case
 from linsight.tools.benchmark_measure import Disagreement, Network
 from linsight.tools.benchmark_timing import elapsed
@@ -20,41 +20,42 @@ from linsight.tools.config import load_config
 
 
 def cases(config: str, peers: list[str], shorter: int, batch: int) -> Iterator[Case]:
-    """The detector of a config, and the same detector on other backbones.
+    """Cases of the detector of a config, on its own backbone and on others.
 
     Args:
-        config: name or path.
-        peers: models of timm.
-        shorter: side of the images in pixels; the longer is COCO's 1333 to 800 of it, and both
-            are padded to multiples of 32.
-        batch: images.
+        config: name or path of the config.
+        peers: names of models of timm.
+        shorter: shorter side of the images in pixels. The longer side is 1333 / 800 times as long,
+            as for COCO, and both are padded to multiples of 32.
+        batch: number of images.
     """
     size = shorter, round(shorter * 1333 / 800)
     cfg = load_config(config)
+    detector = cfg.model.type.removeprefix("Timm")
     padded = tuple(-(-side // 32) * 32 for side in size)
     for name in (cfg.model.backbone.model_name, *peers):
         own = name == cfg.model.backbone.model_name
         yield Case(
             kind="detectors",
-            name=f"{cfg.model.type} {name}",
-            peer_of="" if own else f"{cfg.model.type} {cfg.model.backbone.model_name}",
+            name=f"{detector} {name}",
+            peer_of="" if own else f"{detector} {cfg.model.backbone.model_name}",
             resolution=shorter,
             batch=batch,
             shape=f"{batch} x 3 x {size[0]} x {size[1]}",
-            build=_builder(cfg.model if own else _on(name, cfg.model, padded)),
+            build=_builder(cfg.model if own else _replace_backbone(name, cfg.model, padded)),
         )
 
 
-def _on(name: str, model: ConfigDict, size: tuple[int, int]) -> ConfigDict:
-    """The model on another backbone, with its number of channels."""
+def _replace_backbone(name: str, model: ConfigDict, size: tuple[int, int]) -> ConfigDict:
+    """The model on another backbone, with the neck's channels to match."""
     model = model.copy()
     with torch.device("meta"):
         levels = timm.create_model(name).feature_info
     # A convolutional network may have a finer map before the first stage's.
-    chosen = range(len(levels))[-len(model.neck.in_channels) :]
+    chosen = range(len(levels))[-len(model.backbone.get("out_indices", range(4))) :]
     kept = ("type", "output_norm_eps", "drop_path_rate")
     backbone = {key: value for key, value in model.backbone.items() if key in kept}
-    # Such as timm's Swin, which makes its masks for one size of image.
+    # timm's Swin, for example, makes its masks for one image size.
     if timm.get_pretrained_cfg(name).fixed_input_size:
         backbone["img_size"] = size
     model.backbone = {**backbone, "model_name": name, "out_indices": tuple(chosen)}
@@ -73,18 +74,18 @@ def _builder(model: ConfigDict) -> Callable[[torch.device], nn.Module]:
 
 
 class Detector(Network):
-    """A detector on digit scenes, whose digits give it targets.
+    """A detector on digit scenes, whose digits are its targets.
 
-    Nothing is trained before: in inference the regions are proposed and classified, but hardly
-    an object is found, so few masks are made. Regions are sampled at random, so that the result
-    cannot be compared with exact arithmetic: it is 'ok' if the losses, or scores, are finite.
+    The detector is not trained: in inference regions are proposed and classified, but hardly an
+    object is found, so that few masks are computed. Regions are sampled at random, so the result
+    cannot be compared with a wider dtype; the check is that losses, or scores, are finite.
 
     Raises:
-        Disagreement: they are not finite.
+        Disagreement: a loss or a score is not finite.
     """
 
-    def compiled(self) -> nn.Module:
-        """The backbone alone: what follows it depends on what is found."""
+    def compile_module(self) -> nn.Module:
+        """Compile the backbone alone, since the work after it depends on the objects found."""
         self.module.backbone.compile(dynamic=False)
         return self.module
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 
 Rows = list[dict[str, str]]
 
-# What tells one measurement from another; of two the newer counts.
+# The columns that identify a measurement. Of rows that agree in all of them the newest counts.
 KEY = ("kind", "name", "peer_of", "mode", "phase", "shape", "batch")
 LINES = {"eager": "--", "compile": "-"}
 PANELS: tuple[tuple[str, str, Callable[[dict[str, str]], float | None]], ...] = (
@@ -22,7 +22,7 @@ PANELS: tuple[tuple[str, str, Callable[[dict[str, str]], float | None]], ...] = 
         lambda row: 1e9 / (float(row["images_per_second"]) * int(row["resolution"]) ** 2),
     ),
     (
-        "memory an image",
+        "memory per image",
         "MiB",
         lambda row: memory / int(row["batch"]) if (memory := _number(row, "peak_mib")) else None,
     ),
@@ -42,9 +42,10 @@ def _number(row: dict[str, str], field: str) -> float | None:
 
 
 def newest(rows: Rows, *kinds: str) -> Rows:
-    """The last row of each measurement of these kinds that has a time.
+    """The last row with a time of each measurement of these kinds.
 
-    Of several devices or dtypes, which one figure must not mix, those of the last row.
+    A figure must not mix devices or dtypes, so only rows that share those of the last row are
+    returned.
     """
     rows = [row for row in rows if row["kind"] in kinds and row["p50_ms"]]
     same = [row for row in rows if all(row[k] == rows[-1][k] for k in ("device", "dtype"))]
@@ -52,23 +53,26 @@ def newest(rows: Rows, *kinds: str) -> Rows:
 
 
 def draw_models(rows: Rows) -> Figure | None:
-    """Throughput, time per pixel and memory of the models over the resolution; none without.
+    """Throughput, time per pixel and memory of models over the resolution.
 
     Args:
-        rows: of the CSV, the newest last.
+        rows: rows of the CSV, the newest last.
+
+    Returns:
+        The figure, or None if there are no rows of models.
     """
     rows = newest(rows, "models")
     if not rows:
         return None
-    phases = [phase for phase in ("inference", "training") if _with(rows, phase=phase)]
+    phases = [phase for phase in ("inference", "training") if _rows_where(rows, phase=phase)]
     names = list(dict.fromkeys(row["name"] for row in rows))
     figure = Figure(figsize=(14, 4 * len(phases) + 0.6), layout="constrained")
     panels = [panel for panel in PANELS if any(panel[2](row) is not None for row in rows)]
     grid = figure.subplots(len(phases), len(panels), squeeze=False)
     for line, phase in zip(grid, phases, strict=True):
         for axes, (title, unit, value) in zip(line, panels, strict=True):
-            _panel(axes, _with(rows, phase=phase), names, value)
-            axes.set(title=f"{phase}: {title}", ylabel=unit, xlabel="pixels a side")
+            _panel(axes, _rows_where(rows, phase=phase), names, value)
+            axes.set(title=f"{phase}: {title}", ylabel=unit, xlabel="pixels per side")
     handles = {}
     for axes in grid.flat:
         handles.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -77,7 +81,7 @@ def draw_models(rows: Rows) -> Figure | None:
     return figure
 
 
-def _with(rows: Rows, **wanted: str) -> Rows:
+def _rows_where(rows: Rows, **wanted: str) -> Rows:
     return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
 
 
@@ -89,7 +93,7 @@ def _panel(axes: Axes, rows: Rows, names: list[str], value: Callable) -> None:
         for mode, style in LINES.items():
             points = sorted(
                 (int(row["resolution"]), y)
-                for row in _with(rows, name=name, mode=mode)
+                for row in _rows_where(rows, name=name, mode=mode)
                 if (y := value(row)) is not None
             )
             if points:
@@ -112,24 +116,27 @@ def _panel(axes: Axes, rows: Rows, names: list[str], value: Callable) -> None:
 
 
 def draw_operators(rows: Rows) -> Figure | None:
-    """How much of a copy's bandwidth operators and mixers reach, in bars; none without.
+    """The share of a copy's bandwidth that operators and mixers reach, as a bar chart.
 
-    Of each, the fastest way to call it: from a CUDA graph where that was measured.
+    Each bar shows the fastest way of calling, a CUDA graph where one was measured.
 
     Args:
-        rows: of the CSV, the newest last.
+        rows: rows of the CSV, the newest last.
+
+    Returns:
+        The figure, or None if there are no rows of operators or mixers.
     """
     rows = newest(rows, "operators", "mixers")
     if not rows:
         return None
-    phases = [p for p in ("forward", "forward+backward") if _with(rows, phase=p)]
+    phases = [p for p in ("forward", "forward+backward") if _rows_where(rows, phase=p)]
     sizes = {_place(row): (row["peer_of"] or row["name"], int(row["resolution"])) for row in rows}
     places = sorted(sizes, key=lambda place: (sizes[place], place))
     thick = 0.9 / len(COLORS)
     figure = Figure(figsize=(7 * len(phases), 0.5 * len(places) + 1.5), layout="constrained")
     panels = figure.subplots(1, len(phases), sharey=True, squeeze=False)[0]
     for axes, phase in zip(panels, phases, strict=True):
-        bars = _bars(_with(rows, phase=phase))
+        bars = _bars(_rows_where(rows, phase=phase))
         for i, (label, color) in enumerate(COLORS.items()):
             here = {place: 100 * share for (got, place), share in bars.items() if got == label}
             heights = [places.index(place) + thick * (i - 2.5) for place in here]
@@ -152,7 +159,7 @@ def _place(row: dict[str, str]) -> str:
 
 
 def _bars(rows: Rows) -> dict[tuple[str, str], float]:
-    """The largest fraction of all modes, by label and place."""
+    """The largest fraction over all modes, by label and place."""
     bars: dict[tuple[str, str], float] = {}
     for row in rows:
         label = "linsight" if not row["peer_of"] else "softmax"

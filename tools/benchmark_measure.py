@@ -1,4 +1,4 @@
-"""Check a case of `linsight benchmark` against exact arithmetic, then take its times."""
+"""Check a case of `linsight benchmark` against a wider dtype, then measure its time."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from torch import Tensor, nn
 
 from linsight.kernels import force
 from linsight.tools.benchmark_cases import Case
-from linsight.tools.benchmark_timing import captured, copies, elapsed, peak_memory, quantiles
+from linsight.tools.benchmark_timing import capture_graph, copies, elapsed, peak_memory, quantiles
 
-# How many times eager PyTorch's own error a result and a gradient may be off.
+# The largest error of a result and of a gradient, as multiples of eager PyTorch's error.
 RESULT, GRADIENT = 2.0, 3.0
-# Errors below this many roundings of the dtype are rounding's luck.
+# Errors below this many roundings of the dtype always pass.
 ROUNDINGS = {torch.float32: 4.0, torch.float16: 0.5, torch.bfloat16: 0.5}
 
 
 class Disagreement(ArithmeticError):
-    """A result that is further from exact arithmetic than eager PyTorch's excuses."""
+    """A result whose error exceeds the allowed multiple of eager PyTorch's error."""
 
 
 def check(
     ours: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype
 ) -> None:
-    """Hold a result, the first of each sequence, and its gradients to the tolerance.
+    """Compare a result, the first of each sequence, and its gradients with a wider dtype.
 
     Args:
-        ours: what is under test; may hold the images of the other two several times over.
-        eager: the same from PyTorch's eager operators in `dtype`.
-        exact: the same in a wider dtype.
+        ours: tensors under test; they may repeat the images of the other two.
+        eager: the same tensors from PyTorch's eager operators in `dtype`.
+        exact: the same tensors in a wider dtype.
+        dtype: dtype of the computation under test.
 
     Raises:
-        Disagreement: one is not finite, or its error is more than twice that of `eager`, for
-            gradients more than three times.
+        Disagreement: a tensor is not finite, or its error is more than twice (a gradient's: three
+            times) the error of `eager`.
     """
     for i, (x, y, truth) in enumerate(zip(ours, eager, exact, strict=True)):
         error, allowed = _distance(x, truth), _distance(y, truth)
         least = ROUNDINGS[dtype] * torch.finfo(dtype).eps
-        # Not error > ..., which is false for NaN.
+        # "not error <= ..." is true for NaN, unlike "error > ...".
         if not error <= (GRADIENT if i else RESULT) * max(allowed, least):
             what = f"gradient {i}" if i else "result"
             raise Disagreement(f"{what} is off by {error:.1e}, eager PyTorch's by {allowed:.1e}")
 
 
 def _distance(x: Tensor, truth: Tensor) -> float:
-    """Of the worst of the repetitions in `x`, relative to the truth."""
+    """The relative L2 distance from the truth of the worst of the repetitions in `x`."""
     x = x.reshape(-1, *truth.shape).to(truth.dtype)
     length = truth.norm().clamp(min=torch.finfo(truth.dtype).tiny)
     return ((x - truth).flatten(1).norm(dim=1).max() / length).item()
@@ -59,14 +60,15 @@ def _distance(x: Tensor, truth: Tensor) -> float:
 def check_if_exact_fits(
     ours: Sequence[Tensor], exact: Callable[[], Sequence[Sequence[Tensor]]], dtype: torch.dtype
 ) -> str:
-    """'ok' after `check` of `ours`, or why that was not possible.
+    """Run `check` if its references fit into memory; return 'ok' or why they do not.
 
     Args:
-        ours: what is under test.
-        exact: makes the other two arguments of `check`.
+        ours: tensors under test.
+        exact: function that makes the other two sequences for `check`.
+        dtype: dtype of the computation under test.
 
     Raises:
-        Disagreement: see `check`; in any case if a result is not finite.
+        Disagreement: as `check`; also if a tensor is not finite and the references do not fit.
     """
     if not all(x.isfinite().all() for x in ours):
         raise Disagreement("the result is not finite")
@@ -78,18 +80,21 @@ def check_if_exact_fits(
     return "ok"
 
 
-def distinct(batch: int) -> int:
-    """How many images differ; the rest of a batch repeats them, so that few images are exact for
-    all of it: batch norm and the mean of the losses do not see repetitions."""
+def distinct_images(batch: int) -> int:
+    """How many images of a batch differ; the others repeat them.
+
+    Batch norm and the mean of the losses do not change under repetition, so that the exact result
+    of a few images is that of the whole batch.
+    """
     return batch if batch < 4 else math.gcd(batch, 2)
 
 
 class Subject:
-    """What a case builds, as it is called; after its first call, and checked.
+    """The module of a case, after its first call and its check.
 
     Attributes:
-        check: 'ok', or why it could not be checked.
-        first_call: seconds of the first call, with what it compiled.
+        check: 'ok', or why the module could not be checked.
+        first_call: seconds of the first call, compilation included.
     """
 
     def __init__(
@@ -100,15 +105,16 @@ class Subject:
             self.module = case.build(device).to(device)
         self.function: nn.Module = self.module
         if compile:
-            # The limit on recompilations counts those of earlier cases.
+            # Without a reset the limit on recompilations would count those of earlier cases.
             torch.compiler.reset()
-            self.function = self.compiled()
+            self.function = self.compile_module()
 
-    def compiled(self) -> nn.Module:
+    def compile_module(self) -> nn.Module:
+        """The module as `torch.compile` returns it."""
         return torch.compile(self.module, dynamic=False)
 
     def values(self, times: Sequence[float], peak: float | None) -> dict[str, Any]:
-        """What all measurements have."""
+        """The values that all measurements have in common."""
         return dict(zip(("p20_ms", "p50_ms", "p80_ms"), times, strict=True)) | {
             "peak_mib": peak,
             "first_call_s": self.first_call,
@@ -129,8 +135,8 @@ class Operator(Subject):
         self.check = self._check(inputs)
 
     def inputs(self) -> list[Tensor]:
-        """Fresh arguments, and the gradient of the result last."""
-        different = distinct(self.case.batch)
+        """Make new arguments and, last, the gradient of the result."""
+        different = distinct_images(self.case.batch)
 
         def noise(*shape: int) -> Tensor:
             x = torch.randn(different, *shape, dtype=self.dtype, device=self.device)
@@ -146,7 +152,7 @@ class Operator(Subject):
         return _with_gradients(self.function, inputs)
 
     def _check(self, inputs: Sequence[Tensor]) -> str:
-        different = distinct(self.case.batch)
+        different = distinct_images(self.case.batch)
         few = [x[:different] for x in inputs]
 
         def exact() -> list[list[Tensor]]:
@@ -159,14 +165,14 @@ class Operator(Subject):
         # A parameter's gradient is summed over all images.
         for i in range(len(inputs) - 1, len(gradients)):
             gradients[i] = gradients[i].double() * (different / self.case.batch)
-        # With gradients and without: two computations, and of torch.compile two programs.
+        # With and without gradients different code runs, and torch.compile makes two programs.
         result = torch.cat((self.forward(inputs), result))
         return check_if_exact_fits([result, *gradients], exact, self.dtype)
 
     def measure(self, phase: str, graph: bool) -> dict[str, Any]:
         """Time and memory of 'forward' or 'forward+backward'.
 
-        Calls follow one another on different inputs, together larger than the L2 cache.
+        Successive calls get different inputs, which together are larger than the L2 cache.
         """
         run = self.forward if phase == "forward" else self.forward_backward
         inputs = self.inputs()
@@ -179,12 +185,12 @@ class Operator(Subject):
             for call in calls:
                 call()
 
-        times = quantiles(captured(calls) if graph else one_by_one, self.device, self.seconds)
+        times = quantiles(capture_graph(calls) if graph else one_by_one, self.device, self.seconds)
         return self.values([t / len(calls) for t in times], peak)
 
 
 def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The result, and the gradients of the inputs but the last and of the parameters."""
+    """The result, and the gradients of all inputs but the last and of the parameters."""
     *tensors, slope = inputs
     tensors = [x.detach().requires_grad_() for x in tensors]
     result = function(*tensors)
@@ -193,7 +199,7 @@ def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -
 
 
 class Network(Subject):
-    """What a case builds under autocast, in inference (`predict`) or in training (`learn`)."""
+    """A network under autocast, in inference (`predict`) or in training (`learn`)."""
 
     def __init__(
         self,
@@ -219,18 +225,17 @@ class Network(Subject):
         return torch.autocast(self.device.type, self.dtype)
 
     def predict(self) -> Any:
-        """What inference is timed for."""
+        """Run the inference that is timed."""
         raise NotImplementedError
 
     def learn(self) -> Any:
-        """The part of a training step that leaves the gradients."""
+        """Run the part of a training step that computes the gradients."""
         raise NotImplementedError
 
     def measure(self, graph: bool = False) -> dict[str, Any]:
-        """Time and memory of inference, or of a training step with AdamW, in one kernel as in
-        linsight's recipes.
+        """Time and memory of inference, or of a training step with fused AdamW.
 
-        With `graph` a CUDA graph of it is replayed: the time without the host's calls.
+        With `graph` a CUDA graph is replayed, so that the time does not include the host's calls.
         """
         call = self.predict
         if self.training:
@@ -247,23 +252,23 @@ class Network(Subject):
                 optimizer.step()
                 optimizer.zero_grad()
 
-            call()  # from the second step on the optimiser holds its moments
+            call()  # the first step allocates the optimiser's moments
         peak = peak_memory(call, self.device)
-        times = quantiles(captured([call]) if graph else call, self.device, self.seconds)
+        times = quantiles(capture_graph([call]) if graph else call, self.device, self.seconds)
         return self.values(times, peak) | {"images_per_second": 1e3 * self.case.batch / times[1]}
 
 
 class Model(Network):
-    """A model that classifies, checked against exact arithmetic."""
+    """A classifier, checked against a wider dtype."""
 
     def prepare(self) -> None:
-        different = distinct(self.case.batch)
+        different = distinct_images(self.case.batch)
         images, labels = self.data(different)
         again = self.case.batch // different
         self.images, self.labels = (
             x.repeat(again, *(1 for _ in x.shape[1:])) for x in (images, labels)
         )
-        # Before the first call, which in training moves the statistics of batch norm.
+        # The first call updates the statistics of batch norm in training, so copy before it.
         copy = deepcopy(self.module)
         ours: list[Tensor] = []
 
@@ -280,7 +285,7 @@ class Model(Network):
         self.check = check_if_exact_fits(ours, exact, self.dtype)
 
     def data(self, count: int) -> tuple[Tensor, Tensor]:
-        """That many images, and what they show."""
+        """Make `count` random images and labels."""
         images = torch.randn(count, 3, *self.case.size, device=self.device)
         return images, torch.randint(1000, (count,), device=self.device)
 

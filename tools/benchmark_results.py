@@ -1,4 +1,4 @@
-"""The rows of `linsight benchmark`: their columns, their CSV, their table."""
+"""The rows of `linsight benchmark`: columns, CSV file and table."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement, a line of the CSV; what was not taken is empty.
+    """One measurement, which is a line of the CSV; values that were not measured are empty.
 
     Attributes:
         mode: 'eager' (plain calls), 'graph' (replayed from a CUDA graph), 'compile'
             (torch.compile, plain calls) or 'compile graph'.
         phase: 'inference' and 'training' of models; 'forward', 'forward+backward' and their
             difference 'backward' of operators.
-        peak_mib: most memory that tensors held.
-        floor_us: bytes that must be moved over the bandwidth of a copy.
-        fraction: the floor over the median.
-        first_call_s: the first call at this resolution, with what it compiles.
+        peak_mib: largest memory that tensors took, in MiB.
+        floor_us: the bytes that must be moved, divided by the bandwidth of a copy.
+        fraction: the floor divided by the median time.
+        first_call_s: time of the first call at this resolution, compilation included.
         check: 'ok', or why there are no times.
     """
 
@@ -55,9 +55,9 @@ class Row:
 
 
 class Results:
-    """A CSV that is whole at every moment: written beside, then renamed.
+    """A CSV file that is complete at every moment, as it is written anew and then renamed.
 
-    Rows that the file already has stay.
+    Rows that the file already has are kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +88,7 @@ def read(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV of `linsight benchmark`.
 
     Raises:
-        typer.BadParameter: there is no such file, or it is another's.
+        typer.BadParameter: there is no such file, or it lacks columns.
     """
     if not path.exists():
         raise typer.BadParameter(f"{path} does not exist")
@@ -101,7 +101,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 WIDTH = 134
 COLUMNS = (
-    # Heading, width, alignment, and the text of a row.
+    # Heading, width, alignment, and the function from a row to its text.
     ("name", 30, "left", lambda r: ("  " if r.peer_of else "") + r.name),
     ("of", 22, "left", lambda r: r.shape),
     ("mode", 13, "left", lambda r: r.mode),
@@ -119,7 +119,7 @@ def _number(value: float | None) -> str:
 
 
 def print_row(console: Console, row: Row | None) -> None:
-    """One line of the table that grows as the run goes on; its head for none."""
+    """Print one line of the table of results, or its head if `row` is None."""
     table = Table(box=None, show_header=row is None, padding=(0, 1, 0, 0))
     for heading, width, justify, _ in COLUMNS:
         table.add_column(heading, width=width, justify=justify, no_wrap=justify == "right")

@@ -11,23 +11,23 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from linsight.tools.benchmark_cases import Case, without_chance
+from linsight.tools.benchmark_cases import Case, disable_randomness
 from linsight.tools.benchmark_measure import Model
 from linsight.tools.config import ConfigError, load_config
 
 
 def cases(config: str, peers: list[str], size: tuple[int, int], batch: int) -> Iterator[Case]:
-    """The segmentor of a config, and the same on other backbones.
+    """Cases of the segmentor of a config, on its own backbone and on others.
 
     Args:
-        config: name or path.
-        peers: models of timm.
+        config: name or path of the config.
+        peers: names of models of timm.
         size: (height, width) of the images in pixels.
-        batch: images. Of one, batch normalisation has no variance where UPerNet pools to a
-            single pixel.
+        batch: number of images. A batch of one has no variance for batch normalisation where
+            UPerNet pools to a single pixel.
 
     Raises:
-        ConfigError: there is no such config, or it is of no segmentor.
+        ConfigError: there is no such config, or it has no segmentor.
     """
     model = load_config(config).model
     if model.type != "SemanticSegmentor":
@@ -42,7 +42,7 @@ def cases(config: str, peers: list[str], size: tuple[int, int], batch: int) -> I
             resolution=height,
             batch=batch,
             shape=f"{batch} x {height} x {width}",
-            build=_builder(model if own else _on(name, model), size),
+            build=_builder(model if own else _replace_backbone(name, model), size),
             width=width,
         )
 
@@ -51,7 +51,7 @@ def _short(model: ConfigDict) -> str:
     return model.decode_head.type.removesuffix("Head")
 
 
-def _on(name: str, model: ConfigDict) -> ConfigDict:
+def _replace_backbone(name: str, model: ConfigDict) -> ConfigDict:
     """The model on another backbone."""
     if not timm.is_model(name):
         raise ConfigError(f"--peer: timm has no model {name!r}")
@@ -67,17 +67,17 @@ def _on(name: str, model: ConfigDict) -> ConfigDict:
 def _builder(model: ConfigDict, size: tuple[int, int]) -> Callable[[torch.device], nn.Module]:
     def build(device: torch.device) -> nn.Module:
         backbone = {**model.backbone, "pretrained": False}
-        # Such as timm's Swin, which makes its masks for one size of image.
+        # timm's Swin, for example, makes its masks for one image size.
         if timm.get_pretrained_cfg(model.backbone.model_name).fixed_input_size:
             backbone["img_size"] = size
-        return without_chance(MODELS.build({**model, "backbone": backbone}))
+        return disable_randomness(MODELS.build({**model, "backbone": backbone}))
 
     return build
 
 
 class Segmentor(Model):
-    """A semantic segmentor: its inference is from images to labels, and its step is trained on
-    labels of the images' size."""
+    """A semantic segmentor. Its inference maps images to labels, and it is trained on labels of the
+    images' size."""
 
     def data(self, count: int) -> tuple[Tensor, Tensor]:
         images, _ = super().data(count)

@@ -1,4 +1,4 @@
-"""How `linsight benchmark` takes times: percentiles of a call, graphs, copies, memory."""
+"""Measurements of `linsight benchmark`: percentiles of a call's time, CUDA graphs, memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 
 QUANTILES = (0.2, 0.5, 0.8)
 MOST_COPIES = 64
-# How many times the L2 cache the inputs of a round fill: what a round finds there, or leaves
-# to be written back, is then a fortieth of what it moves.
+# The inputs of a round are this many times as large as the L2 cache. What the cache holds from
+# before, or has still to write back, is then at most a fortieth of what a round moves.
 CACHES = 40
 
 
 def quantiles(call: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
     """The 20th, 50th and 80th percentile of the time of `call`, in ms.
 
-    By `triton.testing.do_bench` on CUDA, the L2 cache overwritten before each call; by the clock
-    elsewhere. `call` is repeated for `seconds`, longer if it would run fewer than 20 times, at
-    most ten times as long, and three times at least.
+    On CUDA `triton.testing.do_bench` measures it, and overwrites the L2 cache before each call;
+    elsewhere the clock does. `call` is repeated for `seconds`, or for up to ten times as long if
+    it would run fewer than 20 times, and at least three times.
     """
     call()
     one = elapsed(call, device)
@@ -35,7 +35,7 @@ def quantiles(call: Callable[[], Any], device: torch.device, seconds: float) -> 
 
 
 def elapsed(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until the device has done what one `call` asks of it."""
+    """Seconds from a `call` until the device has finished its work."""
     synchronize(device)
     start = time.perf_counter()
     call()
@@ -44,21 +44,21 @@ def elapsed(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device; raises what went wrong there."""
+    """Wait for the device. Errors of the device are raised here."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def copies(size: int, device: torch.device) -> int:
-    """How many inputs of `size` bytes a round takes so that none is found in the L2 cache."""
+    """Number of inputs of `size` bytes per round, so that none of them is still in the L2 cache."""
     if device.type != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     return min(MOST_COPIES, max(1, -(-CACHES * cache // size)))
 
 
-def captured(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
-    """One call that replays all `calls` as a CUDA graph; each writes to memory of its own."""
+def capture_graph(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+    """A function that replays all `calls` as one CUDA graph; each has output memory of its own."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -66,14 +66,15 @@ def captured(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        # Kept until all are captured: memory given back would be written by the next call too.
+        # Results are kept until all calls are captured, since the next call would reuse the memory
+        # of a result that is freed.
         results = [call() for call in calls]
     del results
     return graph.replay
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
-    """The most memory that tensors held during `call`, in MiB, with all that stood before it."""
+    """The largest memory of all tensors during `call`, in MiB; None without CUDA."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -83,14 +84,14 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
 
 
 def release() -> None:
-    """Give back the memory of what nothing refers to any more."""
+    """Collect garbage, and return cached memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def copy_bandwidth(device: torch.device, seconds: float) -> float:
-    """Bytes a second, read and written, of copies between two tensors of the device's memory."""
+    """Bytes per second, read and written, of copies between two tensors in the device's memory."""
     size = 2**30 if device.type == "cuda" else 2**26
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
 

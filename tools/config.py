@@ -1,19 +1,19 @@
-"""Find a config, apply what the command line changes, and check it before anything is built."""
+"""Find a config, apply the overrides of the command line, and check it before anything is built."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import io
 import logging
 import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import mmengine.logging
 import timm
 import timm.data
 import timm.optim
@@ -30,50 +30,30 @@ from linsight.heads.backbone import TimmBackbone
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-_mmengines_path = Config._get_cfg_path
-
-
-def _path_of_base(base: str, filename: str) -> tuple[str, str | None]:
-    """The file of a base such as ``mmdet::_base_/models/mask-rcnn_r50_fpn.py``, and its scope.
-
-    mmengine's own way reads the index of all of mmdet's models before it looks for a file, and
-    upstream's asks setuptools for a module that it has no more.
-    """
-    package, _, path = base.partition("::")
-    if path and (spec := find_spec(package)) is not None:
-        file = Path(spec.origin).parent / ".mim" / "configs" / path
-        if file.is_file():
-            return str(file), package
-    return _mmengines_path(base, filename)
-
-
-Config._get_cfg_path = staticmethod(_path_of_base)
-
-
-_mmengines_print_log = mmengine.logging.print_log
-
-
-def _print_log(message: str, logger: Any = None, level: int = logging.INFO) -> None:
-    """mmengine's, which prints what is for debugging where there is no logger: mmdet says so of
-    parts that it can do without."""
-    if logger is not None or level > logging.DEBUG:
-        _mmengines_print_log(message, logger, level)
-
-
-mmengine.logging.print_log = _print_log
-# Said by mmdet, as it is imported, of a metric that no config of ours has.
-warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+@contextmanager
+def quiet_mmdet() -> Iterator[None]:
+    """Leave out what mmdet says, while it is imported, of packages that it can do without."""
+    printed = io.StringIO()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(printed):
+            warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+            yield
+    finally:
+        lines = printed.getvalue().splitlines(keepends=True)
+        sys.stdout.write("".join(line for line in lines if "Skipping OneDL" not in line))
 
 
 class ConfigError(ValueError):
-    """A config that is missing or says something that nothing understands."""
+    """A config that is missing, or that holds a name or a value that is not understood."""
 
 
 def find_config(name_or_path: str | Path) -> Path:
-    """The file of a config, given by path or by the name of one that comes with linsight.
+    """The file of a config, given by its path or by the name of one of linsight's configs.
+
+    Names are looked up in all folders of configs.
 
     Raises:
-        ConfigError: there is none; the message has the nearest names.
+        ConfigError: there is no such config; the message has the nearest names.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -91,8 +71,8 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     """Read a config, apply ``key=value`` overrides, and check every name in it.
 
     Args:
-        name_or_path: as :func:`find_config` takes it.
-        overrides: as OpenMMLab writes them after ``--cfg-options``:
+        name_or_path: name or path, as for :func:`find_config`.
+        overrides: words in OpenMMLab's form after ``--cfg-options``:
             ``model.num_classes=10``, ``param_scheduler.0.end=2``, ``a.b=[1,2]``.
 
     Raises:
@@ -101,9 +81,10 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     """
     path = find_config(name_or_path)
     try:
-        config = Config.fromfile(path)
+        with quiet_mmdet():
+            config = Config.fromfile(path)
     except ImportError as error:
-        if (missing := _missing(error)) in ("mmcv", "mmdet"):
+        if (missing := _missing_module(error)) in ("mmcv", "mmdet"):
             reason = f"detection needs {missing}: pip install 'linsight[det]'"
             raise ConfigError(f"config {path}: {reason}") from error
         raise ConfigError(f"config {path}: {error}") from error
@@ -115,17 +96,17 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
 
 
 def override(config: Config, overrides: Iterable[str]) -> None:
-    """Apply ``key=value`` overrides to a config; :func:`check_config` says what is wrong then.
+    """Apply ``key=value`` overrides to a config; :func:`check_config` then finds what is wrong.
 
     Raises:
-        ConfigError: there is nothing that a key could override.
+        ConfigError: a key does not lead to anything in the config.
     """
     options = dict(map(_parse_override, overrides))
     for key in {option.split(".")[0] for option in options} - config.keys() - _TOP_LEVEL:
         near = _nearest(key, config.keys() | _TOP_LEVEL)
         raise ConfigError(f"--cfg-options {key}: the config has no such key{near}")
     for key, value in options.items():
-        held = _held(config, key)
+        held = _value_at(config, key)
         if isinstance(held, Mapping) and not isinstance(value, Mapping | None):
             example = next(iter(held), "key")
             raise ConfigError(
@@ -133,8 +114,8 @@ def override(config: Config, overrides: Iterable[str]) -> None:
                 f"{key}.{example}=VALUE, or leave it out by {key}=None"
             )
     data_root = config.get("data_root")
-    # A new key further down is right wherever what is built there takes it as an argument,
-    # and that check comes below.
+    # A new key below the top level may be an argument of what is built there; check_config
+    # finds out.
     try:
         config.merge_from_dict(options)
     except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
@@ -145,8 +126,8 @@ def override(config: Config, overrides: Iterable[str]) -> None:
         _move_data(config, data_root, str(options["data_root"]))
 
 
-def _held(config: Config, key: str) -> Any:
-    """What stands at a dotted key, or None."""
+def _value_at(config: Config, key: str) -> Any:
+    """The value at a dotted key, or None."""
     node: Any = config
     for part in key.split("."):
         if isinstance(node, list | tuple) and part.isdecimal() and int(part) < len(node):
@@ -158,15 +139,15 @@ def _held(config: Config, key: str) -> Any:
     return node
 
 
-def _missing(error: BaseException | None) -> str | None:
-    """The top-level module that is not installed, where an import failed for that."""
+def _missing_module(error: BaseException | None) -> str | None:
+    """Name of the top-level module whose absence caused an import error, or None."""
     while error is not None and not isinstance(error, ModuleNotFoundError):
         error = error.__cause__ or error.__context__
     return error.name.partition(".")[0] if error is not None and error.name else None
 
 
 def _move_data(config: Config, old: str, new: str) -> None:
-    """Put `new` for the folder `old` in every path below it: a config holds copies of it."""
+    """Replace the folder `old` by `new` in every path of the config, which holds copies of it."""
     old, new = old.rstrip("/"), new.rstrip("/")
     for _, node in _dicts(config):
         for key, value in node.items():
@@ -182,10 +163,10 @@ def _parse_override(word: str) -> tuple[str, Any]:
 
 
 def tta_of(config: Mapping) -> dict:
-    """The model of test-time augmentation that a config names.
+    """The model of test-time augmentation in a config.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: the config has none.
     """
     if "tta_model" not in config:
         raise ConfigError(
@@ -196,7 +177,7 @@ def tta_of(config: Mapping) -> dict:
     return dict(config["tta_model"])
 
 
-# What takes the arguments of a dict that has no type, by its place.
+# What a dict without a type configures, by its path, and further keys that it may have.
 _LOADER = (DataLoader, {"dataset", "sampler", "batch_sampler", "num_batch_per_epoch"})
 _UNTYPED: dict[str, tuple[Callable, set[str]]] = {
     "train_dataloader": _LOADER,
@@ -212,13 +193,13 @@ _UNTYPED: dict[str, tuple[Callable, set[str]]] = {
     "model.mixup": (timm.data.Mixup, set()),
     "transform": (timm.data.create_transform, set()),
 }
-# What a registry's builder takes out before the class sees the arguments.
+# Keys that a registry's builder removes before it calls the class, by name of the registry.
 _BUILDER = {
     "hook": {"priority"},
     "parameter scheduler": {"convert_to_iter_based"},
     "optim_wrapper": {"constructor", "paramwise_cfg"},
 }
-# The least and the most that a number may be, by its name.
+# The range of a number, by its name.
 _WHOLE = {
     **dict.fromkeys(("batch_size", "max_epochs", "max_iters", "val_interval"), (1, math.inf)),
     **dict.fromkeys(("num_classes", "input_size", "length"), (1, math.inf)),
@@ -232,7 +213,7 @@ _RANGES = {
     "corrupt_tolerance": (0, 1),
 }
 _FLAGS = {"drop_last", "shuffle", "pin_memory", "persistent_workers"}
-# The arguments of mmengine's Runner, and what it reads from the config besides.
+# The arguments of mmengine's Runner, and further keys that it reads from the config.
 _TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | {
     "compile",
     "sync_bn",
@@ -250,22 +231,21 @@ _TOP_LEVEL = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"
 def check_config(config: Config) -> None:
     """Check every name in a config against what would be built from it.
 
-    * A ``type`` has to be registered, and takes no arguments but its own; so do dicts without
-      a type whose place tells what they configure.
-    * A backbone's ``model_name`` has to be one of timm's.
-    * A number that is known by its name, such as ``batch_size``, has to be in its range.
-    * A model is a dict, and a default hook a dict that has a type.
-    * A top-level key that no one reads is a user's own variable, unless it looks like a
-      misspelt one.
+    * A ``type`` must be registered, and its dict may hold only arguments of that type. The same
+      holds for dicts without a type whose path tells what they configure.
+    * A backbone's ``model_name`` must be a model of timm.
+    * Numbers with a known name, such as ``batch_size``, must be in their range.
+    * The model must be a dict, and a default hook a dict with a type.
+    * An unknown top-level key is taken for a variable of the user, unless it resembles a known key.
 
     Raises:
-        ConfigError: something is unknown or out of range; the message has its path, and the
+        ConfigError: a name is unknown or a value out of range; the message has its path, and the
             nearest names or the range.
     """
     for key in config:
         near = difflib.get_close_matches(key, _TOP_LEVEL, n=1, cutoff=0.85)
         if near and key not in _TOP_LEVEL:
-            raise ConfigError(f"config key {key!r} is nobody's; did you mean {near[0]!r}?")
+            raise ConfigError(f"config key {key!r} is unknown; did you mean {near[0]!r}?")
     if not isinstance(config.get("model"), Mapping | nn.Module):
         raise ConfigError(f"model is {config.get('model')!r}, expected a dict with a type")
     level = config.get("log_level", "INFO")
@@ -310,13 +290,13 @@ def _check_dict(path: str, node: Mapping, scope: str) -> None:
         place = _UNTYPED.get("transform" if path.endswith(".transform") else path)
         if path.startswith("default_hooks.") and path.count(".") == 1:
             raise ConfigError(f"{path} has no type: name the hook that it is")
-    # What TimmBackbone does not know goes to timm, which checks it when it builds the model.
+    # TimmBackbone passes unknown arguments to timm, which checks them when it builds the model.
     if place is None or place[0] is TimmBackbone:
         return
     built, extras = place
-    if path.endswith("norm_cfg"):  # mmcv takes it out
+    if path.endswith("norm_cfg"):  # mmcv removes this key
         extras = extras | {"requires_grad"}
-    names, anything = _accepts(built)
+    names, anything = _parameters_of(built)
     names = names | extras
     if anything:
         return
@@ -330,7 +310,7 @@ def _check_dict(path: str, node: Mapping, scope: str) -> None:
 def _check_model_name(path: str, name: Any) -> None:
     if not isinstance(name, str):
         raise ConfigError(f"{path}.model_name is {name!r}, expected a name of timm's")
-    # A name with a scheme, hf-hub:..., is somebody else's to know.
+    # A name with a scheme, such as hf-hub:..., is looked up when the model is built.
     if ":" not in name and not timm.is_model(name):
         near = _nearest(name, timm.list_models())
         raise ConfigError(f"{path}.model_name: timm has no model {name!r}{near}")
@@ -344,18 +324,19 @@ def _timm_optimizer(path: str, name: Any) -> tuple[Callable, set[str]]:
     except ValueError:
         near = _nearest(name, timm.optim.list_optimizers())
         raise ConfigError(f"{path}.opt: timm has no optimizer {name!r}{near}") from None
-    return optimizer, _accepts(timm.optim.create_optimizer_v2)[0] - {"kwargs"}
+    return optimizer, _parameters_of(timm.optim.create_optimizer_v2)[0] - {"kwargs"}
 
 
 def _find_type(path: str, kind: Any, scope: str) -> tuple[Callable, set[str]] | None:
-    """What a type builds and the arguments that its registry takes besides, if it is known."""
+    """The class or function of a type, and further keys that its registry accepts; None if the
+    type cannot be looked up."""
     if callable(kind):
         return kind, set()
     if not isinstance(kind, str):
         raise ConfigError(f"{path}.type is {kind!r}, expected a registered name")
     known: set[str] = set()
     library, _, name = kind.rpartition(".")
-    if "." in library:  # a place in a library, as torchvision.transforms.v2.Resize
+    if "." in library:  # an import path, such as torchvision.transforms.v2.Resize
         if (built := get_object_from_string(kind)) is None:
             raise ConfigError(f"{path}.type: there is no {kind!r}")
         return built, set()
@@ -364,14 +345,14 @@ def _find_type(path: str, kind: Any, scope: str) -> tuple[Callable, set[str]] | 
         if name in held.module_dict:
             return held.module_dict[name], _BUILDER.get(held.name, set())
         known.update(held.module_dict)
-    # mmdet's configs also name operators, such as RoIAlign and nms, by their plain names.
+    # mmdet's configs also have names of mmcv's operators, such as RoIAlign and nms.
     if library or hasattr(sys.modules.get("mmcv.ops"), kind):
         return None
     raise ConfigError(f"{path}.type: nothing is registered as {kind!r}{_nearest(kind, known)}")
 
 
 def _registries(scope: str) -> Iterator[registry.Registry]:
-    """mmengine's registries; of a library that derives from them, such as mmdet, its own first."""
+    """mmengine's registries, each after its child in the library `scope`, such as mmdet."""
     for value in vars(registry).values():
         if isinstance(value, registry.Registry):
             if scope in value.children:
@@ -379,18 +360,18 @@ def _registries(scope: str) -> Iterator[registry.Registry]:
             yield value
 
 
-def _accepts(built: Callable) -> tuple[set[str], bool]:
-    """Names of the arguments that something takes, and whether it takes any name."""
+def _parameters_of(built: Callable) -> tuple[set[str], bool]:
+    """Names of the parameters of a callable, and whether it takes arguments of any name."""
     if not inspect.isclass(built):
         parameters = inspect.signature(built).parameters.values()
         anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
         return {p.name for p in parameters} - {"self"}, anything
     names: set[str] = set()
-    # What **kwargs passes on goes to the next class in line.
+    # A class with **kwargs passes them to the next class in the method resolution order.
     for owner in built.__mro__:
         if "__init__" not in vars(owner):
             continue
-        own, anything = _accepts(owner.__init__)
+        own, anything = _parameters_of(owner.__init__)
         names |= own
         if not anything:
             return names, False

@@ -8,8 +8,8 @@ import typer
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.heads.checkpoint import AtomicLocalBackend
-from linsight.tools.model import how_to_load, open_model
-from linsight.tools.run import plain_errors
+from linsight.tools.model import loading_statement, open_model
+from linsight.tools.run import report_errors
 
 
 def convert(
@@ -23,7 +23,7 @@ def convert(
     ] = None,
 ) -> None:
     """Write a paper's released weights as safetensors under linsight's names."""
-    with plain_errors():
+    with report_errors():
         if not file.is_file():
             raise FileNotFoundError(f"FILE {file} does not exist")
         out = out or file.with_name(f"{model}.safetensors")
@@ -43,7 +43,7 @@ def convert(
         content = safetensors.torch.save(weights, {"format": "pt", "architecture": architecture})
         AtomicLocalBackend().put(content, out)
         print(f"Wrote {out}: {_megabytes(out)}, {len(weights)} tensors")
-        print(f"Load it with {how_to_load(model, out, opened.num_classes)}")
+        print(f"Load it with {loading_statement(model, out, opened.num_classes)}")
 
 
 def _megabytes(file: Path) -> str:

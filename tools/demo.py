@@ -1,4 +1,4 @@
-"""The demonstrations: `linsight demo` learns handwritten digits and says what to do next."""
+"""The demonstrations: `linsight demo` learns handwritten digits and suggests what to do next."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from linsight.tools.train import train
 
 @dataclass(frozen=True)
 class Demo:
-    """What to train, and which commands lead on from its weights."""
+    """A config to train, and commands to suggest after the training."""
 
     config: str
     next: tuple[str, ...]

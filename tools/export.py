@@ -23,12 +23,12 @@ from torch.export import Dim, ExportedProgram
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.kernels import force
-from linsight.tools.model import how_to_load, open_model
-from linsight.tools.run import plain_errors
+from linsight.tools.model import loading_statement, open_model
+from linsight.tools.run import report_errors
 
 
 class Format(str, Enum):
-    """What a model is exported to."""
+    """Formats of an exported model."""
 
     safetensors = "safetensors"
     onnx = "onnx"
@@ -51,8 +51,8 @@ def export(
         str | None, typer.Option(metavar="OWNER/NAME", help="Also push to the Hugging Face hub.")
     ] = None,
 ) -> None:
-    """Write a model for others to load, and check that what was written computes the same."""
-    with plain_errors():
+    """Write a model for other programs, and check that the written model computes the same."""
+    with report_errors():
         opened = open_model(model, model_name)
         out = out or Path("exports", opened.pretrained_cfg["architecture"])
         write = {
@@ -68,19 +68,19 @@ def export(
         if to is Format.safetensors:
             name = opened.pretrained_cfg["architecture"]
             print(f'Load it with timm.create_model("local-dir:{out}", pretrained=True), or')
-            print(f"  {how_to_load(name, path, opened.num_classes)}")
+            print(f"  {loading_statement(name, path, opened.num_classes)}")
         if push_to_hub:
             push_to_hf_hub(opened, push_to_hub, model_config=_config(opened))
             print(f"Pushed to {push_to_hub}")
 
 
-# The file, its error, and the one image size (height, width) that it takes, or none for any.
+# The file, its error, and the only image size (height, width) that it takes, or None for any size.
 Written = tuple[Path, float, tuple[int, int] | None]
 
 
 def write_safetensors(model: nn.Module, folder: Path) -> Written:
-    """``model.safetensors`` and timm's ``config.json``."""
-    with replacing(folder, "model.safetensors", "config.json") as beside:
+    """Write ``model.safetensors`` and timm's ``config.json``."""
+    with replace_files(folder, "model.safetensors", "config.json") as beside:
         save_for_hf(model, beside, model_config=_config(model), safe_serialization=True)
         loaded = timm.create_model(f"local-dir:{beside}", pretrained=True).eval()
         error = compare(model, loaded, _images(model, _any_size(model)), limit=0.0)
@@ -88,14 +88,14 @@ def write_safetensors(model: nn.Module, folder: Path) -> Written:
 
 
 def write_onnx(model: nn.Module, folder: Path) -> Written:
-    """``model.onnx``, checked in ONNX Runtime."""
+    """Write ``model.onnx``, checked in ONNX Runtime."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
     if missing:
         raise CheckpointError(f"ONNX needs {', '.join(missing)}: pip install 'linsight[export]'")
     import onnxruntime
 
-    with replacing(folder, "model.onnx") as beside, force("reference"):
-        program, images, size = traced(model)
+    with replace_files(folder, "model.onnx") as beside, force("reference"):
+        program, images, size = trace(model)
         torch.onnx.export(
             program, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
         ).save(beside / "model.onnx")
@@ -109,33 +109,34 @@ def write_onnx(model: nn.Module, folder: Path) -> Written:
 
 
 def write_torch(model: nn.Module, folder: Path) -> Written:
-    """``model.pt2`` of `torch.export`."""
-    with replacing(folder, "model.pt2") as beside, force("reference"):
-        program, images, size = traced(model)
+    """Write ``model.pt2`` of `torch.export`."""
+    with replace_files(folder, "model.pt2") as beside, force("reference"):
+        program, images, size = trace(model)
         torch.export.save(program, beside / "model.pt2")
         loaded = torch.export.load(beside / "model.pt2").module()
         error = compare(model, loaded, images, limit=1e-5)
     return folder / "model.pt2", error, size
 
 
-def traced(model: nn.Module) -> tuple[ExportedProgram, list[Tensor], tuple[int, int] | None]:
-    """The model as one graph of batches of any length, and of images of any size if it can be.
+def trace(model: nn.Module) -> tuple[ExportedProgram, list[Tensor], tuple[int, int] | None]:
+    """Trace a model for batches of any length and, where possible, for images of any size.
 
-    How many windows or landmarks an image has, and whether they need padding, are questions
-    whose answers a graph cannot put off: such models are traced at their own size.
+    Models with windows or landmarks depend on the size of the image in ways that one graph cannot
+    express, and are traced at their own size.
 
     Returns:
-        The graph, the batches to compare it on, and its size (height, width), or none for any.
+        The graph, the batches to compare it on, and its only image size (height, width), or None
+        for any size.
     """
     shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
     if _any_size(model):
         images = _images(model, True)
-        # A side of 32 pixels leaves one row, which torch.export would take for a constant.
+        # A side of 32 pixels leaves one row, which torch.export would treat as a constant.
         sides = {2: Dim("height", min=33, max=8192), 3: Dim("width", min=33, max=8192)}
         try:
             dynamic = (shape | sides,)
             return torch.export.export(model, (images[0],), dynamic_shapes=dynamic), images, None
-        except UserError:  # what torch.export makes of sizes that it cannot leave open
+        except UserError:  # torch.export cannot leave the size open
             pass
     images = _images(model, False)
     program = torch.export.export(model, (images[0],), dynamic_shapes=(shape,))
@@ -143,15 +144,15 @@ def traced(model: nn.Module) -> tuple[ExportedProgram, list[Tensor], tuple[int, 
 
 
 @contextmanager
-def replacing(folder: Path, *names: str) -> Iterator[Path]:
-    """A fresh folder whose files `names` take their places in `folder` only if all goes well."""
+def replace_files(folder: Path, *names: str) -> Iterator[Path]:
+    """Yield an empty folder, whose files `names` replace those in `folder` if no error occurs."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         yield beside
         for name in names:
             os.replace(beside / name, folder / name)
-    except SafetensorError as error:  # what its writer makes of a full disk
+    except SafetensorError as error:  # its writer raises this on a full disk
         raise CheckpointError(
             f"cannot write to {folder}: {error}; what was there before is untouched"
         ) from error
@@ -165,7 +166,7 @@ def compare(
     """The largest relative L2 difference of the outputs over the batches.
 
     Raises:
-        CheckpointError: it is above `limit`.
+        CheckpointError: the difference is above `limit`.
     """
     worst = 0.0
     with torch.inference_mode():
@@ -184,7 +185,7 @@ def _any_size(model: nn.Module) -> bool:
 
 
 def _images(model: nn.Module, any_size: bool) -> list[Tensor]:
-    """Random batches, the first of the model's own size."""
+    """Random batches, of which the first has the model's own image size."""
     channels, height, width = model.pretrained_cfg["input_size"]
     others = [(1, height + 32, width), (3, 75, 97)] if any_size else [(1, height, width)]
     sizes = [(2, height, width), *others]
@@ -193,6 +194,6 @@ def _images(model: nn.Module, any_size: bool) -> list[Tensor]:
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
-    """What timm's config.json says beyond the model's own configuration."""
+    """Entries of timm's config.json beyond the model's own configuration."""
     labels = model.pretrained_cfg.get("label_names")
     return {"num_classes": model.num_classes} | ({"label_names": list(labels)} if labels else {})

@@ -60,7 +60,7 @@ def info(
 def _print_installation() -> None:
     table = Table(show_header=False)
     table.add_row("linsight", linsight.__version__)
-    # Read once: it looks through every package that is installed.
+    # This reads the metadata of every installed package, so it is called once.
     owners = packages_distributions()
     table.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
     for name in ("torch", "torchvision", "timm", "triton"):
@@ -153,7 +153,8 @@ def _operators(gpu: bool) -> str:
 
 
 def _version(module: str, owners: Mapping[str, list[str]]) -> str | None:
-    """Of the distribution that a module comes from: forks keep the name of the original."""
+    """Version of the distribution that a module comes from; its name is added where it differs,
+    as for forks."""
     names = owners.get(module, [module])
     try:
         return version(names[0]) + (f" ({names[0]})" if names[0] != module else "")

@@ -22,10 +22,10 @@ app.command()(benchmark.benchmark)
 
 
 def mount() -> None:
-    """Add the commands that need the training packages.
+    """Add the commands that need the packages for training.
 
     Raises:
-        ModuleNotFoundError: if one is missing.
+        ModuleNotFoundError: a package is missing.
     """
     from linsight.tools import convert, demo, export, predict, test, train
 

@@ -1,4 +1,4 @@
-"""Open a trained model, whatever it is kept in."""
+"""Open a trained model from any file that holds one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from linsight.tools.config import ConfigError, load_config
 
 @dataclass(frozen=True)
 class Run:
-    """What a checkpoint of `linsight train` holds.
+    """The content of a checkpoint of `linsight train`.
 
     Attributes:
-        config: that it was trained by.
-        classes: their names, if the data set had any.
+        config: config of the training.
+        classes: names of the classes, or None if the data set has none.
         state: the weights.
     """
 
@@ -35,12 +35,13 @@ class Run:
 
 
 def read_run(source: str | Path, name: str | None = None) -> Run | None:
-    """Read a checkpoint of `linsight train`; none if `source` is something else.
+    """Read a checkpoint of `linsight train`; None if `source` is something else.
 
-    A checkpoint of others is read as a run of the config that `name` names, if it is one's.
+    A checkpoint of another origin is read as a run of the config `name`, if that is the name of
+    one.
 
     Raises:
-        CheckpointError: the file is damaged, or its config is more than data or of no model.
+        CheckpointError: the file is damaged, or its config holds more than data or no model.
     """
     path = Path(source)
     if not path.is_file() or path.suffix == ".safetensors":
@@ -73,7 +74,7 @@ def read_run(source: str | Path, name: str | None = None) -> Run | None:
 
 
 def _literals(text: str) -> dict[str, Any]:
-    """The values that a config's text assigns; unlike mmengine's reader, it runs nothing."""
+    """The values that the text of a config assigns. Unlike mmengine's reader it runs no code."""
 
     def value(node: ast.expr) -> Any:
         match node:
@@ -109,28 +110,28 @@ def open_model(source: str | Path, model_name: str | None = None) -> nn.Module:
     Args:
         source: a checkpoint of `linsight train`; a folder or ``.safetensors`` file of
             `linsight export`; a checkpoint of a paper's authors, with `model_name`; or the
-            name of a model whose published weights timm fetches.
-        model_name: timm's name of the model, where `source` does not say it.
+            name of a model whose published weights timm downloads.
+        model_name: timm's name of the model, for files that do not name it.
 
     Returns:
-        The model in evaluation mode. Its ``pretrained_cfg`` says how images are prepared
-        (size, crop, mean, std) and, as ``label_names``, what the classes are called.
+        The model in evaluation mode. Its ``pretrained_cfg`` holds the preparation of images
+        (size, crop, mean, std) and the names of the classes as ``label_names``.
 
     Raises:
-        FileNotFoundError: `source` is neither a file nor a model's name.
-        CheckpointError: the file is damaged, or of another model.
+        FileNotFoundError: `source` is neither a file nor the name of a model.
+        CheckpointError: the file is damaged, or holds another model.
     """
     path = Path(source)
     if not path.exists():
-        return _published(str(source))
+        return _open_published(str(source))
     if path.is_dir():
-        return _exported(path)
+        return _open_exported(path)
     if path.suffix == ".safetensors" and model_name is None:
         if not (path.parent / "config.json").is_file():
             raise CheckpointError(f"{path} does not say which model it is of: give --model NAME")
-        return _exported(path.parent)
+        return _open_exported(path.parent)
     if run := read_run(path):
-        return _trained(path, run)
+        return _open_trained(path, run)
     if model_name is None:
         raise CheckpointError(f"{path} does not say which model it is of: give --model NAME")
     try:
@@ -141,7 +142,7 @@ def open_model(source: str | Path, model_name: str | None = None) -> nn.Module:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _published(name: str) -> nn.Module:
+def _open_published(name: str) -> nn.Module:
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         raise FileNotFoundError(
@@ -157,14 +158,14 @@ def _published(name: str) -> nn.Module:
         ) from error
 
 
-def _exported(folder: Path) -> nn.Module:
+def _open_exported(folder: Path) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"folder {folder} has no config.json: it is no exported model")
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except CheckpointError:
         raise
-    # Each part of timm that finds a fault raises its own: KeyError, JSONDecodeError, ...
+    # timm raises KeyError, JSONDecodeError and others, depending on where the fault is.
     except Exception as error:
         raise CheckpointError(
             f"no model can be made of config.json and model.safetensors in {folder}: "
@@ -172,7 +173,7 @@ def _exported(folder: Path) -> nn.Module:
         ) from error
 
 
-def _trained(path: Path, run: Run) -> nn.Module:
+def _open_trained(path: Path, run: Run) -> nn.Module:
     config = run.config
     if config.get("model", {}).get("type") != "ImageClassifier":
         raise CheckpointError(f"{path} is not of an image classifier of linsight")
@@ -199,9 +200,9 @@ def _trained(path: Path, run: Run) -> nn.Module:
     return model.eval()
 
 
-def how_to_load(name: str, path: Path, num_classes: int) -> str:
+def loading_statement(name: str, path: Path, num_classes: int) -> str:
     """The statement that builds model `name` of timm with the weights in `path`."""
-    # timm's models have 1000 classes, and so have their weights, unless told.
+    # Without num_classes timm's models, and their weights, have 1000 classes.
     classes = "" if num_classes == 1000 else f", num_classes={num_classes}"
     return (
         f'timm.create_model("{name}", pretrained=True{classes}, '
@@ -210,7 +211,7 @@ def how_to_load(name: str, path: Path, num_classes: int) -> str:
 
 
 def class_names(model: nn.Module) -> list[str]:
-    """What the classes of a model are called; their numbers where nothing says."""
+    """Names of the classes of a model, or their numbers if it has no names."""
     names = model.pretrained_cfg.get("label_names")
     if names is None and model.num_classes == 1000:
         info = timm.data.ImageNetInfo()

@@ -1,4 +1,4 @@
-"""The page of model cards, one a paper; `python -m linsight.tools.zoo` writes it."""
+"""The page of model cards, one per paper; `python -m linsight.tools.zoo` writes it."""
 
 from linsight.backbones.registry import Model, Paper, Weights
 from linsight.tools.families import (
@@ -29,7 +29,7 @@ Written by `python -m linsight.tools.zoo`; do not edit it. One card a paper; the
 - `*_nano` models are ours, for demonstrations and tests, and have no weights.
 """
 
-# What the words of a tag say, as timm's tags do.
+# Training data by a word of a tag, as in timm's tags.
 DATA = {"in22k": "ImageNet-22K", "in1k": "ImageNet-1K"}
 
 
@@ -39,11 +39,11 @@ def page() -> str:
 
 
 def card(paper: Paper, models: dict[str, Model]) -> str:
-    """A paper's card, in Markdown.
+    """The card of a paper, in Markdown.
 
     Args:
-        paper: the paper of the models.
-        models: its rows of the zoo by their names.
+        paper: the paper.
+        models: the rows of its models in the zoo, by name.
     """
     families = dict.fromkeys(map(family_name, models))
     repository = paper.origin.removeprefix("https://github.com/")

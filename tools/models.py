@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from linsight.backbones import ZOO, zoo
 from linsight.kernels import force
 
-# Of every model, as `python -m linsight.tools.zoo` counted them.
+# Counts of every model, written by `python -m linsight.tools.zoo`.
 COUNTS = Path(zoo.__file__).with_name("counts.csv")
 
 
@@ -67,7 +67,8 @@ def read_counts() -> dict[str, tuple[int, int]]:
 def count(name: str, size: int = 224) -> tuple[int, int]:
     """Parameters, and multiply-adds of convolutions and matrix products, for one square image."""
     with torch.device("meta"), force("reference"), torch.inference_mode():
-        # The counter asks where each module's arguments come from, if they want a gradient.
+        # Parameters that require a gradient would make the counter look for the modules that
+        # each tensor comes from.
         model = timm.create_model(name).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, size, size))

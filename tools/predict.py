@@ -17,13 +17,13 @@ from rich.table import Table
 from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
-from linsight.datasets.loading import DataError
+from linsight.data.loading import DataError
 from linsight.heads.checkpoint import AtomicLocalBackend
-from linsight.tools.config import ConfigError, check_config, override
+from linsight.tools.config import ConfigError, check_config, override, quiet_mmdet
 from linsight.tools.model import open_model, read_run
 from linsight.tools.predict_video import SUFFIXES, predict_video
 from linsight.tools.prediction import Predictor
-from linsight.tools.run import Overrides, plain_errors
+from linsight.tools.run import Overrides, report_errors
 
 
 def predict(
@@ -51,8 +51,8 @@ def predict(
     ] = None,
     cfg_options: Overrides = None,
 ) -> None:
-    """Say what a model sees in pictures, and draw it."""
-    with plain_errors():
+    """Predict pictures and videos, and draw the predictions."""
+    with report_errors():
         place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         predictor = open_predictor(model, model_name, place, topk, score, tta, cfg_options or ())
         files = _pictures(pictures)
@@ -104,27 +104,28 @@ def open_predictor(
     tta: bool = False,
     overrides: Sequence[str] = (),
 ) -> Predictor:
-    """The predictor for the kind of model that `source` holds.
+    """Open a model, and return the predictor for its kind.
 
     Args:
-        source, model_name: as :func:`~linsight.tools.model.open_model` takes them, or a
-            checkpoint of a training of any of the tasks; of other files `model_name` may also be
-            that of the config that they fit.
-        device: to run it on.
-        topk: how many classes a classifier names.
-        score: a detector leaves out objects less sure than this.
-        tta: test-time augmentation.
-        overrides: ``key=value`` words that change the config of a training.
+        source, model_name: as for :func:`~linsight.tools.model.open_model`; or a checkpoint of
+            `linsight train` for any task; or a checkpoint of another origin with the name of the
+            config that it fits.
+        device: device to run it on.
+        topk: number of classes that a classifier reports.
+        score: lowest score of the objects that a detector reports.
+        tta: use test-time augmentation.
+        overrides: ``key=value`` words that change the config in a checkpoint.
 
     Raises:
-        ConfigError: there is no test-time augmentation for this model.
-        FileNotFoundError: `source` is neither a file nor a model's name.
-        CheckpointError: the file is damaged, or of a model that nothing here predicts with.
+        ConfigError: the model has no test-time augmentation, or an override is wrong.
+        FileNotFoundError: `source` is neither a file nor the name of a model.
+        CheckpointError: the file is damaged, or holds a model of another kind.
     """
     run = read_run(source, model_name)
     kind = run.config.model.type if run else "ImageClassifier"
     if run and run.config.get("default_scope") == "mmdet":
-        from linsight.tools.predict_detection import DetectionPredictor
+        with quiet_mmdet():
+            from linsight.tools.predict_detection import DetectionPredictor
 
         _change(run.config, overrides)
         return DetectionPredictor(run, source, device, score, tta)
@@ -153,10 +154,10 @@ def _change(config: Config, overrides: Sequence[str]) -> None:
 def _predict(
     predictor: Predictor, file: Path, drawing: Path, progress: Progress
 ) -> tuple[str, list[tuple]]:
-    """Summary and rows of a picture or a video, whose drawing is written.
+    """Predict a picture or a video, write its drawing, and return its summary and rows.
 
     Raises:
-        DataError: it cannot be read, or is none that the model takes.
+        DataError: the file cannot be read, or the model does not take its picture.
     """
     if _is_video(file):
         frames = predict_video(predictor, file, drawing.with_suffix(".mp4"), progress)
@@ -164,12 +165,12 @@ def _predict(
         return f"{len(frames)} frames", rows
     try:
         picture = Image.open(file).convert("RGB")
-    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format.
+    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ..., depending on the format.
     except Exception as error:
         raise DataError(f"{file} ({error})") from error
     try:
         prediction = predictor(picture)
-    except ValueError as error:  # such as that it is too small for the model
+    except ValueError as error:  # for example, the picture is too small for the model
         raise DataError(f"{file} ({error})") from error
     content = io.BytesIO()
     prediction.drawing.save(content, "PNG")
@@ -198,6 +199,7 @@ def _pictures(sources: list[Path]) -> list[Path]:
 
 
 def _drawing(out: Path, file: Path, files: list[Path]) -> Path:
-    """Named as the picture; with its folder where two pictures are called the same."""
+    """File of a drawing, named like the picture; with the picture's folder in the name where two
+    pictures have the same name."""
     alone = sum(other.stem == file.stem for other in files) == 1
     return out / f"{file.stem if alone else '_'.join(file.with_suffix('').parts[-2:])}.png"

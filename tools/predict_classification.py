@@ -1,4 +1,4 @@
-"""Pictures and their likeliest classes."""
+"""Classification of pictures for `linsight predict`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from PIL import Image
 from torch import nn
 
 from linsight.tools.model import class_names
-from linsight.tools.prediction import Prediction, rendered
+from linsight.tools.prediction import Prediction, render
 
 
 class ClassificationPredictor:
-    """Names the likeliest classes of a picture.
+    """Predicts the most probable classes of a picture.
 
     Args:
-        model: a timm model, as :func:`~linsight.tools.model.open_model` gives it.
-        device: to run it on.
-        topk: how many classes to name.
+        model: a timm model, as :func:`~linsight.tools.model.open_model` returns it.
+        device: device to run it on.
+        topk: number of classes per picture.
     """
 
     columns = ("class", "probability")
@@ -39,16 +39,16 @@ class ClassificationPredictor:
         return Prediction(
             summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
             rows=[(name, f"{p:.6f}") for name, p in best],
-            drawing=rendered(draw_classes(picture, best)),
+            drawing=render(draw_classes(picture, best)),
         )
 
 
 def draw_classes(picture: Image.Image, best: list[tuple[str, float]]) -> Figure:
-    """A picture beside bars of its likeliest classes.
+    """A picture beside a bar chart of its most probable classes.
 
     Args:
-        picture: as it was read.
-        best: names and probabilities, the likeliest first.
+        picture: the picture (RGB).
+        best: names and probabilities, the most probable class first.
     """
     figure = Figure(figsize=(7, 3), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))

@@ -1,11 +1,16 @@
-"""Pictures and the objects in them: boxes, classes, and masks where the detector gives them."""
+"""Detection in pictures for `linsight predict`: boxes, classes and, for some detectors, masks."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+# Registers what the configs of detectors name; mmdet follows them.
+import linsight.data.coco
+import linsight.data.digits_detection
+import linsight.heads  # noqa: F401
+
+# isort: split
 import numpy as np
 import torch
 from mmcv.transforms import Compose
@@ -15,7 +20,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
-from linsight.heads.detection_figures import draw_objects, found
+from linsight.heads.detection_figures import detections, draw_objects
 from linsight.tools.config import tta_of
 from linsight.tools.model import Run
 from linsight.tools.prediction import Prediction
@@ -24,19 +29,19 @@ _LIBRARIES = ("linsight", "mmdet", "mmengine")
 
 
 class DetectionPredictor:
-    """Finds, names and, if it was trained to, outlines the objects of a picture.
+    """Predicts the boxes, classes and, for some detectors, masks of the objects in a picture.
 
     Args:
-        run: of a training of one of mmdet's detectors.
-        source: where it was read, for messages.
-        device: to run it on.
-        score: objects less sure than this are left out.
-        tta: merge what is found at the scales and mirrored, as the config says.
+        run: content of the checkpoint of one of mmdet's detectors.
+        source: file of the checkpoint, for messages.
+        device: device to run it on.
+        score: lowest score of the objects that are reported.
+        tta: use the test-time augmentation of the config.
 
     Raises:
-        CheckpointError: the weights are not of the model that the checkpoint names, or it
-            names what neither linsight nor mmdet has.
-        ConfigError: there is no test-time augmentation for this model.
+        CheckpointError: the weights do not fit the model that the checkpoint names, or it names
+            a type of another library than linsight, mmdet and mmengine.
+        ConfigError: the config has no test-time augmentation.
     """
 
     columns = ("class", "score", "left", "top", "right", "bottom", "mask_pixels")
@@ -46,13 +51,13 @@ class DetectionPredictor:
     ) -> None:
         config = run.config
         augmentation = tta_of(config) if tta else None
-        _import(config, source)
-        # Neither downloads nor files beside: the weights are in the checkpoint.
+        _check_libraries(config, source)
+        # The checkpoint holds the weights, so that nothing is downloaded or read from other files.
         config.model.backbone.update(pretrained=False, checkpoint=None)
         pipeline = config.tta_pipeline if tta else config.test_dataloader.dataset.pipeline
         with DefaultScope.overwrite_default_scope("mmdet"):
             model = MODELS.build(config.model)
-            self.pipeline = Compose(list(_without_loading(pipeline)))
+            self.pipeline = Compose(list(_drop_loading(pipeline)))
         check_fit(run.state, model, f"checkpoint {source} does not fit the model that it names")
         model.load_state_dict(run.state, strict=False)
         if augmentation:
@@ -75,7 +80,7 @@ class DetectionPredictor:
             }
         )
         (sample,) = self.model.test_step(pseudo_collate([item]))
-        objects = found(sample, self.score)
+        objects = detections(sample, self.score)
         masks = objects["masks"]
         rows = []
         for i in np.argsort(-objects["scores"], kind="stable"):
@@ -93,22 +98,23 @@ class DetectionPredictor:
         )
 
 
-def _without_loading(pipeline: Sequence[dict]) -> Iterator[dict]:
-    """The transforms after reading the picture, and without what is known of it."""
+def _drop_loading(pipeline: Sequence[dict]) -> Iterator[dict]:
+    """The transforms of a pipeline without those that load the picture and its annotations."""
     for step in pipeline:
         if step["type"] == "TestTimeAug":
-            branches = [list(_without_loading(branch)) for branch in step["transforms"]]
+            branches = [list(_drop_loading(branch)) for branch in step["transforms"]]
             yield {**step, "transforms": [branch for branch in branches if branch]}
         elif not step["type"].startswith("Load"):
             yield step
 
 
-def _import(config: Mapping, source: str) -> None:
-    """Import what registers the config's types, of known libraries alone: a checkpoint may come
-    from anywhere, and mmengine would call whatever function a type names."""
-    for module in config.get("custom_imports", {}).get("imports", ()):
-        if module.partition(".")[0] in _LIBRARIES:
-            importlib.import_module(module)
+def _check_libraries(config: Mapping, source: str) -> None:
+    """Refuse types of other libraries: a checkpoint may come from anywhere, and mmengine would
+    call whatever function a type names.
+
+    Raises:
+        CheckpointError: a type is of another library.
+    """
     for kind in _types([config["model"], config["test_dataloader"], config.get("tta_model", {})]):
         library = str(kind).rpartition(".")[0]
         if library and library not in _LIBRARIES:

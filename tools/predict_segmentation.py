@@ -1,4 +1,4 @@
-"""Pictures and the class of each of their pixels."""
+"""Semantic segmentation of pictures for `linsight predict`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from linsight.backbones.checkpoint import check_fit
-from linsight.datasets.segmentation import build_transforms
+from linsight.data.segmentation import build_transforms
 from linsight.heads.segmentation import SemanticSegmentor
 from linsight.heads.segmentation_figures import legend, overlay
 from linsight.tools.model import Run
-from linsight.tools.prediction import Prediction, rendered
+from linsight.tools.prediction import Prediction, render
 
 
 class SegmentationPredictor:
-    """Names the class of each pixel of a picture, as the training's test data are predicted.
+    """Predicts the class of each pixel of a picture, as for the test data of the training.
 
     Args:
-        run: what a checkpoint of a semantic segmentor holds.
-        source: the checkpoint's file, for messages.
-        device: to run it on.
+        run: content of the checkpoint of a semantic segmentor.
+        source: file of the checkpoint, for messages.
+        device: device to run it on.
+
+    Raises:
+        CheckpointError: the weights do not fit the model that the checkpoint names.
     """
 
     columns = ("class", "share of the pixels")
@@ -60,17 +63,17 @@ class SegmentationPredictor:
         return Prediction(
             summary=", ".join(f"{name} {share:.1%}" for name, share in shares[:3]),
             rows=[(name, f"{share:.6f}") for name, share in shares],
-            drawing=rendered(draw_classes(original, labels, self.classes)),
+            drawing=render(draw_classes(original, labels, self.classes)),
         )
 
 
 def draw_classes(picture: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:
-    """A picture beside itself with its classes in colour, and a legend of those that it has.
+    """A picture beside its copy with the classes in colour, and a legend of these classes.
 
     Args:
         picture: uint8 (3, H, W).
         labels: class of each pixel, (H, W).
-        classes: the classes' names.
+        classes: names of the classes.
     """
     height, width = labels.shape
     side = 5.0

@@ -1,4 +1,4 @@
-"""Predict a video frame by frame, and write it with what was found."""
+"""Predict a video frame by frame, and write a video of the drawings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from linsight.datasets.loading import DataError
+from linsight.data.loading import DataError
 from linsight.tools.prediction import Predictor
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -22,13 +22,13 @@ SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 def predict_video(
     predictor: Predictor, file: Path, target: Path, progress: Progress
 ) -> list[list[tuple[Any, ...]]]:
-    """Predict the frames of a video; write their drawings to another.
+    """Predict the frames of a video, and write their drawings to another video.
 
     Args:
-        predictor: of pictures.
+        predictor: predictor of pictures.
         file: the video.
-        target: the ``.mp4`` to write, which appears under its name when it is whole.
-        progress: shows how many frames are done.
+        target: the ``.mp4`` to write. It gets its name when it is complete.
+        progress: display that shows how many frames are done.
 
     Returns:
         The rows of each frame.
@@ -45,7 +45,7 @@ def predict_video(
         total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         task = progress.add_task(file.name, total=total if total > 0 else None)
         rows = []
-        with _written(target, video.get(cv2.CAP_PROP_FPS) or 25.0) as write:
+        with _open_writer(target, video.get(cv2.CAP_PROP_FPS) or 25.0) as write:
             while there:
                 prediction = predictor(Image.fromarray(frame[..., ::-1]))
                 write(np.asarray(prediction.drawing)[..., ::-1])
@@ -58,14 +58,15 @@ def predict_video(
 
 
 @contextmanager
-def _written(target: Path, rate: float) -> Iterator[Any]:
-    """A function that writes BGR frames to a file beside, which becomes `target` at the end."""
+def _open_writer(target: Path, rate: float) -> Iterator[Any]:
+    """Yield a function that writes BGR frames to a temporary file, which is renamed to `target` at
+    the end."""
     beside = target.with_name(f".{target.stem}.part{target.suffix}")
     writer, count = None, 0
 
     def write(frame: np.ndarray) -> None:
         nonlocal writer, count
-        # Encoders take even sides.
+        # Encoders need even sides.
         height, width = (side // 2 * 2 for side in frame.shape[:2])
         if writer is None:
             code = cv2.VideoWriter.fourcc(*"mp4v")
@@ -78,7 +79,7 @@ def _written(target: Path, rate: float) -> Iterator[Any]:
     try:
         yield write
         writer.release()
-        # OpenCV says nothing of a disk that is full.
+        # OpenCV reports no error when the disk is full.
         if cv2.VideoCapture(str(beside)).get(cv2.CAP_PROP_FRAME_COUNT) != count:
             raise OSError(f"cannot write all of {target}: is the disk full?")
         os.replace(beside, target)

@@ -1,4 +1,4 @@
-"""What `linsight predict` asks of each task's model."""
+"""The interface between `linsight predict` and the model of each task."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture.
+    """The prediction of a model for one picture.
 
     Attributes:
-        summary: one line of it.
-        rows: all of it, as :attr:`Predictor.columns` names the fields.
-        drawing: the picture with it (RGB); of equal size for pictures of equal size.
+        summary: the prediction in one line.
+        rows: the prediction as rows of a table with the columns :attr:`Predictor.columns`.
+        drawing: the picture with the prediction (RGB). Pictures of equal size have drawings of
+            equal size.
     """
 
     summary: str
@@ -39,8 +40,8 @@ class Predictor(Protocol):
     def __call__(self, picture: Image.Image) -> Prediction: ...
 
 
-def rendered(figure: Figure, dpi: int = 120) -> Image.Image:
-    """A figure as a picture."""
+def render(figure: Figure, dpi: int = 120) -> Image.Image:
+    """Draw a figure into a picture (RGB)."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

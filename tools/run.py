@@ -1,4 +1,4 @@
-"""What `train` and `test` share: mmengine's runner on this machine, and errors in one line."""
+"""Shared by `train` and `test`: mmengine's runner on this machine, and errors in one line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import torch
 import typer
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
 from linsight.backbones.checkpoint import CheckpointError
-from linsight.datasets.loading import DataError
+from linsight.data.loading import DataError
+from linsight.heads.runner import SafeRunner
 from linsight.tools.config import ConfigError, load_config
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
@@ -41,7 +42,7 @@ Overrides = Annotated[
     typer.Option(metavar="KEY=VALUE", help="Change the config: a.b=1 c=2 ..."),
 ]
 
-# Said by mmengine, timm or torch of their own doings: nothing that a user could change.
+# Messages of mmengine, timm or torch about their internals, which a user cannot act on.
 _NOT_FOR_USERS = (
     r".*no metainfo.*",
     r".*Exp name: .*",
@@ -52,7 +53,7 @@ _NOT_FOR_USERS = (
     r"Auto resumed from the latest checkpoint None.*",
     r"Did not find last_checkpoint.*",
     r"The previous best checkpoint .*",
-    r"Load checkpoint from .*",
+    r"Loads? checkpoint .*",
     r".*\"FileClient\" will be deprecated.*",
     r".*\"HardDiskBackend\" is the alias.*",
     r"Converting ground truth to coco format.*",
@@ -62,8 +63,8 @@ _NOT_FOR_USERS = (
 _MMENGINES = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 
 
-class QuietRunner(Runner):
-    """mmengine's runner that shows a user what concerns the run; the log file has the rest."""
+class QuietRunner(SafeRunner):
+    """A runner that shows only messages about the run itself; the log file has all of them."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
@@ -97,15 +98,18 @@ def build_runner(
     work_dir: Path | None,
     launcher: Launcher = "none",
     adapt: Callable[[Config], None] = lambda config: None,
-) -> Runner:
+) -> SafeRunner:
     """Read and check a config and build mmengine's runner from it, for this machine.
 
     Args:
         config: name or path.
         overrides: ``key=value`` words.
-        work_dir: where the results go; by default ``work_dirs/`` and the config's name.
-        launcher: of the processes of a distributed run.
-        adapt: changes the config before the runner is built.
+        work_dir: folder for the results; by default ``work_dirs/`` and the config's name.
+        launcher: what started the processes of a distributed run.
+        adapt: function that changes the config before the runner is built.
+
+    Raises:
+        ConfigError: the config is missing or wrong, or its data root does not exist.
     """
     cfg = load_config(config, overrides)
     _check_data_root(cfg)
@@ -114,12 +118,12 @@ def build_runner(
     )
     cfg.launcher = launcher
     if launcher == "pytorch" and not torch.cuda.is_available():
-        # mmengine would ask for a GPU, once as it joins the processes and once for the model.
+        # mmengine's own way asks for a GPU, both to join the processes and to wrap the model.
         torch.distributed.init_process_group("gloo")
         wrapper = cfg.get("model_wrapper_cfg") or {"broadcast_buffers": False}
         cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
     adapt(cfg)
-    # mmengine takes None, "without this hook", for its own alone.
+    # mmengine understands None, "without this hook", only for its own default hooks.
     hooks = cfg.get("default_hooks", {})
     for name in [name for name, hook in hooks.items() if hook is None and name not in _MMENGINES]:
         del hooks[name]
@@ -133,14 +137,19 @@ def build_runner(
 
 
 def _check_data_root(cfg: Config) -> None:
-    """Miss the data before the model's weights are fetched.
+    """Check the folder of the data before the model's weights are downloaded.
 
     Raises:
-        ConfigError: the folder `data_root` is missing, and data are to be read from it.
+        ConfigError: the folder ``data_root`` does not exist, and a data set reads from it.
     """
     root = str(cfg.get("data_root", "")).rstrip("/")
     loaders = [cfg.get(f"{split}_dataloader") or {} for split in ("train", "val", "test")]
-    used = any(f"'{root}/" in str(loader) or f"'{root}'" in str(loader) for loader in loaders)
+    used = any(
+        f"'{root}/" in str(loader) or f"'{root}'" in str(loader)
+        for loader in loaders
+        # timm's readers with a prefix, such as hfds/, make the folder for what they download.
+        if "/" not in str(loader.get("dataset", {}).get("name", ""))
+    )
     if root and used and "://" not in root and not Path(root).is_dir():
         raise ConfigError(
             f"the folder data_root {root!r} does not exist: "
@@ -149,38 +158,38 @@ def _check_data_root(cfg: Config) -> None:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Print an error that a user can mend as one line and leave with exit code 1.
+def report_errors() -> Iterator[None]:
+    """Print an error that a user can fix in one line, and exit with code 1.
 
-    That is one of data, of a file, or of an argument that linsight refuses. A fault of the
+    Such errors are about data, a file, or an argument that linsight refuses. An error in the
     program itself keeps its traceback.
     """
     warnings.filterwarnings("ignore", module=r"(mmengine|timm|torch)\b")
-    # On a full disk each line of the log would be a traceback.
+    # Without this each line of the log becomes a traceback when the disk is full.
     logging.raiseExceptions = False
     try:
         yield
     except (ConfigError, DataError, CheckpointError, OSError) as error:
         _leave(error)
     except ValueError as error:
-        if not _is_linsights(error):
+        if not _raised_by_linsight(error):
             raise
         _leave(error)
     except TypeError as error:
-        # What **kwargs hid from the check of the config.
+        # The check of the config cannot see arguments that **kwargs takes.
         if "unexpected keyword argument" not in str(error):
             raise
         _leave(error)
 
 
-def _is_linsights(error: Exception) -> bool:
-    """Whether one of linsight's own lines raised it, and so says what to change."""
+def _raised_by_linsight(error: Exception) -> bool:
+    """Whether code of linsight raised the error, whose message then says what to change."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").startswith("linsight.")
 
 
 def _leave(error: Exception) -> NoReturn:
-    # A data worker sends its error with a traceback; the last line is the error.
+    # The error of a data worker comes with a traceback, whose last line is the message.
     message = str(error).strip()
     if "DataLoader worker process" in message:
         message = message.splitlines()[-1].partition(": ")[2]

@@ -1,4 +1,4 @@
-"""Measure a checkpoint: `linsight test CONFIG CHECKPOINT`, or `python tools/test.py ...`."""
+"""Evaluate a checkpoint: `linsight test CONFIG CHECKPOINT`, or `python tools/test.py ...`."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from linsight.tools.run import (
     Words,
     WorkDir,
     build_runner,
-    plain_errors,
+    report_errors,
 )
 
 
@@ -34,7 +34,7 @@ def test(
     launcher: LauncherOption = "none",
     cfg_options: Overrides = None,
 ) -> None:
-    """Print what a checkpoint reaches on the test data, and draw some of its predictions."""
+    """Print the metrics of a checkpoint on the test data, and draw some of its predictions."""
 
     def adapt(cfg: Config) -> None:
         cfg.resume = False
@@ -51,14 +51,14 @@ def test(
             cfg.custom_hooks = [*cfg.get("custom_hooks", ()), hook]
             cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
-    with plain_errors():
+    with report_errors():
         runner = build_runner(
             config, [*(cfg_options or []), *(words or [])], work_dir, launcher, adapt
         )
         metrics = runner.test()
     table = Table("metric", Column("%", justify="right"))
     for name, value in metrics.items():
-        # Of objects of a size that the data have none of, COCO's precision is -1.
+        # COCO's precision is -1 for a size of which the data have no object.
         figure = f"{percent(name, value):.2f}" if value >= 0 else "-"
         table.add_row(name.rpartition("/")[2], figure)
     Console().print(table)

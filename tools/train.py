@@ -1,4 +1,4 @@
-"""Train what a config describes: `linsight train CONFIG`, or `python tools/train.py CONFIG`."""
+"""Train the model of a config: `linsight train CONFIG`, or `python tools/train.py CONFIG`."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from linsight.tools.run import (
     Words,
     WorkDir,
     build_runner,
-    plain_errors,
+    report_errors,
 )
 
 
@@ -37,7 +37,7 @@ def train(
 ) -> None:
     """Train; weights, logs and figures go to the work dir."""
     words = words or []
-    # OpenMMLab's `--resume [CKPT]`: the one word that is no KEY=VALUE.
+    # OpenMMLab writes `--resume [CKPT]`: the checkpoint is the word that is no KEY=VALUE.
     checkpoints = [word for word in words if resume and "=" not in word]
     overrides = [*(cfg_options or []), *(word for word in words if word not in checkpoints)]
 
@@ -48,7 +48,7 @@ def train(
         if amp and cfg.optim_wrapper.get("type") != "AmpOptimWrapper":
             cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
         if compile:
-            # Detectors have a backbone that compiles; what follows it follows the objects.
+            # Of detectors only the backbone compiles; the work after it depends on the objects.
             whole = cfg.model.type in ("ImageClassifier", "SemanticSegmentor")
             part = cfg.model if whole else cfg.model.backbone
             part.compile = True
@@ -56,7 +56,7 @@ def train(
             backends = [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}]
             cfg.visualizer = {"type": "Visualizer", "vis_backends": backends}
 
-    with plain_errors():
+    with report_errors():
         build_runner(config, overrides, work_dir, launcher, adapt).train()
 
 

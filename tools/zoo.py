@@ -1,4 +1,4 @@
-"""Write what is derived from the zoo: `python -m linsight.tools.zoo`, in a checkout.
+"""Write the files that are generated from the zoo: `python -m linsight.tools.zoo`, in a checkout.
 
 Counts of operations take a minute, and are kept in `backbones/zoo/counts.csv` for
 `linsight models`. The rest are pages for users, and parts of pages.
@@ -61,14 +61,14 @@ compiled, they are the compiler's. Softmax attention over all tokens is PyTorch'
 
 
 def write(repository: Path) -> None:
-    """Count the operations of every model, and write every file that is derived from the zoo."""
+    """Count the operations of every model, and write every file that is generated from the zoo."""
     counts = {name: count(name) for name in track(ZOO, "Counting operations")}
     for path, text in generate(repository, counts).items():
         path.write_text(text)
 
 
 def generate(repository: Path, counts: Mapping[str, tuple[int, int]]) -> dict[Path, str]:
-    """The texts of the derived files by their paths.
+    """The texts of the generated files by their paths.
 
     Args:
         repository: a checkout, whose hand-written lines stay.
@@ -102,7 +102,7 @@ def replace_lines(text: str, lines: str) -> str:
 
 
 def page(counts: Mapping[str, tuple[int, int]]) -> str:
-    """The page of the zoo, in Markdown.
+    """The page docs/zoo.md, in Markdown.
 
     Args:
         counts: parameters and multiply-adds of each model by its name.

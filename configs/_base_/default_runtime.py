@@ -1,5 +1,7 @@
-custom_imports = dict(imports=["linsight", "linsight.datasets.classification", "linsight.heads"])
+custom_imports = dict(imports=["linsight.data.classification", "linsight.heads"])
 default_scope = "mmengine"
+# Scripts of OpenMMLab build this runner. linsight's commands always use it.
+runner_type = "SafeRunner"
 
 default_hooks = dict(
     logger=dict(type="LoggerHook", interval=100),

@@ -2,19 +2,18 @@ _base_ = "default_runtime.py"
 
 custom_imports = dict(
     imports=[
-        "linsight",
-        "linsight.datasets.classification",
-        "linsight.datasets.coco",
-        "linsight.datasets.digits_detection",
+        "linsight.data.classification",
+        "linsight.data.coco",
+        "linsight.data.digits_detection",
         "linsight.heads",
+        "linsight.heads.detection",
         "linsight.heads.detection_metric",
         "linsight.heads.detection_figures",
-        "mmdet.registry",
     ]
 )
 default_scope = "mmdet"
-# The number of regions, a batch to the mask head, is new in every iteration, and so would be
-# the search for the fastest convolution.
+# The number of regions, which is the batch of the mask head, changes in every iteration. cuDNN
+# would search for the fastest convolution each time.
 env_cfg = dict(cudnn_benchmark=False)
 
 default_hooks = dict(

@@ -1,6 +1,6 @@
 _base_ = "./default_runtime.py"
 
-custom_imports = dict(imports=["linsight", "linsight.datasets.segmentation", "linsight.heads"])
+custom_imports = dict(imports=["linsight.data.segmentation", "linsight.heads"])
 
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=8000, save_best="segmentation/mIoU"),

@@ -28,7 +28,7 @@ def _broadcast_statistics(
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of the softmax over many agents, per token: the logarithm of its sum, and sum(p dp)."""
+    """Per token, the logarithm of the sum of the softmax over many agents, and sum(p dp)."""
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -82,7 +82,7 @@ def _broadcast_gradient(
     dp = multiply(dy, tl.trans(u))
     if WHOLE:
         p = softmax_of(s, live, EXACT)
-        # Of the very dp that it is taken from: what is left of a one-hot softmax is exact.
+        # The sum is over the same dp that it is subtracted from: of a one-hot softmax all is exact.
         inner = tl.sum(p * dp, 1)
     else:
         p = softmax_weights(s, tl.load(statistics + n, mask=valid, other=0.0)[:, None], live, EXACT)
@@ -127,7 +127,7 @@ def _broadcast_agent_gradient(
         p, ds = _broadcast_gradient(
             q, dy, a, u, table, live, valid, statistics, n, tokens, scale, WHOLE, EXACT
         )
-        # A missing token's dy and q are zero.
+        # The dy and q of a missing token are zero.
         du = multiply(tl.trans(p.to(q.dtype)), dy, du)
         da = multiply(tl.trans(ds.to(q.dtype)), q, da)
     ok = (i < COUNT)[:, None] & (d < D)

@@ -57,7 +57,7 @@ def _aggregate(
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """softmax(a k^T + B1) v over one split of the tokens; undivided where there are several."""
+    """softmax(a k^T + B1) v over one split of the tokens, of several not divided by the sum."""
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -102,7 +102,7 @@ def _merge(
     COUNT: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The splits of `_aggregate` in one: ROWS agents of one head."""
+    """Merge the splits of `_aggregate`, for ROWS agents of one head."""
     bh = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, P)[None, :]

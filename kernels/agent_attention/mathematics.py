@@ -5,7 +5,8 @@ import triton.language as tl
 
 from ..runtime.mathematics import exponential, multiply
 
-# Scores and differences of scores that stand for none: their exponential is zero.
+# Scores, and differences of scores, of agents and tokens that do not exist: their exponential is
+# zero.
 NEVER = tl.constexpr(-1e30)
 VANISHED = tl.constexpr(-1e4)
 
@@ -27,7 +28,7 @@ SCALARS = [
 
 @triton.jit
 def softmax_weights(scores, maximum, valid, EXACT: tl.constexpr):
-    """exp(scores - maximum), zero where not valid."""
+    """exp(scores - maximum), zero where `valid` is false."""
     return exponential(tl.where(valid, scores - maximum, VANISHED), EXACT)
 
 
@@ -47,7 +48,7 @@ def softmax_of(scores, valid, EXACT: tl.constexpr):
 
 @triton.jit
 def agent_rows(pointer, i, count, D: tl.constexpr, P: tl.constexpr):
-    """Rows `i` of a contiguous (count, D), zero where there are none."""
+    """Rows `i` of a contiguous (count, D), zero from row `count` on."""
     d = tl.arange(0, P)[None, :]
     return tl.load(pointer + i[:, None] * D + d, mask=(i < count)[:, None] & (d < D), other=0.0)
 
@@ -74,7 +75,7 @@ def convolve(
     column = (n - prefix) - row * width
     mapped = (n >= prefix) & (n < last)
     total = tl.zeros((n.shape[0], P), tl.float32)
-    # Rows are a loop, so that registers hold the weights of one at a time.
+    # A loop goes over the rows, so that registers hold the weights of one row at a time.
     for i in range(0, K):
         r = row + i - K // 2
         at = (n + (i - K // 2) * width).to(tl.int64)

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..depthwise_conv2d.operator import count_flops as count_convolution
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
 
@@ -93,6 +94,30 @@ def _differentiate(ctx, grad, *_):
     return dprojection, dbias, dweight, dweight_bias, None, None, None, None, None
 
 
+def _count_products(projection, weight, size, grid) -> tuple[int, int]:
+    """The products of the pooling, and all others."""
+    batch, tokens, packed = projection
+    channels, agents = packed // 3, grid[0] * grid[1]
+    pooling = 2 * batch * grid[1] * channels * size[0] * (size[1] + grid[0])
+    local = count_convolution((batch, *size, channels), weight)
+    return pooling, 8 * batch * agents * tokens * channels + local
+
+
+def _count_forward(
+    projection, bias, weight, weight_bias, heads, height, width, rows, columns, *_, **__
+) -> int:
+    return sum(_count_products(projection, weight, (height, width), (rows, columns)))
+
+
+def _count_backward(
+    grad, projection, bias, weight, agents, values, statistics, heads, height, width, rows,
+    columns, *_, **__,
+) -> int:  # fmt: skip
+    # The matrices that pool are constant.
+    pooling, rest = _count_products(projection, weight, (height, width), (rows, columns))
+    return pooling + 2 * rest
+
+
 _SIZES = "int heads, SymInt height, SymInt width, int rows, int columns"
 agent_attention = Operator(
     "agent_attention",
@@ -102,6 +127,7 @@ agent_attention = Operator(
     schema="(Tensor projection, Tensor bias, Tensor weight, Tensor? weight_bias, "
     f"{_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_run_fake,
+    flops=_count_forward,
 )
 _backward = Operator(
     "agent_attention_backward",
@@ -109,4 +135,5 @@ _backward = Operator(
     schema="(Tensor grad, Tensor projection, Tensor bias, Tensor weight, Tensor agents, "
     f"Tensor values, Tensor statistics, {_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_run_backward_fake,
+    flops=_count_backward,
 )

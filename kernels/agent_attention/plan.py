@@ -139,7 +139,7 @@ def plan(
         }  # fmt: skip
 
     split = options(blocks.split)
-    # Over agents, too, where they are several blocks; and over tokens alone.
+    # Kernels that cut tokens and agents, and kernels that cut the tokens alone.
     splits, per_split = split_tokens(blocks.split, rows * agent_blocks, tokens, device)
     agent_grid, agent_sizes = (rows, splits, agent_blocks), (bias_row, tokens, per_split, heads)
     token_splits, per_split = split_tokens(blocks.split, rows, tokens, device)
@@ -160,8 +160,7 @@ def plan(
         "D": width, "ROWS": grid[0], "COLUMNS": grid[1], "CHANNELS": channels,
         "BLOCK": max(2, 2048 // channels), "num_warps": 4,
     }  # fmt: skip
-    # From image to image of the parts, which `_broadcast_agent_gradient` and
-    # `_aggregate_agent_gradient` share.
+    # The distance between two heads in the parts that both agent gradients write.
     part_stride = 2 * splits * count * width
 
     tile = blocks.chunk
@@ -218,7 +217,7 @@ def _reach(size: tuple[int, int], grid: tuple[int, int]) -> list[int]:
     return [
         max(1, cells // length)
         if length % cells == 0 or cells % length == 0
-        # Cells that overlap, and the first of them at any place within a cell.
+        # The cells overlap, and a token is at any place within the first of them.
         else (cells - 1) // length + 2
         for length, cells in zip(size, grid, strict=True)
     ]

@@ -41,7 +41,7 @@ def agent_attention(
         )
         queries = x[:, prefix:, :channels].unflatten(1, size)
         agents = (rows @ (columns @ queries).flatten(2)).unflatten(-1, (grid[1], channels))
-        # Rounded as a pooling layer's output is; the products that follow are not.
+        # Agents are rounded, as the output of a pooling layer is; later products are not.
         agents = agents.to(dtype).to(wide).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
         q, k, v = x.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         first, second = bias.to(dtype).to(wide)

@@ -50,7 +50,8 @@ def _differentiate(ctx, grad, _):
     sums = gradient_sums(grad, x, statistics, weight, bias, ctx.activation)
     dbias, dweight = sums[0].to(bias.dtype), sums[1].to(weight.dtype)
     if ctx.process_group is not None:
-        # Weight and bias get this process's part, which distributed training averages.
+        # The gradients of weight and bias stay those of this process: distributed training reduces
+        # them like all others.
         sums = sums.clone()
         distributed.all_reduce(sums, group=ctx.process_group)
     input_gradient(grad, x, statistics, weight, bias, sums, ctx.activation, dx)

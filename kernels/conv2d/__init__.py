@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.activation import Activation, activate, check_activation
-from ..runtime.dispatch import launches_directly, runs_triton, stream_dtype
+from ..runtime.dispatch import is_direct_call, runs_triton, stream_dtype
 from . import operator, reference
 
 # The most channels, and the largest side of a window, that the kernel for images takes.
@@ -57,7 +57,7 @@ def conv2d(
     image = usable and _is_image(x, weight, dilation, groups)
     # Without a bias there are only the products, which PyTorch computes.
     usable = image or (usable and bias is not None)
-    if not usable or not launches_directly("conv2d", (x, weight, bias)):
+    if not usable or not is_direct_call((x, weight, bias), "conv2d"):
         return reference.conv2d(x, weight, bias, *geometry, activation)
     if image and min(operator.result_shape(x, weight, stride, padding)) < 1:
         return reference.conv2d(x, weight, bias, *geometry, activation)

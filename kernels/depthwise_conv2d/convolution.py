@@ -45,7 +45,7 @@ def _convolve(
     w = ((tl.program_id(0) % groups) * STRIPS + tl.arange(0, STRIPS)[:, None]) * P
     first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, height)
-    # The rows of x that there are; those above and below the map add nothing.
+    # Rows of x above and below the map add nothing, and are left out.
     top = tl.maximum(first - PAD, 0)
     bottom = tl.minimum(last + PAD, height)
     x += b * x_b + top.to(tl.int64) * x_r + ((w - PAD) * x_c + c)
@@ -84,7 +84,7 @@ def _convolve(
             if not BACKWARD:
                 value = activate(value, ACTIVATION, EXACT)
             window = window + (value,)
-        # The last row is loaded twice: cheaper than to ask at every load.
+        # The last row is loaded twice, which is cheaper than a condition at every load.
         x += tl.where(row + 1 < bottom, x_r, 0)
         ahead = load_strip(x, x_c, w, live, width, K, P)
         fresh = ()
@@ -114,7 +114,7 @@ def _convolve(
             other += o_r
         if ADD:
             add += a_r
-    # The map's last rows, which no further row of x completes.
+    # No further row of x completes the last rows of the map.
     for j in tl.static_range(PAD):
         ends = (bottom - PAD + j >= first) & (bottom - PAD + j < last)
         for p in tl.static_range(P):

@@ -57,6 +57,20 @@ def _differentiate(ctx, grad):
     return dx, dweight, dbias, None, None, None, None
 
 
+def count_flops(shape, weight) -> int:
+    """The products of a convolution with a result of one shape (B, H, W, C)."""
+    batch, height, width, channels = shape
+    return 2 * batch * height * width * channels * weight[2] * weight[3]
+
+
+def _count_forward(x, weight, *_, out_shape, **__) -> int:
+    return count_flops(out_shape, weight)
+
+
+def _count_backward(grad, x, weight, *_, **__) -> int:
+    return 2 * count_flops(grad, weight)
+
+
 depthwise_conv2d = Operator(
     "depthwise_conv2d",
     _run,
@@ -65,6 +79,7 @@ depthwise_conv2d = Operator(
     schema="(Tensor x, Tensor weight, Tensor? bias, int stride, str? activation, "
     "bool residual, ScalarType dtype) -> Tensor",
     fake=_run_fake,
+    flops=_count_forward,
 )
 _backward = Operator(
     "depthwise_conv2d_backward",
@@ -72,4 +87,5 @@ _backward = Operator(
     schema="(Tensor grad, Tensor x, Tensor weight, int stride, str? activation, "
     "bool residual) -> (Tensor, Tensor, Tensor)",
     fake=_run_backward_fake,
+    flops=_count_backward,
 )

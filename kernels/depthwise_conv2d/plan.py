@@ -50,7 +50,7 @@ WEIGH = {
 WARPS = 4
 # Pixels and channels per program at stride 2, and output rows per part of the weight gradient.
 PIXELS, CHANNELS, PART_ROWS = 32, 64, 4
-# The sum of the programs' parts: many rows in flight, as it waits for little else.
+# The tile that sums the programs' parts: many rows, so that many loads are under way.
 SUM_ROWS, SUM_COLUMNS = 256, 16
 
 

@@ -14,7 +14,7 @@ def depthwise_conv2d(
     activation: Activation | None = None,
     residual: bool = False,
 ) -> Tensor:
-    """The convolution through PyTorch's own; see the public function."""
+    """The convolution by PyTorch; see the public function."""
     x = activate(x, activation)
     y = F.conv2d(
         x.permute(0, 3, 1, 2),

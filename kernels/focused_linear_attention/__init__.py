@@ -2,7 +2,7 @@
 
 The map sharpens the direction of a token and keeps its norm. Its norms go over all channels, and
 so across the heads, of which a kernel of `linear_attention` sees one: the features are made by a
-kernel in front of it, in a type that holds them, and never kept for the gradient.
+kernel in front of it, in a type that holds them, and computed again for the gradient.
 """
 
 from torch import Tensor

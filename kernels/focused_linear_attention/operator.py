@@ -2,7 +2,7 @@
 
 import torch
 
-from ..linear_attention.operator import state_shape
+from ..linear_attention.operator import count_flops, state_shape
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
 
@@ -82,6 +82,14 @@ def _differentiate(ctx, grad, _):
     return *gradients, None if ctx.saved_tensors[4] is None else dlocal, None
 
 
+def _count_forward(query, *_, **__) -> int:
+    return count_flops(query, "identity")
+
+
+def _count_backward(grad, query, *_, **__) -> int:
+    return 2 * count_flops(query, "identity")
+
+
 focused_linear_attention = Operator(
     "focused_linear_attention",
     _run,
@@ -90,6 +98,7 @@ focused_linear_attention = Operator(
     schema="(Tensor query, Tensor key, Tensor value, Tensor scale, Tensor? local, int power) "
     "-> (Tensor, Tensor)",
     fake=_run_fake,
+    flops=_count_forward,
 )
 _backward = Operator(
     "focused_linear_attention_backward",
@@ -97,4 +106,5 @@ _backward = Operator(
     schema="(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor scale, Tensor? local, "
     "Tensor state, int power) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_run_backward_fake,
+    flops=_count_backward,
 )

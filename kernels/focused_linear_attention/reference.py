@@ -13,7 +13,7 @@ EPSILON = 1e-6
 def focused_power(x: Tensor, scale: Tensor, power: int) -> Tensor:
     """The feature map of x (B, N, heads, D); see the public function."""
     t = (x.relu() + EPSILON) / F.softplus(scale).unflatten(0, x.shape[2:])
-    # The norm of t^p may leave the range of float32; that of (t / max t)^p cannot.
+    # The norm of t^p may leave the range of float32; the norm of (t / max t)^p cannot.
     largest = t.detach().amax((-2, -1), keepdim=True)
     t = t / largest
     norms = [torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True) for y in (t, t**power)]

@@ -21,8 +21,8 @@ from .plan import plan
 
 
 @triton.jit
-def _representable(e, IEEE: tl.constexpr):
-    """The nearest that `_weigh` multiplies exactly: the sum of two bfloat16, 16 bits."""
+def _round_to_product(e, IEEE: tl.constexpr):
+    """The nearest number that `_weigh` multiplies exactly: a sum of two bfloat16, 16 bits."""
     if IEEE:
         return e
     else:
@@ -53,7 +53,7 @@ def _tile_gradient(
     e = dot(operand(dy, IEEE), tl.trans(weight), e, IEEE)
     e = dot(operand(value, IEEE), tl.trans(du), e, IEEE)
     dvalue = dot(kernel, du, dvalue, IEEE)
-    e = _representable(e * kernel, IEEE)
+    e = _round_to_product(e * kernel, IEEE)
     dquery = _weigh(e, mark, dquery, IEEE)
     return e, dvalue, dquery, mass + tl.sum(e, 1)
 
@@ -133,7 +133,7 @@ def _landmark_gradient(
     tokens, per_split, marks, heads, scale,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """One split's part of dl, of BM landmarks a program."""
+    """One split's part of dl, for BM landmarks per program."""
     bh = tl.program_id(0)
     split = tl.program_id(1)
     m = tl.program_id(2) * BM
@@ -161,7 +161,7 @@ def _landmark_gradient(
         e = tl.zeros((BM, BLOCK), tl.float32)
         e = dot(weight, tl.trans(dy), e, IEEE)
         e = dot(du, tl.trans(value), e, IEEE)
-        e = _representable(e * exponential(score, IEEE), IEEE)
+        e = _round_to_product(e * exponential(score, IEEE), IEEE)
         dmark = _weigh(e, query, dmark, IEEE)
         mass += tl.sum(e, 1)
     dmark = scale * dmark - mass[:, None] * mark.to(tl.float32)

@@ -74,7 +74,7 @@ def _apply(
     parts, inverse, u, total, product, dinverse, splits, marks,
     P: tl.constexpr, BM: tl.constexpr, BACKWARD: tl.constexpr,
 ):  # fmt: skip
-    """total = the sum of the parts, product = inverse @ total: BM rows of one head a program.
+    """total = the sum of the parts, product = inverse @ total: BM rows of one head per program.
 
     Backward, product = inverse^T @ total and dinverse = total @ u^T.
     """

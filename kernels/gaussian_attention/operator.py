@@ -53,6 +53,20 @@ def _differentiate(ctx, grad, _):
     return *_backward(grad, *ctx.saved_tensors, ctx.scale), dlocal, None
 
 
+def _count_products(query, landmarks) -> int:
+    batch, tokens, heads, width = query
+    marks = landmarks[1]
+    return 2 * batch * heads * marks * width * (3 * tokens + marks)
+
+
+def _count_forward(query, landmarks, *_, **__) -> int:
+    return _count_products(query, landmarks)
+
+
+def _count_backward(grad, query, landmarks, *_, **__) -> int:
+    return 2 * _count_products(query, landmarks)
+
+
 gaussian_attention = Operator(
     "gaussian_attention",
     _run,
@@ -61,6 +75,7 @@ gaussian_attention = Operator(
     schema="(Tensor query, Tensor landmarks, Tensor value, Tensor inverse, Tensor? local, "
     "float scale) -> (Tensor, Tensor)",
     fake=_run_fake,
+    flops=_count_forward,
 )
 _backward = Operator(
     "gaussian_attention_backward",
@@ -68,4 +83,5 @@ _backward = Operator(
     schema="(Tensor grad, Tensor query, Tensor landmarks, Tensor value, Tensor inverse, "
     "Tensor state, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_run_backward_fake,
+    flops=_count_backward,
 )

@@ -15,7 +15,7 @@ def gaussian_attention(
     local: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """The equation as a reader of the paper would write it; see the public function."""
+    """The equation as the paper writes it; see the public function."""
     dtype = query.dtype
     wide = torch.promote_types(dtype, torch.float32)
     with without_autocast(query):

@@ -38,6 +38,19 @@ def _differentiate(ctx, grad):
     return _backward(grad, *ctx.saved_tensors)
 
 
+def _count_products(landmarks) -> int:
+    batch, marks, heads, width = landmarks
+    return 2 * batch * heads * marks * marks * width
+
+
+def _count_forward(landmarks, *_, **__) -> int:
+    return _count_products(landmarks)
+
+
+def _count_backward(grad, landmarks, *_, **__) -> int:
+    return 2 * _count_products(landmarks)
+
+
 landmark_kernel = Operator(
     "landmark_kernel",
     _run,
@@ -45,10 +58,12 @@ landmark_kernel = Operator(
     _differentiate,
     schema="(Tensor landmarks) -> Tensor",
     fake=_run_fake,
+    flops=_count_forward,
 )
 _backward = Operator(
     "landmark_kernel_backward",
     _run_backward,
     schema="(Tensor grad, Tensor landmarks) -> Tensor",
     fake=lambda grad, landmarks: landmarks.new_empty(landmarks.shape),
+    flops=_count_backward,
 )

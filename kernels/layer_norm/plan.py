@@ -9,12 +9,12 @@ from ..runtime.launch import Launch, cache_plan, count_multiprocessors
 
 # Elements that a program holds: 16 bytes per load and thread, and several rows in flight.
 ELEMENTS = 4096
-# Of the backward pass with a layer scale, which has a third sum and a third map in registers.
-SCALED_ELEMENTS = 2048
 # Of the backward pass: programs per multiprocessor, and tiles that are fetched ahead, which pays
 # as long as a tile has many rows.
 RESIDENT = 2
 STAGES, ROWS_WORTH_STAGES = 3, 32
+# With a layer scale it has a third sum and a third map in registers: 160 of them per thread.
+SCALED_ELEMENTS, SCALED_RESIDENT = 2048, 3
 WARPS = 4
 
 
@@ -57,8 +57,9 @@ def plan(
     rows = max(1, ELEMENTS // padded)
     forward = {"ROWS": rows, "BRANCH": branch, "SCALE": scale, **constants}
     forward = Launch((triton.cdiv(tokens, rows),), (tokens, eps), forward)
-    rows = max(1, (SCALED_ELEMENTS if scale else ELEMENTS) // padded)
-    programs = min(triton.cdiv(tokens, rows), RESIDENT * count_multiprocessors(device))
+    elements, resident = (SCALED_ELEMENTS, SCALED_RESIDENT) if scale else (ELEMENTS, RESIDENT)
+    rows = max(1, elements // padded)
+    programs = min(triton.cdiv(tokens, rows), resident * count_multiprocessors(device))
     backward = {
         "ROWS": rows, "TOTAL": total, "SCALE": scale,
         "STAGES": STAGES if rows >= ROWS_WORTH_STAGES else 1, **constants,

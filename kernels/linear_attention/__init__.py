@@ -47,7 +47,7 @@ def linear_attention(
             their positive and negative part, features of 2 D channels, of which each half is
             turned as a head. A head of q that is all zeros, where q / n is undefined, has
             features and a gradient of zero. FLatten's focused power map, whose norms go across
-            the heads, is that of `focused_linear_attention`.
+            the heads, is in `focused_linear_attention`.
         key_weights: 'uniform' (w = 1) or 'global_query', RALA's N * softmax over tokens of
             D^-0.5 mean_i(phi(q_i)) . phi(k_j) (arXiv:2411.07635, eq. 5).
         readout: with n the normaliser and s = D^-0.5,

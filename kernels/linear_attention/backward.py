@@ -85,8 +85,8 @@ def _output_gradient(
                 D, P, True,
             )  # fmt: skip
             r = rotate(f, cosine, sine)
-        # Rounded once and used so everywhere: the gradient of a dy that is off by one rounding,
-        # with no term that ceases to cancel another.
+        # dy is rounded once, and the rounded value is used everywhere: the result is the exact
+        # gradient of a slightly different dy, in which all terms that should cancel do.
         dy = (grad.to(tl.float32) * factor.to(tl.float32)).to(grad.dtype) if GATE else grad
         dy_operand = operand(dy, EXACT)
         dy = dy.to(tl.float32)

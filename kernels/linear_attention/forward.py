@@ -110,7 +110,7 @@ def _state(
                 D, P, True,
             )  # fmt: skip
             f = rotate(f, cosine, sine)
-        # Transposed, v^T is the operand that the tensor cores read where it was loaded.
+        # The state is computed transposed: the tensor cores read v^T from where it was loaded.
         state = dot(tl.trans(operand(value, IEEE)), f, state, IEEE)
 
     row = tl.arange(0, K)
@@ -241,7 +241,7 @@ def _read(
         ok = (n < last)[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
         x = tl.load(q + at * q_n + d, mask=ok, other=absent_value(MAP)).to(tl.float32)
-        # Long before they are used, so that the arithmetic hides how long they take.
+        # These loads start long before they are used, so that the arithmetic hides their latency.
         if LOCAL:
             branch = tl.load(local + at * l_n + d, mask=ok, other=0.0)
         if GATE:

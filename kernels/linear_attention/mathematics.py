@@ -25,7 +25,7 @@ SCALARS = [
 
 @triton.jit
 def absent_value(MAP: tl.constexpr):
-    """What stands for a missing token or channel: phi of it is zero."""
+    """The value of a missing token or channel, whose phi is zero."""
     return 0.0 if MAP == "identity" or MAP == "norm_aware" else -1e4
 
 
@@ -59,7 +59,7 @@ def _halves(x):
 
 @triton.jit
 def _halves_gradient(x, gradient):
-    """The gradient of x, up to its sign, from that of `_halves` of x or of what has its sign."""
+    """The gradient of x, up to its sign, from the gradient of the `_halves` of x."""
     T: tl.constexpr = x.shape[0]
     P: tl.constexpr = x.shape[1]
     positive, negative = tl.split(tl.reshape(gradient, (T, P, 2)))
@@ -87,11 +87,11 @@ def key_feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def query_feature_gradient(x, f, gradient, MAP: tl.constexpr, EXACT: tl.constexpr):
-    """The gradient of x from that of f = query_feature(x)."""
+    """The gradient of x from the gradient of f = query_feature(x)."""
     if MAP == "norm_aware":
         gradient = _halves_gradient(x, gradient)
         inverse, power, slope, log = _norm_aware(x, EXACT)
-        # Through each |q| / n, then through n: in all the quotients, and in the exponent.
+        # The gradient through each |q| / n, then through n, in all the quotients and the exponent.
         root = exponential((power[:, None] - 1.0) * log, EXACT)
         product = gradient * root * (x * inverse[:, None])
         radial = slope * tl.sum(product * log, 1) - power * inverse * tl.sum(product, 1)
@@ -102,7 +102,7 @@ def query_feature_gradient(x, f, gradient, MAP: tl.constexpr, EXACT: tl.constexp
 
 @triton.jit
 def key_feature_gradient(x, f, gradient, MAP: tl.constexpr):
-    """The gradient of x from that of f = key_feature(x)."""
+    """The gradient of x from the gradient of f = key_feature(x)."""
     if MAP == "norm_aware":
         return 3.0 * x * x * _halves_gradient(x, gradient)
     else:
@@ -126,7 +126,7 @@ def _feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def _feature_gradient(x, f, gradient, MAP: tl.constexpr):
-    """The gradient of x from that of f = phi(x)."""
+    """The gradient of x from the gradient of f = phi(x)."""
     if MAP == "elu_plus_one":
         return tl.where(x > 0, gradient, gradient * f)
     elif MAP == "relu":
@@ -229,7 +229,7 @@ def rotate(x, cosine, sine):
 
 @triton.jit
 def fold_sums(x):
-    """`fold` for the tensor cores' layout of sums, where a thread holds rows 8 apart."""
+    """`fold` for sums in the layout of the tensor cores, in which a thread holds rows 8 apart."""
     T: tl.constexpr = x.shape[0]
     P: tl.constexpr = x.shape[1]
     return tl.reshape(tl.sum(tl.reshape(x, (T // 16, 2, 8, P)), 1), (T // 2, P))

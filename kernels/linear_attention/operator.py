@@ -102,6 +102,22 @@ def _differentiate(ctx, grad, _):
     return dquery, dkey, dvalue, None, None, dlocal, dgate, None, None, None
 
 
+def count_flops(query, feature_map: str) -> int:
+    """The products of state and readout, from the shape of the queries."""
+    batch, tokens, heads, width = query
+    return 4 * batch * heads * tokens * feature_width(width, feature_map) * width
+
+
+def _count_forward(query, key, value, rows, columns, local, gate, feature_map, *_, **__) -> int:
+    return count_flops(query, feature_map)
+
+
+def _count_backward(
+    grad, query, key, value, rows, columns, local, gate, state, feature_map, *_, **__
+) -> int:
+    return 2 * count_flops(query, feature_map)
+
+
 linear_attention = Operator(
     "linear_attention",
     _run,
@@ -111,6 +127,7 @@ linear_attention = Operator(
     "Tensor? local, Tensor? gate, str feature_map, str key_weights, str readout) "
     "-> (Tensor, Tensor)",
     fake=_run_fake,
+    flops=_count_forward,
 )
 _backward = Operator(
     "linear_attention_backward",
@@ -119,4 +136,5 @@ _backward = Operator(
     "Tensor? columns, Tensor? local, Tensor? gate, Tensor state, str feature_map, "
     "str key_weights, str readout) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_run_backward_fake,
+    flops=_count_backward,
 )

@@ -1,13 +1,17 @@
 """The operators that mmcv compiles into `mmcv._ext`, for a machine that has no such build.
 
-mmcv's Python files import their operators from one module, ``mmcv._ext``, whose C++ sources have
-no wheel for current torch. `install` puts a module of that name behind the import system: when
-nothing else provides ``mmcv._ext``, it is made of torchvision's operators and ours (`table.py`),
-on CPU and CUDA, and mmcv and mmdet work as installed by pip. A compiled extension is found first
-and wins. ``import linsight`` installs it, and nothing is imported until mmcv asks.
+Import this package before mmdet::
 
-An operator that the table lacks exists by name, for mmcv asserts so at import, and raises
-NotImplementedError, which names it and the way out, when it is called.
+    import linsight.kernels.mmcv_operators
+
+mmcv's Python files import their operators from one module, ``mmcv._ext``, whose C++ sources have
+no wheel for current torch. Importing this package puts a module of that name behind the import
+system: where nothing else provides ``mmcv._ext``, it is made of torchvision's operators and ours
+(`table.py`), on CPU and CUDA, and mmcv and mmdet work as installed by pip. A compiled extension is
+found first and wins. Neither mmcv nor mmdet is imported before it is asked for.
+
+An operator that the table lacks exists by name, since mmcv asserts so at import, and raises
+NotImplementedError when it is called: the message names the operator and the way out.
 """
 
 import importlib.util
@@ -63,17 +67,21 @@ class _Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Provide ``mmcv._ext`` where mmcv has no compiled extension; harmless to call twice.
+    """Provide ``mmcv._ext`` where mmcv has no compiled extension; a second call changes nothing.
 
-    Call it before mmdet is imported: some of its versions replace an operator that they cannot
-    import by a function that raises, for the rest of the process. A warning says so.
+    Importing the package calls it. It has to run before mmdet is imported: some versions of mmdet
+    replace an operator that they cannot import by a function that raises, for the rest of the
+    process. A RuntimeWarning says so where mmdet was imported first.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
         if "mmdet.models" in sys.modules and EXTENSION not in sys.modules:
             warnings.warn(
-                "mmdet was imported before linsight and may have given up on mmcv's operators: "
-                "import linsight first",
+                "mmdet was imported before linsight.kernels.mmcv_operators and may have given up "
+                "on mmcv's operators: import linsight.kernels.mmcv_operators first",
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+install()

@@ -14,7 +14,7 @@ from torch import Tensor
 from .autograd import accumulator
 
 
-def _grouped(x: Tensor, groups: int, scale: int) -> Tensor:
+def _split_groups(x: Tensor, groups: int, scale: int) -> Tensor:
     """(B, G n, s H, s W) as (B, G, n, H, s, W, s)."""
     batch, channels, height, width = x.shape
     shape = (batch, groups, channels // groups, height // scale, scale, width // scale, scale)
@@ -30,11 +30,11 @@ def _shifts(kernel_size: int) -> Iterator[tuple[int, int, int]]:
 def _forward(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int) -> Tensor:
     dtype = accumulator(features)
     height, width = features.shape[2:]
-    masks = _grouped(masks, groups, scale).to(dtype)
+    masks = _split_groups(masks, groups, scale).to(dtype)
     padded = F.pad(features.to(dtype), [kernel // 2] * 4)
     out = 0.0
     for point, i, j in _shifts(kernel):
-        shifted = _grouped(padded[:, :, i : i + height, j : j + width], groups, 1)
+        shifted = _split_groups(padded[:, :, i : i + height, j : j + width], groups, 1)
         out = out + shifted * masks[:, :, point, None]
     return out.flatten(1, 2).flatten(2, 3).flatten(3, 4)
 
@@ -44,13 +44,13 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulator(features)
     height, width = features.shape[2:]
-    grad = _grouped(grad.to(dtype), groups, scale)
-    masks = _grouped(masks, groups, scale).to(dtype)
+    grad = _split_groups(grad.to(dtype), groups, scale)
+    masks = _split_groups(masks, groups, scale).to(dtype)
     padded = F.pad(features.to(dtype), [kernel // 2] * 4)
     grad_padded, grad_masks = torch.zeros_like(padded), torch.empty_like(masks)
     for point, i, j in _shifts(kernel):
         window = (slice(None), slice(None), slice(i, i + height), slice(j, j + width))
-        shifted = _grouped(padded[window], groups, 1)
+        shifted = _split_groups(padded[window], groups, 1)
         grad_masks[:, :, point] = (grad * shifted).sum(2)
         grad_padded[window] += (grad * masks[:, :, point, None]).sum((4, 6)).flatten(1, 2)
     border = kernel // 2

@@ -19,12 +19,12 @@ def newton_inverse(
     """The inverse of symmetric positive matrices by a fixed number of Newton-Schulz iterations.
 
     From V_0 = alpha P, V <- 2 V - V P V (SOFT, arXiv:2110.11945, algorithm 1). Where it has not
-    converged the result is that of the iteration, which SOFT's weights were trained with. With
+    converged the result is the last iterate, which SOFT's weights were trained with. With
     rho the largest row sum,
 
         regularized     P = x + 0.01 I, alpha = 1.8 / rho^2 of each matrix. The gradient is that
                         of an exact inverse, -V^T G V^T, and none goes through alpha.
-        unregularized   P = x, alpha = 2 / rho^2 with rho that of all matrices together, halved
+        unregularized   P = x, alpha = 2 / rho^2 with rho over all matrices together, halved
                         up to ten times while a column of |I - x (alpha x)| of any of them sums
                         to more than 1.01; the gradient is the iteration's own, through alpha
                         too. SOFT's inverse of before July 2022.

@@ -55,6 +55,27 @@ def _differentiate_unrolled(ctx, grad):
     return dx, dalpha, None, None
 
 
+def _count_product(x) -> int:
+    """One product of all the matrices (B, M, M)."""
+    return 2 * x[0] * x[1] ** 3
+
+
+def _count_iterations(x, alpha, ridge, iterations, *_, **__) -> int:
+    return 2 * iterations * _count_product(x)
+
+
+def _count_implicit_backward(grad, v, *_, **__) -> int:
+    return 2 * _count_product(v)
+
+
+def _count_unrolled_backward(grad, x, alpha, ridge, iterations, *_, **__) -> int:
+    return 4 * iterations * _count_product(x)
+
+
+def _count_residuals(x, *_, **__) -> int:
+    return _count_product(x)
+
+
 iterate_implicitly = Operator(
     "newton_implicit",
     _run,
@@ -62,12 +83,14 @@ iterate_implicitly = Operator(
     _differentiate_implicit,
     schema="(Tensor x, Tensor alpha, float ridge, int iterations) -> Tensor",
     fake=_run_fake,
+    flops=_count_iterations,
 )
 _implicit_backward = Operator(
     "newton_implicit_backward",
     _run_implicit_backward,
     schema="(Tensor grad, Tensor v) -> Tensor",
     fake=lambda grad, v: v.new_empty(v.shape),
+    flops=_count_implicit_backward,
 )
 iterate = Operator(
     "newton_unrolled",
@@ -76,6 +99,7 @@ iterate = Operator(
     _differentiate_unrolled,
     schema="(Tensor x, Tensor alpha, float ridge, int iterations) -> Tensor",
     fake=_run_fake,
+    flops=_count_iterations,
 )
 _unrolled_backward = Operator(
     "newton_unrolled_backward",
@@ -85,10 +109,12 @@ _unrolled_backward = Operator(
         x.new_empty(x.shape),
         alpha.new_empty(alpha.shape),
     ),
+    flops=_count_unrolled_backward,
 )
 residuals = Operator(
     "newton_residuals",
     _run_residuals,
     schema="(Tensor x, Tensor alphas) -> Tensor",
     fake=lambda x, alphas: x.new_empty(x.shape[0], alphas.shape[0]),
+    flops=_count_residuals,
 )

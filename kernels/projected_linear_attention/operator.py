@@ -2,7 +2,9 @@
 
 import torch
 
+from ..depthwise_conv2d.operator import count_flops as count_convolution
 from ..depthwise_conv2d.operator import empty_gradients
+from ..linear_attention.operator import count_flops as count_attention
 from ..linear_attention.operator import map_size, state_shape
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
@@ -99,6 +101,23 @@ def _differentiate(ctx, grad, *_):
     return dprojection, dweight, dbias, None, None, None, None, None, None
 
 
+def _count_products(projection, weight, heads: int, feature_map: str) -> int:
+    batch, height, width, channels = projection
+    query = (batch, height * width, heads, channels // (4 * heads))
+    local = count_convolution((batch, height, width, channels // 4), weight)
+    return count_attention(query, feature_map) + local
+
+
+def _count_forward(projection, weight, bias, rows, columns, heads, feature_map, *_, **__) -> int:
+    return _count_products(projection, weight, heads, feature_map)
+
+
+def _count_backward(
+    grad, projection, weight, bias, state, rows, columns, heads, feature_map, *_, **__
+) -> int:
+    return 2 * _count_products(projection, weight, heads, feature_map)
+
+
 projected_linear_attention = Operator(
     "projected_linear_attention",
     _run,
@@ -107,6 +126,7 @@ projected_linear_attention = Operator(
     schema="(Tensor projection, Tensor weight, Tensor? bias, Tensor? rows, Tensor? columns, "
     "int heads, str feature_map, str key_weights, str readout) -> (Tensor, Tensor)",
     fake=_run_fake,
+    flops=_count_forward,
 )
 _backward = Operator(
     "projected_linear_attention_backward",
@@ -115,4 +135,5 @@ _backward = Operator(
     "Tensor? rows, Tensor? columns, int heads, str feature_map, str key_weights, "
     "str readout) -> (Tensor, Tensor, Tensor)",
     fake=_run_backward_fake,
+    flops=_count_backward,
 )

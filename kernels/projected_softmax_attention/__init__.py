@@ -12,7 +12,7 @@ from torch import Tensor
 from ..depthwise_conv2d import TRITON_KERNELS
 from ..projected_linear_attention import check_projection
 from ..rotary import Rotary, check_rotary
-from ..runtime.dispatch import launches_directly, runs_triton
+from ..runtime.dispatch import is_direct_call, runs_triton
 from . import operator, reference
 
 
@@ -53,7 +53,7 @@ def projected_softmax_attention(
         weight.shape[-1] not in TRITON_KERNELS
         or (rotary is not None and rotary[0].dtype != torch.float32)
         or not runs_triton(projection)
-        or not launches_directly("projected_softmax_attention", tensors)
+        or not is_direct_call(tensors, "projected_softmax_attention")
     ):
         return reference.projected_softmax_attention(projection, weight, bias, heads, rotary)
     return operator.projected_softmax_attention(projection, weight, bias, rotary, heads, overwrite)

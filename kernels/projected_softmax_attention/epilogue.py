@@ -12,7 +12,7 @@ SCALARS = ["count", "tokens", "heads"]
 
 @triton.jit
 def _heads(x, vector, tokens, heads, x_b, x_n, x_h):
-    """Where the given vectors of (B, N, heads, D) begin."""
+    """Pointers to the given vectors of (B, N, heads, D)."""
     token = vector // heads
     b = token // tokens
     return x + b * x_b + (token - b * tokens) * x_n + (vector - token * heads) * x_h
@@ -23,7 +23,7 @@ def _load(
     y, local, gate, y_b, y_n, y_h, g_b, g_n, g_h, count, tokens, heads,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y + local and the gate in float32, and where a contiguous tensor has them."""
+    """y + local and the gate in float32, and their offsets in a contiguous tensor."""
     vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, P)[None, :]
     ok = (vector < count)[:, None] & (d < D)

@@ -29,11 +29,11 @@ def _turn(x: Tensor, rows: Tensor | None, columns: Tensor | None, back: bool, ou
 
 def _run_unpack(projection, weight, bias, rows, columns, heads, overwrite):
     if overwrite and projection.requires_grad:
-        # Whoever keeps the projection for a gradient of its own gets PyTorch's error.
+        # An operation that saved the projection for its own gradient gets PyTorch's error.
         increment_version(projection)
     both, value, gate = split_blocks(rows_contiguous(projection.detach()), heads)
     if rows is not None:
-        # Beside each other in the projection, q and k turn in one pass.
+        # q and k, which lie beside each other in the projection, turn in one pass.
         turned = (
             both if overwrite else torch.empty(both.shape, dtype=both.dtype, device=both.device)
         )
@@ -44,7 +44,7 @@ def _run_unpack(projection, weight, bias, rows, columns, heads, overwrite):
 
 def _save_unpack(ctx, inputs, output):
     projection, weight, bias, rows, columns, ctx.heads, _ = inputs
-    # Detached, too: autograd refuses a view that was written to.
+    # It is detached because autograd refuses a view that was written to.
     ctx.save_for_backward(projection.detach(), weight, rows, columns)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -97,7 +97,7 @@ def _differentiate_finish(ctx, grad):
     y, branch, gate, weight, bias = ctx.saved_tensors
     local = _convolve(branch, weight, bias, ctx.size)
     dterms = torch.empty(local.shape, dtype=local.dtype, device=local.device)
-    # The gate's gradient takes the local branch's place.
+    # The gate's gradient overwrites the local branch.
     finish_gradient(grad.contiguous(), rows_contiguous(y), local, gate, dterms, local)
     return dterms, dterms, local, None, None, None
 

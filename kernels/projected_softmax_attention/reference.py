@@ -14,7 +14,7 @@ def projected_softmax_attention(
 ) -> Tensor:
     """The composition of its parts' references; see the public function."""
     batch, height, width, channels = projection.shape
-    # Split once: a slice of its own would have a gradient of the whole projection's size.
+    # One split, as each separate slice would make a gradient of the whole projection's size.
     both, value, gate = split_blocks(projection, heads)
     query, key = (both if rotary is None else apply_rotary(both, rotary)).split(heads, 2)
     local = depthwise_conv2d(to_map(value, (height, width)), weight, bias)

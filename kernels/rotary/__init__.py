@@ -6,7 +6,7 @@ A compiler sees the reference, which it fuses with what stands around it.
 import torch
 from torch import Tensor
 
-from ..runtime.dispatch import cache_constants, launches_directly, runs_triton
+from ..runtime.dispatch import cache_constants, is_direct_call, runs_triton
 from . import operator, reference
 
 Rotary = tuple[Tensor, Tensor]
@@ -77,7 +77,7 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     """
     check_rotary(rotary, "x", x.shape[1])
     rows, columns = rotary
-    if rows.dtype == torch.float32 and runs_triton(x) and launches_directly("rotary", (x, *rotary)):
+    if rows.dtype == torch.float32 and runs_triton(x) and is_direct_call((x, *rotary), "rotary"):
         return operator.turn(x, rows, columns, False)
     return reference.apply_rotary(x, rotary)
 

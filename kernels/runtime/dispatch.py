@@ -102,15 +102,6 @@ def runs_eagerly() -> bool:
     return not torch.compiler.is_compiling() and not is_intercepted()
 
 
-def is_direct_call(args: tuple) -> bool:
-    """Whether nothing but autograd sees a call with these arguments: eager, on plain tensors."""
-    return runs_eagerly() and all(
-        type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta
-        for x in args
-        if isinstance(x, Tensor)
-    )
-
-
 _observer: Callable[[str], None] | None = None
 
 
@@ -132,18 +123,21 @@ def observe_eager_kernels(observer: Callable[[str], None]) -> Iterator[None]:
         _observer = previous
 
 
-def launches_directly(operator: str, args: tuple) -> bool:
-    """Whether to run the kernels of an operator that shows its reference to a compiler.
-
-    Ask it last, of a call that the kernels take: an observer is told of the call.
+def is_direct_call(args: tuple, operator: str | None = None) -> bool:
+    """Whether nothing but autograd sees a call with these arguments: eager, on plain tensors.
 
     Args:
-        operator: its name.
-        args: what it is called with.
+        args: the arguments.
+        operator: the name of an operator that shows its reference to a compiler. It asks this
+            last, about a call that its kernels take, and an observer is told of the call.
     """
-    if _observer is not None:
+    if _observer is not None and operator is not None:
         _observer(operator)
-    return is_direct_call(args)
+    return runs_eagerly() and all(
+        type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta
+        for x in args
+        if isinstance(x, Tensor)
+    )
 
 
 def cache_constants(make: Callable) -> Callable:

@@ -49,7 +49,7 @@ def exponential(x, EXACT: tl.constexpr):
 
 @triton.jit
 def shrinkage(lower, higher, EXACT: tl.constexpr):
-    """exp(lower - higher): what a running softmax's sums shrink by as its maximum rises."""
+    """exp(lower - higher), the factor of a running softmax's sums when its maximum rises."""
     return exponential(tl.maximum(lower - higher, -1e4), EXACT)
 
 
@@ -69,8 +69,9 @@ def normal_cdf(x, EXACT: tl.constexpr):
     if EXACT:
         return 0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476)
     else:
-        # Its logit, an odd polynomial fitted for |x| times the error < 3e-5: a third of erf's
-        # arithmetic, which would cost more than reading and writing half-precision values does.
+        # The logit is an odd polynomial, fitted so that |x| times the error is below 3e-5. It takes
+        # a third of the arithmetic of erf, which would cost more than reading and writing
+        # half-precision values does.
         u = tl.minimum(x * x, 49.0)
         logit = (u * 1.0142692e-3 - 0.10677576) * u - 2.3011213
         return reciprocal_approximate(1.0 + exp2_approximate(x * logit))
@@ -124,7 +125,7 @@ def high_part(x, IEEE: tl.constexpr):
 
 @triton.jit
 def low_part(x, IEEE: tl.constexpr):
-    """What `high_part` leaves off: x = high + low to 16 bits."""
+    """The remainder of `high_part`: x = high + low to 16 bits."""
     if IEEE:
         return x
     else:
@@ -133,8 +134,8 @@ def low_part(x, IEEE: tl.constexpr):
 
 @triton.jit
 def multiply(a, b, accumulator=None):
-    """accumulator + a @ b of operands as they are: products of 16 bits are exact in float32, and
-    those of float32 do without the tensor cores."""
+    """accumulator + a @ b without rounding the operands: products of 16-bit numbers are exact in
+    float32, and products of float32 numbers do not use the tensor cores."""
     if INTERPRETED:  # it would multiply the bit patterns of bfloat16 as integers
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -143,13 +144,14 @@ def multiply(a, b, accumulator=None):
 
 @triton.jit
 def add_product(total, factor, a, b):
-    """total * factor + a @ b of operands as they are, `factor` one a row.
+    """total * factor + a @ b without rounding the operands, with one `factor` per row.
 
-    float32 sums a tile's product apart: like terms, as those of padding tokens, added one by one
-    to one number drift (961 of them by 7e-6 where tiles of 64 are off by 5e-7).
+    In float32 the product of a tile is summed first, then added: equal terms, such as padding
+    tokens give, drift if they are added to the total one by one (961 of them by 7e-6, where tiles
+    of 64 are off by 5e-7).
     """
     if a.dtype == tl.float32:
-        # Not a sum, which the compiler would make the product's accumulator.
+        # A fused multiply-add: the compiler would make a sum the product's accumulator.
         return tl.fma(total, tl.broadcast_to(factor[:, None], total.shape), multiply(a, b))
     else:
         return multiply(a, b, total * factor[:, None])
@@ -189,7 +191,7 @@ def dot_halves(a, b_high, b_low, accumulator, IEEE: tl.constexpr):
 
 @triton.jit
 def operand(x, IEEE: tl.constexpr):
-    """A loaded tensor as an operand of `dot`: bfloat16 stays as it is, exact."""
+    """A loaded tensor as an operand of `dot`: bfloat16, which is exact, or float32."""
     if IEEE or x.dtype != tl.bfloat16:
         return x.to(tl.float32)
     else:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import is_direct_call
 
@@ -30,6 +31,9 @@ class Operator:
         differentiate: ``differentiate(ctx, *gradients)`` returns a gradient or None per input.
         schema: arguments and results in PyTorch's language, such as ``(Tensor x) -> Tensor``.
         fake: the results of `run` as empty tensors, from shapes alone; needed with a schema.
+        flops: floating-point operations of a call for `torch.utils.flop_counter`, two per
+            multiply-add, from the shapes of its tensors and its other arguments. It counts the
+            matrix products and convolutions of the reference, as PyTorch's counter would.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Operator:
         *,
         schema: str | None = None,
         fake: Callable | None = None,
+        flops: Callable | None = None,
     ) -> None:
         self._run = run
         self._function = None
@@ -57,7 +62,10 @@ class Operator:
             torch.library.register_autograd(
                 f"linsight::{name}", differentiate, setup_context=save, lib=LIBRARY
             )
-        self._registered = getattr(torch.ops.linsight, name).default
+        packet = getattr(torch.ops.linsight, name)
+        if flops is not None:
+            register_flop_formula(packet)(flops)
+        self._registered = packet.default
 
     def __call__(self, *args: Any) -> Any:
         if self._registered is not None and not is_direct_call(args):

@@ -6,7 +6,7 @@ Here the sum is one kernel forward and one backward. A compiler sees the referen
 
 from torch import Tensor
 
-from ..runtime.dispatch import WIDEST_ROW, check_vectors, launches_directly, runs_triton
+from ..runtime.dispatch import WIDEST_ROW, check_vectors, is_direct_call, runs_triton
 from . import operator, reference
 
 
@@ -28,6 +28,6 @@ def scaled_add(x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
         raise ValueError(f"branch has shape {tuple(branch.shape)}, expected {tuple(x.shape)}")
     check_vectors(x.shape[-1], scale=scale)
     args = (x, branch, scale)
-    if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not launches_directly("scaled_add", args):
+    if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args, "scaled_add"):
         return reference.scaled_add(*args)
     return operator.scaled_add(*args)

@@ -47,7 +47,7 @@ def window_attention(
         table: (R, S, heads) relative position bias, R and S odd and at least 2 w - 1: the row
             of query minus key, from its centre. Needs one size of windows.
         fill: (3 C,) the q, k and v of a padded token, which the others see: a map padded with
-            zeros before its projection has the projection's bias there. Zero for none.
+            zeros before its projection has the projection's bias there. None stands for zero.
         weight, bias: (C, 1, k, k) and (C,) of a depthwise convolution of v, zero-padded at the
             borders of each window, that is added to the result (CSwin's locally enhanced
             position encoding). On CUDA a k of 3 or 5 runs the Triton kernel.

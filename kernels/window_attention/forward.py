@@ -1,4 +1,4 @@
-"""The forward kernel of `window_attention`; `plan.py` has their tiles."""
+"""The forward kernel of `window_attention`; `plan.py` has its tiles."""
 
 import triton
 import triton.language as tl

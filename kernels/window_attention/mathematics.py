@@ -39,7 +39,7 @@ SCALARS = [
 
 @triton.jit
 def locate(window, y, x, geometry):
-    """Where the window's token (y, x) lies: image, row, column, whether the map has it."""
+    """Image, row and column of the window's token (y, x), and whether it is in the map."""
     height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w = geometry
     image = window // (rows * columns)
     place = window % (rows * columns)
@@ -63,7 +63,7 @@ def edge_of(y, x, geometry):
 
 @triton.jit
 def region_of(window, edge, geometry):
-    """Which of those parts it is in, if `window` has any but one."""
+    """The part that a token is in, or 0 if `window` has only one part."""
     rows, columns = geometry[2], geometry[3]
     place = window % (rows * columns)
     below = (place // columns == rows - 1).to(tl.int32)
@@ -145,7 +145,7 @@ def scores_of(
 
 @triton.jit
 def weigh(s, maximum, known, EXACT: tl.constexpr):
-    """exp(s - maximum), and 0 for keys that there are not."""
+    """exp(s - maximum), and 0 for keys beyond the window."""
     if EXACT:  # its exp takes no argument so small as the mask
         e = tl.where(known[None, :], s - maximum[:, None], -1e4)
         return exponential(tl.maximum(e, -1e4), EXACT)

@@ -104,6 +104,28 @@ def _differentiate(ctx, grad, _):
     return *present, None, None, None, None
 
 
+def _count_products(projection, weight, windows) -> int:
+    batch, height, width, packed = projection
+    channels = packed // 3 // (len(windows) // 2)
+    total = 0
+    for wh, ww in zip(windows[::2], windows[1::2], strict=True):
+        tokens = batch * -(-height // wh) * -(-width // ww) * wh * ww
+        total += 4 * tokens * wh * ww * channels
+        if weight is not None:
+            total += 2 * tokens * channels * weight[2] * weight[3]
+    return total
+
+
+def _count_forward(projection, table, fill, weight, bias, heads, windows, *_, **__) -> int:
+    return _count_products(projection, weight, windows)
+
+
+def _count_backward(
+    grad, projection, table, fill, weight, bias, sums, heads, windows, *_, **__
+) -> int:
+    return 2 * _count_products(projection, weight, windows)
+
+
 window_attention = Operator(
     "window_attention",
     _run,
@@ -112,6 +134,7 @@ window_attention = Operator(
     schema="(Tensor projection, Tensor? table, Tensor? fill, Tensor? weight, Tensor? bias, "
     "int heads, SymInt[] windows, SymInt[] shift, str padding) -> (Tensor, Tensor)",
     fake=_run_fake,
+    flops=_count_forward,
 )
 _backward = Operator(
     "window_attention_backward",
@@ -120,4 +143,5 @@ _backward = Operator(
     "Tensor? bias, Tensor sums, int heads, SymInt[] windows, SymInt[] shift, str padding) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_run_backward_fake,
+    flops=_count_backward,
 )

@@ -23,7 +23,7 @@ from ..runtime.launch import Launch, cache_plan, count_multiprocessors, pad_size
 
 # The most queries, and keys, of a tile of a streamed window.
 STREAMED_TILE = 64
-# Programs that a multiprocessor holds at once, by their registers.
+# Programs that a multiprocessor holds at once, which their registers decide.
 RESIDENT = 3
 RESIDENT_BACKWARD = 2
 

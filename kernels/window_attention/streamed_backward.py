@@ -59,7 +59,7 @@ def _query_gradient(
     mean = tl.zeros((T,), tl.float32)
     one = tl.full((T,), 1.0, tl.float32)
     dq = tl.zeros((T, P), tl.float32)
-    # Twice over the keys: the sum must be known before the difference is rounded.
+    # Two passes over the keys: the sum must be known before the difference is rounded.
     for step in range(0, 2 * tiles):
         s = (step % tiles) * T + tl.arange(0, T)
         ys = s // ww
@@ -128,7 +128,7 @@ def _key_gradient(
         q = load_rows(p, strides, query_place, known, fill, D, P, FILL)
         g = load_rows(grad, slopes, query_place, known, fill, D, P, False)
         at = (window.to(tl.int64) * share + (h - head)) * tokens + t
-        # So large for the queries that there are not that they weigh nothing.
+        # Queries beyond the window get so large a logarithm that they weigh nothing.
         logarithm = tl.load(sums + at, mask=known, other=1e30)
         mean = tl.load(inner + at, mask=known, other=0.0)
         near = 0.0

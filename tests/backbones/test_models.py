@@ -12,7 +12,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torchvision.models.feature_extraction import get_graph_node_names
 
 from linsight.backbones import ZOO
-from linsight.backbones.layers import ConvNormAct
+from linsight.backbones.layers import BatchNormAct2d, ConvNormAct, synchronize_batch_norms
 from linsight.backbones.mixers import MIXERS
 
 from .conftest import lively
@@ -240,6 +240,54 @@ def test_a_batch_norm_joins_its_convolution(act_layer):
     conv = layer.conv(x)
     torch.testing.assert_close(layer(x), conv if act_layer is None else act_layer()(conv))
     assert layer.fuse() is layer
+
+
+def test_batch_norms_share_statistics_on_request():
+    """Ours stay the layers that they are; PyTorch's become its own synchronised ones."""
+    model = timm.create_model("rala_vit_nano", num_classes=3)
+    model = synchronize_batch_norms(model)
+    norms = [m for m in model.modules() if isinstance(m, BatchNormAct2d)]
+    assert len(norms) == 4 + 3
+    assert all(norm.synchronized for norm in norms)
+    assert isinstance(model.head.norm, torch.nn.SyncBatchNorm)
+    assert model(torch.randn(2, 3, 64, 64)).isfinite().all()
+
+
+def old_name(name):
+    """How version 0.1 called a weight."""
+    name = re.sub(
+        r"^stem\.(\d+)\.(conv|norm)\.",
+        lambda m: f"stem.{3 * int(m[1]) + ('conv', 'norm').index(m[2])}.",
+        name,
+    )
+    name = name.replace("attention.local_", "local.").replace("mixer.attention.", "mixer.")
+    return re.sub(r"(stages\.\d\.downsample)\.(?=conv|norm)", r"\1.0.", name)
+
+
+@pytest.mark.parametrize("way", ["load_state_dict", "create_model"])
+@pytest.mark.parametrize("name", ["mala_vit_nano", "soft_vit_nano", "agent_deit_tiny"])
+def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
+    options = {"img_size": 64, "num_classes": 1000, **LITTLE.get(name, {})}
+    model = lively(timm.create_model(name, **options))
+    weights = model.state_dict()
+    if name == "soft_vit_nano":
+        old = {old_name(key): value for key, value in weights.items()}
+    else:
+        # The pyramid's downsampling had today's names.
+        old = {
+            old_name(key).replace("downsample.0.", "downsample."): v for key, v in weights.items()
+        }
+    assert old.keys() != weights.keys()
+    other = timm.create_model(name, **options)
+    if way == "load_state_dict":
+        other.load_state_dict(old)
+    else:
+        torch.save(old, tmp_path / "w.pth")
+        overlay = {"file": str(tmp_path / "w.pth")}
+        other = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    assert "linsight 0.1" in caplog.text
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(other.eval()(x), model(x))
 
 
 TRACED = ("rala_vit_nano", "agent_deit_tiny", "softmax_pvt_tiny", "softmax_swin_tiny")

@@ -101,7 +101,7 @@ def test_every_other_mixer_trains(mixer):
 def test_a_mixer_a_block_and_one_without_place():
     model = nano(["agent", "mala"])
     assert [type(b.mixer).__name__ for b in model.blocks] == ["Agent", "MagnitudeAware"]
-    with pytest.raises(ValueError, match="1 class tokens .* take another mixer"):
+    with pytest.raises(ValueError, match=r"1 class tokens .* take another mixer"):
         nano("spatial_reduction")
     with pytest.raises(ValueError, match="names 3 blocks of stage 0, which has 2"):
         nano(["agent", "mala", "rala"])

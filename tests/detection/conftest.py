@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import DefaultScope
 
-from linsight.datasets.digits_coco import write_coco
+from linsight.data.digits_coco import write_coco
 
 # ATSS averages its losses over the objects of all processes. RetinaNet and the two-stage
 # detectors average over those of each, and draw the regions to train on at random.
@@ -13,8 +13,8 @@ CONFIG = """
 custom_imports = dict(
     imports=[
         "linsight",
-        "linsight.datasets.classification",
-        "linsight.datasets.coco",
+        "linsight.data.classification",
+        "linsight.data.coco",
         "linsight.heads",
         "mmdet.registry",
     ]

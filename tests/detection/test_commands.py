@@ -15,8 +15,8 @@ import mmdet
 import torch
 from PIL import Image
 
-from linsight.datasets.digits import digit_scene
-from linsight.datasets.digits_coco import write_coco
+from linsight.data.digits import digit_scene
+from linsight.data.digits_coco import write_coco
 from linsight.tools.benchmark import benchmark
 from linsight.tools.config import find_config
 from linsight.tools.predict import predict
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 
 def test_mmdet_is_quiet():
     """In a fresh process, as it is imported once: of what it can do without it says nothing."""
-    code = "import linsight.tools.config, mmdet.datasets, mmdet.evaluation"
+    code = f"from linsight.tools.config import load_config; load_config({MASK_RCNN!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
 

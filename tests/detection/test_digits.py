@@ -11,8 +11,8 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.structures import InstanceData
 from torch import nn
 
-from linsight.datasets.digits import DETECTION, digit_scene
-from linsight.datasets.digits_detection import DigitDetection
+from linsight.data.digits import DETECTION, digit_scene
+from linsight.data.digits_detection import DigitDetection
 from linsight.heads.detection_figures import ObjectsFigureHook, class_colour, draw_objects
 from linsight.heads.detection_metric import QuietCocoMetric
 

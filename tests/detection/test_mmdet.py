@@ -2,6 +2,9 @@
 
 import importlib
 import pkgutil
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ from mmdet.structures.mask import BitmapMasks
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
+
+from .conftest import write_config
 
 # Those of mmdet's own files that are built on one of our backbones.
 DETECTORS = {
@@ -166,3 +171,34 @@ def test_detectors_on_our_backbone(name):
     torch.manual_seed(0)
     masked = "mask" in name or name == "rtmdet_ins"
     step_and_predict(MODELS.build(on_our_backbone(config(DETECTORS[name]))), masked)
+
+
+@pytest.mark.parametrize("imports", ["linsight.heads", "linsight.kernels.mmcv_operators"])
+def test_mmdets_own_script_trains(tmp_path, imports):
+    """With one import in the config, workers included: nothing else of linsight is needed."""
+    text = write_config(tmp_path, epochs=1).read_text()
+    text = re.sub(r"custom_imports = .*?\n\)\n", "", text, flags=re.DOTALL)
+    text = text.replace("CheckedCocoDataset", "CocoDataset").replace(
+        "num_workers=0", "num_workers=1"
+    )
+    if imports == "linsight.heads":
+        text += 'runner_type = "SafeRunner"\n'
+    else:
+        # A detector of mmdet's alone.
+        text = re.sub(r"default_hooks = .*", "", text, flags=re.DOTALL)
+        text += """
+model["backbone"] = dict(type="ResNet", depth=18, out_indices=(1, 2))
+model["neck"]["in_channels"] = [128, 256]
+"""
+    config = tmp_path / "plain.py"
+    config.write_text(f"custom_imports = dict(imports=[{imports!r}])\n{text}")
+    script = Path(importlib.import_module("mmdet").__file__).parent / ".mim" / "tools" / "train.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(config), "--work-dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "epoch_1.pth").is_file()

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import pickle
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -11,19 +12,20 @@ import safetensors.torch
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.logging import MessageHub
-from mmengine.runner import CheckpointLoader, save_checkpoint
+from mmengine.runner import save_checkpoint
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
-from linsight.heads.checkpoint import CheckedLoadHook, read_checkpoint
+from linsight.heads.checkpoint import CheckedLoadHook, fetch_checkpoint, read_checkpoint
 
+ATOMIC = {"backend": "atomic"}
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)}
 
 
 class TestWriting:
     def test_full_disk_leaves_the_old_file(self, tmp_path, monkeypatch):
         path = tmp_path / "epoch_1.pth"
-        save_checkpoint({"state_dict": STATE}, str(path))
+        save_checkpoint({"state_dict": STATE}, str(path), backend_args=ATOMIC)
         before = path.read_bytes()
 
         def full(fd):
@@ -31,13 +33,13 @@ class TestWriting:
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(CheckpointError, match=r"epoch_1.pth: No space left on device.*before"):
-            save_checkpoint({"state_dict": {}}, str(path))
+            save_checkpoint({"state_dict": {}}, str(path), backend_args=ATOMIC)
         assert path.read_bytes() == before
         assert os.listdir(tmp_path) == ["epoch_1.pth"]
 
     def test_a_part_is_never_under_the_name(self, tmp_path, monkeypatch):
         path = tmp_path / "last_checkpoint"
-        backend = get_file_backend(str(path))
+        backend = get_file_backend(str(path), backend_args=ATOMIC)
         backend.put_text("old", path)
         seen = []
         monkeypatch.setattr(os, "fsync", lambda fd: seen.append(path.read_text()))
@@ -47,11 +49,21 @@ class TestWriting:
 
 
 class TestReading:
-    def test_mmengine_reads_without_a_word(self, tmp_path, capsys):
-        torch.save(STATE, tmp_path / "a.pth")
-        content = CheckpointLoader.load_checkpoint(str(tmp_path / "a.pth"), "cpu")
-        assert torch.equal(content["state_dict"]["weight"], STATE["weight"])
-        assert capsys.readouterr().out == ""
+    def test_a_web_address_is_downloaded_once(self, tmp_path, monkeypatch):
+        torch.save(STATE, tmp_path / "served.pth")
+        downloads = []
+
+        def download(address: str, target: str) -> None:
+            downloads.append(address)
+            shutil.copy(tmp_path / "served.pth", target)
+
+        monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+        for _ in range(2):
+            content = fetch_checkpoint("https://example.org/a.pth?version=1")
+            assert torch.equal(content["state_dict"]["weight"], STATE["weight"])
+        assert downloads == ["https://example.org/a.pth?version=1"]
+        assert (tmp_path / "hub" / "checkpoints" / "a.pth").is_file()
 
     def test_mmengines_with_its_log_history(self, tmp_path):
         hub = MessageHub.get_instance("test_reading")

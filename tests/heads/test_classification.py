@@ -11,7 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError
-from linsight.datasets.loading import DataError
+from linsight.data.loading import DataError
 from linsight.heads.backbone import create_backbone
 from linsight.heads.classification import ImageClassifier
 from linsight.heads.classification_metric import Accuracy

@@ -35,15 +35,6 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def seed(request: pytest.FixtureRequest) -> int:
-    """A fresh seed, printed when the test fails; LINSIGHT_TEST_SEED repeats one."""
-    seed = int(os.environ.get("LINSIGHT_TEST_SEED", torch.seed() % 2**31))
-    torch.manual_seed(seed)
-    print(f"LINSIGHT_TEST_SEED={seed} {request.node.name}")
-    return seed
-
-
-@pytest.fixture
 def random_cases() -> range:
     """A turn for each random shape: few under the interpreter, or LINSIGHT_TEST_CASES of them."""
     return range(int(os.environ.get("LINSIGHT_TEST_CASES", 12 if DEVICE.type == "cuda" else 2)))

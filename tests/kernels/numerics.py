@@ -32,11 +32,11 @@ def poison_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for place, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
         allocate = getattr(place, name)
 
-        def poisoned(*args, allocate=allocate, **options) -> Tensor:
+        def allocate_nan(*args, allocate=allocate, **options) -> Tensor:
             x = allocate(*args, **options)
             return x.fill_(float("nan")) if x.is_floating_point() else x
 
-        monkeypatch.setattr(place, name, poisoned)
+        monkeypatch.setattr(place, name, allocate_nan)
 
 
 def outcome(

@@ -1,6 +1,7 @@
 """Batch norm: the reference against PyTorch's module, Triton against both."""
 
 import random
+from itertools import product
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def case(shape: tuple[int, ...], device: torch.device, mean: float = 0.0) -> lis
     return [x, weight, bias]
 
 
-def running(x: Tensor) -> list[Tensor]:
+def initial_statistics(x: Tensor) -> list[Tensor]:
     """Running mean and variance as a new module has them."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return [make(x.shape[1], dtype=wide, device=x.device) for make in (torch.zeros, torch.ones)]
@@ -32,7 +33,7 @@ def running(x: Tensor) -> list[Tensor]:
 
 def norm_with(activation: str | None = None):
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        statistics = running(x)
+        statistics = initial_statistics(x)
         weight, bias = (t.to(statistics[0].dtype) for t in (weight, bias))
         return batch_norm(x, weight, bias, *statistics, activation=activation)
 
@@ -50,7 +51,7 @@ def test_reference_is_pytorchs(activation: str | None) -> None:
     x, weight, bias = (t.double() for t in case((3, 6, 4, 5), CPU, 2.0))
     module.weight.data, module.bias.data = weight, bias
     expected = module(x)
-    mean, var = running(x)
+    mean, var = initial_statistics(x)
     found = batch_norm(x, weight, bias, mean, var, momentum=0.3, eps=1e-3, activation=activation)
     if activation is not None:
         expected = getattr(F, activation)(expected)
@@ -68,7 +69,7 @@ def test_reference_gradient(activation: str | None) -> None:
 
 def test_errors_name_the_argument() -> None:
     x, weight, bias = case((2, 8, 3, 3), CPU)
-    statistics = running(x)
+    statistics = initial_statistics(x)
     with pytest.raises(ValueError, match=r"x has shape \(8, 3, 3\), expected \(B, C, H, W\)"):
         batch_norm(x[0], weight, bias, *statistics)
     with pytest.raises(ValueError, match=r"bias has shape \(7,\), expected \(8,\)"):
@@ -77,7 +78,7 @@ def test_errors_name_the_argument() -> None:
         batch_norm(x, weight, bias, *statistics, activation="silu")
     with pytest.raises(ValueError, match="one value per channel has no variance"):
         batch_norm(x[:1, :, :1, :1], weight, bias, *statistics)
-    torch.testing.assert_close(statistics, running(x))
+    torch.testing.assert_close(statistics, initial_statistics(x))
 
 
 @pytest.mark.triton
@@ -112,7 +113,7 @@ def test_a_constant_map_is_its_bias(value, device) -> None:
     x, weight, bias = case((2, 5, 4, 6), device)
     x.fill_(value)
     with force("triton"):
-        y = batch_norm(x, weight, bias, *running(x))
+        y = batch_norm(x, weight, bias, *initial_statistics(x))
     torch.testing.assert_close(y, bias[:, None, None].expand_as(y))
 
 
@@ -125,7 +126,7 @@ def test_running_statistics(dtype, device, seed) -> None:
     x = x.to(dtype)
     results = []
     for choice, cast in (("reference", torch.double), ("reference", dtype), ("triton", dtype)):
-        statistics = running(x.to(cast))
+        statistics = initial_statistics(x.to(cast))
         with force(choice):
             wide = [t.to(statistics[0].dtype) for t in (weight, bias)]
             batch_norm(x.to(cast), *wide, *statistics, momentum=0.4)
@@ -184,27 +185,25 @@ def test_evaluation_with_a_gradient(device, seed) -> None:
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("sizes", [(3, 3), (1, 4), (0, 5)])
 @pytest.mark.parametrize("choice", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
-def test_two_processes(sizes, choice, tmp_path) -> None:
+def test_two_processes(choice, tmp_path) -> None:
     """Two processes with a part of the batch each give what one has of the whole batch."""
     if choice == "triton" and not INTERPRETED:
         pytest.skip("two processes share no GPU")
-    torch.multiprocessing.spawn(
-        run_process, (sizes, choice, str(tmp_path / "rendezvous")), nprocs=2
-    )
+    torch.multiprocessing.spawn(run_process, (choice, str(tmp_path / "rendezvous")), nprocs=2)
 
 
-def run_process(rank: int, sizes: tuple[int, int], choice: str, rendezvous: str) -> None:
+def run_process(rank: int, choice: str, rendezvous: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
     )
     torch.manual_seed(0)
     dtype = torch.float64 if choice == "reference" else torch.float32
-    x, weight, bias = (t.to(dtype) for t in case((sum(sizes), 5, 3, 4), CPU, 2.0))
-    slopes = torch.randn_like(x)
-    for activation in ACTIVATIONS:
+    # Equal parts, unequal ones, and one without a value.
+    for sizes, activation in product([(3, 3), (1, 4), (0, 5)], ACTIVATIONS):
+        x, weight, bias = (t.to(dtype) for t in case((sum(sizes), 5, 3, 4), CPU, 2.0))
+        slopes = torch.randn_like(x)
         module = nn.BatchNorm2d(5, momentum=0.3).to(dtype)
         module.weight.data, module.bias.data = weight.clone(), bias.clone()
         whole = x.clone().requires_grad_()
@@ -214,7 +213,7 @@ def run_process(rank: int, sizes: tuple[int, int], choice: str, rendezvous: str)
 
         part, vectors = x.split(sizes)[rank].clone(), (weight.clone(), bias.clone())
         tensors = [t.requires_grad_() for t in (part, *vectors)]
-        mean, var = (t.to(dtype) for t in running(x))
+        mean, var = (t.to(dtype) for t in initial_statistics(x))
         group = torch.distributed.group.WORLD
         with force(choice):
             y = batch_norm(

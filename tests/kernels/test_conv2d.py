@@ -15,7 +15,7 @@ from .conftest import INTERPRETED, compile_whole
 from .numerics import RESULT, ROUNDINGS, distance
 
 
-def drawn(batch, inputs, outputs, kernel, size, device, dtype=torch.float32) -> list[Tensor]:
+def case(batch, inputs, outputs, kernel, size, device, dtype=torch.float32) -> list[Tensor]:
     x = torch.randn(batch, inputs, *size, device=device).to(memory_format=torch.channels_last)
     weight = torch.randn(outputs, inputs, kernel, kernel, device=device)
     bias = 4 * torch.randn(outputs, device=device)
@@ -43,7 +43,7 @@ def assert_as_exact_as_eager(tensors: list[Tensor], **options) -> None:
 @pytest.mark.parametrize("activation", [None, "gelu", "relu"])
 def test_error_against_float64(dtype, activation, device, seed) -> None:
     for inputs in (3, 12):
-        tensors = drawn(2, inputs, 32, 3, (9, 14), device, dtype)
+        tensors = case(2, inputs, 32, 3, (9, 14), device, dtype)
         assert_as_exact_as_eager(tensors, stride=2, padding=1, activation=activation)
 
 
@@ -58,7 +58,7 @@ def test_random_shapes(random_cases, device, seed) -> None:
             draw.choice((1, 7, 96)),
         )
         print(size, kernel, batch, inputs, outputs)
-        tensors = drawn(batch, inputs, outputs, kernel, size, device)
+        tensors = case(batch, inputs, outputs, kernel, size, device)
         stride, padding = draw.choice((1, 2)), draw.choice((0, 1))
         activation = draw.choice((None, "gelu", "relu"))
         assert_as_exact_as_eager(tensors, stride=stride, padding=padding, activation=activation)
@@ -66,7 +66,7 @@ def test_random_shapes(random_cases, device, seed) -> None:
 
 @pytest.mark.triton
 def test_large_values_and_zeros(device) -> None:
-    x, weight, _ = drawn(1, 2, 8, 1, (3, 4), device)
+    x, weight, _ = case(1, 2, 8, 1, (3, 4), device)
     bias = torch.tensor([-20.0, -7.0, -1e-3, 0.0, 0.0, 1e-3, 7.0, 20.0], device=device)
     for dtype in (torch.float32, torch.bfloat16):
         tensors = [t.to(dtype) for t in (x * 0, weight, bias)]
@@ -76,7 +76,7 @@ def test_large_values_and_zeros(device) -> None:
 @pytest.mark.triton
 @pytest.mark.parametrize("inputs", [3, 6])
 def test_any_strides(inputs, device) -> None:
-    x, weight, bias = drawn(2, inputs, 4, 3, (10, 6), device)
+    x, weight, bias = case(2, inputs, 4, 3, (10, 6), device)
     expected = F.gelu(F.conv2d(x[:, :, ::2].flip(3), weight, bias, padding=1))
     for image in (x, x.contiguous()):
         with torch.no_grad(), force("triton"):
@@ -87,7 +87,7 @@ def test_any_strides(inputs, device) -> None:
 @pytest.mark.triton
 @pytest.mark.parametrize("inputs", [3, 6])
 def test_a_maps_gradient_is_pytorchs(inputs, device) -> None:
-    tensors = [t.requires_grad_() for t in drawn(1, inputs, 3, 3, (4, 5), device)]
+    tensors = [t.requires_grad_() for t in case(1, inputs, 3, 3, (4, 5), device)]
     with force("triton"):
         found = torch.autograd.grad(conv2d(*tensors, activation="gelu").sum(), tensors)
     wanted = torch.autograd.grad(F.gelu(F.conv2d(*tensors)).sum(), tensors)
@@ -101,7 +101,7 @@ def test_a_maps_gradient_is_pytorchs(inputs, device) -> None:
 def test_gradients_of_an_images_layer(kernel, stride, padding, dtype, device, seed) -> None:
     size = (19, 13) if device.type == "cpu" else (224, 192)
     for outputs, biased in ((5, False), (96, True)):
-        x, weight, bias = drawn(3, 3, outputs, kernel, size, device)
+        x, weight, bias = case(3, 3, outputs, kernel, size, device)
         x = x.to(dtype)
 
         def function(*parameters: Tensor, x: Tensor = x) -> Tensor:
@@ -116,7 +116,7 @@ def test_gradients_of_an_images_layer(kernel, stride, padding, dtype, device, se
 @pytest.mark.triton
 def test_an_image_under_autocast(device) -> None:
     """Half precision's result of a float32 image as it lies, and the parameters' gradients."""
-    x, weight, bias = drawn(2, 3, 32, 3, (9, 14), device)
+    x, weight, bias = case(2, 3, 32, 3, (9, 14), device)
     results = []
     for choice in ("reference", "triton"):
         parameters = [t.clone().requires_grad_() for t in (weight, bias)]
@@ -134,11 +134,11 @@ def test_gradients_of_a_maps_layer(dtype, device, seed) -> None:
     """The bias is added, and its gradient summed, by the kernels."""
     size = (7, 5) if device.type == "cpu" else (56, 48)
     for options in ({"stride": 2, "padding": 1}, {"padding": "same", "dilation": 2, "groups": 3}):
-        x, weight, bias = drawn(2, 12, 96, 3, size, device)
+        x, weight, bias = case(2, 12, 96, 3, size, device)
         weight = weight[:, : 12 // options.get("groups", 1)]
 
         def function(*tensors: Tensor, options: dict = options) -> Tensor:
-            return conv2d(*tensors, activation="relu", **options)
+            return conv2d(*tensors, activation="gelu", **options)
 
         slope = torch.randn_like(function(x, weight, bias))
         # A bias's gradient sums many terms, which cancel.
@@ -148,7 +148,7 @@ def test_gradients_of_a_maps_layer(dtype, device, seed) -> None:
 @pytest.mark.triton
 @pytest.mark.parametrize("frozen", range(3))
 def test_frozen_tensors_get_no_gradient(frozen, device, seed) -> None:
-    tensors = [t.requires_grad_() for t in drawn(2, 6, 8, 3, (5, 4), device)]
+    tensors = [t.requires_grad_() for t in case(2, 6, 8, 3, (5, 4), device)]
     tensors[frozen].requires_grad_(False)
     wanted = [t for t in tensors if t.requires_grad]
     found = []
@@ -163,7 +163,7 @@ def test_frozen_tensors_get_no_gradient(frozen, device, seed) -> None:
 @pytest.mark.parametrize("choice", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
 def test_geometry_is_pytorchs(choice, kernel, padding, device) -> None:
     for inputs in (2, 6):
-        x, weight, bias = drawn(1, inputs, 4, kernel, (6, 7), device)
+        x, weight, bias = case(1, inputs, 4, kernel, (6, 7), device)
         for dilation, groups in ((1, 1), (2, 1), (1, 2)):
             options = {"padding": padding, "dilation": dilation, "groups": groups}
             part = weight[:, : inputs // groups]
@@ -176,7 +176,7 @@ def test_geometry_is_pytorchs(choice, kernel, padding, device) -> None:
 
 @pytest.mark.triton
 def test_a_map_under_autocast(device, seed) -> None:
-    x, weight, bias = drawn(2, 12, 32, 3, (9, 14), device)
+    x, weight, bias = case(2, 12, 32, 3, (9, 14), device)
     results = []
     for choice in ("reference", "triton"):
         tensors = [t.clone().requires_grad_() for t in (x, weight, bias)]
@@ -192,7 +192,7 @@ def test_a_map_under_autocast(device, seed) -> None:
 def test_every_element_is_written(device, monkeypatch) -> None:
     numerics.poison_memory(monkeypatch)
     for inputs in (3, 6):
-        x, weight, bias = drawn(3, inputs, 24, 3, (7, 9), device)
+        x, weight, bias = case(3, inputs, 24, 3, (7, 9), device)
         parameters = [t.requires_grad_() for t in (weight, bias)]
         with force("triton"):
             y = conv2d(x, *parameters, padding=1)
@@ -202,7 +202,7 @@ def test_every_element_is_written(device, monkeypatch) -> None:
 
 @pytest.mark.triton
 def test_shapes_that_disagree_are_pytorchs_to_refuse(device) -> None:
-    x, weight, bias = drawn(1, 3, 8, 3, (4, 4), device)
+    x, weight, bias = case(1, 3, 8, 3, (4, 4), device)
     with force("triton"):
         for tensors in (
             (x, weight[:, :2], bias),
@@ -217,10 +217,10 @@ def test_shapes_that_disagree_are_pytorchs_to_refuse(device) -> None:
 
 @pytest.mark.triton
 def test_compiles_without_a_graph_break(device) -> None:
-    _, weight, bias = drawn(1, 3, 8, 3, (4, 4), device)
+    _, weight, bias = case(1, 3, 8, 3, (4, 4), device)
     whole = compile_whole(conv2d)
     for size in ((4, 6), (7, 5), (9, 9)):
-        x = drawn(1, 3, 8, 3, size, device)[0]
+        x = case(1, 3, 8, 3, size, device)[0]
         with torch.no_grad(), force("triton"):
             options = {"stride": 2, "padding": 1, "activation": "gelu"}
             torch.testing.assert_close(
@@ -230,4 +230,4 @@ def test_compiles_without_a_graph_break(device) -> None:
 
 def test_another_activation_is_refused(device) -> None:
     with pytest.raises(ValueError, match="activation is 'silu', expected None, 'gelu'"):
-        conv2d(*drawn(1, 1, 1, 1, (2, 2), device), activation="silu")
+        conv2d(*case(1, 1, 1, 1, (2, 2), device), activation="silu")

@@ -78,16 +78,16 @@ def test_norm_aware_attention_is_the_formula() -> None:
     frequency = 10000.0 ** -torch.tensor([0.0, 1.0])
     row, column = torch.arange(15) // 5, torch.arange(15) % 5
     angle = torch.cat([place[:, None] * frequency for place in (row, column)], -1).double()
-    turn = torch.polar(torch.ones_like(angle), angle)
+    phase = torch.polar(torch.ones_like(angle), angle)
 
-    def turned(x: Tensor) -> Tensor:  # pairs of channels as complex numbers
-        halves = [torch.view_as_complex(h.unflatten(-1, (-1, 2))) * turn for h in x.chunk(2, -1)]
+    def turn(x: Tensor) -> Tensor:  # pairs of channels as complex numbers
+        halves = [torch.view_as_complex(h.unflatten(-1, (-1, 2))) * phase for h in x.chunk(2, -1)]
         return torch.cat([torch.view_as_real(h).flatten(-2) for h in halves], -1)
 
     for head in range(2):
         f, g = norm_aware(q[0, :, head], k[0, :, head])
         z = 1 / ((f @ g.T / 15).sum(1, keepdim=True) + 1e-6)
-        expected = z * (turned(f) @ turned(g).T / 15) @ v[0, :, head]
+        expected = z * (turn(f) @ turn(g).T / 15) @ v[0, :, head]
         torch.testing.assert_close(y[0, :, head], expected, rtol=1e-6, atol=1e-6)
 
 

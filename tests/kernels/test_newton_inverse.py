@@ -28,7 +28,7 @@ def landmarks_kernel(
     return gaussian_kernel(marks, marks)
 
 
-def as_published(x: Tensor, method: str) -> Tensor:
+def invert_published(x: Tensor, method: str) -> Tensor:
     """Matrix by matrix, with the loop that halves alpha."""
     eye = torch.eye(x.shape[-1], dtype=x.dtype)
     if method == "regularized":
@@ -56,7 +56,7 @@ def test_reference_is_as_published(method: str, spread: float) -> None:
     torch.manual_seed(0)
     x = landmarks_kernel(6, 12, spread, dtype=torch.float64)
     y = newton_inverse(x.view(2, 3, 12, 12), method=method)
-    torch.testing.assert_close(y.view(6, 12, 12), as_published(x, method), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(y.view(6, 12, 12), invert_published(x, method), rtol=1e-7, atol=1e-7)
 
 
 def test_it_is_the_inverse_where_it_converges() -> None:
@@ -85,7 +85,7 @@ def test_gradient_of_what_has_not_converged() -> None:
     for method in METHODS[1:]:
         ours, wanted = (
             torch.autograd.grad(f(x, method), x, slope)[0]
-            for f in (lambda x, method: newton_inverse(x, method=method), as_published)
+            for f in (lambda x, method: newton_inverse(x, method=method), invert_published)
         )
         torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-6)
 

@@ -54,7 +54,7 @@ def test_kept_tables_serve_training_after_inference() -> None:
     assert rotary_tables(*arguments)[0] is rotary[0]
 
 
-def rotated(x: Tensor, size: tuple[int, int]) -> Tensor:
+def rotate(x: Tensor, size: tuple[int, int]) -> Tensor:
     return apply_rotary(x, rotary_tables(size, x.shape[-1], x.dtype, x.device))
 
 
@@ -64,7 +64,7 @@ def rotated(x: Tensor, size: tuple[int, int]) -> Tensor:
 def test_error_against_float64(dtype, width, device, seed) -> None:
     size = (5, 3) if device.type == "cpu" else (14, 27)
     x = torch.randn(2, size[0] * size[1], 3, 4, width, device=device)[:, :, 1]
-    function = partial(rotated, size=size)
+    function = partial(rotate, size=size)
     assert_as_exact_as_eager(function, [x], dtype, torch.randn(x.shape, device=device))
 
 
@@ -76,7 +76,7 @@ def test_random_shapes(random_cases, device, seed) -> None:
         batch, heads = draw.choice((1, 2)), draw.choice((1, 3))
         print(size, width, batch, heads)
         x = torch.randn(batch, size[0] * size[1], 3, heads, width, device=device)[:, :, 1]
-        function = partial(rotated, size=size)
+        function = partial(rotate, size=size)
         assert_as_exact_as_eager(function, [x], torch.float32, torch.randn(x.shape, device=device))
 
 

@@ -7,7 +7,8 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 
 from linsight.tools.config import CONFIGS, ConfigError, find_config, load_config
 
-OURS = sorted(path.stem for path in CONFIGS.glob("classification/*.py"))
+FAMILIES = ("agent", "cswin", "deit", "pvt", "ravlt", "soft", "swin")
+OURS = sorted(path.stem for family in FAMILIES for path in CONFIGS.glob(f"{family}/*.py"))
 
 
 def test_the_recipe_of_each_size():
@@ -47,6 +48,11 @@ def test_builds(name, tmp_path):
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             loader.dataset.root = str(root)
             assert DATASETS.build(loader.dataset)[0][0].shape == (3, 224, 224)
+
+
+def test_a_name_is_in_one_folder():
+    names = [path.stem for path in CONFIGS.glob("[!_]*/*.py")]
+    assert len(names) == len(set(names))
 
 
 def test_found_by_name_and_by_path(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from linsight.datasets.loading import DataError
+from linsight.data.loading import DataError
 from linsight.tools.predict_video import predict_video
 from linsight.tools.prediction import Prediction
 

@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from PIL import Image
 from typer.testing import CliRunner
 
-from linsight.datasets.digits import digit_scene
+from linsight.data.digits import digit_scene
 from linsight.tools import main
 from linsight.tools.config import CONFIGS, ConfigError, load_config
 from linsight.tools.demo import DEMOS
@@ -20,7 +20,8 @@ from linsight.tools.train import train
 from .test_train import command
 
 cli_train, cli_test = command(train), command(run_test)
-NAMES = sorted(path.stem for path in CONFIGS.glob("segmentation/*.py"))
+METHODS = ("segformer", "semantic_fpn", "upernet")
+NAMES = sorted(path.stem for method in METHODS for path in CONFIGS.glob(f"{method}/*.py"))
 # The papers' millions of parameters; UPerNet's with the auxiliary head.
 PARAMETERS = {
     "semantic_fpn_rala_vit": {"tiny": 18, "small": 28, "base": 51, "large": 98},
@@ -47,9 +48,7 @@ def trained(tmp_path_factory):
     """A finished training: (config, work dir, what it printed)."""
     folder = tmp_path_factory.mktemp("segmented")
     config = folder / "tiny.py"
-    config.write_text(
-        CONFIG.format(base=CONFIGS / "segmentation/segformer_rala_vit_nano_digits.py")
-    )
+    config.write_text(CONFIG.format(base=CONFIGS / "segformer/segformer_rala_vit_nano_digits.py"))
     return config, folder / "run", cli_train(config, "--work-dir", folder / "run")
 
 
@@ -172,7 +171,7 @@ def test_configs_build(name):
 def test_the_transforms_of_ade20k(tmp_path):
     from torchvision import tv_tensors
 
-    from linsight.datasets.segmentation import build_transforms
+    from linsight.data.segmentation import build_transforms
 
     cfg = load_config("semantic_fpn_rala_vit_tiny_80k_ade20k", [f"data_root={tmp_path}"])
     assert cfg.train_dataloader.dataset.root == cfg.val_dataloader.dataset.root == str(tmp_path)

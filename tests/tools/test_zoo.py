@@ -1,4 +1,4 @@
-"""Files that are derived from the zoo are what its script writes; docs/weights.md names models."""
+"""The files generated from the zoo are what its script writes; docs/weights.md names models."""
 
 import json
 import re

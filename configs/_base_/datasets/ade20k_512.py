@@ -1,17 +1,17 @@
-# The unpacked ADEChallengeData2016, as the scene parsing benchmark gives it.
+# ADE20K: the unpacked ADEChallengeData2016 of the scene parsing benchmark.
 _base_ = "semantic_crops.py"
 
 data_root = "data/ade/ADEChallengeData2016"
 
 train_dataloader = dict(
-    # For each GPU. The recipes' batch is 16 in all: 8 GPUs of 2.
+    # Per GPU. The recipes use a batch of 16 in total, 2 on each of 8 GPUs.
     batch_size=2,
     dataset=dict(
         type="ADE20K",
         root=data_root,
         split="training",
         transforms=[
-            # The shorter side to 512, times 0.5 to 2, in steps of 16.
+            # Resize the shorter side to 512 times 0.5 to 2, in steps of 16.
             dict(
                 type="torchvision.transforms.v2.RandomShortestSize",
                 min_size=list(range(256, 1025, 16)),

@@ -1,17 +1,17 @@
-# Cityscapes with leftImg8bit/ and gtFine/, as its site gives them.
+# Cityscapes with leftImg8bit/ and gtFine/, as downloaded.
 _base_ = "semantic_crops.py"
 
 data_root = "data/cityscapes"
 
 train_dataloader = dict(
-    # For each GPU: 8 in all on 8 GPUs.
+    # Per GPU; 8 in total on 8 GPUs.
     batch_size=1,
     dataset=dict(
         type="Cityscapes",
         root=data_root,
         split="train",
         transforms=[
-            # The shorter side, 1024, times 0.5 to 2, in steps of 32.
+            # Resize the shorter side, 1024, by 0.5 to 2, in steps of 32.
             dict(
                 type="torchvision.transforms.v2.RandomShortestSize",
                 min_size=list(range(512, 2049, 32)),

@@ -1,7 +1,8 @@
-# COCO 2017's boxes: data/coco/annotations, train2017, val2017, or --cfg-options data_root=...
+# Boxes of COCO 2017 from annotations/, train2017/ and val2017/ in data/coco, or
+# --cfg-options data_root=...
 _base_ = "mmdet::_base_/datasets/coco_detection.py"
 
-# Workers take their seeds as they start: starting anew each epoch makes resuming exact.
+# Workers get their seeds when they start. Starting them in each epoch makes resuming exact.
 train_dataloader = dict(
     num_workers=4,
     persistent_workers=False,
@@ -15,7 +16,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="QuietCocoMetric")
 test_evaluator = val_evaluator
 
-# `linsight test --tta`: three scales, each also mirrored. mmdet merges boxes alone.
+# For `linsight test --tta`: three scales, each also mirrored. mmdet merges boxes but no masks.
 tta_model = dict(
     type="DetTTAModel", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
 )

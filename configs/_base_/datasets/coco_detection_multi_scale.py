@@ -1,4 +1,4 @@
-# COCO 2017's boxes at many scales.
+# Boxes of COCO 2017 at many scales.
 _base_ = ["coco_detection.py", "multi_scale.py"]
 
 train_dataloader = dict(

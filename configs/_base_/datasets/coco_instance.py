@@ -1,8 +1,8 @@
-# COCO 2017's boxes and masks: data/coco/annotations, train2017, val2017, or
+# Boxes and masks of COCO 2017 from annotations/, train2017/ and val2017/ in data/coco, or
 # --cfg-options data_root=...
 _base_ = "mmdet::_base_/datasets/coco_instance.py"
 
-# Workers take their seeds as they start: starting anew each epoch makes resuming exact.
+# Workers get their seeds when they start. Starting them in each epoch makes resuming exact.
 train_dataloader = dict(
     num_workers=4,
     persistent_workers=False,

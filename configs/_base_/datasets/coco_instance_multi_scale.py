@@ -1,4 +1,4 @@
-# COCO 2017's boxes and masks at many scales.
+# Boxes and masks of COCO 2017 at many scales.
 _base_ = ["coco_instance.py", "multi_scale.py"]
 
 train_dataloader = dict(

@@ -1,8 +1,8 @@
-# Scenes of one handwritten digit, made on the fly; training and test share no handwriting.
+# Scenes of one handwritten digit, drawn on the fly. Training and test share no handwriting.
 train_dataloader = dict(
     batch_size=64,
     num_workers=1,
-    # Workers take their seeds as they start: starting anew each epoch makes resuming exact.
+    # Workers get their seeds when they start. Starting them in each epoch makes resuming exact.
     persistent_workers=False,
     drop_last=True,
     # Each epoch draws a tenth of the scenes.
@@ -17,8 +17,8 @@ train_dataloader = dict(
         digit_size=(0.7, 0.95),
         clutter=2,
         distortion=0.3,
-        # Each scene is drawn anew, in its own slant, width and pen: cropping and stretching it on
-        # top costs accuracy.
+        # Each scene has its own slant, width and pen. Cropping and stretching it as well would cost
+        # accuracy.
         transform=dict(input_size=64, crop_pct=1.0),
     ),
 )

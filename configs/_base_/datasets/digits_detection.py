@@ -1,8 +1,8 @@
-# Scenes of several handwritten digits, made on the fly; training and test share no handwriting.
+# Scenes of several handwritten digits, drawn on the fly. Training and test share no handwriting.
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    # Workers take their seeds as they start: starting anew each epoch makes resuming exact.
+    # Workers get their seeds when they start. Starting them in each epoch makes resuming exact.
     persistent_workers=False,
     drop_last=True,
     # Each epoch draws a tenth of the scenes.

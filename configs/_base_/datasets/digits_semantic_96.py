@@ -1,5 +1,5 @@
-# Scenes of handwritten digits, made on the fly; training and test share no handwriting. The
-# digits are large, so that most of their pixels are not at an edge.
+# Scenes of handwritten digits, drawn on the fly. Training and test share no handwriting. The digits
+# are large, so that most of their pixels are not at an edge.
 train_dataloader = dict(
     batch_size=16,
     num_workers=1,

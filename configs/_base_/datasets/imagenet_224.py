@@ -1,12 +1,13 @@
-# The folder with train/ and val/, each with one sub-folder a class. TimmDataset also takes
-# tar files, webdataset and Hugging Face data sets: name="wds/...", "hfds/...".
+# The folder with train/ and val/, each with one sub-folder per class. TimmDataset also reads tar
+# files, webdataset and Hugging Face data sets: dataset.name="wds/...", "hfds/OWNER/NAME" or
+# "hfds//path/to/a/folder"; data_root is then where the Hugging Face data sets are cached.
 data_root = "data/imagenet"
 
 train_dataloader = dict(
-    # For each GPU. The recipe's batch is 1,024 in all: 8 GPUs of 128.
+    # Per GPU. The recipe uses a batch of 1,024 in total, 128 on each of 8 GPUs.
     batch_size=128,
     num_workers=12,
-    # Workers take their seeds as they start: starting anew each epoch makes resuming exact.
+    # Workers get their seeds when they start. Starting them in each epoch makes resuming exact.
     persistent_workers=False,
     pin_memory=True,
     # Mixup pairs the images of a batch.
@@ -40,7 +41,7 @@ val_dataloader = dict(
         type="TimmDataset",
         root=data_root,
         split="validation",
-        # Resize to 256, crop the centre.
+        # Resize the shorter side to 256, and crop the centre.
         transform=dict(input_size=224, crop_pct=0.875, interpolation="bicubic"),
     ),
 )

@@ -1,5 +1,5 @@
-# Many scales, as DETR draws them (arXiv:2005.12872): the shorter side 480 to 800 pixels, for half
-# of the images after a random crop.
+# Many scales, as in DETR (arXiv:2005.12872): the shorter side has 480 to 800 pixels. Half of the
+# images are cropped at random before.
 multi_scale = dict(
     type="RandomChoice",
     transforms=[

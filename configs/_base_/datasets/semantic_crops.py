@@ -1,4 +1,4 @@
-# What training on crops of large data sets shares: the loaders, and the colours.
+# Data loaders and colour augmentation for training on crops of large data sets.
 train_dataloader = dict(
     num_workers=4,
     persistent_workers=True,

@@ -1,9 +1,12 @@
-# Cascade Mask R-CNN as papers on transformers train it: heads of four convolutions and a linear
-# layer, boxes of each class by generalised IoU. A config adds model_name and the channels.
+# Cascade Mask R-CNN as in papers on transformers: heads of four convolutions and a linear layer,
+# and boxes per class trained by generalised IoU. A config adds model_name.
 _base_ = "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py"
 
 model = dict(
+    type="TimmCascadeRCNN",
     backbone=dict(_delete_=True, type="TimmBackbone", pretrained=True),
+    # Without the input channels, which are the backbone's.
+    neck=dict(_delete_=True, type="FPN", out_channels=256, num_outs=5),
     rpn_head=dict(loss_bbox=dict(_delete_=True, type="L1Loss", loss_weight=1.0)),
     roi_head=dict(
         bbox_head=[

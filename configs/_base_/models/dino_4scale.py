@@ -1,7 +1,7 @@
 # DINO with four scales (arXiv:2203.03605), as mmdet has it, on any backbone of timm: a config
-# adds model_name and the channels of the last three stages.
+# adds model_name.
 model = dict(
-    type="DINO",
+    type="TimmDINO",
     num_queries=900,
     with_box_refine=True,
     as_two_stage=True,

@@ -1,5 +1,5 @@
-# The learning rate is 5e-4 * batch / 512: 1e-3 at the batch of 1,024 that is named here, and
-# scaled by mmengine to the batch that runs (batch_size * GPUs). The floor is not scaled.
+# The learning rate is 5e-4 * batch / 512, so 1e-3 at the base batch of 1,024. mmengine scales it to
+# the actual batch (batch_size * GPUs), but does not scale eta_min.
 optim_wrapper = dict(
     type="AmpOptimWrapper",
     loss_scale="dynamic",
@@ -9,7 +9,7 @@ optim_wrapper = dict(
 auto_scale_lr = dict(enable=True, base_batch_size=1024)
 
 param_scheduler = [
-    # From 1e-6, in each iteration.
+    # The warm-up starts at 1e-6 and moves in each iteration.
     dict(type="LinearLR", start_factor=1e-3, begin=0, end=5, convert_to_iter_based=True),
     dict(
         type="CosineAnnealingLR",

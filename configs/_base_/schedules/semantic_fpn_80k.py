@@ -1,4 +1,4 @@
-# The learning rate is for a batch of 16, and scaled by mmengine to the batch that runs.
+# The learning rate is for a batch of 16. mmengine scales it to the actual batch.
 optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-4, weight_decay=1e-4, fused=True))
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 

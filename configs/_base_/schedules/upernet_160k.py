@@ -1,7 +1,6 @@
-# The learning rate is for a batch of 16, and scaled by mmengine to the batch that runs.
+# The learning rate is for a batch of 16. mmengine scales it to the actual batch.
 optim_wrapper = dict(
-    optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01, fused=True),
-    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
+    optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01, fused=True)
 )
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 

@@ -36,7 +36,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import linsight  # noqa: F401  before mmcv: puts the table in place
+import linsight.kernels.mmcv_operators  # noqa: F401  before mmcv: puts the table in place
 
 TESTED = (
     "bbox",

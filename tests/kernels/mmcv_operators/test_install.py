@@ -31,9 +31,9 @@ def outcome(mmcv: Path, code: str) -> str:
 def test_table_where_nothing_is_compiled(mmcv):
     """And an operator that it lacks is there, and names itself when called."""
     code = (
-        "import sys, linsight, mmcv._ext as table\n"
+        "import sys, linsight.kernels.mmcv_operators as operators, mmcv._ext as table\n"
         "print(table.nms.__module__)\n"
-        "before = len(sys.meta_path); linsight.mmcv_operators.install()\n"
+        "before = len(sys.meta_path); operators.install()\n"
         "print(len(sys.meta_path) - before)\n"
         "assert hasattr(table, 'some_operator')\n"
         "try: table.some_operator(1, key=2)\n"
@@ -48,7 +48,8 @@ def test_table_where_nothing_is_compiled(mmcv):
 
 def test_compiled_extension_wins(mmcv):
     (mmcv / "_ext.py").write_text("nms = 'compiled'")
-    assert outcome(mmcv, "import linsight, mmcv._ext; print(mmcv._ext.nms)") == "compiled"
+    code = "import linsight.kernels.mmcv_operators, mmcv._ext; print(mmcv._ext.nms)"
+    assert outcome(mmcv, code) == "compiled"
 
 
 def test_too_late_is_said(mmcv):
@@ -57,7 +58,7 @@ def test_too_late_is_said(mmcv):
         "sys.modules['mmdet.models'] = types.ModuleType('mmdet.models')\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always')\n"
-        "    import linsight\n"
-        "print([str(w.message) for w in caught if 'linsight first' in str(w.message)])"
+        "    import linsight.kernels.mmcv_operators\n"
+        "print([str(w.message) for w in caught if 'mmcv_operators first' in str(w.message)])"
     )
-    assert "mmdet was imported before linsight" in outcome(mmcv, code)
+    assert "mmdet was imported before linsight.kernels.mmcv_operators" in outcome(mmcv, code)

@@ -1,0 +1,20 @@
+_base_ = "./agent_cswin_tiny_300e_in1k.py"
+
+model = dict(backbone=dict(model_name="agent_cswin_base", drop_path_rate=0.5))
+
+# 64 images on each of 8 GPUs: all rates are half of those of a batch of 1,024.
+default_hooks = dict(ema=dict(momentum=8e-5))
+train_dataloader = dict(batch_size=64)
+auto_scale_lr = dict(base_batch_size=512)
+optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.1))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=2e-3, begin=0, end=20, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        eta_min=1e-5,
+        T_max=280,
+        begin=20,
+        end=300,
+        convert_to_iter_based=True,
+    ),
+]

@@ -1,3 +1,0 @@
-_base_ = "cascade_mask_rcnn_agent_swin_tiny_fpn_3x_coco.py"
-
-model = dict(backbone=dict(model_name="agent_swin_small"))

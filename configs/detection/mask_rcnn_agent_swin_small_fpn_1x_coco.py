@@ -1,3 +1,0 @@
-_base_ = "mask_rcnn_agent_swin_tiny_fpn_1x_coco.py"
-
-model = dict(backbone=dict(model_name="agent_swin_small"))

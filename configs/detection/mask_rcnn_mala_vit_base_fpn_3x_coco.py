@@ -1,6 +1,0 @@
-_base_ = "mask_rcnn_mala_vit_small_fpn_3x_coco.py"
-
-model = dict(
-    backbone=dict(model_name="mala_vit_base", drop_path_rate=0.4),
-    neck=dict(in_channels=[96, 192, 384, 512]),
-)

@@ -1,9 +1,0 @@
-_base_ = "mask_rcnn_mala_vit_small_fpn_3x_coco.py"
-
-model = dict(
-    backbone=dict(model_name="mala_vit_large", drop_path_rate=0.55),
-    neck=dict(in_channels=[96, 192, 448, 640]),
-)
-optim_wrapper = dict(optimizer=dict(lr=2e-4))
-auto_scale_lr = dict(base_batch_size=32)
-train_dataloader = dict(batch_size=1)

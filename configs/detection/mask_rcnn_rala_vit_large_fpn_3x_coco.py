@@ -1,7 +1,0 @@
-_base_ = "mask_rcnn_rala_vit_small_fpn_3x_coco.py"
-
-model = dict(
-    backbone=dict(model_name="rala_vit_large", drop_path_rate=0.55),
-    neck=dict(in_channels=[96, 192, 448, 640]),
-)
-train_dataloader = dict(batch_size=1)

@@ -1,6 +1,0 @@
-_base_ = "retinanet_rala_vit_tiny_fpn_1x_coco.py"
-
-model = dict(
-    backbone=dict(model_name="rala_vit_small", drop_path_rate=0.15),
-    neck=dict(in_channels=[128, 320, 512]),
-)

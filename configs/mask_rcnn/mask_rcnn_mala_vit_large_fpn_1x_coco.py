@@ -1,0 +1,3 @@
+_base_ = "./mask_rcnn_mala_vit_tiny_fpn_1x_coco.py"
+
+model = dict(backbone=dict(model_name="mala_vit_large", drop_path_rate=0.55))

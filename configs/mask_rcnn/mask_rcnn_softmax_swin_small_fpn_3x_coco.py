@@ -1,0 +1,3 @@
+_base_ = "./mask_rcnn_softmax_swin_tiny_fpn_3x_coco.py"
+
+model = dict(backbone=dict(model_name="softmax_swin_small"))

@@ -1,0 +1,17 @@
+# RetinaNet by the recipe of Agent Attention (arXiv:2312.08874), with
+# more agents than in pretraining.
+_base_ = [
+    "../_base_/models/retinanet_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/coco_adamw_1x.py",
+    "../_base_/detection_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        model_name="agent_pvt_tiny",
+        drop_path_rate=0.1,
+        mixer_options=dict(agent=dict(agent_grid=(12, 16, 28, 28))),
+    )
+)
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))

@@ -1,0 +1,10 @@
+# SOFT (arXiv:2207.03341) publishes AP for this detector but no recipe. This is the recipe of PVT.
+_base_ = [
+    "../_base_/models/retinanet_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/coco_adamw_1x.py",
+    "../_base_/detection_runtime.py",
+]
+
+model = dict(backbone=dict(model_name="soft_norm_vit_tiny", drop_path_rate=0.1))
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))

@@ -1,6 +1,0 @@
-_base_ = "./segformer_rala_vit_nano_digits.py"
-
-model = dict(
-    neck=dict(type="FPN", out_channels=64),
-    decode_head=dict(type="FPNHead"),
-)

@@ -1,0 +1,1 @@
+"""The data set of digit scenes that linsight draws, and readers for real data sets."""

@@ -1,0 +1,237 @@
+"""Classification data sets as mmengine trains on them: timm's readers and transforms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import timm.data
+import torch
+from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from PIL import Image
+from timm.data import auto_augment
+from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
+from torch.utils.data import Dataset, IterableDataset
+
+from .digits import DigitClassification
+from .loading import DataError, TolerantDataset
+
+_SPLITS = ("train", "training", "val", "validation", "eval", "test")
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """timm's posterize, and a black image for 0 bits.
+
+    The noise of RandAugment's magnitude asks for 0 bits at times. Pillow once gave a black image
+    for them, and raises an error today.
+    """
+    return auto_augment.posterize(image, bits, **options) if bits else image.point(lambda _: 0)
+
+
+def _create_transform(settings: dict) -> Callable:
+    """:func:`timm.data.create_transform`, whose augmentations posterize by `_posterize`."""
+    transform = timm.data.create_transform(**settings)
+    for step in getattr(transform, "transforms", ()):
+        for operation in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
+    return transform
+
+
+class TransformedImages(TolerantDataset):
+    """A data set of (PIL image, label) under timm's transform.
+
+    Args:
+        read: returns the PIL image and the label at an index.
+        length: number of images.
+        transform: arguments of :func:`timm.data.create_transform`.
+        classes: names of the classes.
+        name_of: returns the file name of the image at an index.
+        corrupt_tolerance: the largest share of images that may be unreadable.
+
+    Raises:
+        DataError: when an item is read whose label belongs to no class.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], tuple[Image.Image, int]],
+        length: int,
+        transform: dict | None,
+        classes: list[str] | None = None,
+        name_of: Callable[[int], str] = str,
+        corrupt_tolerance: float = 0.01,
+    ) -> None:
+        super().__init__(read, length, name_of, corrupt_tolerance)
+        self.transform, self.metainfo = _transform(transform, classes)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        index, (image, label) = self.read_from(index)
+        count = len(self.metainfo.get("classes", ()))
+        if count and not 0 <= label < count:
+            raise DataError(
+                f"the label of {self.name_of(index)} is {label}, and there are {count} classes: "
+                f"labels are 0 to {count - 1}; number the classes so in class_map"
+            )
+        return self.transform(image), label
+
+
+def _transform(transform: dict | None, classes: list[str] | None) -> tuple[Callable, dict]:
+    settings = dict(transform or {})
+    # create_transform's own defaults, written down so that metainfo can hold them.
+    settings.setdefault("mean", timm.data.IMAGENET_DEFAULT_MEAN)
+    settings.setdefault("std", timm.data.IMAGENET_DEFAULT_STD)
+    metainfo = {"mean": list(settings["mean"]), "std": list(settings["std"])}
+    if classes is not None:
+        metainfo["classes"] = [str(name) for name in classes]
+    return _create_transform(settings), metainfo
+
+
+@DATASETS.register_module()
+def TimmDataset(
+    root: str,
+    name: str = "",
+    split: str = "train",
+    transform: dict | None = None,
+    corrupt_tolerance: float = 0.01,
+    class_map: str | dict | None = None,
+    **reader: Any,
+) -> Dataset:
+    """A data set that :func:`timm.data.create_dataset` reads, under timm's transform.
+
+    With ``name=""`` it is a folder with one sub-folder per class, or a tar file of one. A prefix
+    of ``name`` selects another reader: ``torch/`` for torchvision's data sets, ``hfds/`` and
+    ``hfids/`` for Hugging Face's, ``wds/`` for webdataset, ``tfds/`` for TensorFlow's. Streamed
+    data sets (``hfids/``, ``wds/``, ``tfds/``) have an order of their own: set ``sampler=None``
+    in the data loader.
+
+    Args:
+        root: the folder. If it has a sub-folder named like the split, that one is read. Hugging
+            Face's data sets are cached in it.
+        name: prefix of the reader and name of the data set.
+        split: ``"train"``, ``"validation"``, or the reader's own name of a split.
+        transform: arguments of :func:`timm.data.create_transform`.
+        corrupt_tolerance: the largest share of images that may be unreadable; 0 allows none.
+        class_map: a dict from class names to indices, or a file that holds one.
+        **reader: further arguments of :func:`timm.data.create_dataset`.
+
+    Raises:
+        DataError: the folder is missing, it holds no images, or one of its classes has none.
+    """
+    folder = not name or name == "folder"
+    if folder and not os.path.exists(root):
+        raise DataError(
+            f"data set root {root!r} does not exist: set data_root in the config, or "
+            "train_dataloader.dataset.root and val_dataloader.dataset.root"
+        )
+    try:
+        dataset = timm.data.create_dataset(
+            name, root=root, split=split, class_map=class_map or "", **reader
+        )
+    except RuntimeError as error:
+        raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
+    if isinstance(dataset, IterableDataset):
+        dataset.transform, dataset.metainfo = _transform(transform, None)
+        return dataset
+    if not isinstance(dataset, timm.data.ImageDataset):
+        classes = getattr(dataset, "classes", None)
+        return TransformedImages(
+            dataset.__getitem__, len(dataset), transform, classes, str, corrupt_tolerance
+        )
+
+    images = dataset.reader
+    if folder and os.path.isdir(root):
+        _check_folder(Path(root), split, images, mapped=bool(class_map))
+
+    def read(index: int) -> tuple[Image.Image, int]:
+        file, label, *_ = images[index]
+        with Image.open(file) as image:
+            return image.convert(dataset.input_img_mode), label
+
+    def name_of(index: int) -> str:
+        # An image that a Hugging Face data set holds as bytes may have no file name.
+        return images.filename(index) or str(index)
+
+    indices = getattr(images, "class_to_idx", None)
+    classes = sorted(indices, key=indices.get) if indices else None
+    return TransformedImages(read, len(dataset), transform, classes, name_of, corrupt_tolerance)
+
+
+def _check_folder(root: Path, split: str, images: Any, mapped: bool) -> None:
+    taken = Path(images.root)
+    if taken == root and any((root / other).is_dir() for other in _SPLITS):
+        raise DataError(
+            f"data set root '{root}' has folders {', '.join(sorted(os.listdir(root))[:4])} "
+            f"but none for split {split!r}"
+        )
+    start = len(str(taken)) + 1
+    filled = {sample[0][start:].split(os.sep, 1)[0] for sample in images.samples}
+    empty = sorted(entry.name for entry in os.scandir(taken) if entry.is_dir())
+    empty = [name for name in empty if name not in filled]
+    # With a class map the labels do not depend on which folders have images.
+    if empty and not mapped:
+        raise DataError(
+            f"{len(empty)} class folders in '{taken}' hold no images: {', '.join(empty[:5])}"
+            f"{', ...' if len(empty) > 5 else ''}. The labels of the classes after them would "
+            "shift: fill or remove the folders, or number the classes with class_map"
+        )
+
+
+@DATASETS.register_module(name="DigitClassification")
+def digit_classification(transform: dict | None = None, **scenes: Any) -> TransformedImages:
+    """:class:`~linsight.data.digits.DigitClassification` under timm's transform.
+
+    Args:
+        transform: arguments of :func:`timm.data.create_transform`.
+        **scenes: arguments of the class and of
+            :func:`~linsight.data.digits.digit_scene`.
+    """
+    dataset = DigitClassification(**scenes)
+    return TransformedImages(
+        dataset.__getitem__, len(dataset), transform, dataset.classes, corrupt_tolerance=0
+    )
+
+
+@DATA_SAMPLERS.register_module()
+class RepeatAugSampler(TimmRepeatAugSampler):
+    """timm's repeated augmentation, seeded by mmengine.
+
+    An epoch holds ``num_repeats`` views of each image that it draws, and draws fewer images in
+    the same proportion.
+
+    Args:
+        dataset: the data set to draw from.
+        seed: seed of the order, the same on all ranks; by default mmengine's.
+        num_repeats: number of views per image and epoch.
+        selected_round: the number of samples per epoch and rank is rounded down to a multiple of
+            this.
+        selected_ratio: each rank draws 1 / selected_ratio of the data set per epoch; 0 stands for
+            the number of ranks.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int | None = None,
+        num_repeats: int = 3,
+        selected_round: int = 256,
+        selected_ratio: int = 0,
+    ) -> None:
+        rank, ranks = get_dist_info()
+        super().__init__(
+            dataset,
+            num_replicas=ranks,
+            rank=rank,
+            num_repeats=num_repeats,
+            selected_round=selected_round,
+            selected_ratio=selected_ratio,
+        )
+        self.seed = sync_random_seed() if seed is None else seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(self.seed + epoch)

@@ -1,0 +1,346 @@
+"""COCO annotation files, checked before a detector trains on them.
+
+mmdet does not check a file: a fault shows an hour later in a data worker, as a NaN, or not at
+all. In a config: ``custom_imports = dict(imports=["linsight.data.coco"])``, then
+``dataset=dict(type="CheckedCocoDataset", ...)`` with the arguments of mmdet's ``CocoDataset``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import linsight.kernels.mmcv_operators  # noqa: F401  has to come before mmdet
+
+# isort: split
+import numpy as np
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+
+from .loading import DataError, flags, mark_corrupt, most_corrupt
+
+SHOWN = 3
+# The keys of an entry that mmdet and COCO's evaluation read without checking that they exist.
+_NEEDED = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area"),
+    "categories": ("id", "name"),
+}
+_MADE_UP = {"area": "area w * h", "iscrowd": "iscrowd 0"}
+
+
+@DATASETS.register_module()
+class CheckedCocoDataset(CocoDataset):
+    """mmdet's ``CocoDataset``, which reports faults of its files before training.
+
+    Faulty annotations are left out and counted in one warning. Faulty are: a box that is empty,
+    not finite or outside its image; an image or a category that the file does not list; and, where
+    the pipeline loads masks, a polygon of fewer than 3 points or run lengths of another size than
+    the image's. In training another image takes the place of one that is missing or cannot be
+    read, which is marked in ``corrupt`` and reported by ``DataCheckHook``.
+
+    Args:
+        *args: arguments of ``CocoDataset``.
+        corrupt_tolerance: the largest share of training images that may be missing, and the
+            largest share that may be unreadable; 0 allows none. In testing no image may be
+            missing or unreadable.
+        **kwargs: arguments of ``CocoDataset``.
+
+    Raises:
+        DataError: the file is missing, is no JSON, or has no images or annotations; an entry lacks
+            a key that mmdet needs; the classes are not those of the file; more images are missing
+            or unreadable than tolerated; or nothing is left to train on.
+    """
+
+    def __init__(self, *args: Any, corrupt_tolerance: float = 0.01, **kwargs: Any) -> None:
+        self.corrupt_tolerance = corrupt_tolerance
+        super().__init__(*args, **kwargs)
+
+    def full_init(self) -> None:
+        if not self._fully_initialized:
+            super().full_init()
+            self.corrupt = flags(len(self))
+
+    def COCOAPI(self, path: str) -> COCO:
+        """The checked content of the file. mmdet opens the file through this attribute."""
+        content = read_annotations(path, evaluated=self.test_mode)
+        check_classes(content["categories"], self.metainfo["classes"], path)
+        transforms = getattr(self.pipeline, "transforms", ())
+        masks = any(getattr(transform, "with_mask", False) for transform in transforms)
+        total = len(content.get("annotations", ()))
+        if faults := remove_faulty(content, masks):
+            count = sum(map(len, faults.values()))
+            reasons = "; ".join(f"{len(ids)} {why} ({_some(ids)})" for why, ids in faults.items())
+            message = f"{path}: {count} of {total:,} annotations are faulty: {reasons}"
+            # The evaluation reads the file anew, and raises an error at such masks.
+            if self.test_mode and any(why in _MASK_FAULTS for why in faults):
+                raise DataError(f"{message}. Mend or remove them to evaluate masks")
+            print_log(f"{message}. They are left out", "current", logging.WARNING)
+        api = COCO()
+        api.dataset = content
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            api.createIndex()
+        # mmdet's names of the two tables; its COCO class sets them before createIndex makes them.
+        api.img_ann_map, api.cat_img_map = api.imgToAnns, api.catToImgs
+        return api
+
+    def load_data_list(self) -> list[dict]:
+        try:
+            data_list = super().load_data_list()
+        except FileNotFoundError:
+            raise DataError(
+                f"annotation file {self.ann_file!r} does not exist: set data_root in the config, "
+                "or the data loader's dataset.data_root and dataset.ann_file"
+            ) from None
+        if self.backend_args is not None:  # a check of each file on a server would take too long
+            return data_list
+        missing = set(missing_files(info["img_path"] for info in data_list))
+        if not missing:
+            return data_list
+        message = (
+            f"{len(missing)} of the {len(data_list):,} images of {self.ann_file} do not exist "
+            f"({_some(sorted(missing))})"
+        )
+        if self.test_mode or len(missing) > most_corrupt(self.corrupt_tolerance, len(data_list)):
+            raise DataError(f"{message}: set the data loader's dataset.data_prefix.img")
+        print_log(f"{message}; they are left out", "current", logging.WARNING)
+        return [info for info in data_list if info["img_path"] not in missing]
+
+    def filter_data(self) -> list[dict]:
+        kept = super().filter_data()
+        if not kept:
+            raise DataError(
+                f"none of the {len(self.data_list):,} images of {self.ann_file} is left: the "
+                f"data loader's dataset.filter_cfg is {self.filter_cfg}, and no image has an "
+                "object of the data set's classes that it keeps"
+            )
+        return kept
+
+    def prepare_data(self, idx: int) -> Any:
+        """The pipeline's result, or in training None where it failed: mmdet then draws another
+        image."""
+        try:
+            return super().prepare_data(idx)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if self.test_mode:
+                raise DataError(f"{self.name_of(idx)} could not be read: {reason}") from error
+            most = most_corrupt(self.corrupt_tolerance, len(self))
+            mark_corrupt(self, idx, most, error, reason)
+            return None
+
+    def name_of(self, index: int) -> str:
+        return self.get_data_info(index)["img_path"]
+
+
+def _some(values: Collection) -> str:
+    shown = ", ".join(str(value) for value in list(values)[:SHOWN])
+    return f"{shown}, ..." if len(values) > SHOWN else shown
+
+
+def read_annotations(path: str, evaluated: bool = False) -> dict[str, list[dict]]:
+    """Read a COCO file of instances, and check that every entry has the keys that mmdet needs.
+
+    Args:
+        path: path of the file.
+        evaluated: whether the file is for evaluation rather than training. Its annotations then
+            need ``iscrowd``, and it may have no annotations and only list images.
+
+    Raises:
+        DataError: the file is no COCO file of instances; the message names the entry.
+        FileNotFoundError: there is no such file.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            size = os.path.getsize(path)
+            raise DataError(f"annotation file {path} ({size} bytes) is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"annotation file {path} holds a {type(content).__name__}, no COCO object")
+    for part, keys in _NEEDED.items():
+        entries = content.get(part)
+        if part == "annotations" and evaluated:
+            if not entries:
+                continue
+            keys = (*keys, "iscrowd")
+        if not (isinstance(entries, list) and entries):
+            raise DataError(
+                f"annotation file {path} has no {part}: COCO's format needs the lists "
+                f"{', '.join(_NEEDED)}"
+            )
+        seen = set()
+        for place, entry in enumerate(entries):
+            lacking = [key for key in keys if key not in entry]
+            if lacking:
+                hints = "".join(f"; {_MADE_UP[key]} will do" for key in lacking if key in _MADE_UP)
+                raise DataError(
+                    f"annotation file {path}: entry {place} of {part} (id {entry.get('id')}) has "
+                    f"no {', '.join(lacking)}{hints}"
+                )
+            if entry["id"] in seen:
+                raise DataError(f"annotation file {path}: {part} has the id {entry['id']} twice")
+            seen.add(entry["id"])
+    for image in content["images"]:
+        if not (image["width"] > 0 and image["height"] > 0):
+            raise DataError(
+                f"annotation file {path}: image {image['id']} ({image['file_name']}) is "
+                f"{image['width']} x {image['height']} pixels"
+            )
+    return content
+
+
+def check_classes(categories: Sequence[dict], classes: Sequence[str], path: str) -> None:
+    """Refuse classes that are not the file's, or that have another order than in the file.
+
+    mmdet numbers classes in the order of the file, whatever the order of `classes`.
+
+    Raises:
+        DataError: the classes and the categories do not agree.
+    """
+    names = [category["name"] for category in categories]
+    fix = "set the data loaders' dataset.metainfo.classes, and the model's num_classes to match"
+    if absent := [name for name in classes if name not in names]:
+        raise DataError(
+            f"{len(absent)} of the data set's {len(classes)} classes ({_some(absent)}) are not "
+            f"among the {len(names)} categories of {path} ({_some(names)}): {fix}"
+        )
+    taken = [name for name in names if name in classes]
+    if twice := [name for name in dict.fromkeys(taken) if taken.count(name) > 1]:
+        raise DataError(f"{path} has several categories of the same name: {_some(twice)}")
+    if taken != list(classes):
+        raise DataError(
+            f"{path} lists the data set's classes in another order, and its order counts: set "
+            f"the data loaders' dataset.metainfo.classes to {tuple(taken)}"
+        )
+
+
+_MASK_FAULTS = (
+    "without a mask",
+    "with polygons of fewer than 3 points",
+    "with run lengths of another size than the image's",
+)
+
+
+def remove_faulty(content: dict[str, list[dict]], masks: bool) -> dict[str, list[int]]:
+    """Remove faulty annotations from the content of a file, in place.
+
+    Of an annotation with several polygons only those of fewer than 3 points are removed.
+
+    Args:
+        content: the content of the file, as `read_annotations` returns it.
+        masks: whether masks are needed.
+
+    Returns:
+        The ids of the faulty annotations by their fault.
+    """
+    images = {image["id"]: image for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    faults: dict[str, list[int]] = defaultdict(list)
+    kept = []
+    for annotation in content.get("annotations", ()):
+        image = images.get(annotation["image_id"])
+        if image is None:
+            fault = "of an image that the file does not list"
+        elif annotation["category_id"] not in categories:
+            fault = "of a category that the file does not list"
+        else:
+            fault = _box_fault(annotation["bbox"], image["width"], image["height"])
+        if not fault and masks:
+            fault = _mask_fault(annotation, image["height"], image["width"])
+        if fault:
+            faults[fault].append(annotation["id"])
+        if not fault or (fault == _MASK_FAULTS[1] and annotation["segmentation"]):
+            kept.append(annotation)
+    content["annotations"] = kept
+    return dict(faults)
+
+
+def _box_fault(box: Any, width: int, height: int) -> str | None:
+    try:
+        x, y, w, h = box
+        finite = math.isfinite(x + y + w + h)
+    except (TypeError, ValueError):
+        return "with a box that is not four numbers"
+    if not finite:
+        return "with a box that is not finite"
+    if w <= 0 or h <= 0:
+        return "with a box without width or height"
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return "with a box outside the image"
+    return None
+
+
+def _mask_fault(annotation: dict, height: int, width: int) -> str | None:
+    mask = annotation.get("segmentation")
+    none, polygons, run_lengths = _MASK_FAULTS
+    if not mask:
+        return none
+    if isinstance(mask, dict):
+        right = list(mask.get("size", ())) == [height, width]
+        return None if right and _pixels(mask.get("counts")) == height * width else run_lengths
+    good = [polygon for polygon in mask if _is_polygon(polygon)]
+    if len(good) == len(mask):
+        return None
+    annotation["segmentation"] = good
+    return polygons
+
+
+def _is_polygon(points: Any) -> bool:
+    """Whether `points` is a list x, y, x, y, ... of at least 3 points."""
+    if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
+        return False
+    return math.isfinite(sum(points))
+
+
+def _pixels(counts: Any) -> int | None:
+    """How many pixels run lengths cover, or None where they are malformed.
+
+    pycocotools does not check this, and reads beyond its memory. COCO's compressed form has 5 bits
+    per character; bit 5 says that the length goes on in the next character; from the fourth on, a
+    length is written as its difference from the last but one.
+    """
+    if isinstance(counts, list):
+        return sum(counts)
+    if isinstance(counts, str):
+        counts = counts.encode()
+    if not isinstance(counts, bytes) or not counts:
+        return None
+    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero((digits & 32) == 0)
+    if digits.min() < 0 or digits.max() > 63 or not len(last) or last[-1] != len(digits) - 1:
+        return None
+    first = np.concatenate(([0], last[:-1] + 1))
+    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
+    if place.max() > 6:
+        return None
+    lengths = np.add.reduceat((digits & 31) << (5 * place), first)
+    # Bit 4 of the last digit is the sign.
+    lengths -= np.where(digits[last] & 16, 1 << (5 * (place[last] + 1)), 0)
+    runs = [lengths[:1], *(np.cumsum(lengths[start::2]) for start in (1, 2))]
+    if min(run.min(initial=0) for run in runs) < 0:
+        return None
+    return int(sum(run.sum() for run in runs))
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """The paths that do not exist. Each folder is listed once, which is faster than a check of
+    each file."""
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder) else set()
+        if name not in folders[folder]:
+            missing.append(path)
+    return missing

@@ -1,0 +1,183 @@
+"""Shared by the data sets: tolerance of damaged files, workers' seeds, checks against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.registry import FUNCTIONS, HOOKS
+from torch.utils.data import Dataset
+
+# From the attribute of a data set that marks its faulty images to the fault and its consequence.
+_FAULTS = {
+    "corrupt": ("could not be read", "other images took their places"),
+    "unlabelled": ("have no labelled pixel", "nothing was learned from them"),
+}
+
+
+class DataError(ValueError):
+    """A data set that is missing, empty, or too damaged to train on."""
+
+
+class TolerantDataset(Dataset):
+    """A data set that skips items that cannot be read, and remembers them.
+
+    Args:
+        read: returns the item at an index.
+        length: number of items.
+        name_of: returns the file name of the item at an index.
+        corrupt_tolerance: the largest share of items that may be unreadable.
+
+    Attributes:
+        corrupt: bool (length,), whether an item could not be read. It lies in shared memory, so
+            that every process sees what a data worker marks.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Any],
+        length: int,
+        name_of: Callable[[int], str] = str,
+        corrupt_tolerance: float = 0.01,
+    ) -> None:
+        self.read = read
+        self.name_of = name_of
+        self.most_corrupt = most_corrupt(corrupt_tolerance, length)
+        self.corrupt = flags(length)
+
+    def __len__(self) -> int:
+        return len(self.corrupt)
+
+    def read_from(self, index: int) -> tuple[int, Any]:
+        """The index of the first readable item from `index` on, and that item."""
+        while True:
+            try:
+                item = self.read(index)
+                break
+            # Pillow raises OSError, SyntaxError, ValueError, struct.error, ..., depending on the
+            # format of the file.
+            except Exception as error:
+                mark_corrupt(self, index, self.most_corrupt, error, str(error))
+                index = (index + 1) % len(self)
+        return index, item
+
+
+def flags(length: int) -> torch.Tensor:
+    """One flag per item in shared memory. Unlike a counter, workers set flags without a lock."""
+    return torch.zeros(length, dtype=torch.bool).share_memory_()
+
+
+def most_corrupt(tolerance: float, length: int) -> int:
+    """How many of `length` items may be corrupt: `tolerance` is their share, and above 0 it
+    allows at least one."""
+    return max(1, int(tolerance * length)) if tolerance else 0
+
+
+def mark_corrupt(dataset: Dataset, index: int, most: int, error: Exception, reason: str) -> None:
+    """Remember an item that could not be read, in the data set's ``corrupt``.
+
+    Raises:
+        DataError: more than `most` items are corrupt; the message ends with `reason`.
+    """
+    dataset.corrupt[index] = True
+    if dataset.corrupt.sum() > most:
+        raise DataError(
+            f"{describe(dataset)}, more than corrupt_tolerance allows ({most}); the last error: "
+            f"{reason}"
+        ) from error
+
+
+def describe(dataset: Dataset, fault: str = "corrupt") -> str:
+    """A sentence that counts the faulty images of a data set and names the first five.
+
+    Args:
+        dataset: a data set that has ``name_of`` and flags its images in the attribute `fault`.
+        fault: ``"corrupt"`` or ``"unlabelled"``.
+    """
+    bad = getattr(dataset, fault).nonzero().flatten().tolist()
+    names = ", ".join(dataset.name_of(i) for i in bad[:5])
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return f"{len(bad)} of {len(dataset):,} images {_FAULTS[fault][0]}: {names}{more}"
+
+
+@FUNCTIONS.register_module()
+def torch_worker_seed(worker_id: int) -> None:
+    """Leave the seeds of a data worker as torch sets them from the main process's generator.
+
+    mmengine's own function gives every epoch the same seeds, and with them the same augmentations.
+    """
+
+
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Compare the data sets with the model before training, and report faulty images.
+
+    Raises:
+        DataError: the data sets and the model have other numbers of classes, or the data sets
+            have other names for them.
+    """
+
+    def before_train(self, runner: Any) -> None:
+        loops = {"training": runner.train_loop, "validation": runner.val_loop}
+        named = {
+            split: getattr(loop.dataloader.dataset, "metainfo", {}).get("classes")
+            for split, loop in loops.items()
+            if loop is not None
+        }
+        named = {split: classes for split, classes in named.items() if classes}
+        for split, classes in named.items():
+            _check_count(split, classes, runner.model)
+        if len(named) == 2 and len(set(map(tuple, named.values()))) > 1:
+            training, validation = (set(classes) for classes in named.values())
+            only = sorted(training ^ validation)[:5]
+            raise DataError(f"training and validation name other classes: {', '.join(only)}")
+
+    def before_test(self, runner: Any) -> None:
+        classes = getattr(runner.test_dataloader.dataset, "metainfo", {}).get("classes")
+        if classes:
+            _check_count("test", classes, runner.model)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        self._report(runner, runner.train_dataloader.dataset, "training")
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._report(runner, runner.val_dataloader.dataset, "validation")
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._report(runner, runner.test_dataloader.dataset, "test")
+
+    def _report(self, runner: Any, dataset: Any, split: str) -> None:
+        # mmdet wraps data sets in data sets.
+        for inner in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
+            if inner is not None:
+                self._report(runner, inner, split)
+        for fault, (_, consequence) in _FAULTS.items():
+            flagged = getattr(dataset, fault, None)
+            if flagged is None:
+                continue
+            # Each rank has marked only images that it read itself.
+            counts = flagged.to(torch.int32)
+            all_reduce(counts)
+            flagged.logical_or_(counts.bool().cpu())
+            if flagged.any():
+                runner.logger.warning(f"{split} data: {describe(dataset, fault)}; {consequence}")
+
+
+def _check_count(split: str, classes: Sequence[str], model: torch.nn.Module) -> None:
+    """Compare the classes with the model's, or with those of each head of a detector."""
+    for name, module in getattr(model, "module", model).named_modules():
+        wanted = getattr(module, "num_classes", None)
+        # A backbone has no classes of the data set, and an RPN separates objects of all classes
+        # from the background.
+        parts = set(name.split("."))
+        foreign = parts & {"backbone", "rpn_head", "semantic_head"}
+        if not isinstance(wanted, int) or foreign or len(classes) == wanted:
+            continue
+        key = ".".join(filter(None, ("model", name, "num_classes")))
+        raise DataError(
+            f"the {split} data set has {len(classes)} classes, and {key} is {wanted}: set "
+            f"{key}={len(classes)}"
+        )

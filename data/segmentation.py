@@ -1,0 +1,316 @@
+"""Data sets of images and label masks for mmengine, under torchvision's transforms.
+
+A mask holds the class of each pixel; pixels of the value :data:`IGNORE` belong to no class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.registry import DATASETS, TRANSFORMS
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision import tv_tensors
+from torchvision.datasets import Cityscapes as TorchvisionCityscapes
+from torchvision.transforms import v2
+
+from .digits import DigitSegmentation
+from .loading import DataError, TolerantDataset, flags
+
+IGNORE = 255
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def build_transforms(settings: Sequence[dict]) -> v2.Compose:
+    """torchvision's transforms in the given order, each by its import path or registered name.
+
+    ::
+
+        [dict(type="torchvision.transforms.v2.RandomHorizontalFlip", p=0.5),
+         dict(type="RandomClassCrop", size=512)]
+    """
+    built = [_build_transform(setting) for setting in settings]
+    return v2.Compose(built or [v2.Identity()])
+
+
+def _build_transform(settings: dict) -> Callable:
+    settings = dict(settings)
+    if "transforms" in settings:  # a transform that applies others, such as RandomApply
+        settings["transforms"] = [_build_transform(inner) for inner in settings["transforms"]]
+    try:
+        return TRANSFORMS.build(settings)
+    except KeyError as error:
+        raise DataError(f"transforms: there is no {settings['type']!r}") from error
+
+
+@TRANSFORMS.register_module()
+class RandomClassCrop(v2.RandomCrop):
+    """A random crop that is not filled by one class; images smaller than the crop are padded.
+
+    Args:
+        size: (height, width) of the crop in pixels.
+        cat_max_ratio: the largest share of one class among the labelled pixels of a crop. A crop
+            in which a class has a larger share is drawn anew.
+        tries: the last of at most this many crops is taken whatever it shows.
+    """
+
+    def __init__(
+        self, size: int | Sequence[int], cat_max_ratio: float = 0.75, tries: int = 10
+    ) -> None:
+        mean = [255 * value for value in IMAGENET_DEFAULT_MEAN]
+        fill = {tv_tensors.Image: mean, tv_tensors.Mask: IGNORE}
+        super().__init__(size, pad_if_needed=True, fill=fill)
+        self.cat_max_ratio = cat_max_ratio
+        self.tries = tries
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        mask = next(x for x in flat_inputs if isinstance(x, tv_tensors.Mask))
+        for _ in range(self.tries):
+            params = super().make_params(flat_inputs)
+            crop = self.transform(mask, params)
+            counts = torch.bincount(crop[crop != IGNORE].flatten().long())
+            if (counts > 0).sum() > 1 and counts.max() < self.cat_max_ratio * counts.sum():
+                break
+        return params
+
+
+class TransformedMasks(TolerantDataset):
+    """A data set of (PIL image, mask (H, W)) under torchvision's transforms.
+
+    An item is a normalised image, float32 (3, H, W), and its labels, uint8 (H, W).
+
+    Args:
+        read: returns the PIL image and the mask, an array (H, W), at an index.
+        length: number of items.
+        transforms: see :func:`build_transforms`; they take the image, uint8 (3, H, W), and the
+            mask.
+        classes: names of the classes.
+        test_mode: transform the image alone. The labels keep their size, and the model resizes its
+            predictions to it.
+        mean, std: normalisation of the channels (R, G, B), by default ImageNet's.
+        name_of: returns the file name of the item at an index.
+        corrupt_tolerance: the largest share of files that may be unreadable.
+
+    Attributes:
+        unlabelled: bool (length,), whether an item that was read has no labelled pixel.
+
+    Raises:
+        DataError: there are more than 255 classes; or, when an item is read, its mask has another
+            size than its image or a label that belongs to no class.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], tuple[Image.Image, np.ndarray]],
+        length: int,
+        transforms: Sequence[dict],
+        classes: Sequence[str],
+        test_mode: bool = False,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        name_of: Callable[[int], str] = str,
+        corrupt_tolerance: float = 0.01,
+    ) -> None:
+        if len(classes) > IGNORE:
+            raise DataError(f"{len(classes)} classes are more than the {IGNORE} of an 8-bit mask")
+        super().__init__(read, length, name_of, corrupt_tolerance)
+        self.unlabelled = flags(length)
+        self.transforms = build_transforms(transforms)
+        self.test_mode = test_mode
+        self.metainfo = {"classes": list(map(str, classes)), "mean": [*mean], "std": [*std]}
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        index, (picture, mask) = self.read_from(index)
+        self._check(index, picture, mask)
+        image = tv_tensors.Image(v2.functional.pil_to_tensor(picture))
+        labels = tv_tensors.Mask(torch.from_numpy(mask.astype(np.uint8)))
+        if self.test_mode:
+            image = self.transforms(image)
+        else:
+            image, labels = self.transforms(image, labels)
+        image = v2.functional.to_dtype(image, torch.float32, scale=True)
+        image = v2.functional.normalize(image, self.metainfo["mean"], self.metainfo["std"])
+        return image.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor)
+
+    def _check(self, index: int, picture: Image.Image, mask: np.ndarray) -> None:
+        name, classes = self.name_of(index), len(self.metainfo["classes"])
+        if mask.shape != picture.size[::-1]:
+            raise DataError(
+                f"the mask of {name} has the shape {mask.shape}, and its image (height, width) "
+                f"{picture.size[::-1]}: a mask has one number for each pixel of its image"
+            )
+        labelled = mask[mask != IGNORE]
+        if not labelled.size:
+            self.unlabelled[index] = True
+        elif labelled.max() >= classes or labelled.min() < 0:
+            bad = np.unique(labelled[(labelled >= classes) | (labelled < 0)]).tolist()
+            raise DataError(
+                f"the mask of {name} has the labels {str(bad[:5])[1:-1]}, and there are {classes} "
+                f"classes: labels are 0 to {classes - 1}, or {IGNORE} for pixels to ignore; set "
+                "reduce_zero_label if 0 means none and classes count from 1"
+            )
+
+
+@DATASETS.register_module()
+def SegmentationFolder(
+    root: str,
+    images: str,
+    masks: str,
+    classes: Sequence[str],
+    transforms: Sequence[dict] = (),
+    image_suffix: str | Sequence[str] = _IMAGES,
+    mask_suffix: str = ".png",
+    reduce_zero_label: bool = False,
+    label_map: Mapping[int, int] | None = None,
+    **options: Any,
+) -> TransformedMasks:
+    """A folder of images and a folder of masks with the same names, sub-folders included.
+
+    Args:
+        root: the folder that holds both.
+        images: sub-folder of the images.
+        masks: sub-folder of the masks, files of one channel.
+        classes: names of the classes.
+        transforms: see :func:`build_transforms`.
+        image_suffix: the ending, or the endings, of the images' names.
+        mask_suffix: the ending that a mask's name has in place of its image's.
+        reduce_zero_label: in the masks 0 means that a pixel belongs to no class, and the classes
+            count from 1.
+        label_map: the class of each number in the masks; pixels of other numbers are ignored.
+        **options: further arguments of :class:`TransformedMasks`.
+
+    Raises:
+        DataError: a folder is missing or empty, or an image has no mask.
+    """
+    suffixes = (image_suffix,) if isinstance(image_suffix, str) else tuple(image_suffix)
+    image_root, mask_root = Path(root, images), Path(root, masks)
+    for folder in (image_root, mask_root):
+        if not folder.is_dir():
+            raise DataError(
+                f"data set folder '{folder}' does not exist: set data_root in the config, or "
+                "train_dataloader.dataset.root and val_dataloader.dataset.root"
+            )
+    files = sorted(f for f in image_root.rglob("*") if f.name.lower().endswith(suffixes))
+    if not files:
+        raise DataError(f"folder '{image_root}' holds no images ({', '.join(suffixes)})")
+    pairs = []
+    for file in files:
+        suffix = next(s for s in suffixes if file.name.lower().endswith(s))
+        stem = file.name[: -len(suffix)]
+        pairs.append((file, mask_root / file.relative_to(image_root).with_name(stem + mask_suffix)))
+    missing = [mask for _, mask in pairs if not mask.is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(pairs):,} images in '{image_root}' have no mask: "
+            f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''} "
+            f"{'does' if len(missing) == 1 else 'do'} not exist"
+        )
+    table = _label_table(reduce_zero_label, label_map)
+
+    def read(index: int) -> tuple[Image.Image, np.ndarray]:
+        image_file, mask_file = pairs[index]
+        with Image.open(image_file) as image, Image.open(mask_file) as mask:
+            labels = np.asarray(mask)
+            picture = image.convert("RGB")
+        if table is not None and labels.ndim == 2:
+            labels = table[labels]
+        return picture, labels
+
+    return TransformedMasks(
+        read,
+        len(pairs),
+        transforms,
+        classes,
+        name_of=lambda index: str(pairs[index][0].relative_to(image_root)),
+        **options,
+    )
+
+
+def _label_table(reduce_zero_label: bool, label_map: Mapping[int, int] | None) -> np.ndarray | None:
+    """The class of each 16-bit number, or None where the numbers are the classes."""
+    if label_map is not None:
+        table = np.full(1 << 16, IGNORE, np.int32)
+        for number, label in label_map.items():
+            table[int(number)] = label
+        return table
+    if reduce_zero_label:
+        table = np.arange(-1, (1 << 16) - 1, dtype=np.int32)
+        table[[0, IGNORE]] = IGNORE
+        return table
+    return None
+
+
+@DATASETS.register_module()
+def ADE20K(root: str, split: str = "training", **options: Any) -> TransformedMasks:
+    """ADE20K of the scene parsing benchmark: 150 classes; other pixels are ignored.
+
+    Args:
+        root: the unpacked ADEChallengeData2016, whose objectInfo150.txt names the classes.
+        split: ``"training"`` or ``"validation"``.
+        **options: further arguments of :func:`SegmentationFolder`.
+    """
+    names = Path(root, "objectInfo150.txt")
+    if not names.is_file():
+        raise DataError(
+            f"{names} does not exist: set data_root in the config to the unpacked "
+            "ADEChallengeData2016"
+        )
+    rows = [line.split("\t") for line in names.read_text().splitlines()[1:] if line.strip()]
+    classes = [row[-1].split(",")[0].strip() for row in rows]
+    return SegmentationFolder(
+        root,
+        f"images/{split}",
+        f"annotations/{split}",
+        classes,
+        reduce_zero_label=True,
+        **options,
+    )
+
+
+@DATASETS.register_module()
+def Cityscapes(root: str, split: str = "train", **options: Any) -> TransformedMasks:
+    """Cityscapes with its fine annotations: the 19 classes that its benchmark evaluates.
+
+    Args:
+        root: the folder with leftImg8bit/ and gtFine/.
+        split: ``"train"`` or ``"val"``.
+        **options: further arguments of :func:`SegmentationFolder`.
+    """
+    evaluated = [kind for kind in TorchvisionCityscapes.classes if 0 <= kind.train_id < IGNORE]
+    return SegmentationFolder(
+        root,
+        f"leftImg8bit/{split}",
+        f"gtFine/{split}",
+        [kind.name for kind in sorted(evaluated, key=lambda kind: kind.train_id)],
+        image_suffix="_leftimg8bit.png",
+        mask_suffix="_gtFine_labelIds.png",
+        label_map={kind.id: kind.train_id for kind in evaluated},
+        **options,
+    )
+
+
+@DATASETS.register_module(name="DigitSegmentation")
+def digit_segmentation(
+    transforms: Sequence[dict] = (), test_mode: bool = False, **scenes: Any
+) -> TransformedMasks:
+    """:class:`~linsight.data.digits.DigitSegmentation` under torchvision's transforms.
+
+    Args:
+        transforms: see :func:`build_transforms`.
+        test_mode: see :class:`TransformedMasks`.
+        **scenes: arguments of the class and of
+            :func:`~linsight.data.digits.digit_scene`.
+    """
+    dataset = DigitSegmentation(**scenes)
+
+    def read(index: int) -> tuple[Image.Image, np.ndarray]:
+        image, mask = dataset[index]
+        return image, np.asarray(mask)
+
+    return TransformedMasks(
+        read, len(dataset), transforms, dataset.classes, test_mode, corrupt_tolerance=0
+    )

@@ -1,1 +1,0 @@
-"""The embedded data set, and readers for the real ones."""

@@ -1,0 +1,54 @@
+"""What a training step may ask of the host: a network of small layers waits for it, not for a GPU.
+
+The counts are exact for one version of torch and timm, so the budgets are their values. Whoever
+lowers a count lowers its budget here; a count may not lie more than a tenth below it, where newer
+versions of PyTorch need less.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BUDGETS = {
+    "rala_vit_small": {
+        "launches of Triton kernels": 553,
+        "launches of PyTorch's operators": 899,
+        "Python-level calls": 17_579,
+        "autograd nodes": 1_343,
+    },
+    "softmax_swin_tiny": {
+        "launches of Triton kernels": 96,
+        "launches of PyTorch's operators": 529,
+        "Python-level calls": 7_155,
+        "autograd nodes": 616,
+    },
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_training_step_stays_within_its_budget(name):
+    # A process of its own, whose caches no other test has filled.
+    script = Path(__file__).with_name("host_counts.py")
+    run = subprocess.run(
+        [sys.executable, "-P", str(script), name],
+        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    counts = json.loads(run.stdout.splitlines()[-1])
+    budget = BUDGETS[name]
+    above = {what: (counts[what], most) for what, most in budget.items() if counts[what] > most}
+    assert above == {}, (
+        f"{name} asks more of the host than its budget: {above}. Make the step lighter; if the "
+        f"cost is worth it, say so in the commit and write the new counts here: {counts}"
+    )
+    stale = {
+        what: (counts[what], most) for what, most in budget.items() if counts[what] < 0.9 * most
+    }
+    assert stale == {}, f"{name} needs less than its budget: write the new counts here: {counts}"

@@ -1,0 +1,66 @@
+"""The tests' random numbers: fixed ones, or with --random-seed others, whose seed is printed."""
+
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+FIXED_SEED = 0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--random-seed",
+        nargs="?",
+        const=random.SystemRandom().randrange(2**31),
+        type=int,
+        help="draw other random numbers than usual: from a fresh seed, or from this one",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    drawn = config.option.random_seed is not None
+    hypothesis.settings.register_profile("linsight", derandomize=not drawn, deadline=None)
+    hypothesis.settings.load_profile("linsight")
+    if drawn and config.option.hypothesis_seed is None:
+        # hypothesis's own option, which its plugin reads after this.
+        config.option.hypothesis_seed = str(config.option.random_seed)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if config.option.random_seed is not None:
+        terminalreporter.write_line(f"repeat with --random-seed={config.option.random_seed}")
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (what timm's and mmdet's transforms draw from)
+    torch.manual_seed(seed)
+
+
+def get_seed(config: pytest.Config) -> int:
+    seed = config.option.random_seed
+    return FIXED_SEED if seed is None else seed
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    seed_everything(get_seed(item.config))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    # Another seed than the fixtures', so that a test's inputs are not its model's weights. A
+    # fixture that serves many tests has drawn in the first of them alone.
+    seed_everything(get_seed(item.config) + 1)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this run, for generators of a test's own."""
+    return get_seed(request.config)

@@ -1,0 +1,265 @@
+"""Classification data through mmengine: timm's readers, bad folders, corrupt images."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.runner import Runner
+from PIL import Image
+
+import linsight.data.classification  # noqa: F401  registers TimmDataset
+from linsight.data.loading import DataError, describe
+
+
+@pytest.fixture
+def root(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, classes in (("train", "abc"), ("val", "abc")):
+        for name in classes:
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for index in range(4):
+                picture = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(folder / f"{index}.png")
+    return tmp_path
+
+
+def build(root, **kwargs):
+    return DATASETS.build({"type": "TimmDataset", "root": str(root), **kwargs})
+
+
+def test_image_folder(root):
+    dataset = build(root, split="train", transform={"input_size": 32, "is_training": True})
+    assert len(dataset) == 12
+    assert dataset.metainfo["classes"] == ["a", "b", "c"]
+    image, label = dataset[5]
+    assert image.shape == (3, 32, 32)
+    assert label == 1
+
+
+def test_evaluation_resizes_and_crops_and_normalises_once(root):
+    dataset = build(root, split="validation", transform={"input_size": 32, "crop_pct": 0.875})
+    image, _ = dataset[0]
+    with Image.open(root / "val" / "a" / "0.png") as source:
+        short = source.resize((round(36 * 48 / 40), 36), Image.BILINEAR)
+    left, top = round((short.width - 32) / 2), (36 - 32) // 2
+    crop = np.asarray(short.crop((left, top, left + 32, top + 32)), np.float32) / 255
+    mean, std = (torch.tensor(dataset.metainfo[k])[:, None, None] for k in ("mean", "std"))
+    wanted = (torch.from_numpy(crop).permute(2, 0, 1) - mean) / std
+    assert (image - wanted).abs().median() < 0.05
+
+
+def test_timms_other_readers(root, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "train_tar"), "tar", root / "train")
+    tar = DATASETS.build({"type": "TimmDataset", "root": archive, "transform": {"input_size": 32}})
+    assert len(tar) == 12
+    assert tar[11][1] == 2
+    torchvision = build(root, name="torch/image_folder", transform={"input_size": 32})
+    assert len(torchvision) == 12
+    assert torchvision.metainfo["classes"] == ["a", "b", "c"]
+
+
+# What a config of ours gives mmengine, where the working directory is a checkout.
+BATCHES = """
+import sys
+from mmengine.runner import Runner
+from linsight.tools.config import load_config
+
+name, cache, *options = sys.argv[1:]
+loaders = ("train_dataloader", "val_dataloader", "test_dataloader")
+cfg = load_config(
+    "rala_vit_tiny_300e_in1k",
+    [f"data_root={cache}", "train_dataloader.sampler.selected_round=4", *options]
+    + [f"{loader}.dataset.name=hfds/{name}" for loader in loaders]
+    + [f"{loader}.{key}" for loader in loaders for key in ("batch_size=4", "num_workers=1")],
+)
+for loader in loaders[:2]:
+    loader = Runner.build_dataloader(cfg[loader], seed=0)
+    data = loader.dataset
+    labels = [int(label) for images, batch in loader for label in batch]
+    images, _ = next(iter(loader))
+    print(len(data), data.metainfo["classes"], sorted(labels), tuple(images.shape), data.name_of(5))
+"""
+
+
+@pytest.mark.parametrize("kind", ["files", "bytes"])
+def test_hugging_faces_data_sets_from_the_repositorys_root(root, tmp_path_factory, kind):
+    """There `import datasets` must be Hugging Face's, which no folder of ours may hide."""
+    hub = pytest.importorskip("datasets")
+    beside = tmp_path_factory.mktemp("hub")
+    source = root
+    if kind == "bytes":
+        source = beside / "parquet"
+        for split in ("train", "val"):
+            files = sorted((root / split).rglob("*.png"))
+            rows = {
+                "image": [{"bytes": file.read_bytes(), "path": None} for file in files],
+                "label": ["abc".index(file.parent.name) for file in files],
+            }
+            features = hub.Features(image=hub.Image(), label=hub.ClassLabel(names=["a", "b", "c"]))
+            table = hub.Dataset.from_dict(rows, features=features)
+            table.to_parquet(source / f"{split}-00000-of-00001.parquet")
+    done = subprocess.run(
+        [sys.executable, "-c", BATCHES, str(source), str(beside / "cache")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(beside / "home")},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    train, validation = done.stdout.splitlines()[-2:]
+    assert train.startswith("12 ['a', 'b', 'c'] [")
+    assert train.endswith("1.png" if kind == "files" else "(4, 3, 224, 224) 5")
+    labels = [0] * 4 + [1] * 4 + [2] * 4
+    assert validation.startswith(f"12 ['a', 'b', 'c'] {labels} (4, 3, 224, 224)")
+
+
+def test_corrupt_images_are_replaced_and_counted_across_workers(root):
+    (root / "train" / "a" / "1.png").write_bytes(b"no image")
+    whole = (root / "train" / "b" / "2.png").read_bytes()
+    (root / "train" / "b" / "2.png").write_bytes(whole[: len(whole) // 2])
+    loader = Runner.build_dataloader(
+        {
+            "dataset": {
+                "type": "TimmDataset",
+                "root": str(root),
+                "transform": {"input_size": 32},
+                "corrupt_tolerance": 0.2,
+            },
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "batch_size": 4,
+            "num_workers": 2,
+            "collate_fn": {"type": "default_collate"},
+            "worker_init_fn": {"type": "torch_worker_seed"},
+        },
+        seed=0,
+    )
+    images, labels = zip(*loader, strict=True)
+    assert torch.cat(labels).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    images = torch.cat(images)
+    assert torch.equal(images[1], images[2])
+    assert describe(loader.dataset) == ("2 of 12 images could not be read: a/1.png, b/2.png")
+
+
+def test_too_many_corrupt_images_are_an_error(root):
+    for index in range(2):
+        (root / "train" / "a" / f"{index}.png").write_bytes(b"no image")
+    dataset = build(root, transform={"input_size": 32}, corrupt_tolerance=0.1)
+    with pytest.raises(DataError, match=r"2 of 12 .*a/0.png, a/1.png.*corrupt_tolerance"):
+        dataset[0]
+
+
+def test_empty_class_folders_are_named(root):
+    for name in "de":
+        (root / "train" / name).mkdir()
+    with pytest.raises(DataError, match=r"2 class folders .* d, e.*class_map"):
+        build(root)
+    assert len(build(root, class_map={"a": 0, "b": 1, "c": 2, "d": 3})) == 12
+
+
+@pytest.mark.parametrize("label", [-1, 3, 7])
+def test_a_label_of_no_class(root, label):
+    dataset = build(root, class_map={"a": 0, "b": 1, "c": label}, transform={"input_size": 32})
+    assert dataset[0][1] == 0
+    with pytest.raises(DataError, match=rf"label of c/0\.png is {label}, .* 3 classes.* class_map"):
+        dataset[8]
+
+
+def test_missing_folders_are_clear(root):
+    with pytest.raises(DataError, match="nowhere' does not exist"):
+        build(root / "nowhere")
+    shutil.rmtree(root / "val")
+    with pytest.raises(DataError, match="none for split 'validation'"):
+        build(root, split="validation")
+    shutil.rmtree(root / "train")
+    with pytest.raises(DataError, match="0 images"):
+        build(root)
+
+
+def test_digits_under_timms_transform():
+    dataset = DATASETS.build(
+        {
+            "type": "DigitClassification",
+            "split": "test",
+            "length": 3,
+            "size": 48,
+            "transform": {"input_size": 48, "crop_pct": 1.0},
+        }
+    )
+    assert len(dataset) == 3
+    assert dataset[0][0].shape == (3, 48, 48)
+    assert dataset.metainfo["classes"] == list("0123456789")
+
+
+class TestRepeatAugSampler:
+    def build(self, length=512, **kwargs):
+        return DATA_SAMPLERS.build({"type": "RepeatAugSampler", "dataset": range(length), **kwargs})
+
+    def test_three_views_of_a_third_of_the_images(self):
+        indices = list(self.build(seed=0))
+        assert len(indices) == 512
+        counts = np.unique(indices, return_counts=True)[1]
+        assert (counts[:-1] == 3).sum() >= len(counts) - 2
+
+    def test_order_follows_seed_and_epoch(self):
+        sampler, other = self.build(seed=0), self.build(seed=1)
+        first = list(sampler)
+        assert list(sampler) == first
+        assert list(other) != first
+        sampler.set_epoch(5)
+        assert list(sampler) != first
+        sampler.set_epoch(0)
+        assert list(sampler) == first
+
+
+def test_workers_draw_other_augmentations_in_each_epoch_and_the_same_after_a_resume(root):
+    def epoch(loader, seed):
+        torch.manual_seed(seed)
+        return torch.cat([images for images, _ in loader])
+
+    loader = Runner.build_dataloader(
+        {
+            "dataset": {
+                "type": "TimmDataset",
+                "root": str(root),
+                "transform": {"input_size": 32, "is_training": True, "re_prob": 0.5},
+            },
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "batch_size": 4,
+            "num_workers": 2,
+            "collate_fn": {"type": "default_collate"},
+            "worker_init_fn": {"type": "torch_worker_seed"},
+        },
+        seed=0,
+    )
+    first, second = epoch(loader, 0), epoch(loader, 1)
+    assert not torch.equal(first, second)
+    assert torch.equal(epoch(loader, 1), second)
+
+
+@pytest.mark.parametrize("augment", ["rand-m10-n1-inc1", "rand-m0-n1", "original", "augmix-m10"])
+def test_posterizing_to_no_bits_is_black(root, augment):
+    """RandAugment's noise takes the magnitude there about once in a thousand images."""
+    settings = {"input_size": 32, "is_training": True, "auto_augment": augment}
+    steps = build(root, transform=settings).transform.transforms
+    (step,) = (step for step in steps if hasattr(step, "ops") or hasattr(step, "policy"))
+    operations = [op for ops in getattr(step, "policy", [getattr(step, "ops", ())]) for op in ops]
+    posterizing = [op for op in operations if op.name.startswith("Posterize")]
+    assert posterizing
+    for operation in posterizing:
+        image = Image.new("RGB", (4, 3), "teal")
+        assert operation.aug_fn(image, 0).getextrema() == ((0, 0),) * 3
+        assert operation.aug_fn(image, 4).getextrema() == ((0, 0), (128, 128), (128, 128))
+
+
+def test_timm_itself_is_left_as_it_is():
+    from timm.data import auto_augment
+
+    assert auto_augment.NAME_TO_OP["Posterize"] is auto_augment.posterize

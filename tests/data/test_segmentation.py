@@ -1,0 +1,206 @@
+"""Data sets of images and masks, and what is wrong with some of them."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DATASETS
+from PIL import Image
+from torchvision import tv_tensors
+
+from linsight.data.digits import digit_scene
+from linsight.data.loading import DataCheckHook, DataError
+from linsight.data.segmentation import IGNORE, RandomClassCrop
+
+FLIP = {"type": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1.0}
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of 20 x 30, and masks of four classes: 0 to 3 in columns."""
+    rng = np.random.default_rng(0)
+    columns = np.tile(np.arange(30, dtype=np.uint8) // 8, (20, 1))
+    for name in ("a", "b", "part/c"):
+        image = rng.integers(256, size=(20, 30, 3), dtype=np.uint8)
+        image[..., 0] = 60 * columns
+        write(tmp_path / "images" / f"{name}.png", image)
+        write(tmp_path / "masks" / f"{name}.png", columns)
+    return tmp_path
+
+
+def build(root, **options):
+    settings = {"images": "images", "masks": "masks", "classes": "pqrs", **options}
+    return DATASETS.build({"type": "SegmentationFolder", "root": str(root), **settings})
+
+
+def red(image):
+    """The classes that the images show in red, from the normalised image."""
+    return ((image[0] * 0.229 + 0.485) * 255 / 60).round().long()
+
+
+class TestFolder:
+    def test_image_and_labels_stay_together(self, folder):
+        crop = {"type": "RandomClassCrop", "size": (16, 20)}
+        dataset = build(folder, transforms=[crop, FLIP])
+        assert len(dataset) == 3
+        assert dataset.metainfo["classes"] == ["p", "q", "r", "s"]
+        image, labels = dataset[2]
+        assert image.shape == (3, 16, 20)
+        assert (image.dtype, labels.dtype) == (torch.float32, torch.uint8)
+        assert type(image) is type(labels) is torch.Tensor
+        assert red(image).equal(labels.long())
+
+    def test_labels_of_a_test_keep_their_size(self, folder):
+        resize = {"type": "torchvision.transforms.v2.Resize", "size": 40}
+        image, labels = build(folder, transforms=[resize], test_mode=True)[0]
+        assert image.shape == (3, 40, 60)
+        assert labels.shape == (20, 30)
+
+    def test_labels_that_count_from_one(self, folder):
+        mask = np.array(Image.open(folder / "masks/a.png"))
+        mask[0, :2] = (0, 255)
+        write(folder / "masks/a.png", mask)
+        labels = build(folder, reduce_zero_label=True, classes="pqr")[0][1]
+        assert labels[0, :2].tolist() == [IGNORE, IGNORE]
+        assert labels[1, [0, 8, 24]].tolist() == [IGNORE, 0, 2]
+
+    def test_numbers_of_another_count(self, folder):
+        labels = build(folder, label_map={0: 1, 3: 0}, classes="pq")[0][1]
+        assert labels[0, [0, 8, 16, 24]].tolist() == [1, IGNORE, IGNORE, 0]
+
+    def test_a_nested_transform(self, folder):
+        nested = {
+            "type": "torchvision.transforms.v2.RandomApply",
+            "transforms": [FLIP],
+            "p": 1.0,
+        }
+        image, labels = build(folder, transforms=[nested])[0]
+        assert labels[0, 0] == 3
+        assert red(image).equal(labels.long())
+
+
+class TestFaults:
+    def test_a_label_that_no_class_has(self, folder):
+        with pytest.raises(DataError, match=r"mask of part/c\.png has the labels 3, .* 3 classes"):
+            build(folder, classes="pqr")[2]
+
+    def test_a_mask_of_another_size(self, folder):
+        write(folder / "masks/b.png", np.zeros((20, 31), np.uint8))
+        with pytest.raises(DataError, match=r"mask of b\.png has the shape \(20, 31\).*\(20, 30\)"):
+            build(folder)[1]
+
+    def test_a_mask_in_colour(self, folder):
+        write(folder / "masks/b.png", np.zeros((20, 30, 3), np.uint8))
+        with pytest.raises(DataError, match=r"mask of b\.png.*one number for each pixel"):
+            build(folder)[1]
+
+    def test_a_missing_mask(self, folder):
+        (folder / "masks/part/c.png").unlink()
+        with pytest.raises(DataError, match=r"1 of 3 images .* have no mask: .*part/c\.png"):
+            build(folder)
+
+    def test_missing_and_empty_folders(self, folder):
+        with pytest.raises(DataError, match="elsewhere' does not exist: set data_root"):
+            build(folder, images="elsewhere")
+        (folder / "empty").mkdir()
+        with pytest.raises(DataError, match="empty' holds no images"):
+            build(folder, images="empty")
+        with pytest.raises(DataError, match=r"objectInfo150\.txt does not exist"):
+            DATASETS.build({"type": "ADE20K", "root": str(folder)})
+
+    def test_an_unknown_transform(self, folder):
+        with pytest.raises(DataError, match=r"no 'torchvision\.transforms\.v2\.Flip'"):
+            build(folder, transforms=[{"type": "torchvision.transforms.v2.Flip"}])
+
+    def test_an_unreadable_file_is_stepped_over_and_counted(self, folder, caplog):
+        (folder / "masks/a.png").write_bytes(b"no picture")
+        dataset = build(folder)
+        assert dataset[0][0].equal(dataset[1][0])
+        assert dataset.corrupt.tolist() == [True, False, False]
+        self.report(dataset, caplog)
+        assert "1 of 3 images could not be read: a.png; others took" in caplog.text
+        (folder / "images/b.png").write_bytes(b"")
+        with pytest.raises(DataError, match="2 of 3 images could not be read"):
+            dataset[1]
+
+    def test_an_image_without_labels_is_counted(self, folder, caplog):
+        write(folder / "masks/b.png", np.full((20, 30), IGNORE, np.uint8))
+        dataset = build(folder, transforms=[{"type": "RandomClassCrop", "size": 16}])
+        assert (dataset[1][1] == IGNORE).all()
+        assert dataset.unlabelled.tolist() == [False, True, False]
+        self.report(dataset, caplog)
+        assert "1 of 3 images have no labelled pixel: b.png" in caplog.text
+
+    @staticmethod
+    def report(dataset, caplog):
+        class Runner:
+            logger = logging.getLogger("test")
+
+        with caplog.at_level("WARNING"):
+            DataCheckHook()._report(Runner, dataset, "training")
+
+
+class TestRandomClassCrop:
+    def test_a_crop_has_more_than_one_class(self):
+        mask = torch.zeros(64, 64, dtype=torch.uint8)
+        mask[:, 40:] = 1
+        image = tv_tensors.Image(torch.stack([mask] * 3))
+        torch.manual_seed(0)
+        shares = []
+        for tries in (1, 50):
+            crop = RandomClassCrop(16, cat_max_ratio=0.75, tries=tries)
+            kept = [crop(image, tv_tensors.Mask(mask)) for _ in range(40)]
+            assert all(torch.equal(x[0], y) for x, y in kept)
+            shares.append(max(y.float().mean().clamp(min=(1 - y.float()).mean()) for _, y in kept))
+        assert shares[0] == 1
+        assert shares[1] < 0.75
+
+    def test_what_is_too_small_is_padded(self):
+        image = tv_tensors.Image(torch.zeros(3, 10, 40, dtype=torch.uint8))
+        mask = tv_tensors.Mask(torch.zeros(10, 40, dtype=torch.uint8))
+        image, mask = RandomClassCrop(16)(image, mask)
+        assert image.shape == (3, 16, 16)
+        assert (mask == IGNORE).sum() == 6 * 16
+        assert image[:, mask == IGNORE].unique(dim=1).flatten().tolist() == [123, 116, 103]
+
+
+def test_ade20k(tmp_path):
+    names = "Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "".join(
+        f"{i}\t0.1\t1\t1\t1\tthing {i}, other name\n" for i in range(1, 151)
+    )
+    (tmp_path / "objectInfo150.txt").write_text(names)
+    write(tmp_path / "images/validation/x.jpg", np.zeros((9, 9, 3), np.uint8))
+    mask = np.arange(81, dtype=np.uint8).reshape(9, 9) + 70
+    mask[0, 0] = 0
+    write(tmp_path / "annotations/validation/x.png", mask)
+    dataset = DATASETS.build({"type": "ADE20K", "root": str(tmp_path), "split": "validation"})
+    assert dataset.metainfo["classes"][149] == "thing 150"
+    labels = dataset[0][1]
+    assert labels[0, 0] == IGNORE
+    assert labels[8, 8] == 149
+
+
+def test_cityscapes(tmp_path):
+    write(tmp_path / "leftImg8bit/val/ulm/ulm_0_leftImg8bit.png", np.zeros((4, 4, 3), np.uint8))
+    ids = np.array([[7, 33, 0, 1]] * 4, np.uint8)
+    write(tmp_path / "gtFine/val/ulm/ulm_0_gtFine_labelIds.png", ids)
+    dataset = DATASETS.build({"type": "Cityscapes", "root": str(tmp_path), "split": "val"})
+    assert dataset.metainfo["classes"][0] == "road"
+    assert len(dataset.metainfo["classes"]) == 19
+    assert dataset[0][1][0].tolist() == [0, 18, IGNORE, IGNORE]
+
+
+def test_digits():
+    scenes = {"split": "test", "length": 3, "size": 64, "digits": 2, "digit_size": (0.4, 0.6)}
+    dataset = DATASETS.build({"type": "DigitSegmentation", **scenes})
+    scene = digit_scene(
+        2, "test", size=64, digits=2, digit_size=(0.4, 0.6), max_overlap=0.1, clutter=8
+    )
+    np.testing.assert_array_equal(dataset[2][1].numpy(), scene.semantic)
+    assert len(dataset) == 3

@@ -1,0 +1,112 @@
+"""The counts of operations: the registered formulas against PyTorch's counter over the references.
+
+The formulas are asked on the meta device, where nothing is launched.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from linsight.kernels import force
+from linsight.kernels.agent_attention import agent_attention
+from linsight.kernels.depthwise_conv2d import depthwise_conv2d
+from linsight.kernels.focused_linear_attention import focused_linear_attention
+from linsight.kernels.gaussian_attention import gaussian_attention
+from linsight.kernels.landmark_kernel import landmark_kernel
+from linsight.kernels.linear_attention import linear_attention
+from linsight.kernels.newton_inverse import newton_inverse
+from linsight.kernels.projected_linear_attention import projected_linear_attention
+from linsight.kernels.window_attention import window_attention
+
+Case = tuple[Callable[..., Tensor], list[tuple[int, ...]]]
+
+
+def cases(side: int, heads: int) -> dict[str, Case]:
+    """Each operator with the shapes of its tensors, for a map of `side` x (side + 3)."""
+    height, width, channels = side, side + 3, heads * 8
+    tokens, packed = height * width, (2, height, width)
+    query = (2, tokens, heads, 8)
+    weight, vector = (channels, 1, 5, 5), (channels,)
+    agents = (2, heads, 6, tokens + 1)
+    return {
+        "linear_attention": (linear_attention, [query] * 3),
+        "norm_aware": (
+            lambda *x: linear_attention(*x, feature_map="norm_aware", key_weights="global_query"),
+            [query] * 3,
+        ),
+        "focused_linear_attention": (focused_linear_attention, [*[query] * 3, vector]),
+        "projected_linear_attention": (
+            lambda *x: projected_linear_attention(*x, heads=heads),
+            [(*packed, 4 * channels), weight, vector],
+        ),
+        "agent_attention": (
+            lambda *x: agent_attention(*x, heads=heads, size=(height, width), grid=(2, 3)),
+            [(2, tokens + 1, 3 * channels), agents, (channels, 1, 3, 3), vector],
+        ),
+        "window_attention": (
+            lambda *x: window_attention(*x, heads=heads, windows=[(4, 4)], shift=(2, 2)),
+            [(*packed, 3 * channels)],
+        ),
+        "cross_window_attention": (
+            lambda x, weight: window_attention(
+                x, weight=weight, heads=heads, windows=[(height, 2), (3, width)]
+            ),
+            [(*packed, 3 * channels), (channels, 1, 3, 3)],
+        ),
+        "gaussian_attention": (
+            gaussian_attention,
+            [query, (2, 9, heads, 8), query, (2, heads, 9, 9)],
+        ),
+        "landmark_kernel": (landmark_kernel, [query]),
+        "newton_inverse": (newton_inverse, [(2, heads, side, side)]),
+        "newton_inverse_normalized": (
+            lambda x: newton_inverse(x, method="normalized", iterations=7),
+            [(2, heads, side, side)],
+        ),
+        "depthwise_conv2d": (depthwise_conv2d, [(*packed, channels), weight]),
+        "strided_depthwise_conv2d": (
+            lambda *x: depthwise_conv2d(*x, stride=2),
+            [(*packed, channels), weight],
+        ),
+    }
+
+
+def count(case: Case, choice: str, device: str, gradient: bool) -> int:
+    function, shapes = case
+    tensors = [torch.rand(shape, device=device, requires_grad=gradient) for shape in shapes]
+    with force(choice), FlopCounterMode(display=False) as counter:
+        y = function(*tensors)
+        if gradient:
+            y.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("side", "heads"), [(7, 2), (12, 4)])
+@pytest.mark.parametrize("name", cases(7, 2))
+def test_forward_counts_what_the_reference_does(name: str, side: int, heads: int) -> None:
+    case = cases(side, heads)[name]
+    expected = count(case, "reference", "cpu", gradient=False)
+    assert count(case, "triton", "meta", gradient=False) == expected > 0
+
+
+# Without a grouped convolution, whose gradient PyTorch counts as if it were not grouped, and
+# without the implicit inverse, whose reference multiplies twice more for the sake of its gradient.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear_attention",
+        "norm_aware",
+        "focused_linear_attention",
+        "window_attention",
+        "gaussian_attention",
+        "landmark_kernel",
+        "newton_inverse_normalized",
+    ],
+)
+def test_backward_counts_what_the_reference_does(name: str) -> None:
+    case = cases(7, 2)[name]
+    expected = count(case, "reference", "cpu", gradient=True)
+    assert count(case, "triton", "meta", gradient=True) == pytest.approx(expected, rel=0.01)

@@ -1,0 +1,108 @@
+"""The private names that the kernels rely on: a PyTorch or Triton that lacks one is told here."""
+
+import importlib
+import inspect
+
+import pytest
+import torch
+
+from linsight.kernels.runtime import private
+from linsight.kernels.runtime.dispatch import HAS_TRITON
+
+from .conftest import INTERPRETED
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+
+
+def find(path: str) -> object:
+    """What a dotted path names; fails with the part that is missing."""
+    module, *names = path.split(":")
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        pytest.fail(f"{versions()} has no module {module}: adapt kernels/runtime/private.py")
+    for name in names[0].split("."):
+        if not hasattr(found, name):
+            pytest.fail(f"{versions()} has no {path}: adapt kernels/runtime/private.py")
+        found = getattr(found, name)
+    return found
+
+
+def versions() -> str:
+    triton = importlib.import_module("triton").__version__ if HAS_TRITON else "missing"
+    return f"torch {torch.__version__} with triton {triton}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "torch:_C._are_functorch_transforms_active",
+        "torch.utils._python_dispatch:_get_current_dispatch_mode",
+    ],
+)
+def test_names_of_pytorch(path: str) -> None:
+    assert callable(find(path))
+
+
+def test_interception_is_noticed() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    assert not private.is_intercepted()
+    with FlopCounterMode(display=False):
+        assert private.is_intercepted(), f"{versions()} hides its dispatch modes"
+    seen = []
+    torch.func.vmap(lambda x: seen.append(private.is_intercepted()) or x)(torch.zeros(2))
+    assert seen == [True], f"{versions()} hides its functional transforms"
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "path",
+    [
+        "triton.compiler:CompiledKernel",
+        "triton.compiler:CompiledKernel.run",
+        "triton.runtime:driver",
+        "triton.runtime.jit:JITFunction",
+    ],
+)
+def test_names_of_triton(path: str) -> None:
+    find(path)
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
+def test_attributes_of_machine_code() -> None:
+    """Those that its constructor or its lazy loading sets, found in the source."""
+    source = inspect.getsource(find("triton.compiler:CompiledKernel"))
+    for name in ("function", "packed_metadata"):
+        assert f"self.{name} =" in source, (
+            f"CompiledKernel of {versions()} sets no {name}: adapt kernels/runtime/private.py"
+        )
+    run = inspect.getsource(find("triton.runtime.jit:JITFunction.run"))
+    call = "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata"
+    assert call in " ".join(run.split()), (
+        f"JITFunction of {versions()} launches by another call than {call}...: adapt "
+        "kernels/runtime/private.py"
+    )
+
+
+@needs_triton
+def test_parameters_of_a_kernel() -> None:
+    from linsight.kernels.scaled_add.forward import _forward
+
+    names = private.get_argument_names(_forward)
+    assert names == ["x", "branch", "scale", "out", "count", "C", "P", "ROWS"], (
+        f"kernels of {versions()} name their parameters {names}"
+    )
+
+
+@pytest.mark.gpu
+def test_machine_code_is_launched_again() -> None:
+    from linsight.kernels.scaled_add import scaled_add
+    from linsight.kernels.scaled_add.plan import plan
+
+    x = torch.randn(3, 5, 8, device="cuda")
+    first, second = (scaled_add(x, x, x[0, 0]) for _ in range(2))
+    torch.testing.assert_close(first, x + x[0, 0] * x)
+    assert torch.equal(first, second)
+    assert plan(x.shape, x.device).forward.code, f"{versions()} gives no machine code back"
