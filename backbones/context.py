@@ -18,7 +18,7 @@ class Place:
         size: (H, W) of the token map at the model's image size. Learned tables have this size
             and are interpolated for other maps.
         stage: index of the stage.
-        block: index of the block within its stage; every other window is shifted.
+        block: index of the block within its stage; odd blocks shift their windows.
         prefix_tokens: number of class tokens in front of the map's tokens.
         init_std: standard deviation of the truncated normal distribution from which the weights
             of linear layers are drawn, or None for PyTorch's own initialisation.
@@ -56,7 +56,7 @@ class Context:
     stream: Tensor | None = None
 
     def __post_init__(self) -> None:
-        # This is no field: torch.fx rebuilds a context from its fields.
+        # The tables are no field of the dataclass: torch.fx rebuilds a context from its fields.
         self._tables: dict[tuple[int, torch.dtype, torch.device], Rotary] = {}
 
     def rotary(self, head_dim: int, like: Tensor) -> Rotary:
