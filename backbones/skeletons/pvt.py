@@ -33,8 +33,8 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
             are padded with zeros at the bottom and right.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: timm's pooling name ('token' for the class token); '' for none; by default
-            'token' where there is one, else 'avg'.
+        global_pool: timm's pooling name ('token' for the class token); '' for no pooling; by
+            default 'token' if the model has a class token, else 'avg'.
         embed_dim: width of each stage; a number is the first stage's, and each stage doubles it.
         depths, num_heads, mlp_ratios: blocks, heads and hidden width of the feed-forward network
             over its width, of each stage.

@@ -84,7 +84,7 @@ class RAVLTHead(nn.Module):
         dim: channels C.
         hidden_size: channels of the projection.
         num_classes: classes; 0 for no classifier.
-        pool_type: timm's pooling name; '' for none.
+        pool_type: timm's pooling name; '' for no pooling.
         drop_rate: dropout before the classifier.
     """
 
@@ -137,7 +137,7 @@ class RAVLT(HierarchicalVisionTransformer):
         img_size: accepted as timm's models do and checked; every size from 32 px runs.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: timm's pooling name; '' for none.
+        global_pool: timm's pooling name; '' for no pooling.
         embed_dim: width of each stage; a number is the first stage's, and each stage doubles it.
         depths, num_heads: blocks and heads of each stage.
         mixer: name of the token mixer (`linsight.backbones.mixers`): one, one per stage, or

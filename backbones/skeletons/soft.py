@@ -42,7 +42,7 @@ class SOFT(HierarchicalVisionTransformer):
             every other size from 32 px interpolates them bilinearly.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for none.
+        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for no pooling.
         embed_dim: width of each stage; a number is the first stage's, and each stage doubles it.
         depths, num_heads: blocks and heads of each stage.
         mixer: name of the token mixer (`linsight.backbones.mixers`): one, one per stage, or

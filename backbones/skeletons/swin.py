@@ -60,7 +60,7 @@ class SwinTransformer(HierarchicalVisionTransformer):
         img_size: (H, W) or side of the images that the mixers' tables are made for.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: timm's pooling name; '' for none.
+        global_pool: timm's pooling name; '' for no pooling.
         embed_dim: width of each stage; a number is the first stage's, and each stage doubles it.
         depths, num_heads: blocks and heads of each stage.
         mixer: name of the token mixer (`linsight.backbones.mixers`): one, one per stage, or

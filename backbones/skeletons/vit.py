@@ -32,7 +32,7 @@ class VisionTransformer(VisionModel):
             padded with zeros at the bottom and right.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for none.
+        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for no pooling.
         embed_dim, depth, num_heads: width, number of blocks, heads.
         mixer: name of the token mixer (`linsight.backbones.mixers`), or a sequence with one name
             per block.
