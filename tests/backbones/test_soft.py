@@ -37,7 +37,7 @@ def test_any_size(soft, height, width):
 
 
 def test_img_size_is_another_resolution_of_the_same_model(soft, tmp_path):
-    """It matters not whether position embeddings are interpolated at loading or at use."""
+    """Position embeddings that are interpolated at loading or at use give the same outputs."""
     torch.save(soft.state_dict(), tmp_path / "w.pth")
     overlay = {"file": str(tmp_path / "w.pth"), "num_classes": 10}
     model = timm.create_model(

@@ -85,7 +85,7 @@ def test_softmax_swin_is_timms(size, kwargs, tmp_path):
 
 
 def test_microsofts_layout(tmp_path):
-    """Its merging ends a stage, its head has no inner layer, and it saves buffers."""
+    """In Microsoft's files, merging ends a stage, the head is one layer, and buffers are saved."""
     theirs = timms(**LITTLE)
     weights = {}
     for name, value in theirs.state_dict().items():
