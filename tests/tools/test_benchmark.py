@@ -147,7 +147,7 @@ def test_a_wrong_gradient_is_found():
     measure.check([eager[0], exact[1].float() + 2.9e-4], eager, exact, torch.float32)
     with pytest.raises(measure.Disagreement, match="gradient 1"):
         measure.check([eager[0], exact[1].float() + 3.1e-4], eager, exact, torch.float32)
-    bad = torch.cat((eager[0].repeat(3, 1), eager[0] + 2e-4))  # This is the last of four repetitions.
+    bad = torch.cat((eager[0].repeat(3, 1), eager[0] + 2e-4))  # the last of four repetitions
     with pytest.raises(measure.Disagreement, match="result"):
         measure.check([bad, eager[1]], eager, exact, torch.float32)
     with pytest.raises(measure.Disagreement, match="result"):
