@@ -365,9 +365,18 @@ class ResidualDepthwise(nn.Module):
         channels, _, kernel, _ = self.weight.shape
         return f"{channels}, kernel_size={kernel}, activation={self.activation}"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, branch: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """The output for x, or for x + scale * branch; the scale has C elements, or None is 1."""
         return depthwise_conv2d(
-            x, self.weight, self.bias, activation=self.activation, residual=True
+            x,
+            self.weight,
+            self.bias,
+            activation=self.activation,
+            residual=True,
+            branch=branch,
+            scale=None if scale is None else scale.flatten(),
         )
 
 
