@@ -1,6 +1,6 @@
-# Two commands: `make demo` learns handwritten digits, `make test` checks the library.
+# `make demo` learns handwritten digits, `make test` checks the library.
 # `make demo-detection` finds the digits in scenes, `make demo-segmentation` outlines them.
-# Both make .venv first; a second run installs nothing.
+# Each of them makes .venv first; a second run installs nothing.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
@@ -20,11 +20,11 @@ demo-detection: $(INSTALLED)
 demo-segmentation: $(INSTALLED)
 	$(VENV)/bin/linsight demo segmentation
 
-# Files beside one another, the tests of a file in their order: the README's as a reader would.
+# Files run in parallel, the tests of one file in its order: the README's build on one another.
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# Detection on OpenMMLab's own packages, in place of the forks that linsight declares.
+# Tests of detection on OpenMMLab's own packages, in place of the forks that linsight declares.
 test-upstream: $(UPSTREAM)/.installed
 	$(UPSTREAM)/bin/python -m pytest tests/detection tests/heads/test_backbone.py \
 		tests/heads/test_checkpoint.py tests/data/test_coco.py tests/kernels/mmcv_operators
@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# Without linsight[det], whose maintained forks have the same import names.
+# This environment is without linsight[det], whose forks have the same import names.
 $(UPSTREAM)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(UPSTREAM)
 	$(UPSTREAM)/bin/python -m pip install --disable-pip-version-check --editable . \

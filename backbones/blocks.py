@@ -64,7 +64,16 @@ def make_mlp(
     act_layer: ActLayer | None,
     default_act: Callable[..., nn.Module] = nn.GELU,
 ) -> nn.Module:
-    """A block's feed-forward network; another than the default keeps its own default activation."""
+    """A block's feed-forward network.
+
+    Args:
+        mlp_layer: a class, a partial of one or a name, or None for `default`. A network that is
+            not the default keeps its own default activation, unless `act_layer` is given.
+        default: the block's own network.
+        dim, hidden: channels of the tokens and of the hidden layer.
+        act_layer: a class, a partial of one or a name, or None.
+        default_act: the activation of the block's own network.
+    """
     if mlp_layer is None:
         act = resolve_act_layer(act_layer, default_act)
         return default(dim, hidden, act_layer=act)
@@ -75,7 +84,7 @@ def make_mlp(
 
 
 def make_drop_path(rate: float) -> nn.Module:
-    """Stochastic depth at `rate`."""
+    """A module of stochastic depth at `rate`, or the identity if the rate is 0."""
     return DropPath(rate) if rate else nn.Identity()
 
 
@@ -92,7 +101,7 @@ class Block(nn.Module):
     mlp: nn.Module
 
     def set_layer_scales(self, dim: int, initial: float | None) -> None:
-        """Make layer scales of an initial value, or none for None."""
+        """Make the layer scales, which start at `initial`; None makes a block without them."""
         # They have rank 4, so that weight decay, which leaves vectors out, acts on them as in the
         # code of RAVLT's and MAViT's authors.
         for name in ("gamma1", "gamma2"):
@@ -100,18 +109,18 @@ class Block(nn.Module):
             self.register_parameter(name, scale)
 
     def feed_forward(self, x: Tensor, context: Context) -> Tensor:
-        """The feed-forward network, which is told the map's size if it convolves."""
+        """The output of the feed-forward network, which gets the context if it convolves."""
         return self.mlp(x, context) if isinstance(self.mlp, ConvMlp) else self.mlp(x)
 
     def mix(self, x: Tensor, stream: Tensor, context: Context) -> Tensor:
-        """The mixer's branch of the tokens `x`, which were made of the residual stream."""
+        """The mixer's output for the tokens `x`, which were made from the residual stream."""
         context.stream = stream
         mixed = self.mixer(x, context)
         context.stream = None
         return mixed
 
     def fuse(self) -> nn.Module:
-        """This block, its layer scales multiplied into the linear layers before them."""
+        """This block, with its layer scales multiplied into the linear layers before them."""
         for name, layer in (
             ("gamma1", getattr(self.mixer, "out_proj", None)),
             ("gamma2", getattr(self.mlp, "fc2", None)),
@@ -135,8 +144,8 @@ class TransformerBlock(Block):
         mixer: the token mixer, called `mixer(x, context)`.
         mlp_ratio: hidden width of the feed-forward network over its width.
         drop_path: rate of stochastic depth of both branches.
-        eps: of the layer norms, unless `norm_layer` is given.
-        layer_scale: initial value of the layer scales of both branches, or None for none.
+        eps: epsilon of the layer norms, unless `norm_layer` is given.
+        layer_scale: initial value of the layer scales of both branches, or None for no scales.
         norm_layer, act_layer, mlp_layer: a class, a partial of one or a name, or None for
             `LayerNorm`, GELU and timm's `Mlp`.
     """
@@ -175,9 +184,9 @@ class PostNormBlock(Block):
     """SOFT's block: x <- norm1(x + drop(mixer(x))); x <- norm2(x + drop(mlp(x))).
 
     Args:
-        drop_path: rate of an ordinary, elementwise dropout of both branches, which takes the place
-            of stochastic depth in SOFT's code.
-        others: as of `TransformerBlock`; the activation is GELU in its tanh approximation.
+        drop_path: rate of an ordinary, elementwise dropout of both branches, which SOFT's code has
+            in place of stochastic depth.
+        others: as in `TransformerBlock`; the default activation is GELU in its tanh approximation.
     """
 
     def __init__(
@@ -213,12 +222,12 @@ class PostNormBlock(Block):
 
 
 class PositionBlock(Block):
-    """The block of RAVLT and MAViT: conditional position, mixer and convolving network.
+    """The block of RAVLT and MAViT: conditional positions, mixer, network with a convolution.
 
     x <- x + depthwise(x); x <- x + gamma1 mixer(norm1(x)); x <- x + gamma2 mlp(norm2(x)).
 
     Args:
-        others: as of `TransformerBlock`; the feed-forward network is `ConvMlp` by default.
+        others: as in `TransformerBlock`; the feed-forward network is `ConvMlp` by default.
     """
 
     def __init__(
@@ -313,13 +322,13 @@ def resolve_block(block: BlockLayer) -> Callable[..., nn.Module]:
 
 
 def choices_by_depth(name: str, choice: Any, depths: Sequence[int]) -> list[list[Any]]:
-    """What stands at every depth of every stage.
+    """The choice for every depth of every stage.
 
     Args:
-        name: of the argument, for messages.
-        choice: one for all depths, a sequence with one per stage, each of which may be a sequence
-            with one per depth.
-        depths: blocks per stage.
+        name: the argument's name, for messages.
+        choice: one choice for all depths, or a sequence with one per stage, each of which may
+            itself be a sequence with one per depth.
+        depths: the number of blocks of each stage.
 
     Raises:
         ValueError: if there are not as many choices as stages, or as depths in a stage.

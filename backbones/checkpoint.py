@@ -1,4 +1,4 @@
-"""What everything that loads weights shares."""
+"""How weights are unwrapped, renamed and checked before a model loads them."""
 
 import logging
 import math
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# Training scripts wrap the weights with their optimiser and arguments; timm's order of choice.
+# Training scripts save weights beside their optimiser and arguments; these keys are in timm's
+# order of choice.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 SHOWN = 3
 
@@ -21,7 +22,7 @@ class CheckpointError(ValueError):
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The state dict inside a training checkpoint, its averaged weights first, or itself."""
+    """The weights of a training checkpoint, its averaged ones first; a state dict as it is."""
     for key in WRAPPERS:
         if isinstance(checkpoint.get(key), Mapping):
             return checkpoint[key]
@@ -35,11 +36,11 @@ def rename(name: str, names: Mapping[str, str]) -> str:
 
 
 def convert_mixers(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights whose entries of token mixers each mixer has converted, under its own prefix.
+    """The weights, in which each token mixer has converted its own entries.
 
     Args:
         state_dict: the weights, in which a mixer's entries have its own name as their prefix.
-        model: whose modules with a method `convert_checkpoint` are asked.
+        model: each of its modules with a method `convert_checkpoint` converts its entries.
     """
     mixers = {n: m for n, m in model.named_modules() if hasattr(m, "convert_checkpoint")}
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in mixers}
@@ -60,15 +61,16 @@ def convert_mixers(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[s
     return converted
 
 
-# What version 0.1 of linsight called otherwise: the names of today, for those that a model has.
+# Patterns of names that version 0.1 of linsight wrote, each with a function that makes the name
+# of today. A name is replaced only if the model has the new one.
 OLD_NAMES: tuple[tuple[str, Callable[[re.Match], str]], ...] = (
-    # A stem was a sequence of a convolution, a batch norm and an activation in turn.
+    # A stem was one sequence of convolutions, batch norms and activations in turn.
     (
         r"^stem\.(\d+)\.(weight|bias|running_mean|running_var|num_batches_tracked)$",
         lambda m: f"stem.{int(m[1]) // 3}.{('conv', 'norm', 'act')[int(m[1]) % 3]}.{m[2]}",
     ),
     (r"\.downsample\.0\.(conv|norm)\.", lambda m: f".downsample.{m[1]}."),
-    # Operators own what they need beside their projections.
+    # The local branch and the bias tables were parameters of the mixer itself.
     (r"\.mixer\.local\.(weight|bias)$", lambda m: f".mixer.attention.local_{m[1]}"),
     (
         r"\.mixer\.((?:map|row|column|prefix)_bias|relative_position_bias_table)$",
@@ -83,7 +85,7 @@ def rename_old_entries(state_dict: dict[str, Tensor], model: nn.Module, prefix: 
     Args:
         state_dict: the weights.
         model: a model of this library.
-        prefix: of the model's entries in `state_dict`.
+        prefix: the beginning of the names of the model's entries in `state_dict`.
     """
     own = model.state_dict().keys()
     renamed = {}
@@ -106,7 +108,7 @@ def rename_old_entries(state_dict: dict[str, Tensor], model: nn.Module, prefix: 
 def resize_position(position: Tensor, size: tuple[int, int], prefix_tokens: int) -> Tensor:
     """A position embedding (1, P + G * G, C) of a square map, bicubically resized to (H, W).
 
-    One that has this size already, or is of no square map, is returned as it is.
+    An embedding that has this size already, or whose map is not square, is returned as it is.
     """
     tokens = position.shape[1] - prefix_tokens
     if tokens == size[0] * size[1] or math.isqrt(max(tokens, 0)) ** 2 != tokens:
@@ -124,18 +126,18 @@ def check_fit(
 
     Args:
         state_dict: the weights.
-        model: where they are to go.
-        message: what to say of weights that do not fit; how they differ follows.
-        ignore: prefixes of the weights that may be missing, left over or of another shape.
+        model: the model that is to load them.
+        message: the beginning of the error's message; how the weights differ follows.
+        ignore: beginnings of names whose weights may be missing, left over or of another shape.
 
     Raises:
-        CheckpointError: a weight is missing, left over, or of another shape.
+        CheckpointError: if a weight is missing, left over, or of another shape.
     """
     own, got = (
         {
             key: tuple(value.shape)
             for key, value in weights.items()
-            # Weights from before torch counted batches have no counter.
+            # Weights that were saved before PyTorch counted batches have no counter.
             if not key.startswith(ignore) and not key.endswith("num_batches_tracked")
         }
         for weights in (model.state_dict(), state_dict)
@@ -157,7 +159,7 @@ def check_fit(
 
 
 def check_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
-    """`check_fit` for a model of timm, which adapts the classifier and the first convolution.
+    """`check_fit`, but for the classifier and the first convolution, which timm adapts.
 
     Raises:
         CheckpointError: see `check_fit`.

@@ -18,7 +18,7 @@ class Place:
         size: (H, W) of the token map at the model's image size. Learned tables have this size
             and are interpolated for other maps.
         stage: index of the stage.
-        block: index of the block within its stage; every other window is shifted.
+        block: index of the block within its stage; odd blocks shift their windows.
         prefix_tokens: number of class tokens in front of the map's tokens.
         init_std: standard deviation of the truncated normal distribution from which the weights
             of linear layers are drawn, or None for PyTorch's own initialisation.
@@ -59,7 +59,7 @@ class Context:
     defers: bool = False
 
     def __post_init__(self) -> None:
-        # These are no fields: torch.fx rebuilds a context from its fields.
+        # These are no fields of the dataclass: torch.fx rebuilds a context from its fields.
         self.pending: tuple[Tensor, Tensor | None] | None = None
         self._tables: dict[tuple[int, torch.dtype, torch.device], Rotary] = {}
 

@@ -50,7 +50,7 @@ def kernel_activation(activation: nn.Module | None) -> str | None:
     """The name by which the kernels know an activation module, or None if they do not know it."""
     if type(activation) is nn.ReLU:
         return "relu"
-    # timm's names give functional GELU as a class of its own.
+    # For the name 'gelu' timm gives a class of its own, which is called GELU, too.
     if type(activation).__name__ == "GELU" and getattr(activation, "approximate", "none") == "none":
         return "gelu"
     return None
@@ -58,7 +58,7 @@ def kernel_activation(activation: nn.Module | None) -> str | None:
 
 @register_notrace_function
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """(B, C, H, W) with zeros at the bottom and right, up to sides that `multiple` divides."""
+    """`x` (B, C, H, W), padded with zeros at the bottom and right to multiples of `multiple`."""
     bottom, right = ((side + multiple - 1) // multiple * multiple - side for side in x.shape[2:])
     # Comparing sizes here would specialise the exported graph.
     if is_exporting() or bottom or right:
@@ -76,7 +76,7 @@ def check_image(x: Tensor, in_chans: int, least: int = 1) -> Tensor:
         least: the smallest side in pixels that the model takes.
 
     Raises:
-        ValueError: if the shape is another, or a side is smaller.
+        ValueError: if the images have another shape, or a smaller side.
     """
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise ValueError(f"images have shape {tuple(x.shape)}, expected (B, {in_chans}, H, W)")
@@ -94,7 +94,7 @@ class Conv2d(nn.Conv2d):
 
     Args:
         activation: 'gelu', 'relu' or None; `fuse()` of the layers around a convolution sets it.
-        others: as of `torch.nn.Conv2d`.
+        others: as in `torch.nn.Conv2d`.
     """
 
     def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
@@ -120,12 +120,12 @@ class Conv2d(nn.Conv2d):
 
 @register_notrace_module
 class BatchNormAct2d(nn.BatchNorm2d):
-    """Batch normalisation and its activation as one layer, as timm's class of this name.
+    """Batch normalisation and its activation as one layer, like timm's class of this name.
 
     Args:
         channels: C.
         activation: 'gelu', 'relu' or None.
-        others: as of `torch.nn.BatchNorm2d`.
+        others: as in `torch.nn.BatchNorm2d`.
     """
 
     def __init__(self, channels: int, *, activation: str | None = None, **kwargs: Any) -> None:
@@ -163,10 +163,10 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
     `BatchNormAct2d` by a slower layer. Here it converts all others.
 
     Args:
-        model: changed in place where it can be.
+        model: its layers are changed in place.
 
     Returns:
-        The model, which is another module if it is itself a batch norm of PyTorch's.
+        The model; a new module, if the model is itself a batch norm of PyTorch's.
     """
     if isinstance(model, BatchNormAct2d):
         model.synchronized = True
@@ -180,11 +180,12 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
 class ConvNormAct(nn.Module):
     """act(norm(conv(x))): a convolution with its bias, a batch norm, an activation.
 
-    An activation that the kernels know is in the batch norm's layer, any other is a module `act`.
+    An activation that the kernels know is part of the batch norm's layer; any other is a module
+    `act` of its own.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, bias: of the convolution.
-        act_layer: makes the activation, or None for none.
+        in_channels, out_channels, kernel_size, stride, padding, bias: as in `torch.nn.Conv2d`.
+        act_layer: a callable that makes the activation, or None for no activation.
     """
 
     def __init__(
@@ -212,13 +213,13 @@ class ConvNormAct(nn.Module):
         x = self.norm(self.conv(x))
         if self.act is not None:
             return self.act(x)
-        # A norm that has taken this one's place, such as PyTorch's SyncBatchNorm, has none.
+        # A norm that stands in its place, such as PyTorch's SyncBatchNorm, computes no activation.
         if self.activation is not None and not isinstance(self.norm, BatchNormAct2d):
             return getattr(F, self.activation)(x)
         return x
 
     def fuse(self) -> nn.Module:
-        """One convolution that computes the same in evaluation, or this if a part was replaced."""
+        """One convolution that computes the same in evaluation; itself, if a part was replaced."""
         if type(self.conv) is not Conv2d or type(self.norm) is not BatchNormAct2d:
             return self
         fused = fuse_conv_norm(self.conv, self.norm).train(self.training)
@@ -273,7 +274,7 @@ class Downsample(ConvNormAct):
 
 
 class ChannelsLast(nn.Module):
-    """A module of (B, C, H, W), called with and giving maps (B, H, W, C)."""
+    """Calls a module of maps (B, C, H, W) with a map (B, H, W, C), and returns such a map."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -292,7 +293,7 @@ class PatchEmbed(nn.Module):
         kernel_size, stride, padding: of the convolution that projects a patch. Where the patches
             do not overlap, sides that the stride does not divide are padded with zeros at the
             bottom and right.
-        norm_layer: makes the norm, or None for none.
+        norm_layer: a callable that makes the norm of `dim` channels, or None for no norm.
     """
 
     def __init__(
@@ -320,7 +321,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchDownsample(PatchEmbed):
-    """`PatchEmbed` of a map (B, H, W, C)."""
+    """`PatchEmbed`, which takes a map (B, H, W, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 3, 1, 2))
@@ -346,12 +347,12 @@ class DepthwiseConv2d(nn.Conv2d):
 
 @register_notrace_module
 class ResidualDepthwise(nn.Module):
-    """u + conv(u) with u = a(x), conv depthwise and a an activation, of a map (B, H, W, C).
+    """u + conv(u) of a map x (B, H, W, C), where u = a(x) and conv is depthwise.
 
     Args:
         channels: C.
         kernel_size: k, odd.
-        activation: a: 'gelu', 'relu' or None.
+        activation: the activation a, 'gelu', 'relu' or None for the identity.
     """
 
     def __init__(self, channels: int, kernel_size: int, activation: str | None = None) -> None:
@@ -367,7 +368,7 @@ class ResidualDepthwise(nn.Module):
     def forward(
         self, x: Tensor, branch: Tensor | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        """Of x, or of x + scale * branch with a layer scale of C elements, or None for 1."""
+        """The output for x, or for x + scale * branch; the scale has C elements, or None is 1."""
         return depthwise_conv2d(
             x,
             self.weight,
@@ -382,12 +383,12 @@ class ResidualDepthwise(nn.Module):
 class ConvMlp(nn.Module):
     """Feed-forward network with a depthwise 3 x 3 convolution on its hidden width.
 
-    u = act(fc1(x)), u <- u + depthwise(u), fc2(u). The signature is that of timm's MLPs.
+    u = act(fc1(x)), u <- u + depthwise(u), fc2(u). It is built as timm's MLPs are.
 
     Args:
         in_features: channels of the tokens.
         hidden_features: channels between the linear layers.
-        act_layer: makes the activation.
+        act_layer: a callable that makes the activation.
     """
 
     def __init__(
@@ -421,8 +422,8 @@ def add_residual(x: Tensor, branch: Tensor, scale: Tensor | None = None) -> Tens
 def add_and_norm(
     norm: nn.Module, x: Tensor, branch: Tensor, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The residual sum s = x + scale * branch and norm(s); one pass where the norm is ours."""
-    # A class of the user's own that derives from ours may take the tokens alone.
+    """The residual sum s = x + scale * branch, and norm(s); a `LayerNorm` computes both at once."""
+    # A user's class that derives from `LayerNorm` may take the tokens alone.
     if getattr(type(norm), "forward", None) is LayerNorm.forward:
         return norm(x, branch, scale)
     x = add_residual(x, branch, scale)
@@ -436,12 +437,12 @@ def init_linear_layers(
     convolutions: bool = False,
     skip: type[nn.Module] | tuple[type[nn.Module], ...] = (),
 ) -> None:
-    """Draw the weights of linear layers from a truncated normal distribution, biases zero.
+    """Draw linear layers' weights from a truncated normal distribution, and set biases to zero.
 
     Args:
-        module: whose layers, all below it included.
+        module: its linear layers at any depth, and itself if it is one, are initialised.
         std: standard deviation, or None to leave PyTorch's own initialisation.
-        convolutions: treat convolutions in the same way.
+        convolutions: whether convolutions are initialised in the same way.
         skip: modules of these classes are left alone, because they initialise themselves.
     """
     if std is None or (skip and isinstance(module, skip)):
@@ -458,12 +459,12 @@ def init_linear_layers(
         module.init_weights()
 
 
-# How timm names the ways to pool tokens (B, P + N, C), the class token first.
+# timm's names of the ways to pool tokens (B, P + N, C), the class token first.
 TOKEN_POOLS = ("", "token", "avg", "max", "avgmax")
 
 
 def check_token_pool(pool_type: str) -> str:
-    """`pool_type`, if it is a pooling of tokens.
+    """`pool_type`, if it names a pooling of tokens.
 
     Raises:
         ValueError: if it is not.

@@ -19,7 +19,7 @@ NormLayer = str | Callable[..., nn.Module]
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation over channels, in the dtype of its input even under autocast.
 
-    Called with a branch it makes the residual sum as well, in the same pass over memory.
+    Called with a branch, it computes the residual sum as well, in the same pass over memory.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
@@ -121,7 +121,7 @@ def resolve_norm_layer(norm_layer: NormLayer | None, default: Any) -> Callable[.
     Args:
         norm_layer: a key of `NORMS`, one of timm's names (such as 'rmsnorm'), a class or a
             partial of one whose modules take (..., C), or None for the default.
-        default: what a skeleton uses by default.
+        default: the skeleton's own norm.
 
     Raises:
         ValueError: if there is no norm of that name.

@@ -15,14 +15,14 @@ from torch import nn
 @dataclass(frozen=True)
 class Weights:
     """Where pretrained weights are: in a repository of the Hugging Face hub, at an address, or
-    behind a page that asks a person; those of a page are loaded from a file.
+    behind a page that a person must open. Weights behind a page are loaded from a file.
 
     Attributes:
         hub_id: 'owner/repository', or None.
-        filename: of the file in it, as its authors named it.
-        url: address of a file, where there is no repository.
-        page: address of a page to get the file from by hand, where there is neither.
-        config: what differs from the family's data configuration (input_size, crop_pct, ...).
+        filename: the file's name in that repository.
+        url: the address of a file, where there is no repository.
+        page: the address of a page to get the file from by hand, where there is neither.
+        config: the differences from the family's data configuration (input_size, crop_pct, ...).
         arguments: constructor arguments that these weights need; 'name.tag' builds with them.
     """
 
@@ -73,11 +73,11 @@ class Family:
     Attributes:
         skeleton: the model class.
         filter_fn: timm's checkpoint filter for the authors' files.
-        paper: of the mixer.
+        paper: the paper of the mixer.
         first_conv, classifier: parameter names that timm adapts.
-        config: constructor arguments common to all sizes.
-        data: what differs from timm's usual data configuration (crop_pct, ...).
-        out_indices: which maps `features_only` gives, unless told: the last n for an integer.
+        config: constructor arguments that all sizes share.
+        data: the differences from timm's usual data configuration (crop_pct, ...).
+        out_indices: which maps `features_only` gives by default; an integer n means the last n.
     """
 
     skeleton: type[nn.Module]
@@ -95,13 +95,13 @@ class Model:
     """One row of the zoo.
 
     Attributes:
-        family: what it shares with its siblings.
+        family: what it shares with the other models of the paper on this skeleton.
         config: constructor arguments of this size.
         weights: pretrained tags, best first.
         parameters: how many parameters the authors' own model has with 1,000 classes, at the
             image size of the first weights, or None where nobody has counted them.
         top1: published top-1 accuracy on ImageNet-1K in percent, or None.
-        top1_size: side in pixels of the images of that figure.
+        top1_size: side in pixels of the images that it was measured on.
         mask_rcnn: published box and mask AP on COCO val2017 with Mask R-CNN, schedule 1x, or None.
         upernet: published mIoU on ADE20K in percent with UperNet, 160,000 iterations of 512 x 512
             crops, tested at one scale, or None.
@@ -136,7 +136,7 @@ def _default_cfgs(name: str, model: Model) -> dict[str, dict[str, Any]]:
         "origin_url": family.paper.origin,
         "license": family.paper.license,
     } | family.data
-    # The first is the default.
+    # timm takes the first tag as the default.
     plain = {} if any(w.hub_id or w.url for w in model.weights.values()) else {name: common}
     return plain | {
         f"{name}.{tag}": common
@@ -151,10 +151,10 @@ def _default_cfgs(name: str, model: Model) -> dict[str, dict[str, Any]]:
 
 
 def register(module: str, rows: dict[str, Model]) -> None:
-    """Register every row in timm, as `module`'s, and in `ZOO`.
+    """Register every row in timm, under `module`, and in `ZOO`.
 
     Args:
-        module: name of the module that the models are listed under.
+        module: the name of the module that timm lists the models under.
         rows: models by their timm names.
     """
     configs = {}
@@ -167,7 +167,7 @@ def register(module: str, rows: dict[str, Model]) -> None:
 
 
 def _merged(*configs: dict[str, Any]) -> dict[str, Any]:
-    """The last of each argument's values, but of `mixer_options` the last of each option's."""
+    """Later arguments replace earlier ones; in `mixer_options`, later options do."""
     merged = {name: value for config in configs for name, value in config.items()}
     options: dict[str, dict[str, Any]] = {}
     for config in configs:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from linsight.backbones.mixers import base
+
 ROOT = Path(__file__).parents[1]
 SHORT = ["train_cfg.max_epochs=1", "train_dataloader.dataset.length=2000"]
 SHORT += ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
@@ -35,6 +37,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_mixers(monkeypatch):
+    """A mixer that an example registers is gone after its test."""
+    monkeypatch.setattr(base, "MIXERS", dict(base.MIXERS))
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_python(document, folder, monkeypatch):
     monkeypatch.chdir(folder)
@@ -48,16 +56,13 @@ SWIN = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
 
 
 @pytest.mark.parametrize(("name", "size"), [("rala_vit_nano", {}), ("softmax_swin_tiny", SWIN)])
-def test_the_new_mixer_trains_in_a_model(name, size, monkeypatch):
+def test_the_new_mixer_trains_in_a_model(name, size):
     """CONTRIBUTING's example, taken to where it says that it leads."""
     import timm
     import torch
 
-    from linsight.backbones.mixers import MIXERS
-
     scope = {"__name__": "example"}
     exec(blocks("CONTRIBUTING.md", "python")[0], scope)
-    monkeypatch.setitem(MIXERS, "exponential", scope["Exponential"])
     model = timm.create_model(name, mixer="exponential", num_classes=3, **size)
     assert any(isinstance(module, scope["Exponential"]) for module in model.modules())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

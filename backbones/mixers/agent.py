@@ -14,7 +14,7 @@ from ..context import Context, Place
 from .base import register_mixer
 from .projected import PackedAttention, ProjectedMixer
 
-# The side of the map on which the authors learn the tables that are resized in every forward.
+# The side of the map on which the authors learn those tables that are interpolated at each call.
 TABLE = 7
 
 
@@ -28,7 +28,7 @@ class AgentAttention(PackedAttention):
     Args:
         place: where the mixer stands.
         agents: number of agents A, a square.
-        agent_grid: rows and columns of agents that run instead, see `Agent`.
+        agent_grid: rows and columns of the agents that run instead; see `Agent`.
         local_kernel: size of the depthwise convolution of the values, odd.
     """
 
@@ -57,7 +57,7 @@ class AgentAttention(PackedAttention):
         self.prefix_bias = (
             nn.Parameter(torch.empty(*shape, place.prefix_tokens)) if place.prefix_tokens else None
         )
-        # What `fuse()` has computed of the tables for the model's own size.
+        # The biases for the model's own size, which `fuse()` computes from the tables.
         self.register_buffer("fused_biases", None, persistent=False)
         for table in (self.map_bias, self.row_bias, self.column_bias, self.prefix_bias):
             if table is not None:
@@ -82,7 +82,7 @@ class AgentAttention(PackedAttention):
 
     def biases(self, size: tuple[int, int]) -> Tensor:
         """B1 and B2, both (heads, A, P + H * W), stacked: (2, heads, A, P + H * W)."""
-        # Comparing sizes under export would specialise the graph, so that it interpolates.
+        # Comparing sizes would specialise an exported graph, so an export always interpolates.
         if self.fused_biases is not None and not is_exporting() and tuple(size) == self.size:
             return self.fused_biases
         with without_autocast(self.map_bias):
@@ -132,7 +132,7 @@ class Agent(ProjectedMixer):
         super().__init__(place, attention)
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' tables packed; rows and columns of another image size interpolated."""
+        """The authors' tables, packed, and interpolated where they are for another image size."""
         entries = pack_tables(super().convert_checkpoint(entries))
         for name, own in (("row_bias", "row_bias"), ("column_bias", "column_bias")):
             key = f"attention.{name}"
@@ -147,8 +147,8 @@ class Agent(ProjectedMixer):
 def interpolation(length: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Linear interpolation of `length` values to `target`, as a matrix (length, target).
 
-    A product with it has a gradient that is the same in every run; that of `F.interpolate` is
-    summed by atomics on CUDA.
+    The gradient of a product with it is the same in every run; on CUDA, `F.interpolate` sums its
+    gradient by atomics.
     """
     identity = torch.eye(length, dtype=dtype, device=device)
     return F.interpolate(identity[None], target, mode="linear")[0]
@@ -170,7 +170,7 @@ def resize_map(table: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolation(table.shape[-2], size[0], table.dtype, table.device).T @ table
 
 
-# The authors' tables of the first and of the second attention.
+# The authors' tables for the first attention and for the second.
 AUTHORS_TABLES = {
     "map_bias": ("an_bias", "na_bias"),
     "row_bias": ("ah_bias", "ha_bias"),

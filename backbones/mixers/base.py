@@ -20,7 +20,7 @@ class TokenMixer(nn.Module):
     """
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Mix the tokens (B, P + H * W, C) of a map of `context.size`; the shape is kept."""
+        """Mix the tokens (B, P + H * W, C) of a map of `context.size`, to the same shape."""
         raise NotImplementedError
 
     def init_weights(self, place: Place) -> None:
@@ -28,14 +28,14 @@ class TokenMixer(nn.Module):
         init_linear_layers(self, place.init_std)
 
     def no_weight_decay(self) -> set[str]:
-        """Names, within this mixer, of parameters beyond vectors that weight decay leaves out."""
+        """Names within this mixer of parameters, beyond vectors, that weight decay leaves out."""
         return set()
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's entries of this mixer, under this class's names and in its shapes.
 
         Args:
-            entries: the authors' entries, or ours, which pass through.
+            entries: the authors' entries, or this library's, which pass through.
         """
         return entries
 
@@ -69,7 +69,7 @@ def build_mixer(name: str, place: Place, options: MixerOptions | None = None) ->
 
     Args:
         name: a key of `MIXERS`.
-        place: where it is to stand.
+        place: where the mixer is to stand.
         options: keyword arguments by mixer, of which those of `name` are used; a tuple or list
             has one entry per stage.
 

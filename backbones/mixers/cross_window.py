@@ -40,10 +40,10 @@ class CrossWindowAttention(SoftmaxAttention):
 
 @register_mixer("cross_window")
 class CrossWindow(ProjectedMixer):
-    """Softmax attention within stripes, vertical ones for half of the heads, horizontal the other.
+    """Softmax attention within stripes: vertical for half of the heads, horizontal for the others.
 
     A depthwise 3 x 3 convolution of the values within each stripe is added (the paper's locally
-    enhanced positional encoding). A map whose sides are no multiples of the stripes is padded,
+    enhanced positional encoding). A map whose sides are not multiples of the stripes is padded,
     half on either side, with tokens whose q, k and v are zero.
 
     Args:
@@ -51,7 +51,8 @@ class CrossWindow(ProjectedMixer):
         split_size: width s of the stripes in tokens, or None for one window, the whole map.
 
     Raises:
-        ValueError: if there are class tokens, which lie in no stripe, or the heads have no halves.
+        ValueError: if there are class tokens, which lie in no stripe, or if the number of heads
+            is odd.
     """
 
     def __init__(self, place: Place, *, split_size: int | None = 7) -> None:

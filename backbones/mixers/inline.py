@@ -20,15 +20,15 @@ class InLine(TokenMixer):
     """Linear attention normalised by subtraction, and a convolution whose kernels are predicted.
 
     y_i = s q_i K^T V / N + (1 - s q_i . mean(k)) mean(v) with s = D^-0.5, so that the weights of
-    each query sum to one (eq. 7). To it is added a depthwise 3 x 3 convolution of the values, whose
-    kernels of an image are predicted from the mean of its tokens (section 4.2).
+    each query sum to one (eq. 7). A depthwise 3 x 3 convolution of the values is added, whose
+    kernels are predicted for each image from the mean of its tokens (section 4.2).
 
     Args:
         place: where the mixer stands.
-        predict_from: the tokens of whose mean the kernels are predicted: 'input', this mixer's,
-            or 'stream', the residual stream, of which a norm made the input.
-        local_kernel: size of a depthwise convolution of the values that is added besides, odd;
-            0 for none.
+        predict_from: the tokens from whose mean the kernels are predicted: 'input', the mixer's
+            input, or 'stream', the residual stream, from which a norm made the input.
+        local_kernel: size of a further depthwise convolution of the values, whose kernels are
+            learned, odd; 0 for no such convolution.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class InLine(TokenMixer):
         return self.out_proj(y.flatten(2))
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' projections, predictor and local branch under our names."""
+        """The authors' projections, predictor and local branch, renamed."""
         names = {"residual.": "predictor.", "get_v.": "local."}
         return rename_entries(join_projections(entries), names)
 

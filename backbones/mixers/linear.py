@@ -1,4 +1,4 @@
-"""Linear attention of one template, of which each mechanism is three choices."""
+"""Linear attention from one template, in which a mechanism is three choices."""
 
 from typing import ClassVar
 
@@ -16,10 +16,10 @@ class LinearAttention(PackedAttention):
     Args:
         place: where the mixer stands.
         feature_map, key_weights, readout: see `linsight.kernels.linear_attention`.
-        gate: the projection's fourth block multiplies the result.
+        gate: whether the projection's fourth block multiplies the result.
         local_kernel: see `PackedAttention`.
-        rotary: turn the features of q and k by the places of their tokens in the map; class
-            tokens have no place, so that there nothing turns.
+        rotary: whether to rotate the features of q and k by their tokens' positions in the map.
+            Nothing is rotated in a place with class tokens, which have no position.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LinearAttention(PackedAttention):
             "key_weights": key_weights,
             "readout": readout,
         }
-        # Whether one operator can do all that stands between the projections.
+        # Whether one operator computes all that stands between the projections.
         self.packed = gate and local_kernel > 0 and not place.prefix_tokens
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
@@ -68,12 +68,12 @@ class LinearAttention(PackedAttention):
 
 
 class LinearMixer(ProjectedMixer):
-    """A `LinearAttention` between projections. Subclasses name the choices of its mechanism.
+    """A `LinearAttention` between projections. Subclasses choose its mechanism.
 
     Args:
         place: where the mixer stands.
-        gate: project a fourth block that multiplies the result.
-        local_kernel: size of the depthwise convolution of the values, odd; 0 for none.
+        gate: whether to project a fourth block, which multiplies the result.
+        local_kernel: size of the depthwise convolution of the values, odd; 0 for no convolution.
         rotary: see `LinearAttention`.
     """
 

@@ -31,19 +31,19 @@ class ProjectedMixer(TokenMixer):
         return self.out_proj(self.attention(self.in_proj(x), context))
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' `qkv` (or `q` and `kv`), `proj` and local branch under our names."""
+        """The authors' `qkv` (or `q` and `kv`), `proj` and local branch, renamed."""
         return rename_entries(
             join_projections(entries), dict.fromkeys(LOCAL_NAMES, "attention.local_")
         )
 
 
-# How authors name the projections, and a depthwise convolution of the values.
+# The authors' names of the projections, and of a depthwise convolution of the values.
 PROJECTION_NAMES = {"qkv.": "in_proj.", "qkvo.": "in_proj.", "proj.": "out_proj."}
 LOCAL_NAMES = ("lepe.", "dwc.", "get_v.")
 
 
 def join_projections(entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A mixer's entries whose `q` and `kv` are one `qkv`."""
+    """A mixer's entries, with `q` and `kv` joined to one `qkv`."""
     entries = dict(entries)
     for kind in ("weight", "bias"):
         if f"q.{kind}" in entries and f"kv.{kind}" in entries:
@@ -53,11 +53,11 @@ def join_projections(entries: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename_entries(entries: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """A mixer's entries, the beginnings of their names replaced as the projections' are.
+    """A mixer's entries, with the authors' names replaced by this library's.
 
     Args:
-        entries: the authors' entries, or ours, which pass through.
-        names: further beginnings, and what stands in their place.
+        entries: the authors' entries, or this library's, which pass through.
+        names: beginnings of names, besides the projections', and what replaces them.
     """
     names = PROJECTION_NAMES | names
 
@@ -76,7 +76,7 @@ class PackedAttention(nn.Module):
     Args:
         place: where the mixer stands.
         local_kernel: size k of a depthwise convolution of the values that is added to the result
-            (the papers' locally enhanced positional encoding), odd; 0 for none.
+            (the papers' locally enhanced positional encoding), odd; 0 for no convolution.
     """
 
     def __init__(self, place: Place, local_kernel: int = 0) -> None:

@@ -16,9 +16,9 @@ class SoftmaxAttention(PackedAttention):
 
     Args:
         place: where the mixer stands.
-        gate: the projection's fourth block multiplies the result.
+        gate: whether the projection's fourth block multiplies the result.
         local_kernel: see `PackedAttention`.
-        rotary: turn q and k by the places of their tokens in the map.
+        rotary: whether to rotate q and k by their tokens' positions in the map.
     """
 
     def __init__(
@@ -26,11 +26,11 @@ class SoftmaxAttention(PackedAttention):
     ) -> None:
         super().__init__(place, local_kernel)
         self.rotary = rotary and not place.prefix_tokens
-        # Whether one operator can do all that stands between the projections.
+        # Whether one operator computes all that stands between the projections.
         self.packed = gate and local_kernel > 0 and not place.prefix_tokens
 
     def forward(self, projection: Tensor, context: Context, overwrite: bool = False) -> Tensor:
-        """The attention of a projection, in which q and k may turn in place if `overwrite`."""
+        """The attention of a projection; if `overwrite`, q and k may be rotated in it in place."""
         rotary = context.rotary(self.head_dim, projection) if self.rotary else None
         if self.packed:
             return projected_softmax_attention(
@@ -62,7 +62,7 @@ class Softmax(ProjectedMixer):
 
     Args:
         place: where the mixer stands.
-        rotary: turn q and k by the places of their tokens in the map.
+        rotary: whether to rotate q and k by their tokens' positions in the map.
     """
 
     def __init__(self, place: Place, *, rotary: bool = False) -> None:
@@ -75,8 +75,8 @@ class GatedSoftmax(ProjectedMixer):
 
     Args:
         place: where the mixer stands.
-        gate: project a fourth block that multiplies the result.
-        local_kernel: size of the depthwise convolution of the values, odd; 0 for none.
+        gate: whether to project a fourth block, which multiplies the result.
+        local_kernel: size of the depthwise convolution of the values, odd; 0 for no convolution.
     """
 
     def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:

@@ -14,7 +14,7 @@ from ..context import Context, Place
 from .base import TokenMixer, refuse_prefix_tokens, register_mixer
 from .projected import rename_entries
 
-# Landmarks per side at a model's own size, unless a ratio is given: SOFT's number.
+# SOFT's number of landmarks per side at the model's image size, unless a ratio is given.
 LANDMARKS = 7
 
 
@@ -33,7 +33,8 @@ def split_windows(x: Tensor, side: int) -> Tensor:
 
     Rows and columns that fill no window are left off.
     """
-    if is_exporting():  # a slice would specialise the exported graph to multiples of the side
+    # A slice would specialise the exported graph to multiples of the side.
+    if is_exporting():
         return x.unfold(1, side, side).unfold(2, side, side).permute(0, 1, 2, 3, 5, 6, 4)
     height, width = (length // side for length in x.shape[1:3])
     x = x[:, : height * side, : width * side]
@@ -126,13 +127,14 @@ class SoftmaxFree(TokenMixer):
 
     Args:
         place: where the mixer stands.
-        landmark_ratio: pixels per landmark and side, r; of H x W tokens floor(H / r) *
-            floor(W / r) are landmarks. None for 7 landmarks a side at the model's image size.
+        landmark_ratio: side r, in tokens, of the window of a landmark; a map of H x W tokens has
+            floor(H / r) * floor(W / r) landmarks. None for 7 landmarks per side at the model's
+            image size.
         local_kernel: size k of the values' convolution, odd.
         inverse: 'regularized' (SOFT), 'normalized' (SOFT-Norm: the images of a batch depend on
-            each other where the iteration does not converge) or 'unregularized' (SOFT of before
+            each other where the iteration does not converge) or 'unregularized' (SOFT before
             July 2022); see `linsight.kernels.newton_inverse`.
-        iterations: of Newton's method.
+        iterations: the number of iterations of Newton's method.
 
     Raises:
         ValueError: for a place with class tokens, which have no landmark.
@@ -181,7 +183,7 @@ class SoftmaxFree(TokenMixer):
         return self.out_proj(y.flatten(2))
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' entries: `mha.W_q` and `mha.W_v` joined, the rest under our names."""
+        """The authors' entries: `mha.W_q` and `mha.W_v` joined, the rest renamed."""
         entries = dict(entries)
         for kind in ("weight", "bias"):
             if f"mha.W_q.{kind}" in entries:

@@ -16,15 +16,15 @@ AUTHORS_NAMES = {"q.": "query.", "kv.": "key_value.", "sr.": "reduce."}
 class SpatialReduction(TokenMixer):
     """Softmax attention to keys and values of a map that a strided convolution has made smaller.
 
-    softmax(D^-0.5 q k^T) v with q = x Wq and k, v = LayerNorm(conv(x)) Wkv (eqs. 1-4), conv of
-    size and stride R; sides that R does not divide are padded with zeros.
+    softmax(D^-0.5 q k^T) v with q = x Wq and k, v = LayerNorm(conv(x)) Wkv (eqs. 1-4), where
+    conv has size and stride R; sides that R does not divide are padded with zeros.
 
     Args:
         place: where the mixer stands.
         reduction: R, at least 2 (without reduction it is the mixer 'softmax').
 
     Raises:
-        ValueError: if `reduction` is below 2, or there are class tokens, which are in no map.
+        ValueError: if `reduction` is below 2, or if there are class tokens, which are in no map.
     """
 
     def __init__(self, place: Place, *, reduction: int = 2) -> None:
@@ -56,5 +56,5 @@ class SpatialReduction(TokenMixer):
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' `q`, `kv`, `sr` and `proj` under our names."""
+        """The authors' `q`, `kv`, `sr` and `proj`, renamed."""
         return rename_entries(entries, AUTHORS_NAMES)

@@ -38,12 +38,12 @@ class WindowAttention(PackedAttention):
         return tuple(min(self.window_size, length) for length in size)
 
     def pads(self, size: tuple[int, int]) -> bool:
-        """Whether a map is padded; an exported graph, which knows no sizes, always can."""
+        """Whether a map may be padded; an exported graph is always prepared for it."""
         windows = self.windows(size)
         return is_exporting() or any(s % w for s, w in zip(size, windows, strict=True))
 
     def forward(self, projection: Tensor, context: Context, fill: Tensor | None) -> Tensor:
-        """The attention of a projection; `fill` (3 C,) stands at padded places, None for zeros."""
+        """The attention of a projection; `fill` (3 C,), or zeros, stands at padded places."""
         side = 2 * self.window_size - 1
         size = context.size
         y = window_attention(
@@ -60,7 +60,7 @@ class WindowAttention(PackedAttention):
 
 @register_mixer("window")
 class Window(ProjectedMixer):
-    """Attention within windows, which every odd block of a stage shifts by half.
+    """Attention within windows, which each odd block of a stage shifts by half a window.
 
     A map is padded with zeros, whose q, k and v are the projection's bias. Along a side on which
     the map is no larger than a window, the window is the map and nothing is shifted.
@@ -69,7 +69,7 @@ class Window(ProjectedMixer):
         place: where the mixer stands.
         window_size: side w of the windows, in tokens.
         padding: 'end' pads a map before it is shifted, as Microsoft's code for detection does,
-            'end_after_shift' after it, as timm does. They agree on multiples of w.
+            'end_after_shift' afterwards, as timm does. They agree on multiples of w.
 
     Raises:
         ValueError: if there are class tokens, which lie in no window.
@@ -90,7 +90,7 @@ class Window(ProjectedMixer):
         return {f"attention.{TABLE}"}
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A table of another window interpolated; buffers of Microsoft's code left out."""
+        """Entries without the buffers of Microsoft's code; another window's table, interpolated."""
         entries = super().convert_checkpoint(entries)
         for buffer in ("relative_position_index", "attn_mask"):
             entries.pop(buffer, None)
@@ -103,7 +103,7 @@ class Window(ProjectedMixer):
 
 
 def resize_position_bias(table: Tensor, offsets: int) -> Tensor:
-    """A table (w^2, heads) of relative positions for as many offsets, by bicubic interpolation."""
+    """A table (w^2, heads) of relative positions, bicubically interpolated to `offsets` rows."""
     old, new = math.isqrt(table.shape[0]), math.isqrt(offsets)
     if old == new:
         return table

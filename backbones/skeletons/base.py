@@ -53,13 +53,14 @@ def build_blocks(
     """The blocks of every stage, each with its mixer.
 
     Args:
-        dims, sizes, depths, num_heads, prefix_tokens, init_stds: per stage its width, the (H, W)
-            of its map at the model's image size, its number of blocks and of heads, its class
-            tokens (None for none), and the deviation of its initial weights (None for 0.02).
+        dims, sizes, depths, num_heads, prefix_tokens, init_stds: for each stage its width, the
+            (H, W) of its map at the model's image size, its number of blocks and of heads, its
+            class tokens (None stands for no class tokens), and the standard deviation of its
+            initial weights (None stands for 0.02).
         mixer, mixer_options: see `linsight.backbones.mixers`.
         block: the block, one for all depths, one per stage or one per depth.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
-        options: gives, of a stage's index, further keyword arguments of its blocks.
+        options: a function from a stage's index to further keyword arguments of its blocks.
     """
     mixers = choices_by_depth("mixer", mixer, depths)
     blocks = choices_by_depth("block", block, depths)
@@ -113,17 +114,17 @@ def add_tokens(
 
 
 def run_block(block: nn.Module, x: Tensor, context: Context, recompute: bool) -> Tensor:
-    """A block's output, whose activations the backward pass computes again if `recompute`."""
+    """A block's output; if `recompute`, the backward pass computes its activations again."""
     return checkpoint(block, x, context) if recompute else block(x, context)
 
 
 class Stage(nn.Module):
-    """Downsampling, a class token and position embeddings where there are any, blocks.
+    """Downsampling, then a class token and position embeddings if there are any, then blocks.
 
-    With a class token it gives tokens (B, 1 + H * W, C), without one a map (B, H, W, C).
+    With a class token the result is tokens (B, 1 + H * W, C), without one a map (B, H, W, C).
 
     Args:
-        downsample: from the map of the stage before to the map of this one.
+        downsample: makes this stage's map from the map of the stage before.
         blocks: called with tokens and a `Context`.
         dim: channels C.
         size: (H, W) at the model's image size if the stage has position embeddings; any other
@@ -170,7 +171,7 @@ class Head(nn.Module):
         pool_type: timm's pooling name; of tokens, the first of which is the class token, one of
             `TOKEN_POOLS`.
         drop_rate: dropout before the classifier.
-        class_token: whether it takes tokens.
+        class_token: whether the input is tokens, with a class token in front.
 
     Raises:
         ValueError: if tokens have no such pooling.
@@ -234,9 +235,9 @@ class VisionModel(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_before_loading)
 
     def no_weight_decay(self) -> set[str]:
-        """Names beyond vectors and biases that weight decay leaves out.
+        """Names of parameters, beyond vectors and biases, that weight decay leaves out.
 
-        They are the class token, and what mixers ask for; position embeddings decay.
+        They are the class token and what mixers ask for; position embeddings decay.
         """
         names = {name for name, _ in self.named_parameters() if name.endswith("cls_token")}
         for name, module in self.named_modules():
@@ -268,7 +269,7 @@ class HierarchicalVisionTransformer(VisionModel):
         ]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for timm's layer decay; a stage's beginning is in its first block's."""
+        """Parameter groups for timm's layer decay; downsampling is in the next block's group."""
         blocks = [
             (r"^stages\.(\d+)\.(?!blocks)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
@@ -304,8 +305,8 @@ class HierarchicalVisionTransformer(VisionModel):
         Args:
             x: images (B, in_chans, H, W).
             indices: which stages: the last n for an integer, all for None.
-            norm: apply the final norm to the last stage's output, if that is asked for.
-            stop_early: do not compute stages after the last that is asked for.
+            norm: apply the final norm to the last stage's output, if `indices` has that stage.
+            stop_early: do not compute the stages after the last one in `indices`.
             output_fmt: 'NCHW' or 'NHWC', of the intermediates.
             intermediates_only: return the list alone.
 
@@ -344,7 +345,7 @@ class HierarchicalVisionTransformer(VisionModel):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Unpooled, normed features (B, ceil(H / 32), ceil(W / 32), C), or tokens (B, 1 + N, C)."""
+        """Normalised features (B, ceil(H / 32), ceil(W / 32), C), or tokens (B, 1 + N, C)."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)

@@ -16,7 +16,7 @@ class ConvMerging(nn.Module):
 
     Args:
         in_dim, dim: channels before and after.
-        norm_layer: makes the norm.
+        norm_layer: a callable that makes the norm of `dim` channels.
     """
 
     def __init__(self, in_dim: int, dim: int, norm_layer: Callable[..., nn.Module]) -> None:
@@ -43,16 +43,16 @@ AUTHORS_NAMES = {
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint of Microsoft's CSwin, of a mixer's authors in its body, or ours.
+    """A checkpoint under this library's names.
 
-    It comes under our names.
+    It may be one of Microsoft's CSwin, of a mixer's authors in this body, or of this library.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
     state_dict = unwrap(state_dict)
     if "stage1_conv_embed.0.weight" in state_dict:
-        # A block of one branch keeps its operator in a list all the same.
+        # The authors keep the operator of a block with one branch in a list, too.
         state_dict = {
             name
             if name.replace("attns.0.", "attns.1.") in state_dict
@@ -71,7 +71,7 @@ def _our_name(name: str) -> str:
             return ours + name[len(theirs) :]
     name = re.sub(r"^merge(\d)\.", lambda m: f"stages.{m[1]}.downsample.", name)
     name = re.sub(r"^stage(\d)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.", name)
-    # What of a block belongs to the mixer: the authors keep its projections beside its branches.
+    # The authors keep a mixer's projections in the block, beside its branches.
     stem, dot, rest = name.rpartition(".blocks.")
     block, _, parameter = rest.partition(".")
     if re.match(r"qkv\.|proj\.|attns\.\d\.", parameter):

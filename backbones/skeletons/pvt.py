@@ -33,8 +33,8 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
             are padded with zeros at the bottom and right.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: timm's pooling name ('token' for the class token); '' for none; by default
-            'token' where there is one, else 'avg'.
+        global_pool: timm's pooling name ('token' for the class token); '' for no pooling; by
+            default 'token' if the model has a class token, else 'avg'.
         embed_dim: width of each stage; a number is the first stage's, and each stage doubles it.
         depths, num_heads, mlp_ratios: blocks, heads and hidden width of the feed-forward network
             over its width, of each stage.
@@ -45,14 +45,14 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
             one per stage, or within a stage one per depth.
         norm_layer, act_layer, mlp_layer: a class, a partial of one or a name, or None for the
             authors' own.
-        class_token: a class token in the last stage and a final norm, as in the original;
-            features are then tokens (B, 1 + H * W, C) with it, where else they are a map.
+        class_token: whether the last stage has a class token, and the model a final norm, as in
+            the original. Features are then tokens (B, 1 + H * W, C), otherwise a map.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
     Raises:
-        ValueError: for an unknown mixer, block or layer, or one that takes no class token where
-            there is one.
+        ValueError: for an unknown mixer, block or layer, or for one that takes no class token in
+            a model with a class token.
     """
 
     def __init__(
@@ -123,8 +123,9 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint of the authors of PVT or of a mixer in its body, or of this library.
+    """A checkpoint under this library's names.
 
+    It may be one of PVT's authors, of a mixer's authors in this body, or of this library.
     Position embeddings and tables of another image size are interpolated.
 
     Raises:

@@ -37,10 +37,10 @@ class Stem(nn.Sequential):
     """3 x 3 convolutions with batch norm: images (B, in_chans, H, W) to a map (B, H', W', C).
 
     Args:
-        channels: of the images and after each convolution.
-        strides: of the convolutions.
-        act_layer: makes the activations.
-        last_act: whether the last convolution has one, too.
+        channels: the images' channels, then the channels after each convolution.
+        strides: the strides of the convolutions.
+        act_layer: a callable that makes an activation.
+        last_act: whether the last convolution has an activation, too.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RAVLTHead(nn.Module):
         dim: channels C.
         hidden_size: channels of the projection.
         num_classes: classes; 0 for no classifier.
-        pool_type: timm's pooling name; '' for none.
+        pool_type: timm's pooling name; '' for no pooling.
         drop_rate: dropout before the classifier.
     """
 
@@ -120,7 +120,7 @@ class RAVLTHead(nn.Module):
         return x if pre_logits else self.fc(x)
 
     def fuse(self) -> nn.Module:
-        """This head, its batch norm multiplied into the projection."""
+        """This head, with its batch norm multiplied into the projection."""
         if type(self.projection) is nn.Linear and type(self.norm) is nn.BatchNorm2d:
             with torch.no_grad():
                 scale, shift = batch_norm_affine(self.norm)
@@ -137,7 +137,7 @@ class RAVLT(HierarchicalVisionTransformer):
         img_size: accepted as timm's models do and checked; every size from 32 px runs.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: timm's pooling name; '' for none.
+        global_pool: timm's pooling name; '' for no pooling.
         embed_dim: width of each stage; a number is the first stage's, and each stage doubles it.
         depths, num_heads: blocks and heads of each stage.
         mixer: name of the token mixer (`linsight.backbones.mixers`): one, one per stage, or
@@ -145,11 +145,11 @@ class RAVLT(HierarchicalVisionTransformer):
         mixer_options: keyword arguments by mixer; a tuple or list has one entry per stage.
         block: the block (`linsight.backbones.blocks`), a class, a partial of one or a name: one,
             one per stage, or within a stage one per depth.
-        norm_layer, act_layer, mlp_layer: of the blocks, and the activation of the stem, too: a
-            class, a partial of one or a name, or None for the authors' own.
+        norm_layer, act_layer, mlp_layer: the layers of the blocks and, for `act_layer`, of the
+            stem: a class, a partial of one or a name, or None for the authors' own.
         mlp_ratio: hidden width of the feed-forward network over its width.
         layer_scale: initial layer scale of the residual branches, one or one per stage; None for
-            none.
+            no layer scales.
         head_hidden_size: channels of the head's projection.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
@@ -240,7 +240,9 @@ AUTHORS_HEAD = {"proj.": "head.projection.", "norm.": "head.norm.", "head.": "he
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint of RAVLT's or MAViT's authors, or of this library, under our names and shapes.
+    """A checkpoint under this library's names and in its shapes.
+
+    It may be one of RAVLT's or MAViT's authors, or of this library.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
@@ -255,7 +257,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     state_dict = convert_mixers(state_dict, model)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     state_dict = {
-        # 1 x 1 convolutions are linear layers here, and scales stand on the last axis.
+        # The authors' 1 x 1 convolutions are linear layers here, and scales are on the last axis.
         name: value.reshape(shapes[name])
         if name in shapes and value.numel() == shapes[name].numel()
         else value
@@ -269,7 +271,7 @@ def _our_name(name: str) -> str:
     for theirs, ours in AUTHORS_HEAD.items():
         if name.startswith(theirs):
             return ours + name[len(theirs) :]
-    # A convolution, a batch norm and an activation in turn.
+    # The authors' stem is one sequence of convolutions, batch norms and activations in turn.
     name = re.sub(
         r"^patch_embed\.proj\.(\d+)\.",
         lambda m: f"stem.{int(m[1]) // 3}.{('conv', 'norm')[int(m[1]) % 3]}.",

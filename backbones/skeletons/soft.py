@@ -38,11 +38,11 @@ class SOFT(HierarchicalVisionTransformer):
     without it.
 
     Args:
-        img_size: gives the position embeddings their size; every size from 32 px runs, for which
-            they are interpolated bilinearly.
+        img_size: side (or height and width) of the images whose position embeddings are learned;
+            every other size from 32 px interpolates them bilinearly.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for none.
+        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for no pooling.
         embed_dim: width of each stage; a number is the first stage's, and each stage doubles it.
         depths, num_heads: blocks and heads of each stage.
         mixer: name of the token mixer (`linsight.backbones.mixers`): one, one per stage, or
@@ -51,15 +51,15 @@ class SOFT(HierarchicalVisionTransformer):
         block: the block (`linsight.backbones.blocks`), a class, a partial of one or a name: one,
             one per stage, or within a stage one per depth. None stands for post-norm blocks, and
             transformer blocks in the last stage.
-        norm_layer, act_layer, mlp_layer: of the blocks, of the final norm, and of the activations
-            of stem and downsampling, too: a class, a partial of one or a name, or None for the
-            authors' own.
+        norm_layer, act_layer, mlp_layer: the layers of the blocks; `norm_layer` is the final norm,
+            too, and `act_layer` the activation of stem and downsampling: a class, a partial of one
+            or a name, or None for the authors' own.
         mlp_ratio: hidden width of the feed-forward network over its width.
-        init_std: standard deviation of the truncated normal that the linear layers' weights are
-            drawn from, one or one per stage; None for PyTorch's own initialisation.
+        init_std: standard deviation of the truncated normal distribution from which the weights of
+            linear layers are drawn, one or one per stage; None for PyTorch's own initialisation.
         drop_rate: dropout before the classifier.
-        drop_path_rate: of the last block; it grows linearly from 0. In stages 1 to 3 it is the
-            rate of an ordinary dropout, in the last of stochastic depth.
+        drop_path_rate: rate of the last block; it grows linearly from 0. In stages 1 to 3 it is
+            the rate of an ordinary dropout, in the last stage the rate of stochastic depth.
 
     Raises:
         ValueError: for an unknown mixer, block, layer or pooling, or an `img_size` below 32.
@@ -149,7 +149,9 @@ AUTHORS_NAMES = {
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint of SOFT's authors, or of this library, under our names and shapes.
+    """A checkpoint under this library's names and in its shapes.
+
+    It may be one of SOFT's authors, or of this library.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
@@ -161,7 +163,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     for i, stage in enumerate(model.stages):
         position = state_dict.get(name := f"stages.{i}.pos_embed")
         if position is not None and position.shape[1] != stage.pos_embed.shape[1]:
-            # Square at the size of the images that it was made for.
+            # The map is square for the images that the embedding was learned on.
             state_dict[name] = resample_abs_pos_embed(
                 position, stage.size, None, stage.prefix_tokens, "bilinear", antialias=False
             )
@@ -174,7 +176,7 @@ def _our_name(name: str) -> str:
         return "head.fc." + name[len("head.") :]
     if name == "cls_token":
         return "stages.3.cls_token"
-    # A convolution, a batch norm and an activation in turn.
+    # The authors' stem is one sequence of convolutions, batch norms and activations in turn.
     name = re.sub(
         r"^patch_embed1\.proj\.(\d+)\.",
         lambda m: f"stem.{int(m[1]) // 3}.{('conv', 'norm')[int(m[1]) % 3]}.",

@@ -30,13 +30,13 @@ EPSILON = 1e-5
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours side by side, normed and projected: (B, H, W, C) to half the sides, dim.
+    """Four neighbours side by side, normalised and projected: a map to half its sides.
 
     The neighbours (row, column) are in the order (0, 0), (1, 0), (0, 1), (1, 1).
 
     Args:
         in_dim, dim: channels before and after.
-        norm_layer: makes the norm.
+        norm_layer: a callable that makes the norm of 4 C channels.
     """
 
     def __init__(self, in_dim: int, dim: int, norm_layer: Callable[..., nn.Module]) -> None:
@@ -60,7 +60,7 @@ class SwinTransformer(HierarchicalVisionTransformer):
         img_size: (H, W) or side of the images that the mixers' tables are made for.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: timm's pooling name; '' for none.
+        global_pool: timm's pooling name; '' for no pooling.
         embed_dim: width of each stage; a number is the first stage's, and each stage doubles it.
         depths, num_heads: blocks and heads of each stage.
         mixer: name of the token mixer (`linsight.backbones.mixers`): one, one per stage, or
@@ -142,21 +142,22 @@ AUTHORS_NAMES = {"patch_embed.": "stem.", "layers.": "stages.", ".attn.": ".mixe
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint of Microsoft's Swin, timm's, of a mixer's authors in it, or ours.
+    """A checkpoint under this library's names.
 
-    It comes under our names. Position biases for another window are interpolated.
+    It may be one of Microsoft's Swin, of timm's, of a mixer's authors in this body, or of this
+    library. Position biases for another window are interpolated.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
     state_dict = unwrap(state_dict)
     if "layers.0.blocks.0.norm1.weight" in state_dict:
-        # The authors end a stage with the merging that timm, and we, begin the next with.
+        # The authors end a stage with the merging that begins the next one in timm, and here.
         late = "layers.0.downsample.norm.weight" in state_dict
         state_dict = {
             _our_name(name, late): value
             for name, value in state_dict.items()
-            # A buffer of older code, which depends on the window's size alone.
+            # Older code saved this buffer, which depends on the window's size alone.
             if not name.endswith("attn_mask")
         }
     state_dict = convert_mixers(state_dict, model)

@@ -32,7 +32,7 @@ class VisionTransformer(VisionModel):
             padded with zeros at the bottom and right.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for none.
+        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for no pooling.
         embed_dim, depth, num_heads: width, number of blocks, heads.
         mixer: name of the token mixer (`linsight.backbones.mixers`), or a sequence with one name
             per block.
@@ -119,7 +119,7 @@ class VisionTransformer(VisionModel):
         self.global_pool = check_token_pool(global_pool)
 
     def no_weight_decay(self) -> set[str]:
-        """Names beyond vectors and biases that weight decay leaves out."""
+        """Names of parameters, beyond vectors and biases, that weight decay leaves out."""
         return super().no_weight_decay() | {"pos_embed"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -165,9 +165,9 @@ class VisionTransformer(VisionModel):
         Args:
             x: images (B, in_chans, H, W).
             indices: which blocks: the last n for an integer, all for None.
-            return_prefix_tokens: return a pair with the class token, (B, 1, C), for each.
+            return_prefix_tokens: return each output in a pair with the class token (B, 1, C).
             norm: apply the final norm to every one of them.
-            stop_early: do not compute blocks after the last that is asked for.
+            stop_early: do not compute the blocks after the last one in `indices`.
             output_fmt: 'NCHW' for maps or 'NLC' for tokens, of the intermediates.
             intermediates_only: return the list alone.
 
@@ -202,7 +202,7 @@ class VisionTransformer(VisionModel):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normed tokens (B, 1 + H * W, C), the class token first."""
+        """Normalised tokens (B, 1 + H * W, C), the class token first."""
         x, context = self.forward_tokens(x)
         for block in self.blocks:
             x = run_block(block, x, context, self.grad_checkpointing)
@@ -215,16 +215,17 @@ class VisionTransformer(VisionModel):
 
 
 def _of_one_stage(choice: Any) -> Any:
-    """A choice per depth as the choice of the model's one stage."""
+    """A sequence with one choice per depth, in the form of a choice for one stage."""
     if isinstance(choice, (tuple, list)) and not isinstance(choice[0], (tuple, list)):
         return (tuple(choice),)
     return choice
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint of timm's ViT and DeiT, of DeiT's or a mixer's authors, or our own.
+    """A checkpoint under this library's names.
 
-    Position embeddings and tables of another image size are interpolated.
+    It may be one of timm's ViT and DeiT, of DeiT's authors, of a mixer's authors in this body, or
+    of this library. Position embeddings and tables of another image size are interpolated.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.

@@ -11,7 +11,7 @@ DEIT = partial(
     filter_fn=vit.checkpoint_filter_fn,
     first_conv="patch_embed.proj",
     classifier="head",
-    # The last three blocks, as timm's.
+    # The last three blocks' maps, as in timm.
     out_indices=3,
 )
 DEIT_TINY = {"embed_dim": 192, "num_heads": 3}
@@ -53,7 +53,7 @@ CSWIN_SMALL = {"embed_dim": 64, "depths": (2, 4, 32, 2), "num_heads": (2, 4, 8, 
 CSWIN_BASE = {"embed_dim": 96, "depths": (2, 4, 32, 2), "num_heads": (4, 8, 16, 32)}
 CSWIN_LARGE = {"embed_dim": 144, "depths": (2, 4, 32, 2), "num_heads": (6, 12, 24, 24)}
 
-# RAVLT and MAViT have one set of shapes, and differ in the mixer and the head.
+# RAVLT and MAViT have the same shapes, and differ in the mixer and the head.
 RAVLT = partial(
     Family,
     skeleton=ravlt.RAVLT,

@@ -9,7 +9,7 @@ import linsight  # noqa: F401
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """Weights, statistics and scales drawn wide, where the initial ones leave outputs near 0."""
+    """The model with widely drawn parameters and statistics: initial ones give outputs near 0."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

@@ -1,7 +1,7 @@
 """What a training step asks of the host, counted without a GPU: `python host_counts.py MODEL`.
 
 The step runs on the CPU with the kernels chosen as on a GPU, and with every launch of a Triton
-kernel counted and left out. Its outputs are therefore meaningless; its counts are those of a GPU,
+kernel counted and left out. Its outputs are therefore meaningless; its counts agree with a GPU's,
 but for the operators that PyTorch composes differently there.
 """
 
@@ -21,7 +21,7 @@ from triton.runtime.jit import KernelInterface
 import linsight  # noqa: F401
 from linsight.kernels import force
 
-# Neither the images' number nor the width changes a count, and both cost time.
+# Neither the number of images nor their width changes a count, and both cost time.
 BATCH, SIDE = 1, 224
 NARROW = {
     "rala_vit_small": {"embed_dim": (16, 32, 80, 128)},
@@ -31,7 +31,7 @@ NARROW = {
 
 @contextmanager
 def count_launches() -> Iterator[list[str]]:
-    """The names of the Triton kernels that would be launched; none is."""
+    """The names of the Triton kernels that would be launched; none is launched."""
     names: list[str] = []
     original = KernelInterface.__getitem__
 
@@ -67,9 +67,9 @@ def count_calls() -> Iterator[list[int]]:
 
 
 def runs_a_kernel(operator: str) -> bool:
-    """Whether one of PyTorch's operators, by its name, may compute: views and allocations do not.
+    """Whether an operator of PyTorch, by its name, may launch a kernel; views do not.
 
-    An operator that only calls others does neither, so ask this of those that call none.
+    Ask this of operators that call no other one: an operator that only calls others launches none.
     """
     if operator.startswith(("empty", "new_empty", "_local_scalar")):
         return False
@@ -83,14 +83,14 @@ def runs_a_kernel(operator: str) -> bool:
 
 
 def count_kernels(event: FunctionEvent) -> int:
-    """Kernels that an operator of PyTorch launches, at least one where it or what it calls may."""
+    """The least number of kernels that an operator of PyTorch and those that it calls launch."""
     inner = sum(count_kernels(child) for child in event.cpu_children)
     operator = event.name.removeprefix("aten::")
     return inner or int(operator != event.name and runs_a_kernel(operator))
 
 
 def count_nodes(y: Tensor) -> int:
-    """Nodes of the autograd graph."""
+    """The number of nodes of the autograd graph."""
     seen, waiting = set(), [y.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -113,7 +113,7 @@ def count(name: str) -> dict[str, int]:
             return model(x).float().square().mean()
 
     with force("triton"), count_launches() as launched:
-        y = forward()  # Plans and constant tensors are made once, in a first step.
+        y = forward()  # The first step makes plans and constant tensors, which later steps find.
         nodes = count_nodes(y)
         y.backward()
         launched.clear()

@@ -1,4 +1,4 @@
-"""Agent attention's tables: at any size, and with other agents than in pretraining."""
+"""Agent attention's tables at any size, and with more or fewer agents than in pretraining."""
 
 import pytest
 import timm
@@ -28,8 +28,11 @@ def make(prefix_tokens=0, **options):
 @pytest.mark.parametrize("size", [(6, 4), (9, 11), (3, 2)])
 @pytest.mark.parametrize("grid", [None, (4, 5)])
 def test_biases_are_the_authors(size, grid):
-    """In the order in which they do it: sums of rows and columns at the learned size, resized as
-    maps, and then the agents' axis resized as a map."""
+    """The biases follow the authors' order.
+
+    Rows and columns are summed at the learned size, the sums are resized as maps, and then the
+    agents' axis is resized as a map.
+    """
     mixer = make(agents=9, agent_grid=grid and (grid,))
     attention = mixer.attention
     got = attention.biases(size)

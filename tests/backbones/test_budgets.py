@@ -1,8 +1,8 @@
-"""What a training step may ask of the host: a network of small layers waits for it, not for a GPU.
+"""What a training step may ask of the host, for which a network of small layers waits.
 
 The counts are exact for one version of torch and timm, so the budgets are their values. Whoever
-lowers a count lowers its budget here; a count may not lie more than a tenth below it, where newer
-versions of PyTorch need less.
+lowers a count lowers its budget here. A count may lie up to a tenth below its budget, because newer
+versions of PyTorch may need less.
 """
 
 import json
@@ -31,7 +31,7 @@ BUDGETS = {
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_a_training_step_stays_within_its_budget(name):
-    # A process of its own, whose caches no other test has filled.
+    # The count runs in a process of its own, so that no other test has filled the caches.
     script = Path(__file__).with_name("host_counts.py")
     run = subprocess.run(
         [sys.executable, "-P", str(script), name],

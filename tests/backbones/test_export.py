@@ -1,4 +1,4 @@
-"""Models under torch.compile, torch.export and ONNX; TorchScript is not supported."""
+"""Models under torch.compile and torch.export, and as ONNX; TorchScript is not supported."""
 
 import pytest
 import timm
@@ -6,7 +6,7 @@ import torch
 from torch.export import Dim
 
 SIZES = [(2, 64, 64), (1, 33, 96), (3, 97, 131)]
-# A side of 32 pixels leaves one row, which torch.export would take for a constant.
+# Sides are above 32 pixels, which leave one row that torch.export would take for a constant.
 SIDES = {"min": 33, "max": 4096}
 DYNAMIC = ({0: Dim("batch", min=1, max=1024), 2: Dim("height", **SIDES), 3: Dim("width", **SIDES)},)
 
@@ -16,7 +16,7 @@ def relative(got, wanted):
 
 
 def test_one_graph_at_any_size(nano):
-    """Traced whole; the sizes that change become dynamic, without a break."""
+    """The model is traced as one graph, in which the sizes that change are dynamic."""
     compiled = torch.compile(nano, fullgraph=True, backend="eager")
     with torch.inference_mode():
         for _, height, width in SIZES:
@@ -25,7 +25,7 @@ def test_one_graph_at_any_size(nano):
 
 
 def test_compile():
-    """Down to machine code, which takes its time: stem and first stage, at one size."""
+    """Stem and first stage are compiled to machine code, at one size, because that takes long."""
     stage = timm.create_model("rala_vit_nano", features_only=True, out_indices=(0,)).eval()
     x = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():

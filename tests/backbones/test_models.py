@@ -1,4 +1,4 @@
-"""The backbone contract: what a user of timm may ask of a model."""
+"""The contract of a backbone: what a user of timm may ask of a model."""
 
 import re
 
@@ -17,7 +17,7 @@ from linsight.backbones.mixers import MIXERS
 
 from .conftest import lively
 
-# Of each skeleton one that is small enough for tests.
+# One model of each skeleton, in a size that is small enough for tests.
 LITTLE = {
     "rala_vit_nano": {},
     "soft_vit_nano": {},
@@ -53,7 +53,7 @@ def test_any_size(height, width, batch):
 
 
 def test_a_batch_is_its_images(nano):
-    """No statistic runs across images in evaluation."""
+    """In evaluation, no statistic is taken over several images."""
     x = torch.randn(3, 3, 64, 96)
     with torch.inference_mode():
         torch.testing.assert_close(nano(x), torch.cat([nano(i[None]) for i in x]))
@@ -73,7 +73,7 @@ def test_img_size_is_checked():
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_stands_in_the_pyramid(mixer):
-    # Its first stage has one head, which has no halves.
+    # The first stage has one head, which the two directions of stripes cannot share.
     options = {"cross_window": {"split_size": (None, 2, 2, 2)}}
     model = timm.create_model("rala_vit_nano", mixer=mixer, mixer_options=options, num_classes=3)
     model(torch.randn(2, 3, 32, 64)).sum().backward()
@@ -102,7 +102,7 @@ def test_features(nano):
 
 @pytest.mark.parametrize("name", LITTLE)
 def test_gradient_checkpointing_changes_nothing(name):
-    """But that a block runs once more, in the backward pass."""
+    """Outputs and gradients stay as they are; a block only runs again, in the backward pass."""
     model = lively(timm.create_model(name, num_classes=5, **LITTLE[name]))
     block = next(part for name, part in model.named_modules() if name.endswith("blocks.0"))
     runs = []
@@ -135,7 +135,7 @@ def test_layer_decay_grows_with_depth(nano):
     scales = [scale[id(parameters[name])] for name in names]
     assert scales == sorted(scales)
     assert len(set(scales)) == 6
-    # The downsampling counts as part of the block after it.
+    # The downsampling is part of the block after it.
     assert scale[id(parameters["stages.1.downsample.conv.weight"])] == scales[2]
 
 
@@ -161,7 +161,7 @@ def test_every_row_says_where_its_paper_is():
 
 
 class TestCheckpoints:
-    """What is loaded is the right model's, or the message says what is wrong."""
+    """A checkpoint belongs to the model that loads it, or the message says what is wrong."""
 
     @staticmethod
     def load(path, name="rala_vit_nano", **kwargs):
@@ -235,7 +235,7 @@ def test_a_batch_norm_joins_its_convolution(act_layer):
     fused = layer.fuse()
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
     torch.testing.assert_close(fused(x), wanted)
-    # Of a replaced norm the activation stays.
+    # The activation of a replaced norm stays.
     layer.norm = torch.nn.Identity()
     conv = layer.conv(x)
     torch.testing.assert_close(layer(x), conv if act_layer is None else act_layer()(conv))
@@ -243,7 +243,7 @@ def test_a_batch_norm_joins_its_convolution(act_layer):
 
 
 def test_batch_norms_share_statistics_on_request():
-    """Ours stay the layers that they are; PyTorch's become its own synchronised ones."""
+    """`BatchNormAct2d` stays in place; PyTorch's layers become its own synchronised ones."""
     model = timm.create_model("rala_vit_nano", num_classes=3)
     model = synchronize_batch_norms(model)
     norms = [m for m in model.modules() if isinstance(m, BatchNormAct2d)]
@@ -254,7 +254,7 @@ def test_batch_norms_share_statistics_on_request():
 
 
 def old_name(name):
-    """How version 0.1 called a weight."""
+    """The name that version 0.1 gave to a weight."""
     name = re.sub(
         r"^stem\.(\d+)\.(conv|norm)\.",
         lambda m: f"stem.{3 * int(m[1]) + ('conv', 'norm').index(m[2])}.",
@@ -273,7 +273,7 @@ def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
     if name == "soft_vit_nano":
         old = {old_name(key): value for key, value in weights.items()}
     else:
-        # The pyramid's downsampling had today's names.
+        # In the models of RAVLT and MAViT, the downsampling already had today's names.
         old = {
             old_name(key).replace("downsample.0.", "downsample."): v for key, v in weights.items()
         }
@@ -319,7 +319,7 @@ TRACED = ("rala_vit_nano", "agent_deit_tiny", "softmax_pvt_tiny", "softmax_swin_
 
 @pytest.mark.parametrize("name", [*TRACED, "softmax_cswin_tiny", "soft_vit_nano"])
 def test_features_through_fx(name):
-    """As timm's create_feature_extractor and torchvision trace it: by torch.fx."""
+    """torch.fx traces a model, as timm's create_feature_extractor and torchvision do."""
     model = timm.create_model(name, num_classes=5, img_size=64).eval()
     options = {
         "leaf_modules": get_notrace_modules(),

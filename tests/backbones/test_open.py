@@ -1,4 +1,4 @@
-"""Models are open: what acts on modules (hooks, adapters, counters, ...) acts on all of them.
+"""Models are open: what acts on modules (hooks, adapters, counters, ...) reaches all of them.
 
 Each test uses the package that a user would use. A model that computes past its own modules
 passes none of them, because such packages skip what is not called without saying so.
@@ -70,7 +70,7 @@ def little(name: str, **arguments) -> nn.Module:
 
 
 def images(batch: int = 2) -> Tensor:
-    """Images higher than wide, so that a transposed map cannot pass."""
+    """Images that are higher than wide, so that a transposed map cannot pass."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, 3, SIDE, SIDE // 2, dtype=torch.float64, generator=generator)
 
@@ -94,7 +94,7 @@ def distance(got: Tensor, wanted: Tensor) -> float:
 
 
 def calls(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """How often each leaf module's `forward` runs in one pass."""
+    """The number of times that each leaf module's `forward` runs in one pass."""
     counts = Counter()
     handles = [
         part.register_forward_hook(lambda *_, name=name: counts.update([name]))
@@ -114,7 +114,7 @@ def not_once(model: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 class PastItsModules(nn.Module):
-    """What the models must not be: a convolution by its weight, and a module used twice."""
+    """What models must not do: use the weight of a module without a call, and call one twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def test_each_leaf_module_runs_once_per_pass(name, training):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_leaf_module_runs_once_where_kernels_run(name, training, monkeypatch):
-    """The choices that models make for Triton's kernels, of which none is launched."""
+    """The models take the paths of the Triton kernels, of which none is launched."""
     from triton.runtime.jit import KernelInterface
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -194,7 +194,7 @@ def test_folding_leaves_no_batch_norm_after_a_convolution(name):
 
 
 def adapted(model: nn.Module) -> nn.Module:
-    """The model with an adapter beside each linear layer, after peft's own initialisation."""
+    """The model with an adapter at each linear layer, as peft initialises it."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=2, target_modules=list(of_type(model, nn.Linear)))
@@ -212,7 +212,7 @@ def test_peft_can_be_imported_from_a_checkout():
 
 
 def scales(model: nn.Module) -> dict[str, Tensor]:
-    """The weights `lora_B`, which begin at zero, so that adapters begin as nothing."""
+    """The weights `lora_B`, which begin at zero, so that adapters change nothing at first."""
     return {name: p for name, p in model.named_parameters() if ".lora_B." in name}
 
 
@@ -258,7 +258,7 @@ def test_merged_lora_gives_the_same_output(name):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_operations_counted_by_pytorch(name):
-    """What docs/zoo.md says, from a user's call; a model in training counts the same."""
+    """A user's call counts what docs/zoo.md says, and a model in training counts the same."""
     with torch.device("meta"):
         model = timm.create_model(name).requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
@@ -288,7 +288,7 @@ def test_operations_counted_by_fvcore(name):
         counter.set_op_handle(f"aten::{other}", None)
     counter.unsupported_ops_warnings(False)
     assert counter.total() == pytest.approx(read_counts()[name][1], rel=0.01)
-    # fvcore calls a module uncalled, too, if it computes nothing that is traced.
+    # fvcore also calls a module uncalled that computes nothing that is traced.
     uncalled = [part for part in counter.uncalled_modules() if has_weights(model, part)]
     assert uncalled == []
 
@@ -301,7 +301,7 @@ def has_weights(model: nn.Module, name: str) -> bool:
 
 
 def float32(name: str) -> tuple[nn.Module, Tensor]:
-    """A model as it is quantised, with its constants folded, and its images."""
+    """A model whose constants are folded, as it is before quantisation, and images for it."""
     return reparameterize_model(lively(create(name))), images().float()
 
 
@@ -358,7 +358,7 @@ def test_pt2e_quantises_each_convolution_and_linear_layer(name):
         assert 0 < distance(quantized(x), wanted) < 0.1
 
 
-# Maps of what a class depends on.
+# Maps of what a class depends on (Grad-CAM).
 
 
 def as_map(tokens: Tensor, prefix: int, height: int, width: int) -> Tensor:
@@ -437,10 +437,10 @@ def test_a_copy_has_weights_of_its_own(name):
 
 
 class Poison(nn.Module):
-    """The module that it is given, with NaN for each output.
+    """A module that stands for the given one, and whose outputs are all NaN.
 
-    What is no tensor of the module can be read (a model may ask for the width of a layer that it
-    holds), but its weights cannot: whoever reads them computes past the module.
+    Attributes of the given module that are no tensors can be read, because a model may ask for the
+    width of a layer. Its weights cannot: code that reads them computes past the module.
     """
 
     def __init__(self, part: nn.Module) -> None:
@@ -478,18 +478,18 @@ def test_a_poisoned_leaf_module_poisons_the_output(name):
 
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-# By name, because timm has classes of its own for some of PyTorch's.
+# Classes are compared by name, because timm has its own versions of some of PyTorch's.
 ACTIVATIONS = {"GELU", "GELUTanh", "ReLU", "SiLU", "Swish", "Hardswish", "HardSwish", "Tanh", "ELU"}
 
 
 class NormOfChannels(nn.Module):
-    """Root-mean-square norm over the axis of `channels`, for a norm of any of the models."""
+    """Root-mean-square norm over the axis of `channels`, which can replace any norm of a model."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         shape = getattr(norm, "normalized_shape", None) or (norm.num_features,)
         self.weight = nn.Parameter(torch.rand(shape, dtype=torch.float64) + 0.5)
-        # PyTorch's batch and group norms have their channels second, others may have them last.
+        # PyTorch's batch and group norms have channels second, other norms may have them last.
         own = type(norm).__module__.startswith("torch.nn")
         self.second = own and not hasattr(norm, "normalized_shape")
 
@@ -501,14 +501,14 @@ class NormOfChannels(nn.Module):
 
 
 def convolution_like(conv: nn.Conv2d) -> nn.Conv2d:
-    """A convolution of PyTorch with the shapes of `conv`, and other weights, borders and steps."""
+    """A convolution of PyTorch with the shapes of `conv`, but other weights, padding, dilation."""
     wide = conv.kernel_size[0] % 2 == 1 and conv.kernel_size[0] > 1
     return nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
         stride=conv.stride,
-        # Steps of two need twice the border for as many outputs.
+        # A dilation of two needs twice the padding for as many outputs.
         padding=tuple(2 * side for side in conv.padding) if wide else conv.padding,
         dilation=2 if wide else 1,
         groups=conv.groups,
@@ -518,7 +518,7 @@ def convolution_like(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class ChannelsLast(nn.Module):
-    """A module of maps (B, C, H, W), for maps (B, H, W, C)."""
+    """Calls a module of maps (B, C, H, W) with a map (B, H, W, C), and returns such a map."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -566,7 +566,7 @@ def other_modules(model: nn.Module, leaf: str, x: Tensor) -> Iterator[nn.Module]
 
 
 def fault_of(model: nn.Module, leaf: str, other: nn.Module, x: Tensor, plain: Tensor) -> str:
-    """What is wrong with the output when `other` stands in the place of a leaf, or ''."""
+    """What is wrong with the output when `other` replaces a leaf, or an empty string."""
     part = model.get_submodule(leaf)
     handle = part.register_forward_hook(lambda _, args, output: other(*args))
     try:
@@ -589,7 +589,7 @@ def fault_of(model: nn.Module, leaf: str, other: nn.Module, x: Tensor, plain: Te
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_another_module_computes_in_the_place_of_a_leaf(name):
-    """The output is what it is when a hook puts the other module's result in the leaf's place."""
+    """The output is the same as when a hook replaces the leaf's output by the other module's."""
     model, x = little(name), images()
     plain = model(x)
     faults = {leaf: "does not run" for leaf, times in calls(model, x).items() if times != 1}
@@ -620,10 +620,10 @@ def test_another_module_computes_in_the_place_of_a_leaf(name):
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_convolutions_heed_their_own_attributes(name, attribute, change):
-    """A convolution of the model's own class computes what PyTorch's of the same attributes does.
+    """A convolution of the model's class computes what PyTorch's with the same attributes computes.
 
-    A class that is no plain convolution (it adds its input, or takes its activation) is held to
-    change its output.
+    A class that is no plain convolution (it adds its input, or applies an activation) must change
+    its output.
     """
     model, x = little(name), images()
     failures = {}
@@ -672,7 +672,7 @@ def test_convolutions_heed_their_own_attributes(name, attribute, change):
 
 
 def is_plain(conv: nn.Conv2d, given: Tensor, output: Tensor, last: bool) -> bool:
-    """Whether a module gives a convolution of its first input, and nothing more."""
+    """Whether a module computes a convolution of its first input, and nothing more."""
     x = given.permute(0, 3, 1, 2) if last else given
     y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     y = y.permute(0, 2, 3, 1) if last else y
@@ -682,12 +682,12 @@ def is_plain(conv: nn.Conv2d, given: Tensor, output: Tensor, last: bool) -> bool
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_synchronised_batch_norms_keep_the_outputs(name):
-    """As the recipes' `sync_bn` makes them; no activation may be lost with the norm."""
+    """The conversions of PyTorch and timm lose no activation together with a norm."""
     model, x = little(name), images()
     wanted = model(x)
     norms = of_type(model, nn.modules.batchnorm._BatchNorm)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    # timm's norm with an activation is left to timm's own function of the same name.
+    # timm has its own conversion for its norms with an activation.
     synchronised = timm.layers.convert_sync_batchnorm(synchronised)
     assert set(of_type(synchronised, nn.SyncBatchNorm)) == set(norms)
     torch.testing.assert_close(synchronised(x), wanted)
@@ -697,7 +697,7 @@ def test_synchronised_batch_norms_keep_the_outputs(name):
 
 
 def norms_of_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The norms that each block holds itself, without its mixer's."""
+    """The norms of each block, without the norms of its mixer."""
     return {
         name: part
         for name, part in leaves(model).items()
@@ -783,7 +783,7 @@ def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
 
 @pytest.mark.parametrize("name", SKELETONS)
 def test_another_block(name):
-    """One class for all blocks, and one for each depth, in the form that mixers are given in."""
+    """The block is given as one class for all depths, and as one per depth."""
     default = create(name)
     kind = type(blocks_of(default)[0][0])
 

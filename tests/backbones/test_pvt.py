@@ -1,4 +1,4 @@
-"""The Pyramid Vision Transformer, version 1, and what stands in it."""
+"""The Pyramid Vision Transformer, version 1, and the mixers that its body holds."""
 
 import pytest
 import timm
@@ -11,7 +11,7 @@ from linsight.backbones.mixers import MIXERS
 
 from .conftest import lively
 
-# A PVT small enough for tests.
+# A PVT that is small enough for tests.
 NANO = {
     "embed_dim": (16, 32, 32, 64),
     "depths": (1, 1, 1, 1),
@@ -39,7 +39,7 @@ def test_any_size(name, size):
         assert [m.shape[2:] for m in maps] == [
             tuple(-(-side // 2**i) for side in size) for i in (2, 3, 4, 5)
         ]
-        # No statistic runs across images.
+        # No statistic is taken over several images.
         torch.testing.assert_close(model(x), torch.cat([model(i[None]) for i in x]))
 
 
@@ -50,7 +50,7 @@ PLACES += [(mixer, True) for mixer in sorted(set(MIXERS) - MAPS_ONLY)]
 
 @pytest.mark.parametrize(("mixer", "class_token"), PLACES)
 def test_every_mixer_trains(mixer, class_token):
-    # One head has no halves for the two directions of stripes.
+    # One head cannot be shared by the two directions of stripes.
     options = {"cross_window": {"split_size": (None, 2, 2, 2)}}
     model = nano(mixer=mixer, img_size=64, class_token=class_token, mixer_options=options)
     model.forward_features(torch.randn(2, 3, 64, 64)).square().sum().backward()
@@ -85,7 +85,7 @@ def test_an_option_leaves_the_others_as_they_are():
 
 
 def test_reduction_by_hand():
-    """The mixer at 2 x 2 pixels and one head, its convolution averaging: one key."""
+    """With 2 x 2 tokens, one head and a convolution that averages, there is one key."""
     mixer = nano().stages[2].blocks[0].mixer.double().eval()
     mixer.num_heads = 1
     x = torch.randn(1, 4, 32, dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_features():
 
 @pytest.mark.parametrize("name", ["softmax_pvt_tiny", "agent_pvt_tiny"])
 def test_loading_at_another_size(name, tmp_path):
-    """What is loaded into another size is what the model computes at that size."""
+    """Weights that are loaded at another size give what the model computes at that size."""
     model = lively(nano(name, img_size=64))
     torch.save(model.state_dict(), tmp_path / "w.pth")
     overlay = {"file": str(tmp_path / "w.pth"), "num_classes": 5}
@@ -143,7 +143,7 @@ def test_another_models_weights_are_refused(tmp_path):
 
 
 def test_weight_decay_as_the_authors():
-    """The class token does not decay, positions and agents' tables do."""
+    """The class token does not decay; position embeddings and agents' tables do."""
     model = nano(mixer="agent")
     kept, decayed = param_groups_weight_decay(
         model, 0.05, no_weight_decay_list=model.no_weight_decay()

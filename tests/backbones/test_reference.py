@@ -3,7 +3,7 @@
 A reference is tests/reference/NAME.json (names, shapes, cases, gradient norms, under the
 authors' names) and NAME.safetensors (outputs computed in float64); weights and inputs are
 functions of their names (tests/reference/fill.py). NAME is a model's, with its tag if that
-matters; a second reference of one model adds a hyphen and what it is about.
+matters; the name of a second reference adds a hyphen and its subject.
 """
 
 import json
@@ -26,16 +26,16 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative L2 error."""
+    """The relative error in the L2 norm."""
     return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def reference(request, tmp_path_factory):
-    """Manifest, expected outputs and the model, loaded from a file as its authors save them."""
+    """The manifest, expected outputs, and a model loaded from a file as its authors save it."""
     manifest = json.loads((FOLDER / f"{request.param}.json").read_text())
     weights = {k: torch.from_numpy(v) for k, v in fill.state_dict(manifest).items()}
-    # Counters and the authors' rotary buffer, which no output depends on.
+    # No output depends on counters and on the authors' rotary buffer.
     weights |= {name: torch.tensor(0) for name in manifest["not_filled"]}
     path = tmp_path_factory.mktemp("weights") / "authors.pth"
     torch.save({"model": weights, "epoch": 299}, path)
@@ -48,11 +48,11 @@ def reference(request, tmp_path_factory):
 
 
 def run(model, manifest, case):
-    """Logits and stage outputs (B, C, H, W), for an image in the model's dtype; and the image."""
+    """Logits, stage outputs (B, C, H, W), and their image, which has the model's dtype."""
     dtype = next(model.parameters()).dtype
     image = torch.from_numpy(fill.image(manifest, case)).to(dtype).requires_grad_()
     count = len(manifest["cases"][case]["features"])
-    # The reference of a plain transformer is its last map, normed.
+    # The reference of a plain transformer is its last map, normalised.
     features, stages = model.forward_intermediates(image, indices=count, norm=count == 1)
     return model.forward_head(features), stages, image
 
@@ -77,9 +77,12 @@ def test_outputs(reference):
 
 
 def test_gradients(reference):
-    """Of the image, and the norm of every parameter's, found through the filter, which packs,
-    stacks and reshapes theirs. SOFT's in float64, as theirs: its inverses make a thousandth of
-    float32's rounding, another one with every number of threads."""
+    """The gradient of the image and the norm of every parameter's gradient are the authors'.
+
+    Their parameters are found through the filter, which packs, stacks and reshapes them. SOFT's
+    gradients are computed in float64, as the reference's: in float32 its inverses turn rounding,
+    which differs with the number of threads, into errors of a thousandth.
+    """
     manifest, expected, model = reference
     authors = list(manifest["state"])
     tags = {
@@ -89,7 +92,7 @@ def test_gradients(reference):
     tags = ZOO[model.pretrained_cfg["architecture"]].family.filter_fn(tags, model)
     exact = any(isinstance(module, SoftmaxFree) for module in model.modules())
     model = deepcopy(model).double() if exact else model
-    # The case of the norms last: each leaves its own gradients.
+    # The case of the norms comes last, because each case leaves its own gradients.
     for case in sorted(manifest["cases"], key="224".__eq__):
         logits, _, image = run(model, manifest, case)
         model.zero_grad()
@@ -103,5 +106,5 @@ def test_gradients(reference):
             squares[authors[int(tag)]] += part.double().square().sum().item()
     wanted = manifest["cases"]["224"]["grad_norms"]
     got = {name: squares[name] ** 0.5 for name in wanted}
-    # Of what no logit depends on, a norm is zero but for rounding.
+    # Where no logit depends on a parameter, the norm is zero but for rounding.
     assert got == pytest.approx(wanted, rel=1e-4, abs=1e-6 * max(wanted.values()))

@@ -1,4 +1,4 @@
-"""SOFT's and SOFT-Norm's models: their skeleton, and the mixer in it and elsewhere."""
+"""SOFT's and SOFT-Norm's models: their body, and their mixer in it and in other bodies."""
 
 import pytest
 import timm
@@ -37,7 +37,7 @@ def test_any_size(soft, height, width):
 
 
 def test_img_size_is_another_resolution_of_the_same_model(soft, tmp_path):
-    """Position embeddings interpolated when they are loaded, or when they are used."""
+    """Position embeddings that are interpolated at loading or at use give the same outputs."""
     torch.save(soft.state_dict(), tmp_path / "w.pth")
     overlay = {"file": str(tmp_path / "w.pth"), "num_classes": 10}
     model = timm.create_model(
@@ -54,7 +54,7 @@ def test_img_size_is_another_resolution_of_the_same_model(soft, tmp_path):
 
 
 def test_images_of_a_batch(soft):
-    """SOFT's do not know of each other; SOFT-Norm's share the start of Newton's iteration."""
+    """SOFT's images are independent; SOFT-Norm's share the start of Newton's iteration."""
     x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
     normalized = {"softmax_free": {"inverse": "normalized", "iterations": 3}}
     norm = lively(timm.create_model("soft_vit_nano", mixer_options=normalized))
@@ -86,7 +86,7 @@ def test_the_released_weights_choose_their_inverse():
 def test_multiply_adds_are_the_published_but_for_the_inverse(name, published):
     model = timm.create_model(f"soft_vit_{name}")
     mixers = [m for m in model.modules() if isinstance(m, SoftmaxFree)]
-    # Two products of 49 x 49 matrices in each of 20 iterations.
+    # Each of 20 iterations has two products of 49 x 49 matrices.
     inverses = sum(2 * m.iterations * m.num_heads * 49**3 for m in mixers)
     counted = read_counts()[f"soft_vit_{name}"][1]
     assert (counted - inverses) / 1e9 == pytest.approx(published, rel=0.03)
@@ -107,7 +107,7 @@ def test_initialisation_as_the_authors():
 
 
 def test_drop_rates():
-    """An ordinary dropout before the last stage, there stochastic depth."""
+    """Stages before the last have an ordinary dropout, the last has stochastic depth."""
     model = timm.create_model("soft_vit_tiny", drop_path_rate=0.14)
     blocks = [block for stage in model.stages for block in stage.blocks]
     rates = [block.drop1.p for block in blocks[:6]]

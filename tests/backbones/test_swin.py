@@ -1,4 +1,4 @@
-"""The Swin and CSwin skeletons: against timm's Swin, at any size, with every mixer."""
+"""The bodies of Swin and CSwin: against timm's Swin, at any size, with every mixer."""
 
 import re
 
@@ -24,7 +24,7 @@ def little(name, **kwargs):
 
 
 def timms(**kwargs):
-    """timm's Swin, with position biases that matter."""
+    """timm's Swin, with position biases that are large enough to matter."""
     model = lively(timm.create_model("swin_tiny_patch4_window7_224", **kwargs))
     with torch.no_grad():
         for name, table in model.named_parameters():
@@ -46,7 +46,7 @@ def relative(got, wanted):
 
 
 def of_window(table, window, side=7):
-    """A table of offsets within `window` amid those of a larger, square one."""
+    """The `table` of a window's offsets, in the middle of a larger, square window's table."""
     height, width = (2 * length - 1 for length in window)
     whole = table.new_zeros(2 * side - 1, 2 * side - 1, table.shape[-1])
     top, left = side - window[0], side - window[1]
@@ -58,9 +58,9 @@ def of_window(table, window, side=7):
     ("size", "kwargs"),
     [
         ((224, 224), {}),
-        # 50 x 66, 25 x 33, 13 x 17 and 7 x 9 tokens: padded, in the last stage along one side.
+        # Maps of 50 x 66, 25 x 33, 13 x 17 and 7 x 9 tokens are padded, the last along one side.
         ((200, 264), LITTLE),
-        # The last stages' windows are their maps, of 7 x 4 and 4 x 2 tokens.
+        # In the last two stages, of 7 x 4 and 4 x 2 tokens, the window is the map.
         ((100, 64), LITTLE),
     ],
     ids=["tiny", "padded", "small"],
@@ -85,7 +85,7 @@ def test_softmax_swin_is_timms(size, kwargs, tmp_path):
 
 
 def test_microsofts_layout(tmp_path):
-    """Merging ends a stage, the head has no inner layer, and buffers are saved."""
+    """In Microsoft's files, merging ends a stage, the head is one layer, and buffers are saved."""
     theirs = timms(**LITTLE)
     weights = {}
     for name, value in theirs.state_dict().items():
@@ -110,7 +110,7 @@ def test_a_table_for_another_window_is_interpolated(tmp_path):
     )  # fmt: skip
     table = getattr(ours.stages[2].blocks[1].mixer.attention, TABLE)
     assert table.shape == (17**2, 4)
-    # It keeps the middle, which is no offset at all, and the order of rows and columns.
+    # The middle, an offset of zero, stays in place, and so does the order of rows and columns.
     ramp = torch.arange(13.0).repeat_interleave(13)[:, None].repeat(1, 2)
     wide = resize_position_bias(ramp, 17**2).view(17, 17, 2)
     assert wide[8, 8, 0] == pytest.approx(6)
@@ -125,7 +125,7 @@ def test_any_size(name, height, width):
     model = little(name)
     with torch.inference_mode():
         _, stages = model.forward_intermediates(torch.randn(1, 3, height, width))
-    # Swin pads the image; CSwin's convolution of stride 4 takes what it finds.
+    # Swin pads the image; CSwin's convolution of stride 4 takes an image as it is.
     extra = 3 if name == "softmax_swin_tiny" else 1
     height, width = (height + extra) // 4, (width + extra) // 4
     for stage, dim in zip(stages, (16, 32, 64, 128), strict=True):
@@ -145,7 +145,7 @@ def test_one_model_runs_a_photograph_too(name):
 
 @pytest.mark.parametrize("name", SKELETONS)
 def test_one_graph_at_each_size(name):
-    """Traced whole; tests/kernels compiles the operator, as CUDA runs it, for sizes that change."""
+    """Each size is one graph; tests/kernels compiles the operator for sizes that change."""
     model = little(name, depths=(2, 1, 1, 1))
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
     with torch.inference_mode():
@@ -182,7 +182,7 @@ def test_what_makes_no_sense_is_refused():
     ],
 )
 def test_published_variants_for_other_sizes(name, size, options, tables):
-    """Arguments alone make them; the options not named stay those of the row."""
+    """Arguments alone make them; options that are not named keep the values of the row."""
     with torch.device("meta"):
         model = timm.create_model(name, img_size=size, mixer_options=options)
     parameters = dict(model.named_parameters())
@@ -196,7 +196,7 @@ def test_published_variants_for_other_sizes(name, size, options, tables):
 
 
 def test_every_odd_block_is_shifted():
-    """A token's influence ends with its window, the shifted one's in an odd block."""
+    """A token's influence ends at its window, which is shifted in an odd block."""
     model = little("softmax_swin_tiny", mixer_options={"window": {"window_size": 4}})
     for block, rows in ((0, set(range(4, 8))), (1, set(range(6, 10)))):
         mixer = model.stages[1].blocks[block].mixer

@@ -1,4 +1,4 @@
-"""timm's own model tests on our models, when TIMM_TESTS names a checkout of timm.
+"""timm's own model tests on the zoo's models, if TIMM_TESTS names a checkout of timm.
 
     git clone --branch v1.0.31 <timm's repository> timm
     TIMM_TESTS=timm pytest tests/backbones/test_timm.py
@@ -27,7 +27,7 @@ def test_timm_models():
     command += ["-k", "not torchscript", "-q"]
     run = subprocess.run(
         command,
-        # timm's tests are a package called tests too: ours must not be on the path.
+        # timm's tests are a package called tests, too, so this one must not be on the path.
         cwd=tests.parents[1],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The plain Vision Transformer: DeiT and what stands in it."""
+"""The plain Vision Transformer: DeiT, and the mixers that its body holds."""
 
 import pytest
 import timm
@@ -10,7 +10,7 @@ from linsight.backbones.mixers import MIXERS
 
 from .conftest import lively
 
-# A DeiT small enough for tests: two blocks of two heads.
+# A DeiT that is small enough for tests, with two blocks of two heads.
 NANO = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
 
@@ -27,7 +27,7 @@ def test_agent_base_has_agents_in_its_first_blocks():
 
 
 def test_it_is_timms_deit(tmp_path):
-    """Through the path that takes timm's and DeiT's own weights: one layout."""
+    """timm's weights load by the path that takes DeiT's own; both have one layout."""
     theirs = lively(timm.create_model("deit_tiny_patch16_224"))
     torch.save({"model": theirs.state_dict()}, tmp_path / "deit.pth")
     overlay = {"file": str(tmp_path / "deit.pth")}
@@ -57,7 +57,7 @@ def test_loading_at_another_size_is_timms(tmp_path):
 
 
 def test_agents_load_at_another_size(tmp_path):
-    """What is loaded into another size is what the model computes at that size."""
+    """Weights that are loaded at another size give what the model computes at that size."""
     model = lively(nano())
     torch.save(model.state_dict(), tmp_path / "w.pth")
     overlay = {"file": str(tmp_path / "w.pth"), "num_classes": 5}
@@ -75,11 +75,11 @@ def test_any_size(size):
         tokens = model.forward_features(x)
         assert tokens.shape == (2, 1 + -(-size[0] // 16) * -(-size[1] // 16), 32)
         assert model.forward_head(tokens).shape == (2, 5)
-        # No statistic runs across images.
+        # No statistic is taken over several images.
         torch.testing.assert_close(model(x), torch.cat([model(i[None]) for i in x]))
 
 
-# They take a map alone, without a class token.
+# These mixers take a map alone, without a class token.
 MAPS_ONLY = {"cross_window", "softmax_free", "spatial_reduction", "window"}
 
 
@@ -92,7 +92,7 @@ def test_a_mixer_of_maps_alone_is_refused(mixer):
 @pytest.mark.parametrize("mixer", sorted(set(MIXERS) - MAPS_ONLY))
 def test_every_other_mixer_trains(mixer):
     model = nano(mixer, img_size=64)
-    # Of all tokens: the class token alone does not read what the last mixer gives the others.
+    # All tokens are pooled: the class token alone does not read what the last mixer gives others.
     model.forward_features(torch.randn(2, 3, 64, 64)).square().sum().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None]
     assert missing == ["head.weight", "head.bias"]
@@ -142,7 +142,7 @@ def test_intermediates():
 
 
 def test_weight_decay_as_the_authors():
-    """Agents' tables decay, the class token and the positions do not."""
+    """Agents' tables decay; the class token and the position embeddings do not."""
     model = nano()
     kept, decayed = param_groups_weight_decay(
         model, 0.05, no_weight_decay_list=model.no_weight_decay()

@@ -15,7 +15,7 @@ from timm.models import _builder, _hub
 
 from linsight.backbones import ZOO
 
-# What of ours gives tokens, as the models that timm's tests call non-standard do.
+# These models give tokens, as the models do that timm's tests call non-standard.
 TOKENS = ["*_deit_*", "softmax_pvt_*", "soft_vit_*", "soft_norm_vit_*"]
 
 
@@ -25,7 +25,7 @@ def narrowed(function):
         for key in ("filter", "exclude_filters"):
             if "deit*" in kwargs.get(key, ()):
                 kwargs[key] = [*kwargs[key], *TOKENS]
-        # timm's lists of modules with a feature cannot name ours, which have every feature.
+        # timm's lists of modules with a feature cannot name the zoo's, which have every feature.
         kwargs.pop("module", None)
         return [name for name in function(*args, **kwargs) if name.split(".")[0] in ZOO]
 
@@ -33,7 +33,7 @@ def narrowed(function):
 
 
 def weights_file(hub_id, filename, url=None):
-    """A file of weights for the model whose hub file or address this is."""
+    """A file of weights for the model that has this hub file or address."""
     (name,) = (
         name
         for name, model in ZOO.items()

@@ -65,7 +65,7 @@ def test_timms_other_readers(root, tmp_path):
     assert torchvision.metainfo["classes"] == ["a", "b", "c"]
 
 
-# What a config of ours gives mmengine, where the working directory is a checkout.
+# One of linsight's configs gives this to mmengine; the working directory is a checkout.
 BATCHES = """
 import sys
 from mmengine.runner import Runner
@@ -90,7 +90,7 @@ for loader in loaders[:2]:
 
 @pytest.mark.parametrize("kind", ["files", "bytes"])
 def test_hugging_faces_data_sets_from_the_repositorys_root(root, tmp_path_factory, kind):
-    """There `import datasets` must be Hugging Face's, which no folder of ours may hide."""
+    """There `import datasets` must be Hugging Face's package, which no folder may hide."""
     hub = pytest.importorskip("datasets")
     beside = tmp_path_factory.mktemp("hub")
     source = root
@@ -246,7 +246,7 @@ def test_workers_draw_other_augmentations_in_each_epoch_and_the_same_after_a_res
 
 @pytest.mark.parametrize("augment", ["rand-m10-n1-inc1", "rand-m0-n1", "original", "augmix-m10"])
 def test_posterizing_to_no_bits_is_black(root, augment):
-    """RandAugment's noise takes the magnitude there about once in a thousand images."""
+    """RandAugment's noise leads to this magnitude about once in a thousand images."""
     settings = {"input_size": 32, "is_training": True, "auto_augment": augment}
     steps = build(root, transform=settings).transform.transforms
     (step,) = (step for step in steps if hasattr(step, "ops") or hasattr(step, "policy"))

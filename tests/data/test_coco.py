@@ -32,7 +32,7 @@ SQUARE = [[4, 4, 14, 4, 14, 14, 4, 14]]
 
 
 def content(images: int = 4) -> dict:
-    """Two objects on each image but the last, which has none."""
+    """Annotations of two objects on each image but the last, which has no object."""
     return {
         "images": [
             {"id": i, "file_name": f"{i}.png", "width": 32, "height": 24} for i in range(images)
@@ -55,7 +55,7 @@ def content(images: int = 4) -> dict:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
-    """Types are looked for in mmdet first, and after these tests no more."""
+    """Types are looked for in mmdet first, until these tests are over."""
     register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield
@@ -63,7 +63,7 @@ def registered() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_logger(monkeypatch) -> None:
-    """That of an earlier training writes where nobody looks any more."""
+    """A logger for this test: an earlier training's logger writes where nobody looks any more."""
     monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
 
 
@@ -87,7 +87,7 @@ def dataset(folder: Path, images: Path, written: dict | str, **options):
         "ann_file": "instances.json",
         "data_prefix": {"img": f"{images}/"},
         "metainfo": {"classes": CLASSES},
-        "serialize_data": False,  # spares a collection of garbage
+        "serialize_data": False,  # This spares a collection of garbage.
         "pipeline": [{"type": "LoadImageFromFile"}, loading, {"type": "PackDetInputs"}],
     }
     return DATASETS.build(settings | options)

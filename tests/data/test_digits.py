@@ -1,4 +1,4 @@
-"""Digit scenes: what a scene promises, whatever its settings."""
+"""Digit scenes keep what they promise, whatever their settings."""
 
 import hashlib
 import subprocess
@@ -84,7 +84,7 @@ def test_the_test_split_shares_no_handwriting():
     everything = np.concatenate(images).reshape(-1, 64)
     assert len(np.unique(everything, axis=0)) == 1797
     sequence = "".join(map(str, np.concatenate(labels)))
-    # A few digits of the forms' common beginning are lost.
+    # The forms share a beginning, of which a few digits are lost.
     assert sum(sequence.startswith("012345678901234567", start) for start in FORM_STARTS) >= 11
     assert len(images[0]) in FORM_STARTS, "the split cuts a form"
 

@@ -1,4 +1,4 @@
-"""Digit scenes as COCO: what pycocotools reads back is what the generator made."""
+"""Digit scenes in COCO's format: pycocotools reads what the generator made."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Data sets of images and masks, and what is wrong with some of them."""
+"""Data sets of images and masks, and faults in them."""
 
 import logging
 
@@ -40,7 +40,7 @@ def build(root, **options):
 
 
 def red(image):
-    """The classes that the images show in red, from the normalised image."""
+    """The classes that the images encode in red, read from the normalised image."""
     return ((image[0] * 0.229 + 0.485) * 255 / 60).round().long()
 
 

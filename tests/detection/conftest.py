@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 from linsight.data.digits_coco import write_coco
 
 # ATSS averages its losses over the objects of all processes. RetinaNet and the two-stage
-# detectors average over those of each, and draw the regions to train on at random.
+# detectors average over each process's own objects, and draw the regions to train on at random.
 CONFIG = """
 custom_imports = dict(
     imports=[
@@ -143,12 +143,12 @@ def write_config(
 
 @pytest.fixture(scope="module", autouse=True)
 def _in_mmdets_scope():
-    """Types are looked for in mmdet first, and after these tests no more."""
+    """Types are looked for in mmdet first, until these tests are over."""
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Path of a config that trains in seconds."""
+    """The path of a config that trains in seconds."""
     return write_config(tmp_path_factory.mktemp("detection"))

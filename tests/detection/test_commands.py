@@ -25,7 +25,7 @@ from ..tools.test_train import cli_test, cli_train, command
 
 cli_predict = command(predict)
 MASK_RCNN = "mask_rcnn_rala_vit_nano_fpn_digits"
-# Four images an epoch, two to validate on.
+# An epoch has four images, a validation two.
 SMALL = [
     "--cfg-options",
     "train_cfg.val_interval=1",
@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
 
 
 def test_mmdet_is_quiet():
-    """In a fresh process, as it is imported once: of what it can do without it says nothing."""
+    """In a fresh process, because it is imported once, it says nothing of optional packages."""
     code = f"from linsight.tools.config import load_config; load_config({MASK_RCNN!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
@@ -169,7 +169,7 @@ train_cfg = dict(max_epochs=1)
 
 
 def test_own_data_in_cocos_folders(tmp_path):
-    """RetinaNet's recipe for COCO on a folder like COCO's with other classes, and its --tta."""
+    """RetinaNet's recipe runs on a folder like COCO's with other classes, and with --tta."""
     root = tmp_path / "coco"
     made = write_coco(tmp_path / "digits", train=4, test=2, size=96, digits=2)
     (root / "annotations").mkdir(parents=True)

@@ -21,7 +21,7 @@ METHODS = {
 }
 FILES = sorted(file for method in METHODS for file in CONFIGS.glob(f"{method}/*.py"))
 NAMES = [file.stem for file in FILES]
-# Other configs differ from these in the backbone's size.
+# Other configs differ from these only in the backbone's size.
 RECIPES = [file.stem for file in FILES if "_base_ = [" in file.read_text()]
 COCO = [name for name in NAMES if name.endswith("_coco")]
 EPOCHS = {"1x": (12, [8, 11]), "3x": (36, [27, 33]), "12e": (12, [11])}
@@ -72,12 +72,12 @@ def test_recipes(name, rate, decay, batch, drop_path):
     assert cfg.optim_wrapper.optimizer == {**adamw, "lr": rate, "weight_decay": decay}
     assert cfg.auto_scale_lr == {"enable": True, "base_batch_size": batch}
     assert cfg.model.backbone.drop_path_rate == drop_path
-    # Where everything decays, nothing is excepted.
+    # Where everything decays, no parameter is excepted.
     assert ("paramwise_cfg" in cfg.optim_wrapper) == (decay == 0.05)
 
 
 def test_what_does_not_decay():
-    """By the names of the parameters that the papers except, as our models call them."""
+    """The parameters that the papers except do not decay, under the models' names for them."""
     from mmengine.optim import build_optim_wrapper
 
     cfg = load_config("mask_rcnn_agent_swin_tiny_fpn_1x_coco")

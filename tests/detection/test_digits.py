@@ -1,4 +1,4 @@
-"""Digit scenes as mmdet takes them, their metric, their drawing, and the optimiser of detectors."""
+"""Digit scenes for mmdet: their metric, their drawing, and the optimiser of detectors."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def scenes():
 
 
 def perfect(item: dict) -> DetDataSample:
-    """The item's objects, as if they had been found."""
+    """The item's objects, as a detector that finds all of them would predict them."""
     sample, truth = item["data_samples"], item["data_samples"].gt_instances
     sample.pred_instances = InstanceData(
         bboxes=truth.bboxes.tensor,
@@ -82,7 +82,7 @@ def test_objects_are_drawn_in_their_colours():
         assert pixels[y, x].tolist() == colour.tolist()
         assert abs(pixels[inside[1], inside[0]] - (255 + colour) / 2).max() <= 1
     assert pixels[10, 200].tolist() == [255, 255, 255]
-    # A small picture is drawn larger, one without objects as it is.
+    # A small picture is drawn larger, a picture without objects at its own size.
     small = draw_objects(image[:64, :64], boxes[:0], np.zeros(0, int))
     assert small.size == (384, 384)
     assert (np.asarray(small) == 255).all()

@@ -24,7 +24,7 @@ from mmengine.structures import InstanceData
 
 from .conftest import write_config
 
-# Those of mmdet's own files that are built on one of our backbones.
+# Files of mmdet whose detectors are built on one of linsight's backbones.
 DETECTORS = {
     "retinanet": "retinanet/retinanet_r50_fpn_1x_coco.py",
     "faster_rcnn": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
@@ -36,7 +36,7 @@ DETECTORS = {
     "rtmdet": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
     "rtmdet_ins": "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py",
 }
-# One for each operator that those above do without, on mmdet's own backbone.
+# One file for each operator that the files above do without, on mmdet's own backbone.
 OPERATORS = {
     "deformable_convolution": "dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py",
     "modulated_deformable_convolution": "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
@@ -62,7 +62,7 @@ def test_every_model_module_imports():
 
 
 def config(file: str) -> ConfigDict:
-    """The model of one of mmdet's files: nothing to download, few queries, layers and images."""
+    """The model of one of mmdet's files, with few queries and layers, and nothing to download."""
     root = Path(importlib.import_module("mmdet").__file__).parent / ".mim" / "configs"
     model = Config.fromfile(root / file).model
 
@@ -81,13 +81,13 @@ def config(file: str) -> ConfigDict:
                 visit(child)
 
     visit(model)
-    # Mask2Former's would make every image 1024 pixels wide and high.
+    # Mask2Former's augmentation would make every image 1024 pixels wide and high.
     model.data_preprocessor.pop("batch_augments", None)
     return model
 
 
 def on_small_resnet(model: ConfigDict) -> ConfigDict:
-    # A deformable convolution is a part of a bottleneck, which a ResNet-18 has none of.
+    # A deformable convolution is a part of a bottleneck, and a ResNet-18 has no bottlenecks.
     if "dcn" not in model.backbone:
         model.backbone.depth = 18
         model.neck.in_channels = [channels // 4 for channels in model.neck.in_channels]
@@ -95,9 +95,9 @@ def on_small_resnet(model: ConfigDict) -> ConfigDict:
 
 
 def on_our_backbone(model: ConfigDict) -> ConfigDict:
-    """The model with a `TimmBackbone` in place of its own, of as many maps."""
+    """The model with a `TimmBackbone` in place of its own, which gives as many maps."""
     where, key = model, "neck"
-    if "neck" not in model:  # Mask2Former's stands in its head.
+    if "neck" not in model:  # Mask2Former's neck is in its head.
         where, key = model, "panoptic_head"
     # An FPN that starts higher leaves the first map, and so its norm, without a gradient.
     first = where[key].get("start_level", 0)
@@ -134,10 +134,10 @@ def sample(objects: int, masked: bool) -> DetDataSample:
 
 
 def step_and_predict(model: torch.nn.Module, masked: bool) -> None:
-    """One backward pass and one prediction, of an image with two objects and one without."""
+    """One backward pass and one prediction, for one image with two objects and one without any."""
     images = torch.randint(0, 255, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
 
-    model.init_weights()  # without it some of mmdet's parameters are whatever memory held
+    model.init_weights()  # Without it, some of mmdet's parameters are whatever memory held.
     model.train()
     batch = {"inputs": list(images), "data_samples": [sample(2, masked), sample(0, masked)]}
     losses = model(**model.data_preprocessor(batch, training=True), mode="loss")
@@ -147,7 +147,7 @@ def step_and_predict(model: torch.nn.Module, masked: bool) -> None:
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for name, gradient in gradients.items():
         assert gradient.isfinite().all(), name
-    # DDP stops at a parameter without one.
+    # DDP stops at a parameter without a gradient.
     assert {name for name, p in model.named_parameters() if p.requires_grad} <= gradients.keys()
     assert any(gradients[name].any() for name in gradients if name.startswith("backbone."))
 
@@ -175,7 +175,7 @@ def test_detectors_on_our_backbone(name):
 
 @pytest.mark.parametrize("imports", ["linsight.heads", "linsight.kernels.mmcv_operators"])
 def test_mmdets_own_script_trains(tmp_path, imports):
-    """With one import in the config, workers included: nothing else of linsight is needed."""
+    """One import in the config is enough, for workers, too."""
     text = write_config(tmp_path, epochs=1).read_text()
     text = re.sub(r"custom_imports = .*?\n\)\n", "", text, flags=re.DOTALL)
     text = text.replace("CheckedCocoDataset", "CocoDataset").replace(
@@ -184,7 +184,7 @@ def test_mmdets_own_script_trains(tmp_path, imports):
     if imports == "linsight.heads":
         text += 'runner_type = "SafeRunner"\n'
     else:
-        # A detector of mmdet's alone.
+        # The detector is mmdet's alone.
         text = re.sub(r"default_hooks = .*", "", text, flags=re.DOTALL)
         text += """
 model["backbone"] = dict(type="ResNet", depth=18, out_indices=(1, 2))

@@ -1,6 +1,6 @@
 """A detector's training, killed and resumed, ends as if nothing had happened, on the CPU.
 
-Under upstream mmengine 0.10.7 too, which by itself cannot resume on torch 2.6 or newer.
+This holds under upstream mmengine 0.10.7, too, which by itself cannot resume on torch 2.6 or newer.
 """
 
 import os

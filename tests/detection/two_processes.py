@@ -1,11 +1,11 @@
-"""Two processes train as one does with twice the batch: their losses, step by step, compared.
+"""Compare, step by step, the losses of two processes and of one process at twice the batch.
 
     python tests/detection/two_processes.py
 
 On two GPUs through NCCL where there are two, else on the CPU through gloo. The detector is ATSS,
 whose losses are divided by the mean of all processes' counts of positives (`reduce_mean` in
-mmdet), so that they average exactly. RetinaNet's and the two-stage detectors' are divided by each
-process's own, and these draw the regions to train on at random: theirs differ by design.
+mmdet), so that they average exactly. RetinaNet and the two-stage detectors divide by each process's
+own count, and the latter draw the regions to train on at random: their losses differ by design.
 Batch normalisation is in evaluation mode, the images are of one size and nothing augments them.
 """
 
@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    # Other batch sizes run other kernels, which in TF32 differ in the fourth digit.
+    # Another batch size runs other kernels, which differ in the fourth digit in TF32.
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as temporary:

@@ -59,7 +59,7 @@ def test_frozen_stages_stay_as_they_are(model_name):
         if name.startswith(first) or not name.startswith(stages)
     }
     assert changed
-    # Neither weights nor running statistics.
+    # Neither weights nor running statistics may move.
     assert all(name.startswith(stages) and not name.startswith(first) for name in changed)
 
 
@@ -105,7 +105,7 @@ def test_drop_path_in_training_alone():
 
 
 def test_weights_of_the_hub(tmp_path, monkeypatch):
-    """As `pretrained=True` finds them by a model's tag, here at an address without a network."""
+    """`pretrained=True` finds weights by a model's tag, here at an address without a network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     model = timm.create_model("rala_vit_nano")
     torch.save(model.state_dict(), tmp_path / "weights.pth")

@@ -65,7 +65,7 @@ class TestImageClassifier:
 
     @pytest.mark.parametrize("label", [-1, 7])
     def test_a_label_of_no_class(self, batch, label):
-        """As a streamed data set may bring it, which knows no classes."""
+        """A streamed data set, which does not know the classes, may give such a label."""
         images, labels = batch
         labels[2] = label
         preprocess = classifier().data_preprocessor

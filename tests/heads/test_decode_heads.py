@@ -8,7 +8,7 @@ from linsight.heads import decode_head
 
 CHANNELS = [16, 24, 32, 40]
 STRIDES = [4, 8, 16, 32]
-# Odd sizes, as of an image of 132 x 196.
+# The sizes are odd, as they are for an image of 132 x 196 pixels.
 MAPS = [
     torch.randn(2, c, -(-132 // s), -(-196 // s)) for c, s in zip(CHANNELS, STRIDES, strict=True)
 ]
@@ -44,7 +44,7 @@ def test_logits_at_the_finest_map(name):
 
 
 def test_fusing_before_resizing_is_fusing_after():
-    """SegFormer's head as its paper has it, which concatenates at the finest size."""
+    """The head gives what SegFormer's paper does, which concatenates maps at the finest size."""
     head = build("SegformerHead").eval()
     size = MAPS[0].shape[2:]
     resized = [

@@ -30,7 +30,7 @@ def segmentor(**options) -> SemanticSegmentor:
         **options,
     }
     model = MODELS.build({"type": "SemanticSegmentor", **settings})
-    # Logits far enough apart that rounding decides no pixel.
+    # The logits are far enough apart that rounding decides no pixel.
     torch.nn.init.normal_(model.decode_head.conv_seg.weight)
     return model
 
@@ -58,7 +58,7 @@ class TestModes:
             assert output["labels"].equal(expected)
         losses = model(images, labels, mode="loss")
         assert set(losses) == {"decode.loss", "auxiliary.loss"}
-        # As mmsegmentation averages: ignored pixels count, with a loss of zero.
+        # mmsegmentation averages in this way: ignored pixels count, with a loss of zero.
         entropy = F.cross_entropy(whole, labels.long(), ignore_index=255, reduction="sum")
         torch.testing.assert_close(losses["decode.loss"], entropy / labels.numel())
         with pytest.raises(ValueError, match="'los'"):
@@ -172,7 +172,7 @@ class TestLosses:
         known = plain[labels != 255]
         loss = PixelCrossEntropy(hard_threshold=0.2, min_kept=5)(self.logits, labels)
         torch.testing.assert_close(loss, known[known >= -math.log(0.2)].mean())
-        # Where fewer are below the threshold, the worst ones.
+        # Where fewer pixels are below the threshold, the loss takes the worst ones.
         loss = PixelCrossEntropy(hard_threshold=1e-9, min_kept=5)(self.logits, labels)
         torch.testing.assert_close(loss, known.topk(10).values.mean())
 
@@ -212,10 +212,10 @@ class TestMeanIoU:
         for _ in range(3):
             labels = generator.integers(4, size=(20, 30)).astype(np.uint8)
             predicted = np.where(generator.random(labels.shape) < 0.6, labels, 2)
-            predicted[:4] = 4  # A class that no label has.
+            predicted[:4] = 4  # This class is in no label.
             labels[-3:] = 255
             pairs.append((torch.from_numpy(labels), torch.from_numpy(predicted.astype(np.int64))))
-        # The last of six classes is nowhere.
+        # The last of six classes is in no label and no prediction.
         found = self.evaluate(pairs, 6, table=True)
         labels, predicted = (np.stack([p[i].numpy() for p in pairs]) for i in (0, 1))
         known = labels != 255
@@ -254,10 +254,13 @@ class TestMeanIoU:
 
 
 def authors(manifest: dict, head: tuple[str, ...], norms: str, model: SemanticSegmentor) -> dict:
-    """A segmentation checkpoint as the authors' code saves it: their backbone's names without
-    its head, norms on the outputs, and the rest as mmsegmentation names it."""
+    """A segmentation checkpoint as the authors' code saves it.
+
+    It has their backbone's names without its head, norms on the outputs, and mmsegmentation's
+    names for the rest.
+    """
     own = {name: torch.from_numpy(value) for name, value in fill.state_dict(manifest).items()}
-    # Counters and buffers, which no output depends on.
+    # No output depends on counters and buffers.
     own |= {name: torch.tensor(0) for name in manifest["not_filled"]}
     state = {f"backbone.{name}": value for name, value in own.items() if not name.startswith(head)}
     for name, value in model.state_dict().items():
@@ -292,7 +295,7 @@ def test_authors_checkpoints_load(tmp_path, name, head, norms, eps):
         for kind in ("weight", "bias"):
             wanted = state[norms.format(i) + kind]
             assert own[f"backbone.norms.{i}.{kind}"].equal(wanted)
-    # The reference is of the maps before those norms.
+    # The reference has the maps before those norms.
     model.backbone.norms = torch.nn.ModuleList([torch.nn.Identity()] * 4)
     case = next(iter(manifest["cases"]))
     outputs = load_file(REFERENCE / f"{name}.safetensors")
@@ -303,7 +306,7 @@ def test_authors_checkpoints_load(tmp_path, name, head, norms, eps):
         for kind, mean in (("channel", found.mean((2, 3))), ("spatial", found.mean(1))):
             wanted = outputs[f"{prefix}.{kind}_mean"].float()
             assert ((mean - wanted).norm() / wanted.norm()).item() < 1e-4
-    # A neck of another width, and another backbone.
+    # A neck of another width is refused, and so is another backbone.
     with pytest.raises(CheckpointError, match=r"authors\.pth.*neck\.lateral_convs\.0"):
         segmentor(
             **options | {"neck": {"type": "FPN", "out_channels": 8}},

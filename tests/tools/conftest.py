@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-# Threads that wait for one another are slower than one where several processes share few cores.
+# Where several processes share few cores, threads that wait for each other are slower than one.
 torch.set_num_threads(1)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -90,7 +90,7 @@ def write_config(folder: Path, workers: int = 0) -> Path:
 
 @contextmanager
 def full_disk(most: int) -> Iterator[None]:
-    """The operating system lets no file grow beyond `most` bytes, as a disk that is full then."""
+    """The operating system lets no file grow beyond `most` bytes, like a disk that is full then."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
@@ -102,6 +102,6 @@ def full_disk(most: int) -> Iterator[None]:
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Path of a config that trains in seconds."""
+    """The path of a config that trains in seconds."""
     write_images(tmp_path / "images")
     return write_config(tmp_path)

@@ -1,9 +1,10 @@
-"""Kill trainings by SIGKILL at every step that they take on the file system, and at random
-times; resume each; compare the final weights with those of an unbroken run, bit for bit.
+"""Kill trainings by SIGKILL, resume them, and compare their final weights with an unbroken run's.
 
-A process of its own, because it forks trainings from a state in which torch has run nothing.
-Run as ``python resume_drill.py CONFIG LEAST SECONDS``: at least so many trainings are killed, and
-more until the time is over. tests/tools/test_resume.py and tests/detection/test_resume.py do.
+They are killed at every step that they take on the file system, and at random times; the weights
+must agree bit for bit. This is a process of its own, because it forks trainings from a state in
+which torch has run nothing. Run as ``python resume_drill.py CONFIG LEAST SECONDS``: at least LEAST
+trainings are killed, and more until SECONDS are over. tests/tools/test_resume.py and
+tests/detection/test_resume.py run it.
 """
 
 import os
@@ -66,7 +67,7 @@ def finish(pid: int) -> int:
 
 def main(config: Path, least: int, seconds: float) -> None:
     folder = config.parent
-    load_config(config)  # once for all: it imports what the config names
+    load_config(config)  # Once for all trainings: it imports what the config names.
     begin = time.monotonic()
     assert finish(start(config, folder / "unbroken", resume=False)) == 0
     length = time.monotonic() - begin
@@ -75,8 +76,8 @@ def main(config: Path, least: int, seconds: float) -> None:
     wanted = torch.load(folder / "unbroken" / last, weights_only=False)
 
     rng = random.Random(0)
-    # Random times, twice in one run; and every step that a checkpoint takes, in random order, as
-    # far as the time goes.
+    # Trainings are killed at random times, twice in one run, and at every step that a checkpoint
+    # takes, in random order, as long as there is time.
     kills = [None, *rng.sample(range(1, steps + 1), steps)]
     kills.insert(2, None)
     done = 0

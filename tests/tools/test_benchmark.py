@@ -1,4 +1,4 @@
-"""`linsight benchmark`, on the CPU with cases of seconds; how fast anything is, is not tested."""
+"""`linsight benchmark` on the CPU, with cases of seconds; speed itself is not tested."""
 
 import csv
 
@@ -53,7 +53,7 @@ def test_operators(tmp_path):
 
 
 def test_byte_floors():
-    """As docs/performance.md states them: MB a tensor times passes, over 3.02 TB/s."""
+    """They are docs/performance.md's: MB per tensor times passes, over 3.02 TB/s."""
     cases = {
         (case.name, case.shape): case
         for resolution, batch in ((224, 64), (1024, 1))
@@ -73,14 +73,14 @@ def test_byte_floors():
 
 
 def test_every_operator_and_mixer_is_right(tmp_path):
-    """Batches of 4 hold two images twice."""
+    """A batch of 4 holds two images twice."""
     for what in ("operators", "mixers"):
         words = ("--resolutions", "24", "--batch", "4", "--phases", "inference")
         result = run(tmp_path, what, *words)
         assert result.exit_code == 0, result.output
     assert {row["check"] for row in rows(tmp_path)} == {"ok"}
     kinds = [row["kind"] for row in rows(tmp_path)]
-    assert kinds == sorted(kinds, reverse=True)  # the second run's rows follow the first's
+    assert kinds == sorted(kinds, reverse=True)  # The second run's rows follow the first's.
 
 
 def test_models(tmp_path):
@@ -254,7 +254,7 @@ def test_devices_that_cannot_be_timed(tmp_path, device):
 
 
 def test_segmentors(tmp_path):
-    """A segmentor and the same on timm's backbone, at a size that is not square."""
+    """A segmentor on its own backbone and on one of timm, at a size that is not square."""
     words = ("segformer_rala_vit_nano_digits", "--peer", "resnet10t", "--resolutions", "32x64")
     result = run(tmp_path, "segmentors", *words)
     assert result.exit_code == 0, result.output
@@ -298,7 +298,7 @@ def test_times_of_the_clock():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(tmp_path):
-    """Every mode of an operator and of a model."""
+    """Every mode runs for an operator and for a model."""
     for words in (("operators", "rala_*"), ("mixers", "mala"), ("models", "rala_vit_nano")):
         result = run(tmp_path, *words, "--resolutions", "64", device="cuda")
         assert result.exit_code == 0, result.output

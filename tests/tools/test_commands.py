@@ -34,7 +34,7 @@ def app():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A training checkpoint of the demonstration's model, without the training."""
+    """A training checkpoint of the demonstration's model, which has not been trained."""
     model = lively(timm.create_model("rala_vit_nano", num_classes=10))
     meta = {
         "cfg": load_config("rala_vit_nano_digits").pretty_text,
@@ -92,7 +92,7 @@ def test_predict(app, checkpoint, pictures, tmp_path):
 
 def test_predictions_on_a_full_disk(app, checkpoint, pictures, tmp_path):
     (tmp_path / "predictions.csv").write_text("before")
-    words = ["--out", tmp_path, "--device", "cpu"]  # a GPU's kernels are files, too
+    words = ["--out", tmp_path, "--device", "cpu"]  # A GPU's kernels are files, too.
     with full_disk(1000):
         result = run(app, "predict", checkpoint, pictures / "tiny.png", *words)
     assert result.exit_code == 1
@@ -102,7 +102,7 @@ def test_predictions_on_a_full_disk(app, checkpoint, pictures, tmp_path):
 
 
 def test_odd_pictures(app, checkpoint, tmp_path):
-    """Of extreme shapes and of every depth; and such as promise more than they hold."""
+    """Pictures of extreme shapes, of every depth, and such as promise more than they hold."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     depths = {"i16": "I;16", "palette": "P", "bits": "1", "alpha": "RGBA"}
@@ -301,7 +301,7 @@ def test_models(app):
 
 
 def test_models_are_readable_on_80_columns(app, monkeypatch):
-    """The longest name, and the longest tag."""
+    """The longest name and the longest tag fit."""
     monkeypatch.setenv("COLUMNS", "80")
     for name, tag in (("soft_norm_vit_medium", "in1k*"), ("softmax_swin_tiny", "ms_in22k_ft_in1k")):
         output = run(app, "models", name).output
@@ -310,7 +310,7 @@ def test_models_are_readable_on_80_columns(app, monkeypatch):
 
 
 def test_multiply_adds_are_near_the_published():
-    """2.4 and 4.6 G there; it does not say what it counts, and here attention is counted too."""
+    """The paper says 2.4 and 4.6 G, but not what it counts; here attention is counted, too."""
     assert models.count("rala_vit_tiny")[1] == pytest.approx(2.4e9, rel=0.1)
     assert models.count("rala_vit_small")[1] == pytest.approx(4.6e9, rel=0.1)
 
@@ -390,7 +390,7 @@ def test_info_of_no_model(app, words, message):
 
 
 def test_without_the_training_packages():
-    """A message that says what to install, and the commands that need nothing still run."""
+    """A message says what to install, and the commands that need nothing more still run."""
     block = (
         "import sys; sys.modules['mmengine'] = None; from linsight.tools.main import main; main()"
     )

@@ -1,4 +1,4 @@
-"""Configs: every one of ours builds, and a misspelt word has the nearest right one."""
+"""Every config builds, and the message about a misspelt word has the nearest right one."""
 
 import re
 
@@ -195,7 +195,7 @@ def test_the_recipes_of_deit_and_pvt(name, rate, batch, clip, epochs):
     assert cosine.T_max == cosine.end - cosine.begin
     assert (cfg.train_dataloader.sampler.type == "DefaultSampler") == name.startswith("agent")
     if name.startswith("agent"):
-        # Scaled with the batch, as the authors scale them.
+        # The rates are scaled with the batch, as the authors scale them.
         first, last = (5e-7, 5e-6) if "deit" in name else (1e-6, 1e-5)
         lr = cfg.optim_wrapper.optimizer.lr
         assert warm_up.start_factor * lr == pytest.approx(first * batch / 512)

@@ -1,4 +1,4 @@
-"""convert, on files as authors release them, and on files that it must refuse."""
+"""`linsight convert` on files as authors release them, and on files that it must refuse."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def app():
 
 @pytest.fixture
 def weights(tmp_path):
-    """A checkpoint of training, whose averaged weights count."""
+    """A checkpoint of a training, of which the averaged weights count."""
     model = lively(timm.create_model("rala_vit_nano"))
     other = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     path = tmp_path / "weights.pth"

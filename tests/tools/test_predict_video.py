@@ -1,4 +1,4 @@
-"""Videos that cannot be read, and such as cannot be written."""
+"""Videos that cannot be read, and videos that cannot be written."""
 
 import pytest
 

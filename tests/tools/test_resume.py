@@ -1,6 +1,6 @@
 """Killed by SIGKILL at any moment and resumed, a training ends as if nothing had happened.
 
-On the CPU, whose every sum has one order.
+It runs on the CPU, where every sum has one order.
 """
 
 import os

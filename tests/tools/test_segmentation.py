@@ -22,7 +22,7 @@ from .test_train import command
 cli_train, cli_test = command(train), command(run_test)
 METHODS = ("segformer", "semantic_fpn", "upernet")
 NAMES = sorted(path.stem for method in METHODS for path in CONFIGS.glob(f"{method}/*.py"))
-# The papers' millions of parameters; UPerNet's with the auxiliary head.
+# The papers' millions of parameters; for UPerNet they include the auxiliary head.
 PARAMETERS = {
     "semantic_fpn_rala_vit": {"tiny": 18, "small": 28, "base": 51, "large": 98},
     "upernet_rala_vit": {"small": 55, "base": 77, "large": 125},
@@ -45,7 +45,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished training: (config, work dir, what it printed)."""
+    """A finished training: its config, its work dir, and what it printed."""
     folder = tmp_path_factory.mktemp("segmented")
     config = folder / "tiny.py"
     config.write_text(CONFIG.format(base=CONFIGS / "segformer/segformer_rala_vit_nano_digits.py"))
@@ -68,7 +68,7 @@ def test_training_goes_on(trained, tmp_path):
     output = cli_train(config, "--work-dir", tmp_path, "--resume", checkpoint)
     assert "Iter(train) [3/4]" in output
     assert "Iter(train) [2/4]" not in output
-    # Where nothing is drawn at random but the scenes, it ends where the unbroken one did.
+    # Only the scenes are drawn at random, so it ends where the unbroken training did.
     unbroken, resumed = (
         torch.load(folder / "iter_4.pth", weights_only=False)["state_dict"]
         for folder in (work_dir, tmp_path)
@@ -120,7 +120,7 @@ def test_predictions(trained, tmp_path):
     assert (tmp_path / "out" / "scene.png").stat().st_size > 5000
     slid = predict(work_dir / "iter_4.pth", "slid", "--cfg-options", "model.window=64")
     assert len(slid) > 1
-    # Weights alone, as of authors, fit the config that is named.
+    # Weights alone, as authors release them, fit the config that is named.
     state = torch.load(work_dir / "iter_4.pth", weights_only=False)["state_dict"]
     names = tuple(f"thing {i}" for i in range(11))
     torch.save({"state_dict": state, "meta": {"CLASSES": names}}, tmp_path / "authors.pth")
@@ -191,7 +191,7 @@ def test_a_misspelt_transform():
 
 
 def test_what_does_not_decay():
-    """By the names of the parameters that the papers except, as our models call them."""
+    """The parameters that the papers except do not decay, under the models' names for them."""
     cfg = load_config("upernet_agent_swin_tiny_160k_ade20k")
     with torch.device("meta"):
         model = MODELS.build({**cfg.model, "backbone": {**cfg.model.backbone, "pretrained": False}})

@@ -1,4 +1,4 @@
-"""`train` and `test` from the command line, on a training of seconds."""
+"""`linsight train` and `linsight test`, on a training of seconds."""
 
 import shutil
 
@@ -39,7 +39,7 @@ cli_train, cli_test = command(train), command(run_test)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished training: (config, work dir)."""
+    """A finished training: its config and its work dir."""
     folder = tmp_path_factory.mktemp("trained")
     write_images(folder / "images")
     (folder / "images" / "train" / "class_1" / "2.png").write_bytes(b"no image")
@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
 class TestTrain:
     def test_leaves_weights_figures_and_logs(self, trained):
         _, work_dir = trained
-        # Of three checkpoints the last is kept, and the best.
+        # Of three checkpoints, the last and the best are kept.
         assert {p.name for p in work_dir.glob("epoch_*")} == {"epoch_3.pth"}
         assert len(list(work_dir.glob("best_accuracy_top1_epoch_*.pth"))) == 1
         assert (work_dir / "last_checkpoint").read_text() == str(work_dir / "epoch_3.pth")
@@ -75,7 +75,7 @@ class TestTrain:
         assert "System environment" in log.read_text()
 
     def test_misses_the_data_before_it_fetches_weights(self, monkeypatch):
-        """Of segmentors and detectors, whose weights come first."""
+        """The data is missed first, also by segmentors and detectors, which fetch weights early."""
         monkeypatch.setattr("timm.create_model", None)
         output = cli_train("upernet_rala_vit_small_160k_ade20k", expect=1)
         assert (
