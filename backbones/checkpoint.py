@@ -41,7 +41,9 @@ def convert_mixers(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[s
         state_dict: the weights, in which a mixer's entries have its own name as their prefix.
         model: whose modules with a method `convert_checkpoint` are asked.
     """
-    mixers = {n: m for n, m in model.named_modules() if hasattr(m, "convert_checkpoint")}
+    mixers: dict[str, Any] = {
+        n: m for n, m in model.named_modules() if hasattr(m, "convert_checkpoint")
+    }
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in mixers}
     state_dict = dict(state_dict)
     rename_old_entries(state_dict, model)
@@ -111,7 +113,7 @@ def resize_position(position: Tensor, size: tuple[int, int], prefix_tokens: int)
     tokens = position.shape[1] - prefix_tokens
     if tokens == size[0] * size[1] or math.isqrt(max(tokens, 0)) ** 2 != tokens:
         return position
-    return resample_abs_pos_embed(position, size, num_prefix_tokens=prefix_tokens)
+    return resample_abs_pos_embed(position, list(size), num_prefix_tokens=prefix_tokens)
 
 
 def check_fit(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..kernels.batch_norm import batch_norm
 from ..kernels.conv2d import conv2d
 from ..kernels.depthwise_conv2d import depthwise_conv2d
+from ..kernels.runtime.activation import Activation
 from ..kernels.scaled_add import scaled_add
 from .context import Context
 from .norms import LayerNorm
@@ -37,6 +38,8 @@ def resolve_act_layer(act_layer: ActLayer | None, default: Any) -> Callable[...,
     """
     if act_layer is None:
         return default
+    if not isinstance(act_layer, str):
+        return act_layer
     try:
         return get_act_layer(act_layer)
     except KeyError:
@@ -46,7 +49,7 @@ def resolve_act_layer(act_layer: ActLayer | None, default: Any) -> Callable[...,
         ) from None
 
 
-def kernel_activation(activation: nn.Module | None) -> str | None:
+def kernel_activation(activation: nn.Module | None) -> Activation | None:
     """The name by which the kernels know an activation module, or None if they do not know it."""
     if type(activation) is nn.ReLU:
         return "relu"
@@ -88,7 +91,6 @@ def check_image(x: Tensor, in_chans: int, least: int = 1) -> Tensor:
     return x
 
 
-@register_notrace_module
 class Conv2d(nn.Conv2d):
     """A convolution whose result is channels-last in memory, and its activation if it has one.
 
@@ -97,7 +99,12 @@ class Conv2d(nn.Conv2d):
         others: as of `torch.nn.Conv2d`.
     """
 
-    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
+    # PyTorch declares tuples of any length.
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+
+    def __init__(self, *args: Any, activation: Activation | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = activation
 
@@ -118,7 +125,10 @@ class Conv2d(nn.Conv2d):
         )
 
 
-@register_notrace_module
+# A call, because as a decorator it hides the class from type checkers.
+register_notrace_module(Conv2d)
+
+
 class BatchNormAct2d(nn.BatchNorm2d):
     """Batch normalisation and its activation as one layer, as timm's class of this name.
 
@@ -128,7 +138,14 @@ class BatchNormAct2d(nn.BatchNorm2d):
         others: as of `torch.nn.BatchNorm2d`.
     """
 
-    def __init__(self, channels: int, *, activation: str | None = None, **kwargs: Any) -> None:
+    # None only where `forward` runs PyTorch's own layer.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self, channels: int, *, activation: Activation | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(channels, **kwargs)
         self.activation = activation
         # Whether the processes of a distributed training share their statistics.
@@ -154,6 +171,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
             activation=self.activation,
             process_group=dist.group.WORLD if shared else None,
         )
+
+
+register_notrace_module(BatchNormAct2d)
 
 
 def synchronize_batch_norms(model: nn.Module) -> nn.Module:
@@ -326,7 +346,6 @@ class PatchDownsample(PatchEmbed):
         return super().forward(x.permute(0, 3, 1, 2))
 
 
-@register_notrace_module
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution that keeps the size of its map.
 
@@ -344,7 +363,9 @@ class DepthwiseConv2d(nn.Conv2d):
         return y.permute(0, 3, 1, 2)
 
 
-@register_notrace_module
+register_notrace_module(DepthwiseConv2d)
+
+
 class ResidualDepthwise(nn.Module):
     """u + conv(u) with u = a(x), conv depthwise and a an activation, of a map (B, H, W, C).
 
@@ -354,7 +375,9 @@ class ResidualDepthwise(nn.Module):
         activation: a: 'gelu', 'relu' or None.
     """
 
-    def __init__(self, channels: int, kernel_size: int, activation: str | None = None) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, activation: Activation | None = None
+    ) -> None:
         super().__init__()
         self.activation = activation
         conv = nn.Conv2d(channels, channels, kernel_size, groups=channels)
@@ -368,6 +391,9 @@ class ResidualDepthwise(nn.Module):
         return depthwise_conv2d(
             x, self.weight, self.bias, activation=self.activation, residual=True
         )
+
+
+register_notrace_module(ResidualDepthwise)
 
 
 class ConvMlp(nn.Module):
@@ -444,8 +470,9 @@ def init_linear_layers(
     for child in module.children():
         init_linear_layers(child, std, convolutions=convolutions, skip=skip)
     # timm's gated MLPs set the bias of their gates.
-    if hasattr(module, "init_weights") and type(module).__module__.startswith("timm."):
-        module.init_weights()
+    init_weights = getattr(module, "init_weights", None)
+    if init_weights is not None and type(module).__module__.startswith("timm."):
+        init_weights()
 
 
 # How timm names the ways to pool tokens (B, P + N, C), the class token first.

@@ -46,10 +46,10 @@ class AgentAttention(PackedAttention):
         if local_kernel < 1:
             raise ValueError("local_kernel is 0, but agent attention always has a local branch")
         super().__init__(place, local_kernel)
-        self.size = tuple(place.size)
+        self.size = (place.size[0], place.size[1])
         self.table_grid = (side, side)
         grid = agent_grid or side
-        self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
+        self.grid = (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
         shape = (2, place.num_heads, agents)
         self.map_bias = nn.Parameter(torch.empty(*shape, TABLE, TABLE))
         self.row_bias = nn.Parameter(torch.empty(*shape, self.size[0]))

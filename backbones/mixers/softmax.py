@@ -79,6 +79,8 @@ class GatedSoftmax(ProjectedMixer):
         local_kernel: size of the depthwise convolution of the values, odd; 0 for none.
     """
 
+    attention: SoftmaxAttention
+
     def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:
         attention = SoftmaxAttention(place, gate=gate, local_kernel=local_kernel, rotary=True)
         super().__init__(place, attention, blocks=4 if gate else 3)

@@ -50,7 +50,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = unwrap(state_dict)
+    state_dict = dict(unwrap(state_dict))
     if "stage1_conv_embed.0.weight" in state_dict:
         # A block of one branch keeps its operator in a list all the same.
         state_dict = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import to_2tuple, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..blocks import BlockLayers, MlpLayer
@@ -19,6 +19,7 @@ from .base import (
     Stage,
     build_blocks,
     embed_dims,
+    image_size,
     init_tokens,
     stage_sizes,
 )
@@ -79,7 +80,7 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
         super().__init__()
         dims = embed_dims(embed_dim, len(depths))
         last = len(dims) - 1
-        sizes = stage_sizes(to_2tuple(img_size or 224), len(dims))
+        sizes = stage_sizes(image_size(img_size), len(dims))
         patch_norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=1e-5))
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -130,7 +131,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = unwrap(state_dict)
+    state_dict = dict(unwrap(state_dict))
     if "patch_embed1.proj.weight" in state_dict:
         state_dict = {_our_name(name): value for name, value in state_dict.items()}
     state_dict = convert_mixers(state_dict, model)

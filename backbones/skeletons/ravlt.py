@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import SelectAdaptivePool2d, to_2tuple, to_ntuple
+from timm.layers import SelectAdaptivePool2d, to_ntuple
 from torch import Tensor, nn
 
 from ..blocks import BlockLayers, MlpLayer
@@ -27,6 +27,7 @@ from .base import (
     Stage,
     build_blocks,
     embed_dims,
+    image_size,
     stage_sizes,
 )
 
@@ -72,9 +73,10 @@ def check_img_size(img_size: int | tuple[int, int] | None) -> tuple[int, int]:
     Raises:
         ValueError: if a side is below 32.
     """
-    if img_size is not None and min(to_2tuple(img_size)) < REDUCTION:
+    size = image_size(img_size)
+    if min(size) < REDUCTION:
         raise ValueError(f"img_size is {img_size}, at least {REDUCTION} is needed")
-    return to_2tuple(img_size or 224)
+    return size
 
 
 class RAVLTHead(nn.Module):
@@ -245,7 +247,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = unwrap(state_dict)
+    state_dict = dict(unwrap(state_dict))
     if "patch_embed.proj.0.weight" in state_dict:
         state_dict = {
             _our_name(name): value

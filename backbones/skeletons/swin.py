@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..blocks import BlockLayers, MlpLayer
@@ -22,6 +21,7 @@ from .base import (
     Stage,
     build_blocks,
     embed_dims,
+    image_size,
     stage_sizes,
 )
 
@@ -117,7 +117,7 @@ class SwinTransformer(HierarchicalVisionTransformer):
         }
         stages = build_blocks(
             dims,
-            stage_sizes(to_2tuple(img_size or 224), len(dims)),
+            stage_sizes(image_size(img_size), len(dims)),
             depths=depths,
             num_heads=num_heads,
             mixer=mixer,
@@ -149,7 +149,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = unwrap(state_dict)
+    state_dict = dict(unwrap(state_dict))
     if "layers.0.blocks.0.norm1.weight" in state_dict:
         # The authors end a stage with the merging that timm, and we, begin the next with.
         late = "layers.0.downsample.norm.weight" in state_dict
