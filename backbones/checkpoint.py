@@ -16,6 +16,32 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 SHOWN = 3
 
 
+class TimmModel(nn.Module):
+    """The interface of timm's models, as far as it is used here.
+
+    Attributes:
+        pretrained_cfg: timm's entry of the weights, with the preparation of images.
+        num_classes: number of classes, 0 without a classifier.
+        in_chans: channels of the images.
+        num_features, head_hidden_size: channels of the features, and before the classifier.
+        feature_info: per level its channels "num_chs", its stride "reduction" and its "module".
+        norm: what is applied to the last level.
+    """
+
+    pretrained_cfg: dict[str, Any]
+    num_classes: int
+    in_chans: int
+    num_features: int
+    head_hidden_size: int
+    feature_info: list[dict[str, Any]]
+    norm: nn.Module
+    # They are in every skeleton, and in most models of timm.
+    forward_intermediates: Callable[..., Any]
+    prune_intermediate_layers: Callable[..., Any]
+    set_grad_checkpointing: Callable[..., Any]
+    group_matcher: Callable[..., dict[str, Any]]
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, does not fit, or cannot be written."""
 
@@ -158,7 +184,7 @@ def check_fit(
         raise CheckpointError(f"{message}: {'; '.join(faults)}")
 
 
-def check_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
+def check_model(state_dict: Mapping[str, Tensor], model: TimmModel) -> None:
     """`check_fit` for a model of timm, which adapts the classifier and the first convolution.
 
     Raises:

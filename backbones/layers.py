@@ -41,12 +41,15 @@ def resolve_act_layer(act_layer: ActLayer | None, default: Any) -> Callable[...,
     if not isinstance(act_layer, str):
         return act_layer
     try:
-        return get_act_layer(act_layer)
+        found = get_act_layer(act_layer)
     except KeyError:
+        found = None
+    if found is None:
         raise ValueError(
             f"act_layer is {act_layer!r}, which timm does not know: give a name such as 'relu' "
             "or 'silu', a class or a partial"
-        ) from None
+        )
+    return found
 
 
 def kernel_activation(activation: nn.Module | None) -> Activation | None:
@@ -106,7 +109,7 @@ class Conv2d(nn.Conv2d):
 
     def __init__(self, *args: Any, activation: Activation | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.activation = activation
+        self.activation: Activation | None = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
@@ -147,7 +150,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         self, channels: int, *, activation: Activation | None = None, **kwargs: Any
     ) -> None:
         super().__init__(channels, **kwargs)
-        self.activation = activation
+        self.activation: Activation | None = activation
         # Whether the processes of a distributed training share their statistics.
         self.synchronized = False
 
@@ -263,16 +266,28 @@ def fuse_conv_norm(conv: Conv2d, norm: BatchNormAct2d) -> Conv2d:
     with torch.no_grad():
         scale, shift = batch_norm_affine(norm)
         fused.weight.copy_(conv.weight * scale[:, None, None, None])
-        fused.bias.copy_(shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale))
+        fused.get_parameter("bias").copy_(
+            shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale)
+        )
     return fused.requires_grad_(conv.weight.requires_grad)
 
 
 def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) that a batch norm applies in evaluation."""
-    scale = (norm.running_var + norm.eps).rsqrt()
+    """Scale and shift (C,) that a batch norm applies in evaluation.
+
+    Raises:
+        ValueError: if it has no running statistics, so that scale and shift are not fixed.
+    """
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        raise ValueError(
+            "norm has track_running_stats=False, and without running statistics it cannot be "
+            "folded: make it with track_running_stats=True"
+        )
+    scale = (variance + norm.eps).rsqrt()
     if norm.affine:
         scale = scale * norm.weight
-    shift = -norm.running_mean * scale
+    shift = -mean * scale
     return scale, shift if norm.bias is None else shift + norm.bias
 
 
@@ -379,7 +394,7 @@ class ResidualDepthwise(nn.Module):
         self, channels: int, kernel_size: int, activation: Activation | None = None
     ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation: Activation | None = activation
         conv = nn.Conv2d(channels, channels, kernel_size, groups=channels)
         self.weight, self.bias = conv.weight, conv.bias
 

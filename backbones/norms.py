@@ -142,9 +142,12 @@ def resolve_norm_layer(norm_layer: NormLayer | None, default: Any) -> Callable[.
     if name in NORMS:
         return NORMS[name]
     try:
-        return get_norm_layer(name)
+        found = get_norm_layer(name)
     except KeyError:
+        found = None
+    if found is None:
         raise ValueError(
             f"norm_layer is {norm_layer!r}, which is neither one of {', '.join(NORMS)} nor a norm "
             "of timm: give such a name, a class or a partial"
-        ) from None
+        )
+    return found

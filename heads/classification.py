@@ -88,7 +88,7 @@ class ImageClassifier(BaseModel):
         super().__init__(data_preprocessor)
         self.num_classes = num_classes
         self.backbone = create_backbone(**backbone, num_classes=num_classes)
-        self.mixup = mixup and timm.data.Mixup(
+        self.mixup: Any = mixup and timm.data.Mixup(
             **mixup, num_classes=num_classes, label_smoothing=label_smoothing
         )
         if loss is None and self.mixup:

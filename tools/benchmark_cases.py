@@ -104,8 +104,11 @@ class Rotated(nn.Module):
         self.size = size
         self.tables = rotary_tables(size, HEAD, torch.float32, device)
 
-    def rotary(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(table.to(torch.promote_types(x.dtype, table.dtype)) for table in self.tables)
+    def rotary(self, x: Tensor) -> Rotary:
+        rows, columns = (
+            table.to(torch.promote_types(x.dtype, table.dtype)) for table in self.tables
+        )
+        return rows, columns
 
 
 class Attention(Rotated):
@@ -191,7 +194,8 @@ class Mixer(Rotated):
 def operators(resolution: int, batch: int) -> Iterator[Case]:
     """Cases of the operators at a resolution, each followed by its peers."""
     for stride, heads in STAGES:
-        size = (max(1, resolution // stride),) * 2
+        side = max(1, resolution // stride)
+        size = (side, side)
         for case in _operators(size, heads, resolution, batch):
             yield case
             yield replace(case, name="reference", peer_of=case.name, reference=True)
@@ -209,7 +213,8 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
         name: str, build: Callable, inputs: Callable, passes: tuple[int, int], channels: int
     ) -> Case:
         shape = f"{batch} x {height} x {width} x {channels}"
-        moved = tuple(n * batch * tokens * channels for n in passes)
+        one = batch * tokens * channels
+        moved = (passes[0] * one, passes[1] * one)
         return Case("operators", name, "", resolution, batch, shape, build, inputs, moved)
 
     def packed(noise: Noise) -> list[Tensor]:
@@ -261,7 +266,8 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
 def mixers(resolution: int, batch: int) -> Iterator[Case]:
     """Cases of whole mixers at a resolution, each with its reference, and of gated softmax."""
     for stage, (stride, heads) in enumerate(STAGES):
-        size = (max(1, resolution // stride),) * 2
+        side = max(1, resolution // stride)
+        size = (side, side)
         tokens, channels = size[0] * size[1], heads * HEAD
         one = batch * tokens * channels
         for name in (*MECHANISMS, "gated_softmax"):
@@ -284,7 +290,7 @@ def mixers(resolution: int, batch: int) -> Iterator[Case]:
                 f"{batch} x {size[0]} x {size[1]} x {channels}",
                 build,
                 inputs,
-                tuple(n * one for n in passes),
+                (passes[0] * one, passes[1] * one),
             )
             yield case
             if name in MECHANISMS:
@@ -301,7 +307,7 @@ def model(name: str, resolution: int, batch: int, mixer: str | None = None) -> C
         mixer: name of the token mixer in all blocks of a model of linsight; None for the model's
             own mixers.
     """
-    options = {"mixer": mixer} if mixer and name in ZOO else {}
+    options: dict[str, Any] = {"mixer": mixer} if mixer and name in ZOO else {}
 
     def build(device: torch.device) -> nn.Module:
         try:

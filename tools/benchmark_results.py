@@ -100,7 +100,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 WIDTH = 134
-COLUMNS = (
+COLUMNS: tuple[tuple[str, int, JustifyMethod, Callable[[Row], str]], ...] = (
     # Heading, width, alignment, and the function from a row to its text.
     ("name", 30, "left", lambda r: ("  " if r.peer_of else "") + r.name),
     ("of", 22, "left", lambda r: r.shape),

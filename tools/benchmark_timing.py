@@ -29,7 +29,8 @@ def quantiles(call: Callable[[], Any], device: torch.device, seconds: float) -> 
     if device.type == "cuda":
         from triton.testing import do_bench
 
-        return do_bench(call, warmup=25, rep=1e3 * seconds, quantiles=QUANTILES)
+        milliseconds: Any = 1e3 * seconds  # a float, too
+        return do_bench(call, warmup=25, rep=milliseconds, quantiles=QUANTILES)
     times = [1e3 * elapsed(call, device) for _ in range(max(3, int(seconds / one)))]
     return torch.tensor(times).quantile(torch.tensor(QUANTILES)).tolist()
 

@@ -32,6 +32,9 @@ class AgentAttention(PackedAttention):
         local_kernel: size of the depthwise convolution of the values, odd.
     """
 
+    # There always is a local branch.
+    local_weight: Tensor
+
     def __init__(
         self,
         place: Place,

@@ -40,12 +40,12 @@ class LinearAttention(PackedAttention):
             "key_weights": key_weights,
             "readout": readout,
         }
-        # Whether one operator can do all that stands between the projections.
-        self.packed = gate and local_kernel > 0 and not place.prefix_tokens
+        # Whether, with a local branch, one operator can do all between the projections.
+        self.packed = gate and not place.prefix_tokens
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
         rotary = context.rotary(self.head_dim, projection) if self.rotary else None
-        if self.packed:
+        if self.packed and self.local_weight is not None:
             return projected_linear_attention(
                 projection.unflatten(1, context.size),
                 self.local_weight,

@@ -26,13 +26,13 @@ class SoftmaxAttention(PackedAttention):
     ) -> None:
         super().__init__(place, local_kernel)
         self.rotary = rotary and not place.prefix_tokens
-        # Whether one operator can do all that stands between the projections.
-        self.packed = gate and local_kernel > 0 and not place.prefix_tokens
+        # Whether, with a local branch, one operator can do all between the projections.
+        self.packed = gate and not place.prefix_tokens
 
     def forward(self, projection: Tensor, context: Context, overwrite: bool = False) -> Tensor:
         """The attention of a projection, in which q and k may turn in place if `overwrite`."""
         rotary = context.rotary(self.head_dim, projection) if self.rotary else None
-        if self.packed:
+        if self.packed and self.local_weight is not None:
             return projected_softmax_attention(
                 projection.unflatten(1, context.size),
                 self.local_weight,

@@ -27,7 +27,7 @@ class WindowAttention(PackedAttention):
     def __init__(self, place: Place, window_size: int, padding: Padding) -> None:
         super().__init__(place)
         self.window_size = window_size
-        self.padding = padding
+        self.padding: Padding = padding
         self.shift_size = window_size // 2 if place.block % 2 else 0
         offsets = (2 * window_size - 1) ** 2
         self.relative_position_bias_table = nn.Parameter(torch.empty(offsets, place.num_heads))

@@ -1,7 +1,7 @@
 """The base of every skeleton: timm's interface, stages of blocks, a head."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import (
@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..blocks import BlockLayers, choices_by_depth, resolve_block
-from ..checkpoint import rename_old_entries
+from ..checkpoint import TimmModel, rename_old_entries
 from ..context import Context, Place
 from ..layers import check_token_pool, make_classifier
 from ..mixers import MixerNames, MixerOptions, TokenMixer, build_mixer
@@ -63,7 +63,9 @@ def build_blocks(
     """
     mixers = choices_by_depth("mixer", mixer, depths)
     blocks = choices_by_depth("block", block, depths)
-    rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+    rates = cast(
+        list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+    )
     stages = []
     for i, (dim, heads, size) in enumerate(zip(dims, num_heads, sizes, strict=True)):
         prefix = prefix_tokens[i] if prefix_tokens else 0
@@ -230,19 +232,12 @@ def _rename_before_loading(
     rename_old_entries(state_dict, model, prefix)
 
 
-class VisionModel(nn.Module):
+class VisionModel(TimmModel):
     """What all skeletons share of timm's interface.
 
     Subclasses set `num_classes`, `in_chans`, `num_features`, `head_hidden_size`, `feature_info`
     and `norm`, and compute `forward_features` and `forward_head`.
     """
-
-    num_classes: int
-    in_chans: int
-    num_features: int
-    head_hidden_size: int
-    feature_info: list[dict[str, Any]]
-    norm: nn.Module
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ AUTHORS_NAMES = {
 }
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: SwinTransformer) -> dict[str, Tensor]:
     """A checkpoint of Microsoft's CSwin, of a mixer's authors in its body, or ours.
 
     It comes under our names.

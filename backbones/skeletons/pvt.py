@@ -123,7 +123,9 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
         init_tokens(self, partial(trunc_normal_, std=0.02))
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(
+    state_dict: dict[str, Any], model: PyramidVisionTransformer
+) -> dict[str, Tensor]:
     """A checkpoint of the authors of PVT or of a mixer in its body, or of this library.
 
     Position embeddings and tables of another image size are interpolated.

@@ -241,7 +241,9 @@ AUTHORS_NAMES = {
 AUTHORS_HEAD = {"proj.": "head.projection.", "norm.": "head.norm.", "head.": "head.fc."}
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(
+    state_dict: dict[str, Any], model: HierarchicalVisionTransformer
+) -> dict[str, Tensor]:
     """A checkpoint of RAVLT's or MAViT's authors, or of this library, under our names and shapes.
 
     Raises:

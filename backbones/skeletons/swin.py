@@ -141,7 +141,9 @@ class SwinTransformer(HierarchicalVisionTransformer):
 AUTHORS_NAMES = {"patch_embed.": "stem.", "layers.": "stages.", ".attn.": ".mixer."}
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(
+    state_dict: dict[str, Any], model: HierarchicalVisionTransformer
+) -> dict[str, Tensor]:
     """A checkpoint of Microsoft's Swin, timm's, of a mixer's authors in it, or ours.
 
     It comes under our names. Position biases for another window are interpolated.

@@ -222,7 +222,7 @@ def _of_one_stage(choice: Any) -> Any:
     return choice
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -> dict[str, Tensor]:
     """A checkpoint of timm's ViT and DeiT, of DeiT's or a mixer's authors, or our own.
 
     Position embeddings and tables of another image size are interpolated.

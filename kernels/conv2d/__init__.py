@@ -53,13 +53,14 @@ def conv2d(
     stride, dilation = _pair(stride), _pair(dilation)
     padding = _resolve_padding(padding, weight.shape[2:], stride, dilation)
     geometry = (stride, padding, dilation, groups)
-    usable = not isinstance(padding, str) and runs_triton(x) and is_direct_call((x, weight, bias))
-    if not usable or not _agree(x, weight, bias):
+    if isinstance(padding, str) or not (
+        runs_triton(x) and is_direct_call((x, weight, bias)) and _agree(x, weight, bias)
+    ):
         return reference.conv2d(x, weight, bias, *geometry, activation)
     records = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
     )
-    if _is_image(x, weight, *geometry):
+    if _is_image(x, weight, stride, padding, dilation, groups):
         now = None if records else activation
         y = operator.convolve_image(x, weight, bias, stride, padding, now, stream_dtype(x))
         return activate(y, activation) if records else y
@@ -73,7 +74,7 @@ def conv2d(
 
 
 def _pair(sides: int | tuple[int, int]) -> tuple[int, int]:
-    return (sides, sides) if isinstance(sides, int) else tuple(sides)
+    return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
 
 
 def _resolve_padding(
