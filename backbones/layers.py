@@ -128,10 +128,6 @@ class Conv2d(nn.Conv2d):
         )
 
 
-# A call, because as a decorator it hides the class from type checkers.
-register_notrace_module(Conv2d)
-
-
 class BatchNormAct2d(nn.BatchNorm2d):
     """Batch normalisation and its activation as one layer, as timm's class of this name.
 
@@ -174,9 +170,6 @@ class BatchNormAct2d(nn.BatchNorm2d):
             activation=self.activation,
             process_group=dist.group.WORLD if shared else None,
         )
-
-
-register_notrace_module(BatchNormAct2d)
 
 
 def synchronize_batch_norms(model: nn.Module) -> nn.Module:
@@ -280,10 +273,7 @@ def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None:
-        raise ValueError(
-            "norm has track_running_stats=False, and without running statistics it cannot be "
-            "folded: make it with track_running_stats=True"
-        )
+        raise ValueError("norm has no running statistics: make it with track_running_stats=True")
     scale = (variance + norm.eps).rsqrt()
     if norm.affine:
         scale = scale * norm.weight
@@ -378,9 +368,6 @@ class DepthwiseConv2d(nn.Conv2d):
         return y.permute(0, 3, 1, 2)
 
 
-register_notrace_module(DepthwiseConv2d)
-
-
 class ResidualDepthwise(nn.Module):
     """u + conv(u) with u = a(x), conv depthwise and a an activation, of a map (B, H, W, C).
 
@@ -408,7 +395,9 @@ class ResidualDepthwise(nn.Module):
         )
 
 
-register_notrace_module(ResidualDepthwise)
+# As a decorator it would hide the classes from type checkers.
+for leaf in (Conv2d, BatchNormAct2d, DepthwiseConv2d, ResidualDepthwise):
+    register_notrace_module(leaf)
 
 
 class ConvMlp(nn.Module):

@@ -161,7 +161,7 @@ class TimmBackbone(BaseModule):
     def _freeze(self, stages: int) -> None:
         """Freeze the parameter groups up to stage `stages`, numbered as for timm's layer decay."""
         matcher = self.model.group_matcher(coarse=True)
-        groups: dict[str, int] = group_parameters(self.model, matcher, reverse=True)
+        groups = cast(dict[str, int], group_parameters(self.model, matcher, reverse=True))
         for name, parameter in self.model.named_parameters():
             if groups[name] <= stages:
                 parameter.requires_grad_(False)

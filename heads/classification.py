@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm.data
 import timm.loss
@@ -117,7 +117,7 @@ class ImageClassifier(BaseModel):
         """
         if mode == "loss":
             if self.mixup:
-                inputs, labels = self._mix(inputs, labels)
+                inputs, labels = cast(Any, self._mix)(inputs, labels)
             return {"loss": self.loss(self.backbone(inputs).float(), labels)}
         logits = self.backbone(inputs)
         if mode == "tensor":

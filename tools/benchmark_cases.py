@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
+from typing import Any, cast
 
 import timm
 import torch
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 
 import linsight  # noqa: F401  registers the models
 from linsight.backbones import ZOO
+from linsight.backbones.context import Context
 from linsight.backbones.layers import DepthwiseConv2d
+from linsight.backbones.skeletons.base import HierarchicalVisionTransformer
 from linsight.kernels.focused_linear_attention import focused_linear_attention
 from linsight.kernels.linear_attention import linear_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
-from linsight.kernels.rotary import rotary_tables
+from linsight.kernels.rotary import Rotary, rotary_tables
 
 MODELS = (
     "rala_vit_small",
@@ -42,7 +45,7 @@ BATCHES = {
 }
 HEAD = 64
 STAGES = ((4, 1), (8, 2))  # stride and heads
-MECHANISMS = {
+MECHANISMS: dict[str, dict[str, Any]] = {
     "rala": {"key_weights": "global_query"},
     "mala": {"readout": "magnitude_aware"},
 }
@@ -179,16 +182,17 @@ class ProjectedAttention(Rotated):
         )
 
 
-class Mixer(Rotated):
+class Mixer(nn.Module):
     """A token mixer from projection to projection, on tokens (B, N, C)."""
 
-    def __init__(self, name: str, stage: int, size: tuple[int, int], device: torch.device) -> None:
-        super().__init__(size, device)
+    def __init__(self, name: str, stage: int, size: tuple[int, int]) -> None:
+        super().__init__()
         model = timm.create_model("rala_vit_small", mixer=name, depths=(1, 1, 1, 1))
-        self.mixer = model.stages[stage].blocks[0].mixer
+        self.mixer = cast(HierarchicalVisionTransformer, model).stages[stage].blocks[0].mixer
+        self.context = Context(size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mixer(x, self.size, self.rotary(x))
+        return self.mixer(x, self.context)
 
 
 def operators(resolution: int, batch: int) -> Iterator[Case]:
@@ -276,7 +280,7 @@ def mixers(resolution: int, batch: int) -> Iterator[Case]:
             def build(
                 device: torch.device, name: str = name, stage: int = stage, size: tuple = size
             ) -> nn.Module:
-                return Mixer(name, stage, size, device)
+                return Mixer(name, stage, size)
 
             def inputs(noise: Noise, tokens: int = tokens, channels: int = channels) -> list:
                 return [noise(tokens, channels), noise(tokens, channels)]

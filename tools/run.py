@@ -78,8 +78,9 @@ class QuietRunner(SafeRunner):
         loop = super().build_train_loop(loop)
         if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
             loader = loop.dataloader
+            count = len(cast(Sized, loader.dataset))
             raise DataError(
-                f"the training data set has {len(cast(Sized, loader.dataset))} images, too few for a batch: set "
+                f"the training data set has {count} images, too few for a batch: set "
                 f"train_dataloader.batch_size, which is {loader.batch_size}, to that or less, or "
                 "train_dataloader.drop_last=False"
             )

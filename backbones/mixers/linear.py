@@ -45,10 +45,11 @@ class LinearAttention(PackedAttention):
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
         rotary = context.rotary(self.head_dim, projection) if self.rotary else None
-        if self.packed and self.local_weight is not None:
+        weight = self.local_weight if self.packed else None
+        if weight is not None:
             return projected_linear_attention(
                 projection.unflatten(1, context.size),
-                self.local_weight,
+                weight,
                 self.local_bias,
                 heads=self.num_heads,
                 rotary=rotary,

@@ -32,10 +32,11 @@ class SoftmaxAttention(PackedAttention):
     def forward(self, projection: Tensor, context: Context, overwrite: bool = False) -> Tensor:
         """The attention of a projection, in which q and k may turn in place if `overwrite`."""
         rotary = context.rotary(self.head_dim, projection) if self.rotary else None
-        if self.packed and self.local_weight is not None:
+        weight = self.local_weight if self.packed else None
+        if weight is not None:
             return projected_softmax_attention(
                 projection.unflatten(1, context.size),
-                self.local_weight,
+                weight,
                 self.local_bias,
                 heads=self.num_heads,
                 rotary=rotary,

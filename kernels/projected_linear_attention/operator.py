@@ -73,7 +73,8 @@ def _run_backward(
     how = _plan_attention(query, rows, columns, feature_map, key_weights, readout, add=True)
     attend_backward(
         how, unpack(grad, heads, 1)[0], query, key, value, rows, columns,
-        unpack(local, heads, 1)[0], gate, state, dquery, dkey, dvalue, unpack(dlocal, heads, 1)[0], dgate,
+        unpack(local, heads, 1)[0], gate, state, dquery, dkey, dvalue,
+        unpack(dlocal, heads, 1)[0], dgate,
         between=differentiate_local,
     )  # fmt: skip
     weight_gradient(dlocal, value_map, 1, None, dweight, dbias)
