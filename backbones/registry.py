@@ -18,7 +18,7 @@ class Weights:
     behind a page that asks a person; those of a page are loaded from a file.
 
     Attributes:
-        hub_id: 'owner/repository', or none.
+        hub_id: 'owner/repository', or None.
         filename: of the file in it, as its authors named it.
         url: address of a file, where there is no repository.
         page: address of a page to get the file from by hand, where there is neither.
@@ -41,21 +41,29 @@ class Paper:
     Attributes:
         name: what its authors call their models.
         arxiv: number of the paper.
-        title: of the paper.
+        title: the paper's title.
+        authors: the paper's authors in its order, each as 'Family, Given'.
+        venue: the conference or journal that published the paper.
+        year: the year of that publication.
         origin: address of the authors' code.
-        license: of the repository that releases the weights, by its SPDX name in lower case as
-            timm has it, or none where it states none.
+        license: the licence of the repository that releases the weights, by its SPDX name in
+            lower case as timm has it, or None where it states none.
         computes: what the models compute, in a line.
         limits: where they are the wrong choice, in a line.
+        journal: whether the venue is a journal.
     """
 
     name: str
     arxiv: str
     title: str
+    authors: tuple[str, ...]
+    venue: str
+    year: int
     origin: str
     license: str | None
     computes: str
     limits: str
+    journal: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,16 +98,19 @@ class Model:
         family: what it shares with its siblings.
         config: constructor arguments of this size.
         weights: pretrained tags, best first.
+        parameters: how many parameters the authors' own model has with 1,000 classes, at the
+            image size of the first weights, or None where nobody has counted them.
         top1: published top-1 accuracy on ImageNet-1K in percent, or None.
         top1_size: side in pixels of the images of that figure.
-        mask_rcnn: published box and mask AP on COCO val2017 with Mask R-CNN, schedule 1x, or none.
+        mask_rcnn: published box and mask AP on COCO val2017 with Mask R-CNN, schedule 1x, or None.
         upernet: published mIoU on ADE20K in percent with UperNet, 160,000 iterations of 512 x 512
-            crops, tested at one scale, or none.
+            crops, tested at one scale, or None.
     """
 
     family: Family
     config: dict[str, Any]
     weights: dict[str, Weights] = field(default_factory=dict)
+    parameters: int | None = None
     top1: float | None = None
     top1_size: int = 224
     mask_rcnn: tuple[float, float] | None = None

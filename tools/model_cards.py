@@ -1,7 +1,13 @@
 """The page of model cards, one per paper; `python -m linsight.tools.zoo` writes it."""
 
-from linsight.backbones import ZOO
-from linsight.backbones.registry import Model, Paper
+from linsight.backbones.registry import Model, Paper, Weights
+from linsight.tools.families import (
+    family_name,
+    is_demonstration,
+    models_by_paper,
+    published_top1,
+    span,
+)
 
 START = """\
 # Model cards
@@ -23,21 +29,13 @@ Written by `python -m linsight.tools.zoo`; do not edit it. One card a paper; the
 - `*_nano` models are ours, for demonstrations and tests, and have no weights.
 """
 
-# Training data by the end of a tag, as in timm's tags.
-DATA = {
-    "in22k_ft_in1k": "ImageNet-22K, then ImageNet-1K",
-    "in1k": "ImageNet-1K",
-    "in1k_2021": "ImageNet-1K",
-}
+# Training data by a word of a tag, as in timm's tags.
+DATA = {"in22k": "ImageNet-22K", "in1k": "ImageNet-1K"}
 
 
 def page() -> str:
     """The page, in Markdown."""
-    papers: dict[Paper, dict[str, Model]] = {}
-    for name, model in ZOO.items():
-        papers.setdefault(model.family.paper, {})[name] = model
-    cards = (card(paper, papers[paper]) for paper in sorted(papers, key=lambda p: p.name.lower()))
-    return START + "".join(cards)
+    return START + "".join(card(paper, models) for paper, models in models_by_paper().items())
 
 
 def card(paper: Paper, models: dict[str, Model]) -> str:
@@ -47,7 +45,7 @@ def card(paper: Paper, models: dict[str, Model]) -> str:
         paper: the paper.
         models: the rows of its models in the zoo, by name.
     """
-    families = sorted({name.rpartition("_")[0] for name in models})
+    families = dict.fromkeys(map(family_name, models))
     repository = paper.origin.removeprefix("https://github.com/")
     return f"""
 ## {paper.name}: {", ".join(f"`{family}_*`" for family in families)}
@@ -56,37 +54,35 @@ def card(paper: Paper, models: dict[str, Model]) -> str:
 - **Code**: [{repository}]({paper.origin})
 - **Computes**: {paper.computes}
 - **Limits**: {paper.limits}
-- **Published results**: {_results(list(models.values()))}
+- **Published results**: {_results(models)}
 - **Weights, trained on**: {_weights(models)}
 - **Licence of the weights**: {paper.license or "not stated by the authors: ask them"}
 """
 
 
-def _results(models: list[Model]) -> str:
+def _results(models: dict[str, Model]) -> str:
+    boxes_and_masks = [model.mask_rcnn for model in models.values() if model.mask_rcnn]
     ranges = (
-        ("top-1", [model.top1 for model in models]),
-        ("box AP", [model.mask_rcnn and model.mask_rcnn[0] for model in models]),
-        ("mask AP", [model.mask_rcnn and model.mask_rcnn[1] for model in models]),
-        ("mIoU", [model.upernet for model in models]),
+        ("top-1", published_top1(models)),
+        ("box AP", [box for box, _ in boxes_and_masks]),
+        ("mask AP", [mask for _, mask in boxes_and_masks]),
+        ("mIoU", [model.upernet for model in models.values() if model.upernet]),
     )
-    texts = []
-    for metric, values in ranges:
-        known = [f"{value:.1f}" for value in values if value is not None]
-        if known:
-            low, high = min(known, key=float), max(known, key=float)
-            texts.append(f"{metric} {low}" + (f" to {high}" if high != low else ""))
-    return ", ".join(texts)
+    return ", ".join(f"{metric} {span(values)}" for metric, values in ranges if values)
 
 
 def _weights(models: dict[str, Model]) -> str:
-    tags: dict[str, list[str]] = {}
-    for name, model in models.items():
-        for tag in model.weights:
-            tags.setdefault(tag, []).append(name)
-    texts = [f"`{tag}` {DATA[tag.removeprefix('ms_').removeprefix('fb_')]}" for tag in tags]
+    tags = {tag: weights for model in models.values() for tag, weights in model.weights.items()}
+    texts = [f"`{tag}` {_data(tag, weights)}" for tag, weights in tags.items()]
     none = [
         f"`{name}`"
         for name, model in models.items()
-        if not model.weights and not name.endswith("_nano")
+        if not model.weights and not is_demonstration(name)
     ]
-    return "; ".join(texts) + (f"; none released for {', '.join(none)}" if none else "")
+    return "; ".join([*texts, *([f"none released for {', '.join(none)}"] if none else [])])
+
+
+def _data(tag: str, weights: Weights) -> str:
+    names = ", then ".join(DATA[word] for word in tag.split("_") if word in DATA)
+    side = weights.config.get("input_size", (3, 224, 224))[-1]
+    return names + (f" at {side} px" if side != 224 else "")

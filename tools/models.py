@@ -33,7 +33,8 @@ def models(
         raise SystemExit(1)
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption="GMACs at 224 px; top-1 as published; * by hand, see linsight convert",
+        caption="GMACs at 224 px; top-1 as published, @ another size than 224 px; "
+        "* by hand, see linsight convert",
         caption_justify="left",
     )
     for heading in ("model", "M", "GMACs", "top-1", "weights", "arXiv"):
@@ -47,7 +48,7 @@ def models(
             name,
             f"{parameters / 1e6:.1f}",
             f"{macs / 1e9:.2f}",
-            f"{row.top1:.1f}" if row.top1 else "-",
+            (f"{row.top1:.1f}" + f"@{row.top1_size}" * (row.top1_size != 224)) if row.top1 else "-",
             "\n".join(tag + "*" * bool(w.page) for tag, w in row.weights.items()) or "-",
             row.family.paper.arxiv,
         )

@@ -1,23 +1,23 @@
 """Write the files that are generated from the zoo: `python -m linsight.tools.zoo`, in a checkout.
 
 Counts of operations take a minute, and are kept in `backbones/zoo/counts.csv` for
-`linsight models`; docs/zoo.md and docs/model_cards.md are pages for users.
+`linsight models`. The rest are pages for users, and parts of pages.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import timm
-import torch
 from rich.progress import track
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from linsight.backbones import ZOO
 from linsight.backbones.registry import Model, Weights
-from linsight.kernels import force
-from linsight.tools import model_cards
+from linsight.tools import citation, model_cards, zoo_tables
+from linsight.tools.families import family_name
+from linsight.tools.kernel_use import record_kernel_use
 from linsight.tools.models import COUNTS, count
+
+FIRST = "<!-- The lines from here on are written by `python -m linsight.tools.zoo`. -->\n"
+LAST = "<!-- The lines up to here are written by `python -m linsight.tools.zoo`. -->\n"
 
 START = """\
 # The zoo
@@ -28,10 +28,10 @@ Written by `python -m linsight.tools.zoo`; do not edit it.
   one image of 224 x 224, attention included. SOFT's papers give 1.9, 3.3, 7.2, 11.0 and 16.3: they
   are ours to 3 % without the landmark matrices' inverses: 0.19, 0.40, 1.29, 1.95 and 2.64.
 - The accuracies are the papers' and their repositories', in percent; we have not trained these
-  models ourselves. **top-1**: ImageNet-1K at 224 px, with the first of the weights where there
-  are several. **box, mask**: AP on COCO val2017 of Mask R-CNN, schedule 1x. **mIoU**: ADE20K,
-  UperNet, 160,000 iterations of 512 x 512 crops, tested at one scale. Figures of other detectors,
-  heads and schedules are not listed.
+  models ourselves. **top-1**: ImageNet-1K at 224 px or at the size beside it, with the first of
+  the weights where there are several. **box, mask**: AP on COCO val2017 of Mask R-CNN, schedule
+  1x. **mIoU**: ADE20K, UperNet, 160,000 iterations of 512 x 512 crops, tested at one scale.
+  Figures of other detectors, heads and schedules are not listed.
 - **weights**: a tag such as `ms_in1k` loads by `timm.create_model("NAME.TAG", pretrained=True)`;
   one marked *by hand* is downloaded from its page and goes through `linsight convert`
   ([weights](weights.md)).
@@ -61,12 +61,44 @@ compiled, they are the compiler's. Softmax attention over all tokens is PyTorch'
 
 
 def write(repository: Path) -> None:
-    """Count the operations of every model; write the table of counts and the pages."""
+    """Count the operations of every model, and write every file that is generated from the zoo."""
     counts = {name: count(name) for name in track(ZOO, "Counting operations")}
+    for path, text in generate(repository, counts).items():
+        path.write_text(text)
+
+
+def generate(repository: Path, counts: Mapping[str, tuple[int, int]]) -> dict[Path, str]:
+    """The texts of the generated files by their paths.
+
+    Args:
+        repository: a checkout, whose hand-written lines stay.
+        counts: parameters and multiply-adds of each model by its name.
+    """
     rows = (f"{name},{parameters},{macs}\n" for name, (parameters, macs) in counts.items())
-    COUNTS.write_text("model,parameters,multiply_adds\n" + "".join(rows))
-    (repository / "docs" / "zoo.md").write_text(page(counts))
-    (repository / "docs" / "model_cards.md").write_text(model_cards.page())
+    readme, weights = repository / "README.md", repository / "docs" / "weights.md"
+    cff = repository / "CITATION.cff"
+    head, title, _ = cff.read_text().partition("\nreferences:\n")
+    return {
+        COUNTS: "model,parameters,multiply_adds\n" + "".join(rows),
+        repository / "docs" / "zoo.md": page(counts),
+        repository / "docs" / "model_cards.md": model_cards.page(),
+        weights: replace_lines(weights.read_text(), zoo_tables.hosts()),
+        readme: replace_lines(readme.read_text(), zoo_tables.summary(counts)),
+        cff: head + title + citation.references(),
+    }
+
+
+def replace_lines(text: str, lines: str) -> str:
+    """A page with other lines between `FIRST` and `LAST`.
+
+    Raises:
+        ValueError: if the page lacks one of the two.
+    """
+    head, first, rest = text.partition(FIRST)
+    _, last, tail = rest.partition(LAST)
+    if not (first and last):
+        raise ValueError(f"text has no lines between {FIRST!r} and {LAST!r}: put them back")
+    return f"{head}{FIRST}\n{lines}\n{LAST}{tail}"
 
 
 def page(counts: Mapping[str, tuple[int, int]]) -> str:
@@ -77,42 +109,18 @@ def page(counts: Mapping[str, tuple[int, int]]) -> str:
     """
     lines = [START, MODELS]
     families: dict[str, str] = {}
-    for name in sorted(ZOO, key=_prefix):
+    for name in sorted(ZOO, key=family_name):
         lines.append(_model(name, ZOO[name], *counts[name]))
-        families.setdefault(_prefix(name), name)
+        families.setdefault(family_name(name), name)
     lines.append(FAMILIES)
     lines += [_family(prefix, name) for prefix, name in families.items()]
     return "".join(lines)
 
 
 def operators(name: str) -> list[str]:
-    """Operators of `torch.ops.linsight` that a model launches for one image of 224 x 224.
-
-    They are found on the meta device, so that no GPU is needed: nothing is launched. Kernels that
-    are forced to run without a GPU ask for ``TRITON_INTERPRET=1`` in the environment.
-    """
-    with torch.device("meta"), force("triton"), torch.inference_mode():
-        model = timm.create_model(name).eval()
-        with _Recorder() as recorder:
-            model(torch.empty(1, 3, 224, 224))
-    return sorted(recorder.names)
-
-
-class _Recorder(TorchDispatchMode):
-    """Collects the names of linsight's operators that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "linsight":
-            self.names.add(function._opname)
-        return function(*args, **(kwargs or {}))
-
-
-def _prefix(name: str) -> str:
-    return name.rpartition("_")[0]
+    """Operators of `torch.ops.linsight` that a model launches for one image of 224 x 224."""
+    _, uses = record_kernel_use(name, (224, 224))
+    return sorted(set().union(*(use.registered for use in uses.values())))
 
 
 def _model(name: str, row: Model, parameters: int, macs: int) -> str:
@@ -120,12 +128,18 @@ def _model(name: str, row: Model, parameters: int, macs: int) -> str:
         f"`{name}`",
         f"{parameters / 1e6:.1f}",
         f"{macs / 1e9:.2f}",
-        f"{row.top1:.1f}" if row.top1 else "-",
+        _top1(row),
         "{:.1f}, {:.1f}".format(*row.mask_rcnn) if row.mask_rcnn else "-",
         f"{row.upernet:.1f}" if row.upernet else "-",
         ", ".join(_weights(tag, weights) for tag, weights in row.weights.items()) or "-",
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _top1(row: Model) -> str:
+    if row.top1 is None:
+        return "-"
+    return f"{row.top1:.1f}" + (f" ({row.top1_size} px)" if row.top1_size != 224 else "")
 
 
 def _weights(tag: str, weights: Weights) -> str:
@@ -146,5 +160,4 @@ def _family(prefix: str, name: str) -> str:
 
 
 if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "1"
     write(Path(__file__).resolve().parents[1])

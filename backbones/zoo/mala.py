@@ -16,11 +16,15 @@ register(
     __name__,
     {
         "mala_vit_nano": Model(MALA, bodies.RAVLT_NANO),
-        "mala_vit_tiny": Model(MALA, bodies.RAVLT_TINY, MAVIT, top1=82.9),
-        "mala_vit_small": Model(MALA, bodies.RAVLT_SMALL, MAVIT, top1=84.7),
-        "mala_vit_base": Model(MALA, bodies.RAVLT_BASE, MAVIT, top1=85.7),
+        "mala_vit_tiny": Model(MALA, bodies.RAVLT_TINY, MAVIT, parameters=16_449_128, top1=82.9),
+        "mala_vit_small": Model(MALA, bodies.RAVLT_SMALL, MAVIT, parameters=27_142_568, top1=84.7),
+        "mala_vit_base": Model(MALA, bodies.RAVLT_BASE, MAVIT, parameters=49_792_648, top1=85.7),
         "mala_vit_large": Model(
-            MALA, bodies.RAVLT_LARGE | {"head_hidden_size": 2560}, MAVIT, top1=86.0
+            MALA,
+            bodies.RAVLT_LARGE | {"head_hidden_size": 2560},
+            MAVIT,
+            parameters=97_766_088,
+            top1=86.0,
         ),
     },
 )

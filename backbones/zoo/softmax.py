@@ -59,21 +59,47 @@ def _cswin(size: str) -> dict[str, Weights]:
 register(
     __name__,
     {
-        "softmax_deit_tiny": Model(DEIT, bodies.DEIT_TINY, _deit("tiny", "a1311bcf"), top1=72.2),
-        "softmax_deit_small": Model(DEIT, bodies.DEIT_SMALL, _deit("small", "cd65a155"), top1=79.9),
-        "softmax_deit_base": Model(DEIT, bodies.DEIT_BASE, _deit("base", "b5f2ef4d"), top1=81.8),
-        "softmax_pvt_tiny": Model(PVT, bodies.PVT_TINY, _pvt("tiny"), top1=75.1),
-        "softmax_pvt_small": Model(PVT, bodies.PVT_SMALL, _pvt("small"), top1=79.8),
-        "softmax_pvt_medium": Model(PVT, bodies.PVT_MEDIUM, _pvt("medium"), top1=81.2),
-        "softmax_pvt_large": Model(PVT, bodies.PVT_LARGE, _pvt("large"), top1=81.7),
-        "softmax_swin_tiny": Model(SWIN, bodies.SWIN_TINY, _swin("tiny"), top1=81.2, upernet=44.51),
-        "softmax_swin_small": Model(
-            SWIN, bodies.SWIN_SMALL, _swin("small"), top1=83.2, upernet=47.64
+        "softmax_deit_tiny": Model(
+            DEIT, bodies.DEIT_TINY, _deit("tiny", "a1311bcf"), parameters=5_717_416, top1=72.2
         ),
-        "softmax_swin_base": Model(SWIN, bodies.SWIN_BASE, _swin("base"), top1=83.5, upernet=48.13),
-        "softmax_cswin_tiny": Model(CSWIN, bodies.CSWIN_TINY, _cswin("tiny"), top1=82.8),
-        "softmax_cswin_small": Model(CSWIN, bodies.CSWIN_SMALL, _cswin("small"), top1=83.6),
-        "softmax_cswin_base": Model(CSWIN, bodies.CSWIN_BASE, _cswin("base"), top1=84.2),
-        "softmax_cswin_large": Model(CSWIN, bodies.CSWIN_LARGE, _cswin("large"), top1=86.5),
+        "softmax_deit_small": Model(
+            DEIT, bodies.DEIT_SMALL, _deit("small", "cd65a155"), parameters=22_050_664, top1=79.9
+        ),
+        "softmax_deit_base": Model(
+            DEIT, bodies.DEIT_BASE, _deit("base", "b5f2ef4d"), parameters=86_567_656, top1=81.8
+        ),
+        "softmax_pvt_tiny": Model(
+            PVT, bodies.PVT_TINY, _pvt("tiny"), parameters=13_229_288, top1=75.1
+        ),
+        "softmax_pvt_small": Model(
+            PVT, bodies.PVT_SMALL, _pvt("small"), parameters=24_485_864, top1=79.8
+        ),
+        "softmax_pvt_medium": Model(
+            PVT, bodies.PVT_MEDIUM, _pvt("medium"), parameters=44_208_104, top1=81.2
+        ),
+        "softmax_pvt_large": Model(
+            PVT, bodies.PVT_LARGE, _pvt("large"), parameters=61_369_320, top1=81.7
+        ),
+        "softmax_swin_tiny": Model(
+            SWIN, bodies.SWIN_TINY, _swin("tiny"), parameters=28_288_354, top1=81.2, upernet=44.51
+        ),
+        "softmax_swin_small": Model(
+            SWIN, bodies.SWIN_SMALL, _swin("small"), parameters=49_606_258, top1=83.2, upernet=47.64
+        ),
+        "softmax_swin_base": Model(
+            SWIN, bodies.SWIN_BASE, _swin("base"), parameters=87_768_224, top1=83.5, upernet=48.13
+        ),
+        "softmax_cswin_tiny": Model(
+            CSWIN, bodies.CSWIN_TINY, _cswin("tiny"), parameters=22_320_552, top1=82.8
+        ),
+        "softmax_cswin_small": Model(
+            CSWIN, bodies.CSWIN_SMALL, _cswin("small"), parameters=34_643_304, top1=83.6
+        ),
+        "softmax_cswin_base": Model(
+            CSWIN, bodies.CSWIN_BASE, _cswin("base"), parameters=77_382_184, top1=84.2
+        ),
+        "softmax_cswin_large": Model(
+            CSWIN, bodies.CSWIN_LARGE, _cswin("large"), parameters=173_262_664, top1=86.5
+        ),
     },
 )

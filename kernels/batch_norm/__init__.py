@@ -72,7 +72,8 @@ def batch_norm(
     )
     check_activation(activation)
     args = (x, weight, bias, running_mean, running_var)
-    usable = 0 < x.shape[1] <= WIDEST_ROW and x.numel() and runs_triton(x) and is_direct_call(args)
+    usable = 0 < x.shape[1] <= WIDEST_ROW and x.numel() and runs_triton(x)
+    usable = usable and is_direct_call(args, "batch_norm")
     if not training:
         records = torch.is_grad_enabled() and any(t.requires_grad for t in args[:3])
         if usable and not records:

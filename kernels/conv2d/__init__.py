@@ -53,19 +53,23 @@ def conv2d(
     stride, dilation = _pair(stride), _pair(dilation)
     padding = _resolve_padding(padding, weight.shape[2:], stride, dilation)
     geometry = (stride, padding, dilation, groups)
-    if isinstance(padding, str) or not (
-        runs_triton(x) and is_direct_call((x, weight, bias)) and _agree(x, weight, bias)
-    ):
+    if isinstance(padding, str):
+        return reference.conv2d(x, weight, bias, *geometry, activation)
+    usable = runs_triton(x) and _agree(x, weight, bias)
+    image = usable and _is_image(x, weight, dilation, groups)
+    # Without a bias there are only the products, which PyTorch computes.
+    usable = image or (usable and bias is not None)
+    if not usable or not is_direct_call((x, weight, bias), "conv2d"):
+        return reference.conv2d(x, weight, bias, *geometry, activation)
+    if image and min(operator.result_shape(x, weight, stride, padding)) < 1:
         return reference.conv2d(x, weight, bias, *geometry, activation)
     records = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
     )
-    if _is_image(x, weight, stride, padding, dilation, groups):
+    if image:
         now = None if records else activation
         y = operator.convolve_image(x, weight, bias, stride, padding, now, stream_dtype(x))
         return activate(y, activation) if records else y
-    if bias is None:
-        return reference.conv2d(x, weight, bias, *geometry, activation)
     if not records:
         return operator.convolve(x, weight, bias, *geometry, activation)
     if torch.is_autocast_enabled(x.device.type):
@@ -105,14 +109,12 @@ def _agree(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _is_image(
     x: Tensor,
     weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
 ) -> bool:
     """Whether the kernel for images takes a call."""
     if x.shape[1] > MOST_CHANNELS or max(weight.shape[2:]) > LARGEST_KERNEL:
         return False
-    if dilation != (1, 1) or groups != 1 or x.requires_grad or weight.shape[1] != x.shape[1]:
-        return False
-    return min(operator.result_shape(x, weight, stride, padding)) >= 1
+    return (
+        dilation == (1, 1) and groups == 1 and not x.requires_grad and weight.shape[1] == x.shape[1]
+    )

@@ -28,7 +28,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) ->
     """
     check_vectors(x.shape[-1], weight=weight, bias=bias)
     args = (x, weight, bias, eps)
-    if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args):
+    if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args, "layer_norm"):
         return reference.layer_norm(*args)
     return operator.layer_norm(*args)
 
@@ -61,6 +61,6 @@ def add_layer_norm(
         raise ValueError(f"branch has shape {tuple(branch.shape)}, expected {tuple(x.shape)}")
     check_vectors(x.shape[-1], scale=scale, weight=weight, bias=bias)
     args = (x, branch, scale, weight, bias, eps)
-    if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args):
+    if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args, "layer_norm"):
         return reference.add_layer_norm(*args)
     return operator.add_layer_norm(*args)

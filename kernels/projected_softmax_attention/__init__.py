@@ -53,7 +53,7 @@ def projected_softmax_attention(
         weight.shape[-1] not in TRITON_KERNELS
         or (rotary is not None and rotary[0].dtype != torch.float32)
         or not runs_triton(projection)
-        or not is_direct_call(tensors)
+        or not is_direct_call(tensors, "projected_softmax_attention")
     ):
         return reference.projected_softmax_attention(projection, weight, bias, heads, rotary)
     return operator.projected_softmax_attention(projection, weight, bias, rotary, heads, overwrite)

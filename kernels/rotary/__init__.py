@@ -77,7 +77,7 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     """
     check_rotary(rotary, "x", x.shape[1])
     rows, columns = rotary
-    if rows.dtype == torch.float32 and runs_triton(x) and is_direct_call((x, *rotary)):
+    if rows.dtype == torch.float32 and runs_triton(x) and is_direct_call((x, *rotary), "rotary"):
         return operator.turn(x, rows, columns, False)
     return reference.apply_rotary(x, rotary)
 

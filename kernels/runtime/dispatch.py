@@ -105,8 +105,37 @@ def runs_eagerly() -> bool:
     return not torch.compiler.is_compiling() and not is_intercepted()
 
 
-def is_direct_call(args: tuple) -> bool:
-    """Whether nothing but autograd sees a call with these arguments: eager, on plain tensors."""
+_observer: Callable[[str], None] | None = None
+
+
+@contextmanager
+def observe_eager_kernels(observer: Callable[[str], None]) -> Iterator[None]:
+    """Tell an observer which kernels that run in eager calls alone take the calls of a block.
+
+    Whether they run does not matter: on the meta device, forced to 'triton', the observer learns
+    what a GPU would run. A dispatch mode sees the operators that are registered with PyTorch.
+
+    Args:
+        observer: called with the operator's name, for each call.
+    """
+    global _observer
+    previous, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = previous
+
+
+def is_direct_call(args: tuple, operator: str | None = None) -> bool:
+    """Whether nothing but autograd sees a call with these arguments: eager, on plain tensors.
+
+    Args:
+        args: the arguments.
+        operator: the name of an operator that shows its reference to a compiler. It asks this
+            last, about a call that its kernels take, and an observer is told of the call.
+    """
+    if _observer is not None and operator is not None:
+        _observer(operator)
     return runs_eagerly() and all(
         type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta
         for x in args

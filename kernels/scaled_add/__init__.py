@@ -28,6 +28,6 @@ def scaled_add(x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
         raise ValueError(f"branch has shape {tuple(branch.shape)}, expected {tuple(x.shape)}")
     check_vectors(x.shape[-1], scale=scale)
     args = (x, branch, scale)
-    if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args):
+    if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args, "scaled_add"):
         return reference.scaled_add(*args)
     return operator.scaled_add(*args)

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from timm.models import save_for_hf
 from typer.testing import CliRunner
 
+from linsight.kernels.runtime import dispatch
 from linsight.tools import main, models
 from linsight.tools.config import load_config
 from linsight.tools.export import write_torch
@@ -318,6 +319,74 @@ def test_info(app):
     result = run(app, "info")
     assert torch.__version__.split("+")[0] in result.output
     assert "linsight[train]" in result.output
+
+
+def layers(app, *words):
+    """The table of `linsight info MODEL` as {layer: (how many, runs on, what PyTorch computes)}."""
+    result = run(app, "info", *words)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    head = next(i for i, line in enumerate(lines) if "how many" in line)
+    starts = [lines[head].index(word) for word in ("runs on", "what PyTorch")]
+    table = {}
+    for line in lines[head + 2 :]:
+        if not line.strip():
+            return table
+        layer, count = line[: starts[0]].split()
+        table[layer] = (int(count), line[slice(*starts)].strip(), line[starts[1] :].strip())
+
+
+@pytest.mark.skipif(not dispatch.HAS_TRITON, reason="Triton is not installed")
+def test_info_of_a_model(app, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    table = layers(app, "rala_vit_nano")
+    assert table["LayerNorm"] == (10, "layer_norm (eager)", "")
+    assert table["LinearAttention"] == (2, "projected_linear_attention", "")
+    assert table["ResidualDepthwise"] == (10, "depthwise_conv2d", "")
+    assert table["SoftmaxAttention"] == (
+        3,
+        "projected_softmax_attention (eager)",
+        "scaled_dot_product_attention",
+    )
+    assert table["PositionBlock"] == (5, "scaled_add (eager)", "")
+    assert table["nn.Linear"] == (22, "PyTorch", "matrix products")
+    # A batch norm with its ReLU or GELU is one layer; the head's SiLU is a module.
+    assert table["BatchNormAct2d"] == (7, "batch_norm (eager)", "")
+
+    other = layers(app, "rala_vit_nano", "norm_layer=rmsnorm", "act_layer=silu", "num_classes=0")
+    assert "LayerNorm" not in other
+    assert other["timm.RmsNorm"] == (10, "PyTorch", "a norm that the kernels do not know")
+    (silus,) = (row for layer, row in other.items() if layer.endswith("SiLU"))
+    assert silus[1:] == ("PyTorch", "an activation that is a module")
+    assert other["LinearAttention"] == table["LinearAttention"]
+
+
+@pytest.mark.skipif(not dispatch.HAS_TRITON, reason="Triton is not installed")
+def test_info_of_sizes_that_a_kernel_does_not_take(app, monkeypatch):
+    """Heads of 256 channels, and a local branch of 11 x 11, run in PyTorch."""
+    monkeypatch.setenv("COLUMNS", "160")
+    wide = layers(
+        app, "softmax_swin_tiny", "embed_dim=128", "num_heads=(1,1,1,1)", "depths=(1,1,1,1)"
+    )
+    assert wide["WindowAttention"][:2] == (4, "PyTorch")
+    options = "mixer_options={'rala': {'local_kernel': 11}}"
+    assert layers(app, "rala_vit_nano", options)["LinearAttention"][:2] == (2, "PyTorch")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rala_vit_tinny"], "nearest models are rala_vit_tiny"),
+        (["rala_vit_nano", "norm_layer"], "expected KEY=VALUE"),
+        (["rala_vit_nano", "norm_layer=no"], "norm_layer is 'no'"),
+        (["rala_vit_nano", "normlayer=no"], "normlayer"),
+    ],
+)
+def test_info_of_no_model(app, words, message):
+    result = run(app, "info", *words)
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert message in result.output
 
 
 def test_without_the_training_packages():
