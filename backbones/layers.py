@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import get_act_layer, is_exporting, trunc_normal_
+from timm.layers import is_exporting, trunc_normal_
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
@@ -20,46 +20,12 @@ from ..kernels.conv2d import conv2d
 from ..kernels.depthwise_conv2d import depthwise_conv2d
 from ..kernels.runtime.activation import Activation
 from ..kernels.scaled_add import scaled_add
+from .activations import kernel_activation
 from .context import Context
 from .norms import LayerNorm
 
 # timm's register_notrace_function reaches what a module's own forward calls, and no further.
 torch.fx.wrap("scaled_add")
-
-# A class, a partial of one, or one of timm's names; called without arguments.
-ActLayer = str | Callable[..., nn.Module]
-
-
-def resolve_act_layer(act_layer: ActLayer | None, default: Any) -> Callable[..., nn.Module]:
-    """The callable that makes an activation module; None stands for the default.
-
-    Raises:
-        ValueError: if timm knows no activation of that name.
-    """
-    if act_layer is None:
-        return default
-    if not isinstance(act_layer, str):
-        return act_layer
-    try:
-        found = get_act_layer(act_layer)
-    except KeyError:
-        found = None
-    if found is None:
-        raise ValueError(
-            f"act_layer is {act_layer!r}, which timm does not know: give a name such as 'relu' "
-            "or 'silu', a class or a partial"
-        )
-    return found
-
-
-def kernel_activation(activation: nn.Module | None) -> Activation | None:
-    """The name by which the kernels know an activation module, or None if they do not know it."""
-    if type(activation) is nn.ReLU:
-        return "relu"
-    # timm's names give functional GELU as a class of its own.
-    if type(activation).__name__ == "GELU" and getattr(activation, "approximate", "none") == "none":
-        return "gelu"
-    return None
 
 
 @register_notrace_function

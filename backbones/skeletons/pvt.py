@@ -8,9 +8,10 @@ from typing import Any
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, resize_position, unwrap
-from ..layers import ActLayer, PatchDownsample, PatchEmbed, init_linear_layers
+from ..layers import PatchDownsample, PatchEmbed, init_linear_layers
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (

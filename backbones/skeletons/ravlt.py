@@ -8,17 +8,16 @@ import torch
 from timm.layers import SelectAdaptivePool2d, to_ntuple
 from torch import Tensor, nn
 
+from ..activations import ActLayer, resolve_act_layer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..layers import (
-    ActLayer,
     ConvNormAct,
     Downsample,
     batch_norm_affine,
     check_image,
     init_linear_layers,
     make_classifier,
-    resolve_act_layer,
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import NormLayer

@@ -12,9 +12,10 @@ from typing import Any
 from timm.layers import resample_abs_pos_embed, trunc_normal_
 from torch import Tensor, nn
 
+from ..activations import ActLayer, resolve_act_layer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
-from ..layers import ActLayer, Downsample, init_linear_layers, resolve_act_layer
+from ..layers import Downsample, init_linear_layers
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (

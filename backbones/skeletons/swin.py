@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
-from ..layers import ActLayer, PatchEmbed, init_linear_layers, pad_to_multiple
+from ..layers import PatchEmbed, init_linear_layers, pad_to_multiple
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (

@@ -8,11 +8,11 @@ from timm.layers import global_pool_nlc, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, resize_position, unwrap
 from ..context import Context
 from ..layers import (
-    ActLayer,
     PatchEmbed,
     check_token_pool,
     init_linear_layers,
