@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import linsight  # noqa: F401  registers the models
 from linsight.backbones import ZOO
 from linsight.backbones.context import Context
-from linsight.backbones.layers import DepthwiseConv2d
 from linsight.backbones.skeletons.base import HierarchicalVisionTransformer
+from linsight.kernels.depthwise_conv2d import depthwise_conv2d
 from linsight.kernels.focused_linear_attention import focused_linear_attention
 from linsight.kernels.linear_attention import linear_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
@@ -160,6 +160,22 @@ class SoftmaxAttention(nn.Module):
         ).transpose(1, 2)
 
 
+class Depthwise(nn.Conv2d):
+    """`depthwise_conv2d` of a map (B, H, W, C).
+
+    Args:
+        channels, kernel_size: of the convolution.
+        options: as of the operator.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, **options: Any) -> None:
+        super().__init__(channels, channels, kernel_size, groups=channels)
+        self.options = options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, self.weight, self.bias, **self.options)
+
+
 class ProjectedAttention(Rotated):
     """`projected_linear_attention` of a packed map (B, H, W, 4 C)."""
 
@@ -169,7 +185,7 @@ class ProjectedAttention(Rotated):
         super().__init__(size, device)
         self.mechanism = MECHANISMS[mechanism]
         self.heads = heads
-        self.local = DepthwiseConv2d(heads * HEAD, 5)
+        self.local = Depthwise(heads * HEAD, 5)
 
     def forward(self, projection: Tensor) -> Tensor:
         return projected_linear_attention(
@@ -259,7 +275,7 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
         def convolution(
             device: torch.device, dim: int = dim, kernel: int = kernel, options: dict = options
         ) -> nn.Module:
-            return DepthwiseConv2d(dim, kernel, **options)
+            return Depthwise(dim, kernel, **options)
 
         def maps(noise: Noise, dim: int = dim) -> list[Tensor]:
             return [noise(height, width, dim), noise(height, width, dim)]

@@ -8,6 +8,7 @@ import timm.data
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from timm.utils import reparameterize_model
 
 from linsight.backbones.checkpoint import TimmModel
 from linsight.tools.model import class_names
@@ -26,7 +27,8 @@ class ClassificationPredictor:
     columns = ("class", "probability")
 
     def __init__(self, model: TimmModel, device: torch.device, topk: int) -> None:
-        self.model, self.device, self.topk = model.to(device), device, topk
+        self.model = reparameterize_model(model).to(device)
+        self.device, self.topk = device, topk
         self.names = class_names(model)
         self.transform: Any = timm.data.create_transform(
             **timm.data.resolve_model_data_config(model)
