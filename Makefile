@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 UPSTREAM := .venv-upstream
+IMPORTS := build/imports/linsight
 
 # Threads that wait by spinning slow everything down as soon as two processes share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -29,14 +30,22 @@ test-upstream: $(UPSTREAM)/.installed
 	$(UPSTREAM)/bin/python -m pytest tests/detection tests/heads/test_backbone.py \
 		tests/heads/test_checkpoint.py tests/data/test_coco.py tests/kernels/mmcv_operators
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) $(IMPORTS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml | $(IMPORTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "linsight needs Python 3.10 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# An editable install finds the folders by an import hook, which type checkers and editors do not
+# run; they follow these links.
+$(IMPORTS): pyproject.toml
+	mkdir -p $@
+	ln -sfn $(addprefix ../../../,$(wildcard linsight/*) backbones configs data heads kernels tools) $@
 	touch $@
 
 # This environment is without linsight[det], whose forks have the same import names.

@@ -15,14 +15,13 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ..kernels.runtime.private import has_forward_hooks
+from .activations import ActLayer, resolve_act_layer
 from .context import Context
 from .layers import (
-    ActLayer,
     ConvMlp,
     ResidualDepthwise,
     add_and_norm,
     add_residual,
-    resolve_act_layer,
 )
 from .norms import LayerNorm, NormLayer, resolve_norm_layer
 

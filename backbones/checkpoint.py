@@ -17,6 +17,32 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 SHOWN = 3
 
 
+class TimmModel(nn.Module):
+    """The interface of timm's models, as far as it is used here.
+
+    Attributes:
+        pretrained_cfg: timm's entry of the weights, with the preparation of images.
+        num_classes: number of classes, 0 without a classifier.
+        in_chans: channels of the images.
+        num_features, head_hidden_size: channels of the features, and before the classifier.
+        feature_info: per level its channels "num_chs", its stride "reduction" and its "module".
+        norm: what is applied to the last level.
+    """
+
+    pretrained_cfg: dict[str, Any]
+    num_classes: int
+    in_chans: int
+    num_features: int
+    head_hidden_size: int
+    feature_info: list[dict[str, Any]]
+    norm: nn.Module
+    # They are in every skeleton, and in most models of timm.
+    forward_intermediates: Callable[..., Any]
+    prune_intermediate_layers: Callable[..., Any]
+    set_grad_checkpointing: Callable[..., Any]
+    group_matcher: Callable[..., dict[str, Any]]
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, does not fit, or cannot be written."""
 
@@ -42,7 +68,9 @@ def convert_mixers(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[s
         state_dict: the weights, in which a mixer's entries have its own name as their prefix.
         model: each of its modules with a method `convert_checkpoint` converts its entries.
     """
-    mixers = {n: m for n, m in model.named_modules() if hasattr(m, "convert_checkpoint")}
+    mixers: dict[str, Any] = {
+        n: m for n, m in model.named_modules() if hasattr(m, "convert_checkpoint")
+    }
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in mixers}
     state_dict = dict(state_dict)
     rename_old_entries(state_dict, model)
@@ -113,7 +141,7 @@ def resize_position(position: Tensor, size: tuple[int, int], prefix_tokens: int)
     tokens = position.shape[1] - prefix_tokens
     if tokens == size[0] * size[1] or math.isqrt(max(tokens, 0)) ** 2 != tokens:
         return position
-    return resample_abs_pos_embed(position, size, num_prefix_tokens=prefix_tokens)
+    return resample_abs_pos_embed(position, list(size), num_prefix_tokens=prefix_tokens)
 
 
 def check_fit(
@@ -158,7 +186,7 @@ def check_fit(
         raise CheckpointError(f"{message}: {'; '.join(faults)}")
 
 
-def check_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
+def check_model(state_dict: Mapping[str, Tensor], model: TimmModel) -> None:
     """`check_fit`, but for the classifier and the first convolution, which timm adapts.
 
     Raises:

@@ -11,49 +11,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import get_act_layer, is_exporting, trunc_normal_
+from timm.layers import is_exporting, trunc_normal_
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from ..kernels.batch_norm import batch_norm
 from ..kernels.conv2d import conv2d
 from ..kernels.depthwise_conv2d import depthwise_conv2d
+from ..kernels.runtime.activation import Activation
 from ..kernels.scaled_add import scaled_add
+from .activations import kernel_activation
 from .context import Context
 from .norms import LayerNorm
 
 # timm's register_notrace_function reaches what a module's own forward calls, and no further.
 torch.fx.wrap("scaled_add")
-
-# A class, a partial of one, or one of timm's names; called without arguments.
-ActLayer = str | Callable[..., nn.Module]
-
-
-def resolve_act_layer(act_layer: ActLayer | None, default: Any) -> Callable[..., nn.Module]:
-    """The callable that makes an activation module; None stands for the default.
-
-    Raises:
-        ValueError: if timm knows no activation of that name.
-    """
-    if act_layer is None:
-        return default
-    try:
-        return get_act_layer(act_layer)
-    except KeyError:
-        raise ValueError(
-            f"act_layer is {act_layer!r}, which timm does not know: give a name such as 'relu' "
-            "or 'silu', a class or a partial"
-        ) from None
-
-
-def kernel_activation(activation: nn.Module | None) -> str | None:
-    """The name by which the kernels know an activation module, or None if they do not know it."""
-    if type(activation) is nn.ReLU:
-        return "relu"
-    # For the name 'gelu' timm gives a class of its own, which is called GELU, too.
-    if type(activation).__name__ == "GELU" and getattr(activation, "approximate", "none") == "none":
-        return "gelu"
-    return None
 
 
 @register_notrace_function
@@ -88,7 +60,6 @@ def check_image(x: Tensor, in_chans: int, least: int = 1) -> Tensor:
     return x
 
 
-@register_notrace_module
 class Conv2d(nn.Conv2d):
     """A convolution whose result is channels-last in memory, and its activation if it has one.
 
@@ -97,9 +68,14 @@ class Conv2d(nn.Conv2d):
         others: as in `torch.nn.Conv2d`.
     """
 
-    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
+    # PyTorch declares tuples of any length.
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+
+    def __init__(self, *args: Any, activation: Activation | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.activation = activation
+        self.activation: Activation | None = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
@@ -118,7 +94,6 @@ class Conv2d(nn.Conv2d):
         )
 
 
-@register_notrace_module
 class BatchNormAct2d(nn.BatchNorm2d):
     """Batch normalisation and its activation as one layer, like timm's class of this name.
 
@@ -128,9 +103,16 @@ class BatchNormAct2d(nn.BatchNorm2d):
         others: as in `torch.nn.BatchNorm2d`.
     """
 
-    def __init__(self, channels: int, *, activation: str | None = None, **kwargs: Any) -> None:
+    # None only where `forward` runs PyTorch's own layer.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self, channels: int, *, activation: Activation | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(channels, **kwargs)
-        self.activation = activation
+        self.activation: Activation | None = activation
         # Whether the processes of a distributed training share their statistics.
         self.synchronized = False
 
@@ -244,16 +226,25 @@ def fuse_conv_norm(conv: Conv2d, norm: BatchNormAct2d) -> Conv2d:
     with torch.no_grad():
         scale, shift = batch_norm_affine(norm)
         fused.weight.copy_(conv.weight * scale[:, None, None, None])
-        fused.bias.copy_(shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale))
+        fused.get_parameter("bias").copy_(
+            shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale)
+        )
     return fused.requires_grad_(conv.weight.requires_grad)
 
 
 def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) that a batch norm applies in evaluation."""
-    scale = (norm.running_var + norm.eps).rsqrt()
+    """Scale and shift (C,) that a batch norm applies in evaluation.
+
+    Raises:
+        ValueError: if it has no running statistics, so that scale and shift are not fixed.
+    """
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        raise ValueError("norm has no running statistics: make it with track_running_stats=True")
+    scale = (variance + norm.eps).rsqrt()
     if norm.affine:
         scale = scale * norm.weight
-    shift = -norm.running_mean * scale
+    shift = -mean * scale
     return scale, shift if norm.bias is None else shift + norm.bias
 
 
@@ -327,7 +318,6 @@ class PatchDownsample(PatchEmbed):
         return super().forward(x.permute(0, 3, 1, 2))
 
 
-@register_notrace_module
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution that keeps the size of its map.
 
@@ -345,7 +335,6 @@ class DepthwiseConv2d(nn.Conv2d):
         return y.permute(0, 3, 1, 2)
 
 
-@register_notrace_module
 class ResidualDepthwise(nn.Module):
     """u + conv(u) of a map x (B, H, W, C), where u = a(x) and conv is depthwise.
 
@@ -355,9 +344,11 @@ class ResidualDepthwise(nn.Module):
         activation: the activation a, 'gelu', 'relu' or None for the identity.
     """
 
-    def __init__(self, channels: int, kernel_size: int, activation: str | None = None) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, activation: Activation | None = None
+    ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation: Activation | None = activation
         conv = nn.Conv2d(channels, channels, kernel_size, groups=channels)
         self.weight, self.bias = conv.weight, conv.bias
 
@@ -378,6 +369,11 @@ class ResidualDepthwise(nn.Module):
             branch=branch,
             scale=None if scale is None else scale.flatten(),
         )
+
+
+# As a decorator it would hide the classes from type checkers.
+for leaf in (Conv2d, BatchNormAct2d, DepthwiseConv2d, ResidualDepthwise):
+    register_notrace_module(leaf)
 
 
 class ConvMlp(nn.Module):
@@ -455,8 +451,9 @@ def init_linear_layers(
     for child in module.children():
         init_linear_layers(child, std, convolutions=convolutions, skip=skip)
     # timm's gated MLPs set the bias of their gates.
-    if hasattr(module, "init_weights") and type(module).__module__.startswith("timm."):
-        module.init_weights()
+    init_weights = getattr(module, "init_weights", None)
+    if init_weights is not None and type(module).__module__.startswith("timm."):
+        init_weights()
 
 
 # timm's names of the ways to pool tokens (B, P + N, C), the class token first.

@@ -15,7 +15,6 @@ from ..kernels.layer_norm import add_layer_norm, layer_norm
 NormLayer = str | Callable[..., nn.Module]
 
 
-@register_notrace_module
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation over channels, in the dtype of its input even under autocast.
 
@@ -41,6 +40,10 @@ class LayerNorm(nn.LayerNorm):
         return add_layer_norm(x, branch, self.weight, self.bias, scale=scale, eps=self.eps)
 
 
+# A call, because as a decorator it hides the class from type checkers.
+register_notrace_module(LayerNorm)
+
+
 class PRepBN(nn.Module):
     """Progressive re-parameterised batch normalisation (SLAB, arXiv:2405.11582, eqs. 4 and 5).
 
@@ -55,6 +58,10 @@ class PRepBN(nn.Module):
         batch_eps: added to the variance of the batch norm.
         momentum: weight of a batch's statistics in the running ones.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    progress: Tensor
 
     def __init__(
         self, channels: int, eps: float = 1e-6, batch_eps: float = 1e-5, momentum: float = 0.1
@@ -108,8 +115,9 @@ def set_training_progress(model: nn.Module, progress: float) -> None:
         progress: the fraction of training that is done, from 0 to 1.
     """
     for module in model.modules():
-        if hasattr(module, "set_progress"):
-            module.set_progress(progress)
+        set_progress = getattr(module, "set_progress", None)
+        if set_progress is not None:
+            set_progress(progress)
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": LayerNorm, "prepbn": PRepBN}
@@ -134,9 +142,12 @@ def resolve_norm_layer(norm_layer: NormLayer | None, default: Any) -> Callable[.
     if name in NORMS:
         return NORMS[name]
     try:
-        return get_norm_layer(name)
+        found = get_norm_layer(name)
     except KeyError:
+        found = None
+    if found is None:
         raise ValueError(
             f"norm_layer is {norm_layer!r}, which is neither one of {', '.join(NORMS)} nor a norm "
             "of timm: give such a name, a class or a partial"
-        ) from None
+        )
+    return found

@@ -160,7 +160,7 @@ def register(module: str, rows: dict[str, Model]) -> None:
     configs = {}
     for name, model in rows.items():
         configs |= _default_cfgs(name, model)
-    sys.modules[module].default_cfgs = generate_default_cfgs(configs)
+    vars(sys.modules[module])["default_cfgs"] = generate_default_cfgs(configs)
     for name, model in rows.items():
         register_model(_entrypoint(module, name, model))
     ZOO.update(rows)

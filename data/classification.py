@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm.data
 import torch
@@ -34,7 +34,7 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 
 def _create_transform(settings: dict) -> Callable:
     """:func:`timm.data.create_transform`, whose augmentations posterize by `_posterize`."""
-    transform = timm.data.create_transform(**settings)
+    transform = cast(Callable, timm.data.create_transform(**settings))
     for step in getattr(transform, "transforms", ()):
         for operation in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
             if operation.aug_fn is auto_augment.posterize:
@@ -62,7 +62,7 @@ class TransformedImages(TolerantDataset):
         read: Callable[[int], tuple[Image.Image, int]],
         length: int,
         transform: dict | None,
-        classes: list[str] | None = None,
+        classes: Sequence[str] | None = None,
         name_of: Callable[[int], str] = str,
         corrupt_tolerance: float = 0.01,
     ) -> None:
@@ -80,7 +80,7 @@ class TransformedImages(TolerantDataset):
         return self.transform(image), label
 
 
-def _transform(transform: dict | None, classes: list[str] | None) -> tuple[Callable, dict]:
+def _transform(transform: dict | None, classes: Sequence[str] | None) -> tuple[Callable, dict]:
     settings = dict(transform or {})
     # create_transform's own defaults, written down so that metainfo can hold them.
     settings.setdefault("mean", timm.data.IMAGENET_DEFAULT_MEAN)
@@ -129,13 +129,13 @@ def TimmDataset(
             "train_dataloader.dataset.root and val_dataloader.dataset.root"
         )
     try:
-        dataset = timm.data.create_dataset(
-            name, root=root, split=split, class_map=class_map or "", **reader
-        )
+        reader["class_map"] = class_map or ""
+        dataset = timm.data.create_dataset(name, root=root, split=split, **reader)
     except RuntimeError as error:
         raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
     if isinstance(dataset, IterableDataset):
-        dataset.transform, dataset.metainfo = _transform(transform, None)
+        dataset.transform, metainfo = _transform(transform, None)
+        vars(dataset)["metainfo"] = metainfo
         return dataset
     if not isinstance(dataset, timm.data.ImageDataset):
         classes = getattr(dataset, "classes", None)
@@ -143,7 +143,7 @@ def TimmDataset(
             dataset.__getitem__, len(dataset), transform, classes, str, corrupt_tolerance
         )
 
-    images = dataset.reader
+    images = cast(Any, dataset.reader)
     if folder and os.path.isdir(root):
         _check_folder(Path(root), split, images, mapped=bool(class_map))
 

@@ -85,7 +85,7 @@ class CheckedCocoDataset(CocoDataset):
             if self.test_mode and any(why in _MASK_FAULTS for why in faults):
                 raise DataError(f"{message}. Mend or remove them to evaluate masks")
             print_log(f"{message}. They are left out", "current", logging.WARNING)
-        api = COCO()
+        api: Any = COCO()
         api.dataset = content
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             api.createIndex()
@@ -255,7 +255,7 @@ def remove_faulty(content: dict[str, list[dict]], masks: bool) -> dict[str, list
             fault = "of a category that the file does not list"
         else:
             fault = _box_fault(annotation["bbox"], image["width"], image["height"])
-        if not fault and masks:
+        if image is not None and not fault and masks:
             fault = _mask_fault(annotation, image["height"], image["width"])
         if fault:
             faults[fault].append(annotation["id"])

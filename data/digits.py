@@ -28,7 +28,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -102,7 +102,7 @@ def load_split(split: Split) -> tuple[np.ndarray, np.ndarray]:
             "the digits come with scikit-learn, which is not installed: "
             "pip install 'linsight[train]'"
         ) from error
-    digits = load_digits()
+    digits = cast(Any, load_digits())
     part = _SPLITS[split]
     return digits.images[part].astype(np.uint8), digits.target[part].astype(np.int64)
 
@@ -229,7 +229,7 @@ def _check(
         raise ValueError(f"max_overlap must be between 0 and 1, got {max_overlap}")
 
 
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(name: str, value: Any) -> tuple[int, int]:
     try:
         first, second = (value, value) if np.ndim(value) == 0 else value
         return operator.index(first), operator.index(second)
@@ -355,7 +355,7 @@ class DigitSegmentation(Dataset):
         return (image, mask) if self.transforms is None else self.transforms(image, mask)
 
 
-def scene_of(dataset: Dataset, index: int) -> Scene:
+def scene_of(dataset: Any, index: int) -> Scene:
     """Draw the scene at an index by the data set's ``scene`` function."""
     if not 0 <= index < len(dataset):
         raise IndexError(f"index {index} is out of range for {len(dataset)} scenes")

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -176,7 +176,7 @@ def _coco(scenes: Iterator[Scene]) -> dict[str, Any]:
                     "iscrowd": 0,
                     "segmentation": {
                         "size": [height, width],
-                        "counts": encoded["counts"].decode("ascii"),
+                        "counts": cast(bytes, encoded["counts"]).decode("ascii"),
                     },
                 }
             )

@@ -43,7 +43,7 @@ class DigitDetection(Dataset):
 
     def __init__(self, split: Split, length: int, pipeline: Sequence[dict], **scene: Any) -> None:
         self.length = scene_count(split, length)
-        self.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])
+        self.pipeline: Any = Compose([TRANSFORMS.build(step) for step in pipeline])
         self.scene = functools.partial(digit_scene, split=split, **{**DETECTION, **scene})
         self.scene(0)  # raises the error of a wrong argument here instead of in a worker
         self.metainfo = {"classes": CLASSES}

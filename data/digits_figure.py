@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -89,9 +90,9 @@ def draw_digit_scenes(path: str | Path) -> None:
 
 
 def _tab10() -> list[tuple[float, float, float]]:
-    from matplotlib import colormaps
+    from matplotlib import color_sequences
 
-    return list(colormaps["tab10"].colors)
+    return cast(list[tuple[float, float, float]], color_sequences["tab10"])
 
 
 def _crowd(index: int) -> Scene:

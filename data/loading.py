@@ -76,7 +76,7 @@ def most_corrupt(tolerance: float, length: int) -> int:
     return max(1, int(tolerance * length)) if tolerance else 0
 
 
-def mark_corrupt(dataset: Dataset, index: int, most: int, error: Exception, reason: str) -> None:
+def mark_corrupt(dataset: Any, index: int, most: int, error: Exception, reason: str) -> None:
     """Remember an item that could not be read, in the data set's ``corrupt``.
 
     Raises:
@@ -90,7 +90,7 @@ def mark_corrupt(dataset: Dataset, index: int, most: int, error: Exception, reas
         ) from error
 
 
-def describe(dataset: Dataset, fault: str = "corrupt") -> str:
+def describe(dataset: Any, fault: str = "corrupt") -> str:
     """A sentence that counts the faulty images of a data set and names the first five.
 
     Args:

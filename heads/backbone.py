@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from linsight.backbones import ZOO
-from linsight.backbones.checkpoint import CheckpointError
+from linsight.backbones.checkpoint import CheckpointError, TimmModel
 
 
-def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
+def create_backbone(model_name: str, **kwargs: Any) -> TimmModel:
     """:func:`timm.create_model`, with errors that name the nearest model or argument.
 
     Raises:
@@ -37,7 +37,7 @@ def create_backbone(model_name: str, **kwargs: Any) -> nn.Module:
             + (f"; the nearest are {', '.join(nearest)}" if nearest else "")
         )
     try:
-        return timm.create_model(model_name, **kwargs)
+        return cast(TimmModel, timm.create_model(model_name, **kwargs))
     except RuntimeError as error:
         if "No pretrained weights exist" not in str(error):
             raise
@@ -161,7 +161,7 @@ class TimmBackbone(BaseModule):
     def _freeze(self, stages: int) -> None:
         """Freeze the parameter groups up to stage `stages`, numbered as for timm's layer decay."""
         matcher = self.model.group_matcher(coarse=True)
-        groups = group_parameters(self.model, matcher, reverse=True)
+        groups = cast(dict[str, int], group_parameters(self.model, matcher, reverse=True))
         for name, parameter in self.model.named_parameters():
             if groups[name] <= stages:
                 parameter.requires_grad_(False)

@@ -27,7 +27,6 @@ from torch import Tensor
 from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
 
 
-@register_backend("atomic")
 class AtomicLocalBackend(LocalBackend):
     """mmengine's local files, each replaced in one step: ``backend_args=dict(backend="atomic")``.
 
@@ -63,6 +62,9 @@ class AtomicLocalBackend(LocalBackend):
         self.put(obj.encode(encoding), filepath)
 
 
+register_backend("atomic", AtomicLocalBackend)
+
+
 def _history_statistic(owner: type, name: str) -> Any:
     """A `getattr` that returns the statistics of mmengine's log histories and nothing else.
 
@@ -73,18 +75,22 @@ def _history_statistic(owner: type, name: str) -> Any:
     return getattr(owner, name)
 
 
+# The functions by which numpy unpickles arrays and scalars; numpy 1 called them otherwise.
+_MAKE_ARRAY = np.empty(0).__reduce__()[0]
+_MAKE_SCALAR = np.float64().__reduce__()[0]
+
 # These hold data alone. mmengine's own list also allows the real getattr.
-_SAFE_GLOBALS = [
+_SAFE_GLOBALS: list[Any] = [
     HistoryBuffer,
     (_history_statistic, "builtins.getattr"),
     np.ndarray,
     np.dtype,
     type(np.dtype(np.float64)),
     type(np.dtype(np.int64)),
-    np._core.multiarray._reconstruct,
-    np._core.multiarray.scalar,
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    _MAKE_ARRAY,
+    _MAKE_SCALAR,
+    (_MAKE_ARRAY, "numpy.core.multiarray._reconstruct"),
+    (_MAKE_SCALAR, "numpy.core.multiarray.scalar"),
 ]
 
 
@@ -152,7 +158,7 @@ def _foreign_names(path: Path) -> list[str]:
     strings: list[str] = []
     try:
         for opcode, value, _ in pickletools.genops(content):
-            if opcode.name == "GLOBAL":
+            if opcode.name == "GLOBAL" and value is not None:
                 names.append(value.replace(" ", "."))
             elif opcode.name == "STACK_GLOBAL":
                 names.append(".".join(strings[-2:]))
@@ -260,7 +266,7 @@ class CheckedLoadHook(Hook):
 _CLASSLESS = ("backbone.", "neck.")
 
 
-def _compare_names(runner: Any, checkpoint: Mapping, source: str) -> None:
+def _compare_names(runner: Any, checkpoint: Mapping, source: str | None) -> None:
     """Warn in testing when the classes have other names, or another order, than in training."""
     if isinstance(runner._test_loop, dict | None):
         return
@@ -281,16 +287,16 @@ def _compare_names(runner: Any, checkpoint: Mapping, source: str) -> None:
 def _classifier_of(model: torch.nn.Module) -> tuple[str, ...]:
     """Prefixes of the weights whose first axis is the classes: those in the model's attribute
     ``classifiers``, or the classifier of its timm model."""
-    if hasattr(model, "classifiers"):
-        return model.classifiers
-    backbone = getattr(model, "backbone", None)
-    if not hasattr(backbone, "get_classifier"):
+    if (prefixes := getattr(model, "classifiers", None)) is not None:
+        return prefixes
+    get_classifier = getattr(getattr(model, "backbone", None), "get_classifier", None)
+    if get_classifier is None:
         return ()
-    classifier = backbone.get_classifier()
+    classifier = get_classifier()
     return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
 
 
-def _check_finite(runner: Any, last: str | None) -> None:
+def _check_finite(runner: Any, last: str | Path | None) -> None:
     bad = [name for name, p in runner.model.named_parameters() if not p.isfinite().all()]
     if bad:
         raise CheckpointError(
@@ -311,6 +317,8 @@ class SafeCheckpointHook(CheckpointHook):
     Raises:
         CheckpointError: the training has diverged; the checkpoints from before stay.
     """
+
+    file_backend: Any
 
     def before_train(self, runner: Any) -> None:
         if self.backend_args is None and "://" not in (self.out_dir or runner.work_dir):
@@ -344,7 +352,7 @@ class SafeCheckpointHook(CheckpointHook):
         )
         if not is_main_process():
             return
-        AtomicLocalBackend().put_text(self.last_ckpt, Path(runner.work_dir, "last_checkpoint"))
+        AtomicLocalBackend().put_text(str(self.last_ckpt), Path(runner.work_dir, "last_checkpoint"))
         for old in outdated:
             self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
 
@@ -368,7 +376,7 @@ class SafeCheckpointHook(CheckpointHook):
         if weights:
             runner.logger.info(f"Weights: {weights}")
 
-    def _remove(self, path: str) -> None:
+    def _remove(self, path: str | Path) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):

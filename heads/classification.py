@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm.data
 import timm.loss
@@ -88,7 +88,7 @@ class ImageClassifier(BaseModel):
         super().__init__(data_preprocessor)
         self.num_classes = num_classes
         self.backbone = create_backbone(**backbone, num_classes=num_classes)
-        self.mixup = mixup and timm.data.Mixup(
+        self.mixup: Any = mixup and timm.data.Mixup(
             **mixup, num_classes=num_classes, label_smoothing=label_smoothing
         )
         if loss is None and self.mixup:
@@ -117,7 +117,7 @@ class ImageClassifier(BaseModel):
         """
         if mode == "loss":
             if self.mixup:
-                inputs, labels = self._mix(inputs, labels)
+                inputs, labels = cast(Any, self._mix)(inputs, labels)
             return {"loss": self.loss(self.backbone(inputs).float(), labels)}
         logits = self.backbone(inputs)
         if mode == "tensor":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.nn.functional as F
-from mmengine.model import BaseModule, constant_init, kaiming_init, normal_init
+from mmengine.model import BaseModule, constant_init, kaiming_init
 from torch import Tensor, nn
 
 from ..backbones.layers import BatchNormAct2d, Conv2d, fuse_conv_norm
@@ -92,7 +92,8 @@ class DecodeHead(BaseModule):
         self.channels = channels
         self.dropout = nn.Dropout2d(dropout_ratio)
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
-        normal_init(self.conv_seg, std=0.01)
+        nn.init.normal_(self.conv_seg.weight, std=0.01)
+        nn.init.zeros_(self.conv_seg.get_parameter("bias"))
 
     def init_weights(self) -> None:
         """Nothing: the weights were initialised when they were created."""

@@ -51,7 +51,8 @@ class ChannelsFromBackbone:
     ) -> None:
         if neck is not None and "in_channels" not in neck and backbone["type"] == "TimmBackbone":
             neck = {**neck, "in_channels": map_channels(backbone)}
-        super().__init__(backbone=backbone, neck=neck, **options)
+        options |= {"backbone": backbone, "neck": neck}
+        super().__init__(**options)
 
 
 @MODELS.register_module()

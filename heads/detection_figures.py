@@ -73,7 +73,8 @@ def class_colour(label: int) -> tuple[int, int, int]:
     """The colour (R, G, B) of a class, dark enough for white text; consecutive classes lie far
     apart on the colour wheel."""
     hue = label * 0.61803398875 % 1
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.85, 0.8))
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.8)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 @HOOKS.register_module()
@@ -116,7 +117,7 @@ class ObjectsFigureHook(PredictionsHook):
         return figure
 
 
-def detections(sample: Any, score_threshold: float) -> dict[str, np.ndarray | None]:
+def detections(sample: Any, score_threshold: float) -> dict[str, Any]:
     """Arguments ``boxes``, ``labels``, ``scores`` and ``masks`` of :func:`draw_objects`, from the
     predictions in mmdet's ``DetDataSample``."""
     objects = sample.pred_instances

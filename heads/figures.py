@@ -98,7 +98,7 @@ def draw_learning_curve(
 
     middle.set_title(f"Validation {', '.join(map(_short_name, metrics))} (%)" if metrics else "")
     for (name, values), colour in zip(metrics.items(), _COLOURS, strict=False):
-        best = max(values, key=values.get)
+        best = max(values, key=values.__getitem__)
         label = f"{_short_name(name)}, best: {values[best]:.2f} in {unit} {best}"
         style = _STYLE | {"color": colour}
         middle.plot(list(values), list(values.values()), marker=".", label=label, **style)

@@ -141,7 +141,7 @@ class ProgressBarHook(Hook):
         if self.progress is None:
             return
         fields = {"completed": runner.iter + 1, "epoch": self._epoch(runner)}
-        if self.every_n_train_iters(runner, self.interval):
+        if outputs is not None and self.every_n_train_iters(runner, self.interval):
             fields["loss"] = f"{outputs['loss'].item():.3f}"
         self.progress.update(self.task, **fields)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm.optim
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -40,7 +42,7 @@ class TimmOptimWrapperConstructor:
         self.wrapper = dict(optim_wrapper_cfg)
         self.optimizer = self.wrapper.pop("optimizer")
 
-    def __call__(self, model: nn.Module) -> OptimWrapper:
+    def __call__(self, model: Any) -> OptimWrapper:
         model = model.module if is_model_wrapper(model) else model
         beside = [
             name
@@ -67,12 +69,10 @@ class TimmOptimWrapperConstructor:
         )
 
     def _groups(self, model: nn.Module) -> list[dict]:
-        undecayed = {
-            f"{part}.{name}"
-            for part, module in model.named_modules()
-            if hasattr(module, "no_weight_decay")
-            for name in module.no_weight_decay()
-        }
+        undecayed = []
+        for part, module in model.named_modules():
+            no_weight_decay = getattr(module, "no_weight_decay", set)
+            undecayed += (f"{part}.{name}" for name in no_weight_decay())
         return param_groups_weight_decay(
             model, self.optimizer.get("weight_decay", 0.0), no_weight_decay_list=undecayed
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,13 @@ class SemanticSegmentor(BaseModel):
         channels = self.backbone.out_channels
         info = self.backbone.model.feature_info
         strides = [info[i]["reduction"] for i in self.backbone.out_indices]
-        self.neck = neck and MODELS.build({"in_channels": channels, **neck})
+        self.neck: Any = neck and MODELS.build({"in_channels": channels, **neck})
         head = {"num_classes": num_classes, **decode_head}
         head.setdefault("in_channels", self.neck.out_channels if neck else channels)
         if head["type"] == "FPNHead":
             head.setdefault("feature_strides", strides)
         self.decode_head = MODELS.build(head)
-        self.auxiliary_head = auxiliary_head and MODELS.build(
+        self.auxiliary_head: Any = auxiliary_head and MODELS.build(
             {"num_classes": num_classes, "in_channels": channels, **auxiliary_head}
         )
         self.auxiliary_weight = auxiliary_weight
@@ -204,7 +205,9 @@ class SemanticSegmentor(BaseModel):
     def _decode(self, maps: Sequence[Tensor]) -> Tensor:
         return self.decode_head(self.neck(maps) if self.neck else maps)
 
-    def _loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _loss(self, inputs: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        if labels is None:
+            raise ValueError("labels is None, but mode 'loss' needs them: pass labels (B, H, W)")
         labels = labels.long()
         maps = self.backbone(inputs)
         losses = {"decode.loss": self._measure(self._decode(maps), labels)}
@@ -220,21 +223,22 @@ class SemanticSegmentor(BaseModel):
         foreign = any(not isinstance(loss, PixelCrossEntropy) for loss in self.losses)
         if foreign and not (labels != self.ignore_index).any():
             return 0 * logits.sum()
-        return sum(
+        weighted = (
             weight * loss(logits, labels)
             for weight, loss in zip(self.loss_weights, self.losses, strict=True)
         )
+        return reduce(torch.add, weighted)
 
     def _predict(self, inputs: Tensor, size: Sequence[int]) -> Tensor:
         """Predict labels (B, H', W')."""
         views = list(self._views(inputs))
         if len(views) == 1:
             return resize(self._logits(inputs), size).argmax(1)
-        total: Tensor | None = None
-        for view, flipped in views:
+        (first, _), *others = views  # the first is never flipped
+        total = resize(self._logits(first), size).softmax(1)
+        for view, flipped in others:
             scores = resize(self._logits(view), size).softmax(1)
-            scores = scores.flip(-1) if flipped else scores
-            total = scores if total is None else total.add_(scores)
+            total.add_(scores.flip(-1) if flipped else scores)
         return total.argmax(1)
 
     def _views(self, inputs: Tensor) -> Iterator[tuple[Tensor, bool]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib import color_sequences
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.registry import HOOKS
@@ -25,7 +25,7 @@ BACKGROUND = "background"
 def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
     """The colour (R, G, B), 0 to 255, of each class but the background, by index of the class."""
     coloured = [i for i, name in enumerate(classes) if name != BACKGROUND]
-    shades = [*colormaps["tab10"].colors]
+    shades: list[Any] = [*color_sequences["tab10"]]
     del shades[7]  # grey, the colour of the picture under the classes
     golden = (5**0.5 - 1) / 2
     shades += (
@@ -33,8 +33,8 @@ def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
         for i in range(len(coloured) - len(shades))
     )
     return {
-        i: tuple(round(255 * part) for part in shade)
-        for i, shade in zip(coloured, shades, strict=False)
+        i: (round(255 * red), round(255 * green), round(255 * blue))
+        for i, (red, green, blue) in zip(coloured, shades, strict=False)
     }
 
 
@@ -60,7 +60,7 @@ def legend(classes: Sequence[str], present: Collection[int]) -> list[Patch]:
     """Entries of a legend with the colours of the classes `present`."""
     colours = class_colours(classes)
     return [
-        Patch(color=np.array(colours[i]) / 255, label=str(classes[i]))
+        Patch(color=tuple(np.array(colours[i]) / 255), label=str(classes[i]))
         for i in sorted(present)
         if i in colours
     ]

@@ -29,6 +29,8 @@ class PixelCrossEntropy(nn.Module):
         ValueError: the threshold is no probability above 0.
     """
 
+    class_weight: Tensor | None
+
     def __init__(
         self,
         class_weight: Sequence[float] | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
@@ -32,6 +33,8 @@ class MeanIoU(BaseMetric):
     """
 
     default_prefix = "segmentation"
+
+    dataset_meta: dict[str, Any]
 
     def __init__(
         self,

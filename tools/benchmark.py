@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import timm
 import torch
@@ -312,9 +312,10 @@ def _config_jobs(what: str, names: list[str], compile: bool, setting: Setting) -
         raise typer.BadParameter(
             f"{what} need {error.name}: pip install 'linsight[{extra}]'"
         ) from None
+    sizes = cast(tuple[Any, ...], setting.sizes if what == "segmentors" else setting.resolutions)
     for phase in setting.phases:
         for name in names:
-            for size in setting.sizes if what == "segmentors" else setting.resolutions:
+            for size in sizes:
                 try:
                     found = list(cases(name, list(setting.peers), size, setting.batch or 2))
                 except ConfigError as error:
@@ -387,7 +388,7 @@ def results_of(job: Job, bandwidth: float, setting: Setting) -> Iterator[Row]:
                 yield replace(row, check=reason)
                 continue
             row = replace(row, **values)
-            medians[row.mode, row.phase] = row.p50_ms
+            medians[row.mode, row.phase] = cast(float, row.p50_ms)
             yield _compare_with_floor(row, subject.case, bandwidth, setting)
             whole = medians.get((row.mode, "forward+backward"), 0.0)
             half = medians.get((row.mode, "forward"))
@@ -417,7 +418,7 @@ def _compare_with_floor(row: Row, case: Case, bandwidth: float, setting: Setting
     forward, backward = case.moved
     elements = {"forward": forward, "backward": backward}.get(row.phase, forward + backward)
     floor = 1e6 * elements * DTYPES[setting.dtype].itemsize / bandwidth
-    return replace(row, floor_us=floor, fraction=floor / (1e3 * row.p50_ms))
+    return replace(row, floor_us=floor, fraction=floor / (1e3 * cast(float, row.p50_ms)))
 
 
 def draw(paths: list[Path], folder: Path, console: Console) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 import linsight  # noqa: F401  registers the models
 from linsight.backbones import ZOO
 from linsight.backbones.context import Context
+from linsight.backbones.skeletons.base import HierarchicalVisionTransformer
 from linsight.kernels.depthwise_conv2d import depthwise_conv2d
 from linsight.kernels.focused_linear_attention import focused_linear_attention
 from linsight.kernels.linear_attention import linear_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
-from linsight.kernels.rotary import rotary_tables
+from linsight.kernels.rotary import Rotary, rotary_tables
 
 MODELS = (
     "rala_vit_small",
@@ -44,7 +45,7 @@ BATCHES = {
 }
 HEAD = 64
 STAGES = ((4, 1), (8, 2))  # stride and heads
-MECHANISMS = {
+MECHANISMS: dict[str, dict[str, Any]] = {
     "rala": {"key_weights": "global_query"},
     "mala": {"readout": "magnitude_aware"},
 }
@@ -106,8 +107,11 @@ class Rotated(nn.Module):
         self.size = size
         self.tables = rotary_tables(size, HEAD, torch.float32, device)
 
-    def rotary(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(table.to(torch.promote_types(x.dtype, table.dtype)) for table in self.tables)
+    def rotary(self, x: Tensor) -> Rotary:
+        rows, columns = (
+            table.to(torch.promote_types(x.dtype, table.dtype)) for table in self.tables
+        )
+        return rows, columns
 
 
 class Attention(Rotated):
@@ -199,9 +203,9 @@ class Mixer(nn.Module):
 
     def __init__(self, name: str, stage: int, size: tuple[int, int]) -> None:
         super().__init__()
-        self.context = Context(size)
         model = timm.create_model("rala_vit_small", mixer=name, depths=(1, 1, 1, 1))
-        self.mixer = model.stages[stage].blocks[0].mixer
+        self.mixer = cast(HierarchicalVisionTransformer, model).stages[stage].blocks[0].mixer
+        self.context = Context(size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mixer(x, self.context)
@@ -210,7 +214,8 @@ class Mixer(nn.Module):
 def operators(resolution: int, batch: int) -> Iterator[Case]:
     """Cases of the operators at a resolution, each followed by its peers."""
     for stride, heads in STAGES:
-        size = (max(1, resolution // stride),) * 2
+        side = max(1, resolution // stride)
+        size = (side, side)
         for case in _operators(size, heads, resolution, batch):
             yield case
             yield replace(case, name="reference", peer_of=case.name, reference=True)
@@ -228,7 +233,8 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
         name: str, build: Callable, inputs: Callable, passes: tuple[int, int], channels: int
     ) -> Case:
         shape = f"{batch} x {height} x {width} x {channels}"
-        moved = tuple(n * batch * tokens * channels for n in passes)
+        one = batch * tokens * channels
+        moved = (passes[0] * one, passes[1] * one)
         return Case("operators", name, "", resolution, batch, shape, build, inputs, moved)
 
     def packed(noise: Noise) -> list[Tensor]:
@@ -280,7 +286,8 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
 def mixers(resolution: int, batch: int) -> Iterator[Case]:
     """Cases of whole mixers at a resolution, each with its reference, and of gated softmax."""
     for stage, (stride, heads) in enumerate(STAGES):
-        size = (max(1, resolution // stride),) * 2
+        side = max(1, resolution // stride)
+        size = (side, side)
         tokens, channels = size[0] * size[1], heads * HEAD
         one = batch * tokens * channels
         for name in (*MECHANISMS, "gated_softmax"):
@@ -303,7 +310,7 @@ def mixers(resolution: int, batch: int) -> Iterator[Case]:
                 f"{batch} x {size[0]} x {size[1]} x {channels}",
                 build,
                 inputs,
-                tuple(n * one for n in passes),
+                (passes[0] * one, passes[1] * one),
             )
             yield case
             if name in MECHANISMS:
@@ -320,7 +327,7 @@ def model(name: str, resolution: int, batch: int, mixer: str | None = None) -> C
         mixer: name of the token mixer in all blocks of a model of linsight; None for the model's
             own mixers.
     """
-    options = {"mixer": mixer} if mixer and name in ZOO else {}
+    options: dict[str, Any] = {"mixer": mixer} if mixer and name in ZOO else {}
 
     def build(device: torch.device) -> nn.Module:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import timm
 import torch
@@ -12,6 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from linsight.backbones.checkpoint import TimmModel
 from linsight.data.digits_detection import DigitDetection
 from linsight.tools.benchmark_cases import Case
 from linsight.tools.benchmark_measure import Disagreement, Network
@@ -32,7 +34,7 @@ def cases(config: str, peers: list[str], shorter: int, batch: int) -> Iterator[C
     size = shorter, round(shorter * 1333 / 800)
     cfg = load_config(config)
     detector = cfg.model.type.removeprefix("Timm")
-    padded = tuple(-(-side // 32) * 32 for side in size)
+    padded = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
     for name in (cfg.model.backbone.model_name, *peers):
         own = name == cfg.model.backbone.model_name
         yield Case(
@@ -46,24 +48,24 @@ def cases(config: str, peers: list[str], shorter: int, batch: int) -> Iterator[C
         )
 
 
-def _replace_backbone(name: str, model: ConfigDict, size: tuple[int, int]) -> ConfigDict:
+def _replace_backbone(name: str, model: Any, size: tuple[int, int]) -> ConfigDict:
     """The model on another backbone, with the neck's channels to match."""
     model = model.copy()
     with torch.device("meta"):
-        levels = timm.create_model(name).feature_info
+        levels = cast(TimmModel, timm.create_model(name)).feature_info
     # A convolutional network may have a finer map before the first stage's.
     chosen = range(len(levels))[-len(model.backbone.get("out_indices", range(4))) :]
     kept = ("type", "output_norm_eps", "drop_path_rate")
     backbone = {key: value for key, value in model.backbone.items() if key in kept}
     # timm's Swin, for example, makes its masks for one image size.
-    if timm.get_pretrained_cfg(name).fixed_input_size:
+    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
         backbone["img_size"] = size
     model.backbone = {**backbone, "model_name": name, "out_indices": tuple(chosen)}
     model.neck = {**model.neck, "in_channels": [levels[i]["num_chs"] for i in chosen]}
     return model
 
 
-def _builder(model: ConfigDict) -> Callable[[torch.device], nn.Module]:
+def _builder(model: Any) -> Callable[[torch.device], nn.Module]:
     def build(device: torch.device) -> nn.Module:
         cfg = model.copy()
         cfg.backbone = {**cfg.backbone, "pretrained": False}

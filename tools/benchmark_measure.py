@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,13 +98,16 @@ class Subject:
         first_call: seconds of the first call, compilation included.
     """
 
+    check: str
+    first_call: float
+
     def __init__(
         self, case: Case, dtype: torch.dtype, device: torch.device, compile: bool, seconds: float
     ) -> None:
         self.case, self.dtype, self.device, self.seconds = case, dtype, device, seconds
         with torch.device(device):
-            self.module = self.build(device)
-        self.function: nn.Module = self.module
+            self.module: Any = self.build(device)
+        self.function: Callable[..., Any] = self.module
         if compile:
             # Without a reset the limit on recompilations would count those of earlier cases.
             torch.compiler.reset()
@@ -114,7 +117,7 @@ class Subject:
         """The module of the case on the device."""
         return self.case.build(device).to(device)
 
-    def compile_module(self) -> nn.Module:
+    def compile_module(self) -> Callable[..., Any]:
         """The module as `torch.compile` returns it."""
         return torch.compile(self.module, dynamic=False)
 
@@ -147,7 +150,7 @@ class Operator(Subject):
             x = torch.randn(different, *shape, dtype=self.dtype, device=self.device)
             return x.repeat(self.case.batch // different, *(1 for _ in shape))
 
-        return self.case.inputs(noise)
+        return cast(Callable, self.case.inputs)(noise)  # which operators and mixers have
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         with torch.no_grad():
@@ -299,7 +302,7 @@ class Model(Network):
         return images, torch.randint(1000, (count,), device=self.device)
 
     def _outcome(
-        self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
+        self, function: Callable[..., Any], images: Tensor, labels: Tensor, exact: bool = False
     ) -> list[Tensor]:
         """Logits and, in training, all parameters' gradients as one vector."""
         if not self.training:
@@ -310,12 +313,12 @@ class Model(Network):
         return [logits, torch.cat(gradients)]
 
     @torch.inference_mode()
-    def _infer(self, function: nn.Module, images: Tensor, exact: bool = False) -> Tensor:
+    def _infer(self, function: Callable[..., Any], images: Tensor, exact: bool = False) -> Tensor:
         with self.autocast(exact):
             return function(images)
 
     def _backward(
-        self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
+        self, function: Callable[..., Any], images: Tensor, labels: Tensor, exact: bool = False
     ) -> Tensor:
         with self.autocast(exact):
             logits = function(images)

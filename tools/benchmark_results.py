@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 
@@ -100,7 +101,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 WIDTH = 134
-COLUMNS = (
+COLUMNS: tuple[tuple[str, int, JustifyMethod, Callable[[Row], str]], ...] = (
     # Heading, width, alignment, and the function from a row to its text.
     ("name", 30, "left", lambda r: ("  " if r.peer_of else "") + r.name),
     ("of", 22, "left", lambda r: r.shape),

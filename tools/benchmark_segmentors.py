@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import reduce
+from typing import Any, cast
 
 import timm
 import torch
@@ -11,6 +12,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from linsight.backbones.checkpoint import TimmModel
 from linsight.tools.benchmark_cases import Case, disable_randomness
 from linsight.tools.benchmark_measure import Model
 from linsight.tools.config import ConfigError, load_config
@@ -51,12 +53,12 @@ def _short(model: ConfigDict) -> str:
     return model.decode_head.type.removesuffix("Head")
 
 
-def _replace_backbone(name: str, model: ConfigDict) -> ConfigDict:
+def _replace_backbone(name: str, model: Any) -> ConfigDict:
     """The model on another backbone."""
     if not timm.is_model(name):
         raise ConfigError(f"--peer: timm has no model {name!r}")
     with torch.device("meta"):
-        levels = len(timm.create_model(name).feature_info)
+        levels = len(cast(TimmModel, timm.create_model(name)).feature_info)
     kept = ("output_norm_eps", "drop_path_rate")
     backbone = {key: value for key, value in model.backbone.items() if key in kept}
     model = model.copy()
@@ -64,11 +66,12 @@ def _replace_backbone(name: str, model: ConfigDict) -> ConfigDict:
     return model
 
 
-def _builder(model: ConfigDict, size: tuple[int, int]) -> Callable[[torch.device], nn.Module]:
+def _builder(model: Any, size: tuple[int, int]) -> Callable[[torch.device], nn.Module]:
     def build(device: torch.device) -> nn.Module:
         backbone = {**model.backbone, "pretrained": False}
         # timm's Swin, for example, makes its masks for one image size.
-        if timm.get_pretrained_cfg(model.backbone.model_name).fixed_input_size:
+        config = timm.get_pretrained_cfg(backbone["model_name"])
+        if getattr(config, "fixed_input_size", False):
             backbone["img_size"] = size
         return disable_randomness(MODELS.build({**model, "backbone": backbone}))
 
@@ -85,11 +88,11 @@ class Segmentor(Model):
         return images, torch.randint(classes, (count, *self.case.size), device=self.device)
 
     def _backward(
-        self, function: nn.Module, images: Tensor, labels: Tensor, exact: bool = False
+        self, function: Callable[..., Any], images: Tensor, labels: Tensor, exact: bool = False
     ) -> Tensor:
         with self.autocast(exact):
             losses = function(images, labels, mode="loss")
-        loss = sum(losses.values())
+        loss = reduce(torch.add, losses.values())
         loss.backward()
         return loss.detach().reshape(1, 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -29,7 +29,8 @@ def quantiles(call: Callable[[], Any], device: torch.device, seconds: float) -> 
     if device.type == "cuda":
         from triton.testing import do_bench
 
-        return do_bench(call, warmup=25, rep=1e3 * seconds, quantiles=QUANTILES)
+        times = do_bench(call, warmup=25, rep=round(1e3 * seconds), quantiles=QUANTILES)
+        return cast(list[float], times)
     times = [1e3 * elapsed(call, device) for _ in range(max(3, int(seconds / one)))]
     return torch.tensor(times).quantile(torch.tensor(QUANTILES)).tolist()
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import timm.data
@@ -162,7 +162,7 @@ def _parse_override(word: str) -> tuple[str, Any]:
     return key, DictAction._parse_iterable(value)
 
 
-def tta_of(config: Mapping) -> dict:
+def tta_of(config: Config | Mapping) -> dict:
     """The model of test-time augmentation in a config.
 
     Raises:
@@ -322,12 +322,12 @@ def _timm_optimizer(path: str, name: Any) -> tuple[Callable, set[str]]:
     try:
         optimizer = timm.optim.get_optimizer_class(name.split("_")[-1], bind_defaults=False)
     except ValueError:
-        near = _nearest(name, timm.optim.list_optimizers())
+        near = _nearest(name, cast(list[str], timm.optim.list_optimizers()))
         raise ConfigError(f"{path}.opt: timm has no optimizer {name!r}{near}") from None
     return optimizer, _parameters_of(timm.optim.create_optimizer_v2)[0] - {"kwargs"}
 
 
-def _find_type(path: str, kind: Any, scope: str) -> tuple[Callable, set[str]] | None:
+def _find_type(path: str, kind: Any, scope: str) -> tuple[Any, set[str]] | None:
     """The class or function of a type, and further keys that its registry accepts; None if the
     type cannot be looked up."""
     if callable(kind):
@@ -378,7 +378,7 @@ def _parameters_of(built: Callable) -> tuple[set[str], bool]:
     return names, built is not dict
 
 
-def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, Mapping]]:
+def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, Config | Mapping):
         if path:
             yield path, node

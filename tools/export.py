@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import timm
 import torch
@@ -22,7 +22,7 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from linsight.backbones import ZOO
-from linsight.backbones.checkpoint import CheckpointError
+from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.kernels import force
 from linsight.tools.model import loading_statement, open_model
 from linsight.tools.run import report_errors
@@ -79,16 +79,16 @@ def export(
 Written = tuple[Path, float, tuple[int, int] | None]
 
 
-def write_safetensors(model: nn.Module, folder: Path) -> Written:
+def write_safetensors(model: TimmModel, folder: Path) -> Written:
     """Write ``model.safetensors`` and timm's ``config.json``."""
     with replace_files(folder, "model.safetensors", "config.json") as beside:
-        save_for_hf(model, beside, model_config=_config(model), safe_serialization=True)
+        save_for_hf(model, str(beside), model_config=_config(model), safe_serialization=True)
         loaded = timm.create_model(f"local-dir:{beside}", pretrained=True).eval()
         error = compare(model, loaded, _images(model, _any_size(model)), limit=0.0)
     return folder / "model.safetensors", error, None
 
 
-def write_onnx(model: nn.Module, folder: Path) -> Written:
+def write_onnx(model: TimmModel, folder: Path) -> Written:
     """Write ``model.onnx``, checked in ONNX Runtime."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
     if missing:
@@ -97,9 +97,10 @@ def write_onnx(model: nn.Module, folder: Path) -> Written:
 
     with replace_files(folder, "model.onnx") as beside, force("reference"):
         program, images, size = trace(model)
-        torch.onnx.export(
+        exported = torch.onnx.export(
             program, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
-        ).save(beside / "model.onnx")
+        )
+        cast(torch.onnx.ONNXProgram, exported).save(beside / "model.onnx")
         session = onnxruntime.InferenceSession(beside / "model.onnx")
 
         def run(images: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def write_onnx(model: nn.Module, folder: Path) -> Written:
     return folder / "model.onnx", error, size
 
 
-def write_torch(model: nn.Module, folder: Path) -> Written:
+def write_torch(model: TimmModel, folder: Path) -> Written:
     """Write ``model.pt2`` of `torch.export`."""
     with replace_files(folder, "model.pt2") as beside, force("reference"):
         program, images, size = trace(model)
@@ -119,7 +120,7 @@ def write_torch(model: nn.Module, folder: Path) -> Written:
     return folder / "model.pt2", error, size
 
 
-def trace(model: nn.Module) -> tuple[ExportedProgram, list[Tensor], tuple[int, int] | None]:
+def trace(model: TimmModel) -> tuple[ExportedProgram, list[Tensor], tuple[int, int] | None]:
     """Trace a model for batches of any length and, where possible, for images of any size.
 
     What is constant in inference, such as batch norms behind convolutions, is folded before.
@@ -131,7 +132,7 @@ def trace(model: nn.Module) -> tuple[ExportedProgram, list[Tensor], tuple[int, i
         The graph, the batches to compare it on, and its only image size (height, width), or None
         for any size.
     """
-    model = reparameterize_model(model)
+    model = cast(TimmModel, reparameterize_model(model))
     shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
     if _any_size(model):
         images = _images(model, True)
@@ -144,7 +145,8 @@ def trace(model: nn.Module) -> tuple[ExportedProgram, list[Tensor], tuple[int, i
             pass
     images = _images(model, False)
     program = torch.export.export(model, (images[0],), dynamic_shapes=(shape,))
-    return program, images, tuple(images[0].shape[2:])
+    height, width = images[0].shape[2:]
+    return program, images, (height, width)
 
 
 @contextmanager
@@ -184,11 +186,11 @@ def compare(
     return worst
 
 
-def _any_size(model: nn.Module) -> bool:
+def _any_size(model: TimmModel) -> bool:
     return model.pretrained_cfg["architecture"] in ZOO
 
 
-def _images(model: nn.Module, any_size: bool) -> list[Tensor]:
+def _images(model: TimmModel, any_size: bool) -> list[Tensor]:
     """Random batches, of which the first has the model's own image size."""
     channels, height, width = model.pretrained_cfg["input_size"]
     others = [(1, height + 32, width), (3, 75, 97)] if any_size else [(1, height, width)]
@@ -197,7 +199,7 @@ def _images(model: nn.Module, any_size: bool) -> list[Tensor]:
     return [torch.randn(b, channels, h, w, generator=draw) for b, h, w in sizes]
 
 
-def _config(model: nn.Module) -> dict[str, Any]:
+def _config(model: TimmModel) -> dict[str, Any]:
     """Entries of timm's config.json beyond the model's own configuration."""
     labels = model.pretrained_cfg.get("label_names")
     return {"num_classes": model.num_classes} | ({"label_names": list(labels)} if labels else {})

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from linsight.backbones.checkpoint import TimmModel
 from linsight.kernels import force
 from linsight.kernels.runtime.dispatch import observe_eager_kernels
 
@@ -64,7 +65,7 @@ def record_kernel_use(
         TypeError, ValueError: by the model, if it does not take the arguments.
     """
     with torch.device("meta"), force("triton"), torch.inference_mode():
-        model = timm.create_model(name, **arguments).eval()
+        model = cast(TimmModel, timm.create_model(name, **arguments)).eval()
         channels, *own = model.pretrained_cfg["input_size"]
         image = torch.empty(1, arguments.get("in_chans", channels), *(size or own))
         with _trace(model) as uses:

@@ -7,13 +7,14 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 from mmengine.config import Config
-from torch import Tensor, nn
+from timm.data import ImageNetInfo
+from torch import Tensor
 
-from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
+from linsight.backbones.checkpoint import CheckpointError, TimmModel, check_fit, unwrap
 from linsight.heads.backbone import create_backbone
 from linsight.heads.checkpoint import read_checkpoint
 from linsight.tools.config import ConfigError, load_config
@@ -68,7 +69,7 @@ def read_run(source: str | Path, name: str | None = None) -> Run | None:
     if classes and model.get("num_classes", len(classes)) != len(classes):
         raise CheckpointError(
             f"checkpoint {path} names {len(classes)} classes, and its config has "
-            f"model.num_classes={model.num_classes}"
+            f"model.num_classes={model['num_classes']}"
         )
     return Run(config, classes or None, checkpoint["state_dict"])
 
@@ -76,7 +77,7 @@ def read_run(source: str | Path, name: str | None = None) -> Run | None:
 def _literals(text: str) -> dict[str, Any]:
     """The values that the text of a config assigns. Unlike mmengine's reader it runs no code."""
 
-    def value(node: ast.expr) -> Any:
+    def value(node: ast.expr | None) -> Any:
         match node:
             case ast.Call(func=ast.Name("dict"), args=[], keywords=keywords):
                 return {word.arg: value(word.value) for word in keywords}
@@ -92,6 +93,8 @@ def _literals(text: str) -> dict[str, Any]:
                 return float(name)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return -value(operand)
+        if node is None:
+            raise ValueError("** unpacks a dict, which a config of plain data does not")
         return ast.literal_eval(node)
 
     values = {}
@@ -104,7 +107,7 @@ def _literals(text: str) -> dict[str, Any]:
     return values
 
 
-def open_model(source: str | Path, model_name: str | None = None) -> nn.Module:
+def open_model(source: str | Path, model_name: str | None = None) -> TimmModel:
     """A timm model with its weights, ready for inference.
 
     Args:
@@ -142,7 +145,7 @@ def open_model(source: str | Path, model_name: str | None = None) -> nn.Module:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _open_published(name: str) -> nn.Module:
+def _open_published(name: str) -> TimmModel:
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         raise FileNotFoundError(
@@ -150,7 +153,7 @@ def _open_published(name: str) -> nn.Module:
             + (f"; the nearest models are {', '.join(near)}" if near else "")
         )
     try:
-        return timm.create_model(name, pretrained=True).eval()
+        return cast(TimmModel, timm.create_model(name, pretrained=True)).eval()
     except (RuntimeError, OSError) as error:
         raise CheckpointError(
             f"the weights of {name} could not be fetched ({error}); docs/weights.md says where "
@@ -158,11 +161,11 @@ def _open_published(name: str) -> nn.Module:
         ) from error
 
 
-def _open_exported(folder: Path) -> nn.Module:
+def _open_exported(folder: Path) -> TimmModel:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"folder {folder} has no config.json: it is no exported model")
     try:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        return cast(TimmModel, timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
     except CheckpointError:
         raise
     # timm raises KeyError, JSONDecodeError and others, depending on where the fault is.
@@ -173,7 +176,7 @@ def _open_exported(folder: Path) -> nn.Module:
         ) from error
 
 
-def _open_trained(path: Path, run: Run) -> nn.Module:
+def _open_trained(path: Path, run: Run) -> TimmModel:
     config = run.config
     if config.get("model", {}).get("type") != "ImageClassifier":
         raise CheckpointError(f"{path} is not of an image classifier of linsight")
@@ -183,7 +186,7 @@ def _open_trained(path: Path, run: Run) -> nn.Module:
     overlay["num_classes"] = config.model.num_classes
     if run.classes:
         overlay["label_names"] = run.classes
-    backbone = dict(config.model.backbone) | {"pretrained": False}
+    backbone: dict[str, Any] = dict(config.model.backbone) | {"pretrained": False}
     try:
         model = create_backbone(
             **backbone, num_classes=config.model.num_classes, pretrained_cfg_overlay=overlay
@@ -210,10 +213,10 @@ def loading_statement(name: str, path: Path, num_classes: int) -> str:
     )
 
 
-def class_names(model: nn.Module) -> list[str]:
+def class_names(model: TimmModel) -> list[str]:
     """Names of the classes of a model, or their numbers if it has no names."""
     names = model.pretrained_cfg.get("label_names")
     if names is None and model.num_classes == 1000:
-        info = timm.data.ImageNetInfo()
+        info = ImageNetInfo()
         return [info.index_to_description(i) for i in range(1000)]
     return list(names or map(str, range(model.num_classes)))

@@ -137,7 +137,7 @@ def open_predictor(
         from linsight.tools.predict_classification import ClassificationPredictor
 
         return ClassificationPredictor(open_model(source, model_name), device, topk)
-    if kind == "SemanticSegmentor":
+    if run and kind == "SemanticSegmentor":
         from linsight.tools.predict_segmentation import SegmentationPredictor
 
         _change(run.config, overrides)

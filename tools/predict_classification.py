@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm.data
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from timm.utils import reparameterize_model
-from torch import nn
 
+from linsight.backbones.checkpoint import TimmModel
 from linsight.tools.model import class_names
 from linsight.tools.prediction import Prediction, render
 
@@ -24,11 +26,13 @@ class ClassificationPredictor:
 
     columns = ("class", "probability")
 
-    def __init__(self, model: nn.Module, device: torch.device, topk: int) -> None:
+    def __init__(self, model: TimmModel, device: torch.device, topk: int) -> None:
         self.model = reparameterize_model(model).to(device)
         self.device, self.topk = device, topk
         self.names = class_names(model)
-        self.transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+        self.transform: Any = timm.data.create_transform(
+            **timm.data.resolve_model_data_config(model)
+        )
 
     @torch.inference_mode()
     def __call__(self, picture: Image.Image) -> Prediction:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmengine.config import Config
+
 # Registers what the configs of detectors name; mmdet follows them.
 import linsight.data.coco
 import linsight.data.digits_detection
@@ -110,7 +112,7 @@ def _drop_loading(pipeline: Sequence[dict]) -> Iterator[dict]:
             yield step
 
 
-def _check_libraries(config: Mapping, source: str) -> None:
+def _check_libraries(config: Config | Mapping, source: str) -> None:
     """Refuse types of other libraries: a checkpoint may come from anywhere, and mmengine would
     call whatever function a type names.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ class SegmentationPredictor:
     columns = ("class", "share of the pixels")
 
     def __init__(self, run: Run, source: str | Path, device: torch.device) -> None:
-        settings = dict(run.config.model) | {"checkpoint": None}
+        settings: dict[str, Any] = dict(run.config.model) | {"checkpoint": None}
         settings["backbone"] = settings["backbone"] | {"pretrained": False, "checkpoint": None}
         self.model: SemanticSegmentor = MODELS.build(settings).eval()
         state = self.model.checkpoint_filter_fn(run.state)

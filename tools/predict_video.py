@@ -78,6 +78,8 @@ def _open_writer(target: Path, rate: float) -> Iterator[Any]:
 
     try:
         yield write
+        if writer is None:
+            raise OSError(f"cannot write {target}: the video has no frames")
         writer.release()
         # OpenCV reports no error when the disk is full.
         if cv2.VideoCapture(str(beside)).get(cv2.CAP_PROP_FRAME_COUNT) != count:

@@ -35,7 +35,8 @@ class Predictor(Protocol):
         columns: names of the fields of :attr:`Prediction.rows`.
     """
 
-    columns: tuple[str, ...]
+    @property
+    def columns(self) -> tuple[str, ...]: ...
 
     def __call__(self, picture: Image.Image) -> Prediction: ...
 

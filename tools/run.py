@@ -7,10 +7,10 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import torch
 import typer
@@ -78,8 +78,9 @@ class QuietRunner(SafeRunner):
         loop = super().build_train_loop(loop)
         if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
             loader = loop.dataloader
+            count = len(cast(Sized, loader.dataset))
             raise DataError(
-                f"the training data set has {len(loader.dataset)} images, too few for a batch: set "
+                f"the training data set has {count} images, too few for a batch: set "
                 f"train_dataloader.batch_size, which is {loader.batch_size}, to that or less, or "
                 "train_dataloader.drop_last=False"
             )
@@ -130,10 +131,10 @@ def build_runner(
     wrapper = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper" and not torch.cuda.is_available():
         print("No GPU found: training in float32 on the CPU", file=sys.stderr)
-        wrapper.type = "OptimWrapper"
+        wrapper["type"] = "OptimWrapper"
         wrapper.pop("loss_scale", None)
         wrapper.pop("dtype", None)
-    return QuietRunner.from_cfg(cfg)
+    return cast(QuietRunner, QuietRunner.from_cfg(cfg))
 
 
 def _check_data_root(cfg: Config) -> None:

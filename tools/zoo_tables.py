@@ -72,7 +72,7 @@ def _host(weights: Weights) -> tuple[str, str]:
     if weights.hub_id:
         link = f"https://huggingface.co/{weights.hub_id}"
         return f"[Hugging Face, {weights.hub_id}]({link})", "`pretrained=True`"
-    address = urlsplit(weights.url or weights.page)
+    address = urlsplit(weights.url or weights.page or "")
     host = address.netloc
     if host == "github.com":
         owner, repository = address.path.split("/")[1:3]

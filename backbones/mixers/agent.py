@@ -32,6 +32,9 @@ class AgentAttention(PackedAttention):
         local_kernel: size of the depthwise convolution of the values, odd.
     """
 
+    # There always is a local branch.
+    local_weight: Tensor
+
     def __init__(
         self,
         place: Place,
@@ -46,10 +49,10 @@ class AgentAttention(PackedAttention):
         if local_kernel < 1:
             raise ValueError("local_kernel is 0, but agent attention always has a local branch")
         super().__init__(place, local_kernel)
-        self.size = tuple(place.size)
+        self.size = (place.size[0], place.size[1])
         self.table_grid = (side, side)
         grid = agent_grid or side
-        self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
+        self.grid = (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
         shape = (2, place.num_heads, agents)
         self.map_bias = nn.Parameter(torch.empty(*shape, TABLE, TABLE))
         self.row_bias = nn.Parameter(torch.empty(*shape, self.size[0]))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from timm.models import register_notrace_module
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class TokenMixer(nn.Module):
         return entries
 
 
+MixerClass = TypeVar("MixerClass", bound=type[TokenMixer])
 MIXERS: dict[str, type[TokenMixer]] = {}
 
 # One mixer for all depths; one per stage; or, within a stage, one per depth.
@@ -48,18 +49,19 @@ MixerNames = str | Sequence[str | Sequence[str]]
 MixerOptions = Mapping[str, Mapping[str, Any]]
 
 
-def register_mixer(name: str) -> Callable[[type[TokenMixer]], type[TokenMixer]]:
+def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
     """Register the decorated class under `name`, and as a leaf for torch.fx.
 
     Raises:
         ValueError: if the name is taken.
     """
 
-    def register(mixer: type[TokenMixer]) -> type[TokenMixer]:
+    def register(mixer: MixerClass) -> MixerClass:
         if name in MIXERS:
             raise ValueError(f"there are two mixers {name!r}: {MIXERS[name]} and {mixer}")
         MIXERS[name] = mixer
-        return register_notrace_module(mixer)
+        register_notrace_module(mixer)
+        return mixer
 
     return register
 

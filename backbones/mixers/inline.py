@@ -1,7 +1,9 @@
 """InLine attention (arXiv:2412.06590, NeurIPS 2024): injective, with a local residual."""
 
+from functools import reduce
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from timm.layers import is_exporting
 from torch import Tensor, nn
@@ -93,10 +95,13 @@ def convolve_each(x: Tensor, kernels: Tensor) -> Tensor:
     if is_exporting():
         # The number of groups would specialise the exported graph to this batch size.
         x = F.pad(x, (size // 2,) * 4)
-        return sum(
-            x[:, :, i : i + height, j : j + width] * kernels[:, :, i, j, None, None]
-            for i in range(size)
-            for j in range(size)
+        return reduce(
+            torch.add,
+            (
+                x[:, :, i : i + height, j : j + width] * kernels[:, :, i, j, None, None]
+                for i in range(size)
+                for j in range(size)
+            ),
         )
     y = F.conv2d(
         x.reshape(1, batch * channels, height, width),

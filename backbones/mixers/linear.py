@@ -1,10 +1,10 @@
 """Linear attention from one template, in which a mechanism is three choices."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...kernels.linear_attention import linear_attention
+from ...kernels.linear_attention import FeatureMap, KeyWeights, Readout, linear_attention
 from ...kernels.projected_linear_attention import projected_linear_attention
 from ..context import Context, Place
 from .projected import PackedAttention, ProjectedMixer
@@ -26,29 +26,30 @@ class LinearAttention(PackedAttention):
         self,
         place: Place,
         *,
-        feature_map: str,
-        key_weights: str,
-        readout: str,
+        feature_map: FeatureMap,
+        key_weights: KeyWeights,
+        readout: Readout,
         gate: bool,
         local_kernel: int,
         rotary: bool,
     ) -> None:
         super().__init__(place, local_kernel)
         self.rotary = rotary and not place.prefix_tokens
-        self.mechanism = {
+        self.mechanism: dict[str, Any] = {
             "feature_map": feature_map,
             "key_weights": key_weights,
             "readout": readout,
         }
-        # Whether one operator computes all that stands between the projections.
-        self.packed = gate and local_kernel > 0 and not place.prefix_tokens
+        # Whether, with a local branch, one operator computes all that stands between the projections.
+        self.packed = gate and not place.prefix_tokens
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
         rotary = context.rotary(self.head_dim, projection) if self.rotary else None
-        if self.packed:
+        weight = self.local_weight if self.packed else None
+        if weight is not None:
             return projected_linear_attention(
                 projection.unflatten(1, context.size),
-                self.local_weight,
+                weight,
                 self.local_bias,
                 heads=self.num_heads,
                 rotary=rotary,
@@ -77,9 +78,10 @@ class LinearMixer(ProjectedMixer):
         rotary: see `LinearAttention`.
     """
 
-    feature_map: ClassVar[str]
-    key_weights: ClassVar[str] = "uniform"
-    readout: ClassVar[str] = "normalized"
+    attention: LinearAttention
+    feature_map: ClassVar[FeatureMap]
+    key_weights: ClassVar[KeyWeights] = "uniform"
+    readout: ClassVar[Readout] = "normalized"
 
     def __init__(
         self, place: Place, *, gate: bool = True, local_kernel: int = 5, rotary: bool = True

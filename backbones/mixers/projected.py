@@ -92,7 +92,7 @@ class PackedAttention(nn.Module):
 
     def init_local(self) -> None:
         """Initialise the local branch as RAVLT's and MAViT's code initialises convolutions."""
-        if self.local_weight is not None:
+        if self.local_weight is not None and self.local_bias is not None:
             trunc_normal_(self.local_weight, std=0.02)
             nn.init.zeros_(self.local_bias)
 

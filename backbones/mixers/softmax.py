@@ -26,16 +26,17 @@ class SoftmaxAttention(PackedAttention):
     ) -> None:
         super().__init__(place, local_kernel)
         self.rotary = rotary and not place.prefix_tokens
-        # Whether one operator computes all that stands between the projections.
-        self.packed = gate and local_kernel > 0 and not place.prefix_tokens
+        # Whether, with a local branch, one operator computes all that stands between the projections.
+        self.packed = gate and not place.prefix_tokens
 
     def forward(self, projection: Tensor, context: Context, overwrite: bool = False) -> Tensor:
         """The attention of a projection; if `overwrite`, q and k may be rotated in it in place."""
         rotary = context.rotary(self.head_dim, projection) if self.rotary else None
-        if self.packed:
+        weight = self.local_weight if self.packed else None
+        if weight is not None:
             return projected_softmax_attention(
                 projection.unflatten(1, context.size),
-                self.local_weight,
+                weight,
                 self.local_bias,
                 heads=self.num_heads,
                 rotary=rotary,
@@ -78,6 +79,8 @@ class GatedSoftmax(ProjectedMixer):
         gate: whether to project a fourth block, which multiplies the result.
         local_kernel: size of the depthwise convolution of the values, odd; 0 for no convolution.
     """
+
+    attention: SoftmaxAttention
 
     def __init__(self, place: Place, *, gate: bool = True, local_kernel: int = 5) -> None:
         attention = SoftmaxAttention(place, gate=gate, local_kernel=local_kernel, rotary=True)

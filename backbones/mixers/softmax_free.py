@@ -154,7 +154,7 @@ class SoftmaxFree(TokenMixer):
         self.num_heads = place.num_heads
         self.width = place.dim // place.num_heads
         self.ratio = landmark_ratio or max(1, min(place.size) // LANDMARKS)
-        self.inverse = inverse
+        self.inverse: InverseMethod = inverse
         self.iterations = iterations
         self.in_proj = nn.Linear(place.dim, 2 * place.dim)
         self.landmark = Landmarks(self.width, self.ratio)

@@ -27,15 +27,15 @@ class WindowAttention(PackedAttention):
     def __init__(self, place: Place, window_size: int, padding: Padding) -> None:
         super().__init__(place)
         self.window_size = window_size
-        self.padding = padding
+        self.padding: Padding = padding
         self.shift_size = window_size // 2 if place.block % 2 else 0
         offsets = (2 * window_size - 1) ** 2
         self.relative_position_bias_table = nn.Parameter(torch.empty(offsets, place.num_heads))
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def windows(self, size: tuple[int, int]) -> tuple[int, ...]:
+    def windows(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the windows, which are no larger than the map."""
-        return tuple(min(self.window_size, length) for length in size)
+        return min(self.window_size, size[0]), min(self.window_size, size[1])
 
     def pads(self, size: tuple[int, int]) -> bool:
         """Whether a map may be padded; an exported graph is always prepared for it."""
@@ -46,11 +46,14 @@ class WindowAttention(PackedAttention):
         """The attention of a projection; `fill` (3 C,), or zeros, stands at padded places."""
         side = 2 * self.window_size - 1
         size = context.size
+        shift_rows, shift_columns = (
+            self.shift_size if self.window_size < length else 0 for length in size
+        )
         y = window_attention(
             projection.unflatten(1, size),
             heads=self.num_heads,
             windows=[self.windows(size)],
-            shift=tuple(self.shift_size if self.window_size < length else 0 for length in size),
+            shift=(shift_rows, shift_columns),
             padding=self.padding,
             table=self.relative_position_bias_table.view(side, side, self.num_heads),
             fill=fill,
@@ -74,6 +77,8 @@ class Window(ProjectedMixer):
     Raises:
         ValueError: if there are class tokens, which lie in no window.
     """
+
+    attention: WindowAttention
 
     def __init__(self, place: Place, *, window_size: int = 7, padding: Padding = "end") -> None:
         refuse_prefix_tokens(place, "windows hold the tokens of a map")

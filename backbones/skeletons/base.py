@@ -1,7 +1,7 @@
 """The base of every skeleton: timm's interface, stages of blocks, a head."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import (
@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..blocks import BlockLayers, add_pending, choices_by_depth, may_defer, resolve_block
-from ..checkpoint import rename_old_entries
+from ..checkpoint import TimmModel, rename_old_entries
 from ..context import Context, Place
 from ..layers import check_token_pool, make_classifier
 from ..mixers import MixerNames, MixerOptions, TokenMixer, build_mixer
@@ -64,7 +64,9 @@ def build_blocks(
     """
     mixers = choices_by_depth("mixer", mixer, depths)
     blocks = choices_by_depth("block", block, depths)
-    rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+    rates = cast(
+        list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+    )
     stages = []
     for i, (dim, heads, size) in enumerate(zip(dims, num_heads, sizes, strict=True)):
         prefix = prefix_tokens[i] if prefix_tokens else 0
@@ -86,7 +88,11 @@ def build_blocks(
 
 
 def add_tokens(
-    x: Tensor, cls_token: Tensor | None, pos_embed: Tensor | None, size: Size, interpolation: str
+    x: Tensor,
+    cls_token: Tensor | None,
+    pos_embed: Tensor | None,
+    size: Size | None,
+    interpolation: str,
 ) -> tuple[Tensor, Context]:
     """Tokens of a map, with a class token in front and position embeddings added.
 
@@ -94,20 +100,26 @@ def add_tokens(
         x: the map (B, H, W, C).
         cls_token: (1, 1, C), or None for no class token.
         pos_embed: (1, P + h * w, C), or None.
-        size: (h, w), from which position embeddings are interpolated to (H, W).
+        size: (h, w), from which position embeddings are interpolated to (H, W), or None if there
+            are none.
         interpolation: 'bicubic' or 'bilinear', of the position embeddings.
 
     Returns:
         Tokens (B, P + H * W, C) and the context of the map.
     """
     prefix = int(cls_token is not None)
-    context = Context(x.shape[1:3], prefix)
+    context = Context((x.shape[1], x.shape[2]), prefix)
     x = x.flatten(1, 2)
     if cls_token is not None:
         x = torch.cat((cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), 1)
-    if pos_embed is not None:
+    if pos_embed is not None and size is not None:
         position = resample_abs_pos_embed(
-            pos_embed, context.size, size, prefix, interpolation, interpolation == "bicubic"
+            pos_embed,
+            list(context.size),
+            list(size),
+            prefix,
+            interpolation,
+            interpolation == "bicubic",
         )
         x = x + position.to(x.dtype)
     return x, context
@@ -223,7 +235,7 @@ def _rename_before_loading(
     rename_old_entries(state_dict, model, prefix)
 
 
-class VisionModel(nn.Module):
+class VisionModel(TimmModel):
     """What all skeletons share of timm's interface.
 
     Subclasses set `num_classes`, `in_chans`, `num_features`, `head_hidden_size`, `feature_info`
@@ -249,6 +261,14 @@ class VisionModel(nn.Module):
         """Logits (B, num_classes) from images (B, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Unpooled, normed features from images (B, in_chans, H, W)."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) from features; what the classifier takes if `pre_logits`."""
+        raise NotImplementedError
+
 
 class HierarchicalVisionTransformer(VisionModel):
     """A stem, stages that take and give channels-last maps, a norm and a head.
@@ -259,6 +279,11 @@ class HierarchicalVisionTransformer(VisionModel):
     """
 
     output_fmt = "NHWC"
+    stem: nn.Module
+    # A ModuleList of `Stage`, which to a type checker is one of any modules.
+    stages: Any
+    # A module, which in torch has no declared attributes.
+    head: Any
 
     def set_stages(self, stages: Sequence[nn.Module], dims: Sequence[int]) -> None:
         """Take `stages` of widths `dims`, of strides 4, 8, 16 and so on."""
@@ -356,9 +381,17 @@ class HierarchicalVisionTransformer(VisionModel):
         return self.head(x, pre_logits=pre_logits)
 
 
+def image_size(img_size: int | Size | None) -> Size:
+    """(H, W) of the images that a model is made for; a number is both, None stands for 224."""
+    img_size = 224 if img_size is None else img_size
+    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+
+
 def stage_sizes(img_size: Size, stages: int) -> list[Size]:
     """(H, W) of the maps of stages at strides 4, 8, 16 and so on, sides rounded up."""
-    return [tuple(-(-side // (4 * 2**i)) for side in img_size) for i in range(stages)]
+    height, width = img_size
+    strides = [4 * 2**i for i in range(stages)]
+    return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
 def init_tokens(model: nn.Module, init: Callable[[Tensor], Any]) -> None:

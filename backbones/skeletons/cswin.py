@@ -42,7 +42,7 @@ AUTHORS_NAMES = {
 }
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: SwinTransformer) -> dict[str, Tensor]:
     """A checkpoint under this library's names.
 
     It may be one of Microsoft's CSwin, of a mixer's authors in this body, or of this library.
@@ -50,7 +50,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = unwrap(state_dict)
+    state_dict = dict(unwrap(state_dict))
     if "stage1_conv_embed.0.weight" in state_dict:
         # The authors keep the operator of a block with one branch in a list, too.
         state_dict = {

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import to_2tuple, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, resize_position, unwrap
-from ..layers import ActLayer, PatchDownsample, PatchEmbed, init_linear_layers
+from ..layers import PatchDownsample, PatchEmbed, init_linear_layers
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (
@@ -19,6 +20,7 @@ from .base import (
     Stage,
     build_blocks,
     embed_dims,
+    image_size,
     init_tokens,
     stage_sizes,
 )
@@ -79,7 +81,7 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
         super().__init__()
         dims = embed_dims(embed_dim, len(depths))
         last = len(dims) - 1
-        sizes = stage_sizes(to_2tuple(img_size or 224), len(dims))
+        sizes = stage_sizes(image_size(img_size), len(dims))
         patch_norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=1e-5))
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -122,7 +124,9 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
         init_tokens(self, partial(trunc_normal_, std=0.02))
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(
+    state_dict: dict[str, Any], model: PyramidVisionTransformer
+) -> dict[str, Tensor]:
     """A checkpoint under this library's names.
 
     It may be one of PVT's authors, of a mixer's authors in this body, or of this library.
@@ -131,7 +135,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = unwrap(state_dict)
+    state_dict = dict(unwrap(state_dict))
     if "patch_embed1.proj.weight" in state_dict:
         state_dict = {_our_name(name): value for name, value in state_dict.items()}
     state_dict = convert_mixers(state_dict, model)

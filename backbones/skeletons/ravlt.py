@@ -5,20 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import SelectAdaptivePool2d, to_2tuple, to_ntuple
+from timm.layers import SelectAdaptivePool2d, to_ntuple
 from torch import Tensor, nn
 
+from ..activations import ActLayer, resolve_act_layer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..layers import (
-    ActLayer,
     ConvNormAct,
     Downsample,
     batch_norm_affine,
     check_image,
     init_linear_layers,
     make_classifier,
-    resolve_act_layer,
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import NormLayer
@@ -27,6 +26,7 @@ from .base import (
     Stage,
     build_blocks,
     embed_dims,
+    image_size,
     stage_sizes,
 )
 
@@ -72,9 +72,10 @@ def check_img_size(img_size: int | tuple[int, int] | None) -> tuple[int, int]:
     Raises:
         ValueError: if a side is below 32.
     """
-    if img_size is not None and min(to_2tuple(img_size)) < REDUCTION:
+    size = image_size(img_size)
+    if min(size) < REDUCTION:
         raise ValueError(f"img_size is {img_size}, at least {REDUCTION} is needed")
-    return to_2tuple(img_size or 224)
+    return size
 
 
 class RAVLTHead(nn.Module):
@@ -239,7 +240,9 @@ AUTHORS_NAMES = {
 AUTHORS_HEAD = {"proj.": "head.projection.", "norm.": "head.norm.", "head.": "head.fc."}
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(
+    state_dict: dict[str, Any], model: HierarchicalVisionTransformer
+) -> dict[str, Tensor]:
     """A checkpoint under this library's names and in its shapes.
 
     It may be one of RAVLT's or MAViT's authors, or of this library.
@@ -247,7 +250,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = unwrap(state_dict)
+    state_dict = dict(unwrap(state_dict))
     if "patch_embed.proj.0.weight" in state_dict:
         state_dict = {
             _our_name(name): value

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import resample_abs_pos_embed, to_ntuple, trunc_normal_
+from timm.layers import resample_abs_pos_embed, trunc_normal_
 from torch import Tensor, nn
 
+from ..activations import ActLayer, resolve_act_layer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
-from ..layers import ActLayer, Downsample, init_linear_layers, resolve_act_layer
+from ..layers import Downsample, init_linear_layers
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (
@@ -94,7 +95,7 @@ class SOFT(HierarchicalVisionTransformer):
         last = len(dims) - 1
         sizes = stage_sizes(check_img_size(img_size), len(dims))
         act = resolve_act_layer(act_layer, nn.ReLU)
-        stds = to_ntuple(len(dims))(init_std)
+        stds = init_std if isinstance(init_std, Sequence) else (init_std,) * len(dims)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = dims[-1]
@@ -148,7 +149,7 @@ AUTHORS_NAMES = {
 }
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: SOFT) -> dict[str, Tensor]:
     """A checkpoint under this library's names and in its shapes.
 
     It may be one of SOFT's authors, or of this library.

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
-from ..layers import ActLayer, PatchEmbed, init_linear_layers, pad_to_multiple
+from ..layers import PatchEmbed, init_linear_layers, pad_to_multiple
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (
@@ -22,6 +22,7 @@ from .base import (
     Stage,
     build_blocks,
     embed_dims,
+    image_size,
     stage_sizes,
 )
 
@@ -117,7 +118,7 @@ class SwinTransformer(HierarchicalVisionTransformer):
         }
         stages = build_blocks(
             dims,
-            stage_sizes(to_2tuple(img_size or 224), len(dims)),
+            stage_sizes(image_size(img_size), len(dims)),
             depths=depths,
             num_heads=num_heads,
             mixer=mixer,
@@ -141,7 +142,9 @@ class SwinTransformer(HierarchicalVisionTransformer):
 AUTHORS_NAMES = {"patch_embed.": "stem.", "layers.": "stages.", ".attn.": ".mixer."}
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(
+    state_dict: dict[str, Any], model: HierarchicalVisionTransformer
+) -> dict[str, Tensor]:
     """A checkpoint under this library's names.
 
     It may be one of Microsoft's Swin, of timm's, of a mixer's authors in this body, or of this
@@ -150,7 +153,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = unwrap(state_dict)
+    state_dict = dict(unwrap(state_dict))
     if "layers.0.blocks.0.norm1.weight" in state_dict:
         # The authors end a stage with the merging that begins the next one in timm, and here.
         late = "layers.0.downsample.norm.weight" in state_dict

@@ -4,15 +4,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import global_pool_nlc, to_2tuple, trunc_normal_
+from timm.layers import global_pool_nlc, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, resize_position, unwrap
 from ..context import Context
 from ..layers import (
-    ActLayer,
     PatchEmbed,
     check_token_pool,
     init_linear_layers,
@@ -20,7 +20,7 @@ from ..layers import (
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
-from .base import VisionModel, add_tokens, build_blocks, init_tokens, run_block
+from .base import VisionModel, add_tokens, build_blocks, image_size, init_tokens, run_block
 
 
 class VisionTransformer(VisionModel):
@@ -79,7 +79,8 @@ class VisionTransformer(VisionModel):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.embed_dim = self.head_hidden_size = embed_dim
-        self.size = tuple(-(-side // patch_size) for side in to_2tuple(img_size or 224))
+        height, width = image_size(img_size)
+        self.size = (-(-height // patch_size), -(-width // patch_size))
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -221,7 +222,7 @@ def _of_one_stage(choice: Any) -> Any:
     return choice
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -> dict[str, Tensor]:
     """A checkpoint under this library's names.
 
     It may be one of timm's ViT and DeiT, of DeiT's authors, of a mixer's authors in this body, or
@@ -230,7 +231,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
-    state_dict = unwrap(state_dict)
+    state_dict = dict(unwrap(state_dict))
     state_dict = {rename(name, {".attn.": ".mixer."}): v for name, v in state_dict.items()}
     state_dict = convert_mixers(state_dict, model)
     if (position := state_dict.get("pos_embed")) is not None:

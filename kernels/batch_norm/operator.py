@@ -14,8 +14,10 @@ def normalize(x, weight, bias, running_mean, running_var, eps, activation):
     from .forward import normalize_running
 
     out = torch.empty_like(x)
-    vectors = [t.contiguous() for t in (running_mean, running_var, weight, bias)]
-    normalize_running(x, *vectors, eps, activation, out)
+    mean, variance, weight, bias = (
+        t.contiguous() for t in (running_mean, running_var, weight, bias)
+    )
+    normalize_running(x, mean, variance, weight, bias, eps, activation, out)
     return out
 
 

@@ -53,7 +53,9 @@ def conv2d(
     stride, dilation = _pair(stride), _pair(dilation)
     padding = _resolve_padding(padding, weight.shape[2:], stride, dilation)
     geometry = (stride, padding, dilation, groups)
-    usable = not isinstance(padding, str) and runs_triton(x) and _agree(x, weight, bias)
+    if isinstance(padding, str):
+        return reference.conv2d(x, weight, bias, *geometry, activation)
+    usable = runs_triton(x) and _agree(x, weight, bias)
     image = usable and _is_image(x, weight, dilation, groups)
     # Without a bias there are only the products, which PyTorch computes.
     usable = image or (usable and bias is not None)
@@ -76,7 +78,7 @@ def conv2d(
 
 
 def _pair(sides: int | tuple[int, int]) -> tuple[int, int]:
-    return (sides, sides) if isinstance(sides, int) else tuple(sides)
+    return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
 
 
 def _resolve_padding(

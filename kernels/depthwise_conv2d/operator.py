@@ -46,7 +46,8 @@ def _run_backward(
 def empty_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """New tensors for the gradients of x, and, in the dtype of the weight, of weight and bias."""
     shapes = ((x, x.shape), (weight, weight.shape), (weight, weight.shape[:1]))
-    return tuple(torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
+    dx, dweight, dbias = (torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
+    return dx, dweight, dbias
 
 
 def _run_backward_fake(grad, x, weight, stride, activation, residual):

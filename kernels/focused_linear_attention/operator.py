@@ -13,9 +13,11 @@ def _make_features(query, key, scale, power):
     # A head weak beside the others has cubes below the range of float16, and gradients of them
     # beyond it.
     dtype = torch.float32 if query.dtype == torch.float16 else query.dtype
-    features = [torch.empty(x.shape, dtype=dtype, device=x.device) for x in (query, key)]
-    forward(query, key, scale, power, *features)
-    return features
+    query_features, key_features = (
+        torch.empty(x.shape, dtype=dtype, device=x.device) for x in (query, key)
+    )
+    forward(query, key, scale, power, query_features, key_features)
+    return query_features, key_features
 
 
 def _plan_attention(value, local):
@@ -49,7 +51,7 @@ def _run_backward(grad, query, key, value, scale, local, state, power):
 
     grad, value, local = map(rows_contiguous, (grad, value, local))
     features = _make_features(query, key, scale, power)
-    gradients = [torch.empty_like(x) for x in features]
+    gradients = torch.empty_like(features[0]), torch.empty_like(features[1])
     dquery, dkey, dvalue, dscale, dlocal = outputs = _run_backward_fake(
         grad, query, key, value, scale, local, state, power
     )

@@ -33,10 +33,10 @@ def _run_backward(grad, query, landmarks, value, inverse, state, scale):
 
 
 def _run_backward_fake(grad, query, landmarks, value, inverse, state, scale):
-    return (
-        *(x.new_empty(x.shape) for x in (query, landmarks, value)),
-        inverse.new_empty(inverse.shape),
+    dquery, dlandmarks, dvalue, dinverse = (
+        x.new_empty(x.shape) for x in (query, landmarks, value, inverse)
     )
+    return dquery, dlandmarks, dvalue, dinverse
 
 
 def _save(ctx, inputs, output):

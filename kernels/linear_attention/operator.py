@@ -26,7 +26,7 @@ def state_shape(rows: int, width: int, feature_map: str) -> tuple[int, int, int]
 
 def map_size(rows: Tensor | None, columns: Tensor | None) -> tuple[int, int] | None:
     """The height and width of the map that rotary tables are for; None without tables."""
-    return None if rows is None else (rows.shape[1], columns.shape[1])
+    return None if rows is None or columns is None else (rows.shape[1], columns.shape[1])
 
 
 def _run(query, key, value, rows, columns, local, gate, feature_map, key_weights, readout):

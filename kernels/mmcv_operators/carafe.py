@@ -32,7 +32,7 @@ def _forward(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: i
     height, width = features.shape[2:]
     masks = _split_groups(masks, groups, scale).to(dtype)
     padded = F.pad(features.to(dtype), [kernel // 2] * 4)
-    out = 0.0
+    out = padded.new_zeros(())
     for point, i, j in _shifts(kernel):
         shifted = _split_groups(padded[:, :, i : i + height, j : j + width], groups, 1)
         out = out + shifted * masks[:, :, point, None]

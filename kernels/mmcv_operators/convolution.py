@@ -25,7 +25,7 @@ def _store(sources: tuple[Tensor, ...], outputs: tuple[Tensor | None, ...]) -> N
             output.copy_(source)
 
 
-def _on_edge(offset: Tensor, kernel: tuple[int, int], geometry: tuple[int, ...]) -> Tensor:
+def _on_edge(offset: Tensor, kernel: torch.Size, geometry: tuple[int, ...]) -> Tensor:
     """Whether a point lies in row or column -1 exactly: (B, G, k_h, k_w, 1, h, w)."""
     stride, padding, dilation = (geometry[i : i + 2] for i in (0, 2, 4))
     shifts = offset.view(len(offset), geometry[-1], *kernel, 2, *offset.shape[-2:])

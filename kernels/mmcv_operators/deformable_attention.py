@@ -106,7 +106,7 @@ def _run(
 
     out = _run_fake(value, shapes, starts, locations, weights)
     tensors = (value, shapes, starts, locations, weights)
-    kernels.forward(*(x.contiguous() for x in tensors), out)
+    kernels.forward(*(x.contiguous() for x in tensors), out=out)
     return out
 
 

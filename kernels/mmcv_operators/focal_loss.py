@@ -14,9 +14,9 @@ from ..runtime.operator import Operator
 from .autograd import accumulator
 
 
-def _row_factors(weight: Tensor, target: Tensor, classes: int) -> Tensor | float:
+def _row_factors(weight: Tensor, target: Tensor, classes: int) -> Tensor:
     if not weight.numel():
-        return 1.0
+        return weight.new_ones(())
     known = (target >= 0) & (target < classes)
     return torch.where(known, weight[target.clamp(0, classes - 1)], 1.0)
 

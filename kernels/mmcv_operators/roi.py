@@ -1,6 +1,6 @@
 """Pooling of regions of interest. `rois` are (K, 5): index into the batch, x1, y1, x2, y2."""
 
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
@@ -22,7 +22,7 @@ class _Samples:
     All that is computed of them is laid out as (K, h, w, C).
     """
 
-    def __init__(self, rois: Tensor, pooled: tuple[int, int], scale: float, ratio: int, half: bool):
+    def __init__(self, rois: Tensor, pooled: torch.Size, scale: float, ratio: int, half: bool):
         corners = rois[:, 1:] * scale - (0.5 if half else 0.0)
         sides = corners[:, 2:] - corners[:, :2]
         if not half:
@@ -78,10 +78,13 @@ def _corners(size: torch.Size, y: Tensor, x: Tensor) -> list[tuple[Tensor, Tenso
 
 def _interpolate(features: Tensor, batch: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Values (K, h, w, C) of `features` (B, H, W, C) at points that all channels share."""
-    value = 0.0
-    for weight, row, column in _corners(features.shape[1:3], y, x):
-        value = value + weight * features[batch[..., 0], row[..., 0], column[..., 0]]
-    return value
+    return reduce(
+        torch.add,
+        (
+            weight * features[batch[..., 0], row[..., 0], column[..., 0]]
+            for weight, row, column in _corners(features.shape[1:3], y, x)
+        ),
+    )
 
 
 def _computable(*tensors: Tensor) -> list[Tensor]:

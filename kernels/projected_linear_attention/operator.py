@@ -34,8 +34,8 @@ def _run(projection, weight, bias, rows, columns, heads, feature_map, key_weight
     convolve(value_map, weight.contiguous(), bias, 1, None, False, local)
     how = _plan_attention(query, rows, columns, feature_map, key_weights, readout, add=False)
     state = attend(
-        how, query, key, value, rows, columns, *unpack(local, heads, 1), gate,
-        *unpack(out, heads, 1),
+        how, query, key, value, rows, columns, unpack(local, heads, 1)[0], gate,
+        unpack(out, heads, 1)[0],
     )  # fmt: skip
     return out, state
 
@@ -72,8 +72,9 @@ def _run_backward(
 
     how = _plan_attention(query, rows, columns, feature_map, key_weights, readout, add=True)
     attend_backward(
-        how, *unpack(grad, heads, 1), query, key, value, rows, columns, *unpack(local, heads, 1),
-        gate, state, dquery, dkey, dvalue, *unpack(dlocal, heads, 1), dgate,
+        how, unpack(grad, heads, 1)[0], query, key, value, rows, columns,
+        unpack(local, heads, 1)[0], gate, state, dquery, dkey, dvalue,
+        unpack(dlocal, heads, 1)[0], dgate,
         between=differentiate_local,
     )  # fmt: skip
     weight_gradient(dlocal, value_map, 1, None, dweight, dbias)

@@ -21,7 +21,7 @@ def _turn(x: Tensor, rows: Tensor | None, columns: Tensor | None, back: bool, ou
     """Write `x`, (B, N, heads, D), to `out`: turned, turned back or, without tables, unchanged."""
     from ..rotary.forward import forward
 
-    if rows is None:
+    if rows is None or columns is None:
         out.copy_(x)
     else:
         forward(rows_contiguous(x), rows.contiguous(), columns.contiguous(), back, out)

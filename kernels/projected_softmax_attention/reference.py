@@ -1,6 +1,6 @@
 """The reference of `projected_softmax_attention`, in plain PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,10 +37,12 @@ def projected_softmax_attention(
 
 def split_blocks(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """q and k of a packed map, (B, N, 2 heads, D), its v and its gate, (B, N, heads, D)."""
-    return x.flatten(1, 2).unflatten(-1, (4 * heads, -1)).split((2 * heads, heads, heads), 2)
+    blocks = x.flatten(1, 2).unflatten(-1, (4 * heads, -1))
+    both, value, gate = blocks.split((2 * heads, heads, heads), 2)
+    return both, value, gate
 
 
-def to_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+def to_map(x: Tensor, size: Sequence[int]) -> Tensor:
     """(B, N, heads, D) as a map (B, H, W, C)."""
     return rows_contiguous(x.flatten(2)).unflatten(1, size)
 

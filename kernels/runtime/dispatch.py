@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, wraps
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST_HEAD = 128
 # The most channels of a row that a program of the norms and sums holds in registers.
 WIDEST_ROW = 4096
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, None)
 
 
 def _check_choice(choice: str, origin: str) -> str:
@@ -64,7 +67,7 @@ def runs_triton(x: Tensor) -> bool:
     return True
 
 
-def rows_contiguous(x: Tensor | None) -> Tensor | None:
+def rows_contiguous(x: MaybeTensor) -> MaybeTensor:
     """`x` itself when it is None or its last axis is contiguous, else a copy."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 

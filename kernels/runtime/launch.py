@@ -40,7 +40,7 @@ class Launch:
     code: dict[tuple, tuple[Callable[..., None], tuple]] = field(default_factory=dict, repr=False)
 
 
-def launch(kernel: Any, how: Launch, *args: Tensor | int) -> None:
+def launch(kernel: Any, how: Launch, *args: Any) -> None:
     """Run a kernel on tensors and their strides, with the grid, sizes and constants of `how`."""
     if 0 in how.grid:
         return

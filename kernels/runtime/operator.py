@@ -50,7 +50,7 @@ class Operator:
         self._run = run
         self._function = None
         self._registered = None
-        if differentiate is not None:
+        if save is not None and differentiate is not None:
             self._function = _make_function(name, run, save, differentiate)
         if schema is None:
             return

@@ -56,7 +56,7 @@ def make_relaunch(compiled: Any) -> Callable[..., None] | None:
     """
     from triton.compiler import CompiledKernel
 
-    if not isinstance(compiled, CompiledKernel):
+    if not isinstance(compiled, CompiledKernel) or compiled.run is None:
         return None
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
 

@@ -58,7 +58,7 @@ def window_attention(
     Raises:
         ValueError: if shapes disagree or an option is out of range.
     """
-    windows = [tuple(window) for window in windows]
+    windows = [(height, width) for height, width in windows]
     _check(projection, heads, windows, shift, padding, table, fill, weight)
     head_dim = projection.shape[-1] // (3 * heads)
     if (

@@ -40,8 +40,10 @@ def _run(projection, table, fill, weight, bias, heads, windows, shift, padding):
     from .forward import forward
 
     out, sums = _run_fake(projection, table, fill, weight, bias, heads, windows, shift, padding)
-    how, *tensors = _prepare(projection, table, fill, weight, bias, heads, windows, shift, padding)
-    forward(how, *tensors, out, sums)
+    how, projection, table, fill, weight, bias = _prepare(
+        projection, table, fill, weight, bias, heads, windows, shift, padding
+    )
+    forward(how, projection, table, fill, weight, bias, out, sums)
     return out, sums
 
 
@@ -73,7 +75,7 @@ def _run_backward(
     gradients = backward(how, grad, projection, table, fill, weight, sums, dprojection)
     # An operator returns a fixed number of tensors: an empty one stands for None.
     return dprojection, *(
-        projection.new_empty(0) if x is None else gradient.to(x.dtype)
+        projection.new_empty(0) if x is None or gradient is None else gradient.to(x.dtype)
         for x, gradient in zip((table, fill, weight, bias), gradients, strict=True)
     )
 
