@@ -40,7 +40,7 @@ class LinearAttention(PackedAttention):
             "key_weights": key_weights,
             "readout": readout,
         }
-        # Whether, with a local branch, one operator computes all that stands between the projections.
+        # With a local branch, one operator then computes all that stands between projections.
         self.packed = gate and not place.prefix_tokens
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:

@@ -26,7 +26,7 @@ class SoftmaxAttention(PackedAttention):
     ) -> None:
         super().__init__(place, local_kernel)
         self.rotary = rotary and not place.prefix_tokens
-        # Whether, with a local branch, one operator computes all that stands between the projections.
+        # With a local branch, one operator then computes all that stands between projections.
         self.packed = gate and not place.prefix_tokens
 
     def forward(self, projection: Tensor, context: Context, overwrite: bool = False) -> Tensor:
