@@ -4,7 +4,7 @@ Every block is built as `block(dim, mixer, **options)` and called as `block(x, c
 tokens (B, P + H * W, C), so that any skeleton can hold any block.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from ..kernels.runtime.private import has_forward_hooks
 from .context import Context
 from .layers import (
     ActLayer,
@@ -246,11 +247,43 @@ class PositionBlock(Block):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Tokens (B, H * W, C) of the map of `context` to tokens of the same shape."""
-        x = self.position(context.as_map(x, "block 'position'")).flatten(1, 2)
+        x = context.as_map(x, "block 'position'")
+        if context.pending is None:
+            x = self.position(x).flatten(1, 2)
+        else:
+            branch, scale = context.pending
+            x = self.position(x, branch.unflatten(1, context.size), scale).flatten(1, 2)
+            context.pending = None
         branch = self.drop_path1(self.mix(self.norm1(x), x, context))
         x, y = add_and_norm(self.norm2, x, branch, self.gamma1)
         branch = self.drop_path2(self.feed_forward(y, context))
+        if context.defers:
+            context.pending = branch, self.gamma2
+            return x
         return add_residual(x, branch, self.gamma2)
+
+
+def may_defer(blocks: Iterable[nn.Module]) -> bool:
+    """Whether each of a stage's blocks may leave its last branch for the next one to add.
+
+    A position block's convolution adds it where it reads its input, which saves two passes over
+    the map. Training keeps the sum anyway; and a hook must see the block's whole output.
+    """
+    return not torch.is_grad_enabled() and all(
+        type(block) is PositionBlock
+        and type(block.position) is ResidualDepthwise
+        and not has_forward_hooks(block)
+        for block in blocks
+    )
+
+
+def add_pending(x: Tensor, context: Context) -> Tensor:
+    """The residual stream with the branch that the last block left, if it left one."""
+    if context.pending is None:
+        return x
+    branch, scale = context.pending
+    context.pending = None
+    return add_residual(x, branch, scale)
 
 
 BLOCKS: dict[str, type[nn.Module]] = {

@@ -49,14 +49,18 @@ class Context:
         prefix_tokens: number of class tokens in front of the map's tokens.
         stream: the residual stream that the calling block has normalised to get its mixer's
             input, for mixers that read it, or None outside of a block.
+        defers: whether a block may leave its last residual branch for the next one to add, which
+            the caller of the blocks then finishes through `blocks.add_pending`.
     """
 
     size: tuple[int, int]
     prefix_tokens: int = 0
     stream: Tensor | None = None
+    defers: bool = False
 
     def __post_init__(self) -> None:
-        # This is no field: torch.fx rebuilds a context from its fields.
+        # These are no fields: torch.fx rebuilds a context from its fields.
+        self.pending: tuple[Tensor, Tensor | None] | None = None
         self._tables: dict[tuple[int, torch.dtype, torch.device], Rotary] = {}
 
     def rotary(self, head_dim: int, like: Tensor) -> Rotary:

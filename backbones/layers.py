@@ -380,9 +380,18 @@ class ResidualDepthwise(nn.Module):
         channels, _, kernel, _ = self.weight.shape
         return f"{channels}, kernel_size={kernel}, activation={self.activation}"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, branch: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Of x, or of x + scale * branch with a layer scale of C elements, or None for 1."""
         return depthwise_conv2d(
-            x, self.weight, self.bias, activation=self.activation, residual=True
+            x,
+            self.weight,
+            self.bias,
+            activation=self.activation,
+            residual=True,
+            branch=branch,
+            scale=None if scale is None else scale.flatten(),
         )
 
 

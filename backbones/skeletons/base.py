@@ -14,7 +14,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..blocks import BlockLayers, choices_by_depth, resolve_block
+from ..blocks import BlockLayers, add_pending, choices_by_depth, may_defer, resolve_block
 from ..checkpoint import rename_old_entries
 from ..context import Context, Place
 from ..layers import check_token_pool, make_classifier
@@ -154,8 +154,10 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         x, context = add_tokens(x, self.cls_token, self.pos_embed, self.size, "bilinear")
+        context.defers = may_defer(self.blocks)
         for block in self.blocks:
             x = run_block(block, x, context, self.grad_checkpointing)
+        x = add_pending(x, context)
         return x if self.prefix_tokens else x.unflatten(1, context.size)
 
 

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from ..runtime.activation import Activation, check_activation
-from ..runtime.dispatch import runs_triton
+from ..runtime.dispatch import check_vectors, runs_triton
+from ..scaled_add import scaled_add
+from ..scaled_add.reference import scaled_add as add_reference
 from . import operator, reference
 
 # The sides of a window that the kernels take.
@@ -19,8 +21,13 @@ def depthwise_conv2d(
     stride: int = 1,
     activation: Activation | None = None,
     residual: bool = False,
+    branch: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Depthwise convolution with zero padding k // 2: conv(a(x)) + bias, plus a(x) if `residual`.
+
+    With a residual branch s = x + scale * branch stands for x throughout. Where no gradient is
+    recorded, the kernel adds the two where it loads them.
 
     Args:
         x: (B, H, W, C), any strides with the last axis contiguous.
@@ -30,6 +37,8 @@ def depthwise_conv2d(
         stride: 1 or 2; the output has ceil(H / stride) rows.
         activation: a, applied to the input first: 'gelu' (exact, erf), 'relu' or None.
         residual: add a(x) to the result; needs stride 1.
+        branch: of the shape of `x`, of any floating dtype, or None; needs stride 1.
+        scale: (C,), a layer scale (arXiv:2103.17239) of the branch, or None for 1.
 
     Returns:
         (B, ceil(H / stride), ceil(W / stride), C), in the dtype of `x` or, under autocast, in
@@ -50,10 +59,27 @@ def depthwise_conv2d(
     check_activation(activation)
     if residual and stride != 1:
         raise ValueError(f"residual needs stride 1, got stride {stride}")
+    if branch is not None and (stride != 1 or branch.shape != x.shape):
+        raise ValueError(
+            f"branch has shape {tuple(branch.shape)} at stride {stride}, expected "
+            f"{tuple(x.shape)} at stride 1"
+        )
+    check_vectors(channels, scale=scale)
     dtype = _result_dtype(x, weight, bias, residual)
-    if kernel not in TRITON_KERNELS or not runs_triton(x):
+    by_kernel = kernel in TRITON_KERNELS and runs_triton(x)
+    if branch is not None:
+        if by_kernel and not _needs_gradient(x, branch, scale, weight, bias):
+            return operator.add_depthwise_conv2d(
+                x, branch, scale, weight, bias, stride, activation, residual, dtype
+            )
+        x = add_reference(x, branch, None) if scale is None else scaled_add(x, branch, scale)
+    if not by_kernel:
         return reference.depthwise_conv2d(x, weight, bias, stride, activation, residual)
     return operator.depthwise_conv2d(x, weight, bias, stride, activation, residual, dtype)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _result_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> torch.dtype:

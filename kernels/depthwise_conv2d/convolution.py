@@ -26,16 +26,17 @@ def load_strip(at, step, w, live, width, K: tl.constexpr, P: tl.constexpr):
 
 @triton.jit(do_not_specialize=SCALARS)
 def _convolve(
-    x, weight, bias, other, add, y,
+    x, weight, bias, scale, other, add, y,
     x_b, x_r, x_c, o_b, o_r, o_c, a_b, a_r, a_c, y_b, y_r, y_c,
     height, width, channels, rows, groups,
     K: tl.constexpr, P: tl.constexpr, STRIPS: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BRANCH: tl.constexpr, SCALE: tl.constexpr,
     BACKWARD: tl.constexpr, ADD: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Stride 1. Forward: y = conv(a(x)) + bias. Backward: x is the gradient of the output, the
-    window is turned round, and y is the gradient of `other`, the input before the activation;
-    with ADD `add` is added to it.
+    """Stride 1. Forward: y = conv(a(x)) + bias; with BRANCH the input is x + `other`, with SCALE
+    x + `scale` * `other`. Backward: x is the gradient of the output, the window is turned round,
+    and y is the gradient of `other`, the input before the activation; with ADD `add` is added.
     """
     SLOPE: tl.constexpr = BACKWARD and (ACTIVATION == "gelu" or ACTIVATION == "relu")
     PAD: tl.constexpr = K // 2
@@ -52,6 +53,10 @@ def _convolve(
     y += b * y_b + (top - PAD).to(tl.int64) * y_r + (w * y_c + c)
     if SLOPE:
         other += b * o_b + (top - PAD).to(tl.int64) * o_r + (w * o_c + c)
+    if BRANCH:
+        other += b * o_b + top.to(tl.int64) * o_r + ((w - PAD) * o_c + c)
+    if SCALE:
+        factor = tl.load(scale + c, mask=live, other=0.0).to(tl.float32)
     if ADD:
         add += b * a_b + (top - PAD).to(tl.int64) * a_r + (w * a_c + c)
 
@@ -68,6 +73,8 @@ def _convolve(
     for _ in tl.static_range(P * K):
         sums = sums + (start,)
     ahead = load_strip(x, x_c, w, live, width, K, P)
+    if BRANCH:
+        branch_ahead = load_strip(other, o_c, w, live, width, K, P)
     for row in range(top, bottom):
         done = row - PAD >= first
         factors = ()
@@ -81,12 +88,20 @@ def _convolve(
         window = ()
         for i in tl.static_range(P + K - 1):
             value = ahead[i].to(tl.float32)
+            if BRANCH:
+                term = branch_ahead[i].to(tl.float32)
+                if SCALE:
+                    term *= factor
+                value = (value + term).to(x.dtype.element_ty).to(tl.float32)
             if not BACKWARD:
                 value = activate(value, ACTIVATION, EXACT)
             window = window + (value,)
         # The last row is loaded twice, which is cheaper than a condition at every load.
         x += tl.where(row + 1 < bottom, x_r, 0)
         ahead = load_strip(x, x_c, w, live, width, K, P)
+        if BRANCH:
+            other += tl.where(row + 1 < bottom, o_r, 0)
+            branch_ahead = load_strip(other, o_c, w, live, width, K, P)
         fresh = ()
         for p in tl.static_range(P):
             for j in tl.static_range(K):
@@ -190,14 +205,19 @@ def forward(
     activation: str | None,
     residual: bool,
     out: Tensor,
+    branch: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> None:
-    """Write the convolution of `x` to `out`."""
+    """Write the convolution of `x`, at stride 1 of x + scale * branch if there is one, to `out`."""
     how = plan(
-        x.shape, x.dtype, x.device, weight.shape[-1], stride, activation, bias is not None, residual
-    )
+        x.shape, x.dtype, x.device, weight.shape[-1], stride, activation, bias is not None,
+        residual, branch=branch is not None, scale=scale is not None,
+    )  # fmt: skip
     biases = weight if bias is None else bias
     if stride == 1:
-        tensors, strides = (x, weight, biases, x, x, out), (0, 0, 0, 0, 0, 0)
+        other = x if branch is None else branch
+        tensors = (x, weight, biases, weight if scale is None else scale, other, x, out)
+        strides = ((0, 0, 0) if branch is None else branch.stride()[:3]) + (0, 0, 0)
         kernel = _convolve
     else:
         tensors, strides = (x, weight, biases, x, out), (0, 0, 0)
@@ -225,7 +245,7 @@ def input_gradient(
         other_strides = (0, 0, 0) if add is None else add.stride()[:3]
         launch(
             _convolve, how.input_gradient,
-            grad, weight, weight, x, grad if add is None else add, out,
+            grad, weight, weight, weight, x, grad if add is None else add, out,
             *strides, *other_strides, *out.stride()[:3],
         )  # fmt: skip
     else:

@@ -8,12 +8,20 @@ from ..runtime.operator import Operator
 
 
 def _run(x, weight, bias, stride, activation, residual, dtype):
+    return _run_sum(x, None, None, weight, bias, stride, activation, residual, dtype)
+
+
+def _run_sum(x, branch, scale, weight, bias, stride, activation, residual, dtype):
     from .convolution import forward
 
-    x = rows_contiguous(x)
+    x, branch = rows_contiguous(x), rows_contiguous(branch)
     out = _run_fake(x, weight, bias, stride, activation, residual, dtype)
-    forward(x, weight.contiguous(), bias, stride, activation, residual, out)
+    forward(x, weight.contiguous(), bias, stride, activation, residual, out, branch, scale)
     return out
+
+
+def _run_sum_fake(x, branch, scale, weight, bias, stride, activation, residual, dtype):
+    return _run_fake(x, weight, bias, stride, activation, residual, dtype)
 
 
 def _run_fake(x, weight, bias, stride, activation, residual, dtype):
@@ -67,6 +75,10 @@ def _count_forward(x, weight, *_, out_shape, **__) -> int:
     return count_flops(out_shape, weight)
 
 
+def _count_sum(x, branch, scale, weight, *_, out_shape, **__) -> int:
+    return count_flops(out_shape, weight)
+
+
 def _count_backward(grad, x, weight, *_, **__) -> int:
     return 2 * count_flops(grad, weight)
 
@@ -80,6 +92,15 @@ depthwise_conv2d = Operator(
     "bool residual, ScalarType dtype) -> Tensor",
     fake=_run_fake,
     flops=_count_forward,
+)
+# Without a gradient: where one is recorded, the sum is kept, and made before the convolution.
+add_depthwise_conv2d = Operator(
+    "add_depthwise_conv2d",
+    _run_sum,
+    schema="(Tensor x, Tensor branch, Tensor? scale, Tensor weight, Tensor? bias, int stride, "
+    "str? activation, bool residual, ScalarType dtype) -> Tensor",
+    fake=_run_sum_fake,
+    flops=_count_sum,
 )
 _backward = Operator(
     "depthwise_conv2d_backward",

@@ -82,6 +82,8 @@ def plan(
     bias: bool = False,
     residual: bool = False,
     add: bool = False,
+    branch: bool = False,
+    scale: bool = False,
 ) -> Plan:
     """Plan for maps of one shape (B, H, W, C).
 
@@ -91,6 +93,7 @@ def plan(
         stride, activation, residual: as in `depthwise_conv2d`.
         bias: whether the result has a bias.
         add: whether a tensor is added to the input's gradient.
+        branch, scale: whether a residual branch, and one with a scale, is added to the input.
     """
     batch, height, width, channels = shape
     flags = {"K": kernel, "ACTIVATION": activation, "EXACT": dtype == torch.float32}
@@ -100,8 +103,14 @@ def plan(
         grid, sizes, constants = _cut_map(CONVOLVE[kernel], kernel, shape, device)
         constants |= {"RESIDUAL": residual, **flags}
         maps = (
-            Launch(grid, sizes, {"ADD": False, **forward, **constants}),
-            Launch(grid, sizes, {"ADD": add, **backward, **constants}),
+            Launch(
+                grid,
+                sizes,
+                {"ADD": False, "BRANCH": branch, "SCALE": scale, **forward, **constants},
+            ),
+            Launch(
+                grid, sizes, {"ADD": add, "BRANCH": False, "SCALE": False, **backward, **constants}
+            ),
         )
         grid, sizes, constants = _cut_map(WEIGH[kernel], kernel, shape, device)
         weight_gradient = Launch(grid, sizes, {**flags, **constants})

@@ -3,15 +3,15 @@
 The last stages of RAVLT and MAViT are softmax attention in the frame of their linear mixers: one
 projection packs q, k, v and a gate. PyTorch's fused attention is the core. The kernels do what
 surrounds it in eager calls: rotation in place, sum and gate in one pass, and a gradient that
-every kernel writes its slice of. A compiler sees the reference, and fuses as it likes.
+every kernel writes its slice of. A compiler sees the operators that it is composed of.
 """
 
 import torch
 from torch import Tensor
 
-from ..depthwise_conv2d import TRITON_KERNELS
+from ..depthwise_conv2d import TRITON_KERNELS, depthwise_conv2d
 from ..projected_linear_attention import check_projection
-from ..rotary import Rotary, check_rotary
+from ..rotary import Rotary, apply_rotary, check_rotary
 from ..runtime.dispatch import is_direct_call, runs_triton
 from . import operator, reference
 
@@ -48,12 +48,15 @@ def projected_softmax_attention(
     check_projection(projection, weight, heads)
     if rotary is not None:
         check_rotary(rotary, "projection", projection.shape[1] * projection.shape[2])
+    if not runs_triton(projection):
+        return reference.projected_softmax_attention(projection, weight, bias, heads, rotary)
     tensors = (projection, weight, bias, *(rotary or ()))
     if (
         weight.shape[-1] not in TRITON_KERNELS
         or (rotary is not None and rotary[0].dtype != torch.float32)
-        or not runs_triton(projection)
         or not is_direct_call(tensors, "projected_softmax_attention")
     ):
-        return reference.projected_softmax_attention(projection, weight, bias, heads, rotary)
+        return reference.projected_softmax_attention(
+            projection, weight, bias, heads, rotary, depthwise_conv2d, apply_rotary
+        )
     return operator.projected_softmax_attention(projection, weight, bias, rotary, heads, overwrite)

@@ -1,5 +1,7 @@
 """The reference of `projected_softmax_attention`, in plain PyTorch."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,14 +12,25 @@ from ..runtime.dispatch import rows_contiguous
 
 
 def projected_softmax_attention(
-    projection: Tensor, weight: Tensor, bias: Tensor | None, heads: int, rotary: Rotary | None
+    projection: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    heads: int,
+    rotary: Rotary | None,
+    convolve: Callable[..., Tensor] = depthwise_conv2d,
+    rotate: Callable[[Tensor, Rotary], Tensor] = apply_rotary,
 ) -> Tensor:
-    """The composition of its parts' references; see the public function."""
+    """The composition of its parts; see the public function.
+
+    Args:
+        convolve, rotate: the parts, by default their references; what a compiler is to see is
+            composed of the operators.
+    """
     batch, height, width, channels = projection.shape
     # One split, as each separate slice would make a gradient of the whole projection's size.
     both, value, gate = split_blocks(projection, heads)
-    query, key = (both if rotary is None else apply_rotary(both, rotary)).split(heads, 2)
-    local = depthwise_conv2d(to_map(value, (height, width)), weight, bias)
+    query, key = (both if rotary is None else rotate(both, rotary)).split(heads, 2)
+    local = convolve(to_map(value, (height, width)), weight, bias)
     y = (attend(query, key, value) + local.reshape(value.shape)) * gate
     return y.reshape(batch, height, width, channels // 4)
 

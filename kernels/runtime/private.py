@@ -18,8 +18,8 @@ def is_intercepted() -> bool:
 
 
 def has_forward_hooks(module: torch.nn.Module) -> bool:
-    """Whether a forward hook of a module sees, and may keep, its output."""
-    return bool(module._forward_hooks)
+    """Whether a hook of a module's forward pass sees, and may keep, its input or its output."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @cache

@@ -290,6 +290,30 @@ def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
     assert torch.equal(other.eval()(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["rala_vit_nano", "mala_vit_nano"])
+def test_a_branch_left_to_the_next_block_changes_nothing(name):
+    """Without gradients blocks leave their last branch to the next; a hook sees whole outputs."""
+    model = lively(timm.create_model(name, num_classes=5))
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    x = torch.randn(2, 3, 64, 96)
+    seen = []
+
+    def keep(module, inputs, output):
+        seen.append(output)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks]
+    wanted = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), wanted)
+        torch.testing.assert_close(seen[: len(blocks)], seen[len(blocks) :])
+        for hook in hooks:
+            hook.remove()
+        calls = []
+        blocks[-2].position.register_forward_pre_hook(lambda module, inputs: calls.append(inputs))
+        torch.testing.assert_close(model(x), wanted)
+    assert len(blocks) > len(calls) == 1
+
+
 TRACED = ("rala_vit_nano", "agent_deit_tiny", "softmax_pvt_tiny", "softmax_swin_tiny")
 
 

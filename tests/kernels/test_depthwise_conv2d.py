@@ -119,6 +119,50 @@ def test_error_against_float64(kernel, stride, activation, residual, dtype, devi
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "activation", "dtype"),
+    [
+        (3, None, torch.float32),
+        (3, "gelu", torch.bfloat16),
+        (5, "relu", torch.float16),
+    ],
+)
+def test_a_branch_is_added_where_it_is_loaded(kernel, activation, dtype, scaled, device, seed):
+    """Without a gradient in one kernel, with one in two, of which the sum is the same."""
+    shape = (2, 5, 9, 40) if device.type == "cpu" else (8, 56, 56, 96)
+    (x, weight, bias), _ = case(shape, kernel, True, device)
+    branch = torch.randn(2, *shape, device=device)[1]
+    scale = torch.rand(shape[-1], device=device) if scaled else None
+    x, weight, bias, branch, scale = (
+        None if t is None else t.to(dtype) for t in (x, weight, bias, branch, scale)
+    )
+
+    def function(branch: Tensor) -> Tensor:
+        return depthwise_conv2d(
+            x, weight, bias, activation=activation, residual=True, branch=branch, scale=scale
+        )
+
+    with torch.no_grad():
+        alone = function(branch)
+    together = function(branch.requires_grad_())
+    assert torch.equal(alone, together)
+    with torch.no_grad():
+        exact = x.double() + (1 if scale is None else scale.double()) * branch.double()
+        exact = exact.to(dtype).double()
+        exact = exact if activation is None else getattr(torch.nn.functional, activation)(exact)
+        maps = exact.permute(0, 3, 1, 2)
+        padding, groups = kernel // 2, shape[-1]
+        wanted = exact + torch.nn.functional.conv2d(
+            maps, weight.double(), bias.double(), padding=padding, groups=groups
+        ).permute(0, 2, 3, 1)
+    error = (alone.double() - wanted).abs().max() / wanted.abs().max()
+    assert error < {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    (gradient,) = torch.autograd.grad(together.sum(), branch)
+    assert gradient.shape == branch.shape
+
+
+@pytest.mark.triton
 def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
     for _ in random_cases:
