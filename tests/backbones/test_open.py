@@ -8,7 +8,7 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,12 @@ import torch
 import torch.nn.functional as F
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from linsight.backbones import ZOO
+from linsight.backbones.blocks import PostNormBlock
+from linsight.backbones.norms import PRepBN, set_training_progress
 from linsight.kernels import force
 from linsight.tools.models import read_counts
 
@@ -46,8 +49,26 @@ def smallest_of_each_skeleton() -> list[str]:
     return list(names.values())
 
 
+def smallest_with_each_part() -> list[str]:
+    """Models of which at least one has each skeleton and each mixer."""
+    names, seen = [], set()
+    for name in FAMILIES:
+        parts = {ZOO[name].family.skeleton, *mixers_of(name)}
+        if not parts <= seen:
+            names.append(name)
+            seen |= parts
+    return names
+
+
+def mixers_of(name: str) -> tuple[str, ...]:
+    """The names of the mixers of a model's stages."""
+    mixer = (ZOO[name].family.config | ZOO[name].config)["mixer"]
+    return (mixer,) if isinstance(mixer, str) else tuple(mixer)
+
+
 FAMILIES = smallest_of_each_family()
 SKELETONS = smallest_of_each_skeleton()
+PARTS = smallest_with_each_part()
 
 
 def few_blocks(name: str) -> dict[str, int | tuple[int, ...]]:
@@ -73,6 +94,11 @@ def images(batch: int = 2) -> Tensor:
     """Images higher than wide, so that a transposed map cannot pass."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, 3, SIDE, SIDE // 2, dtype=torch.float64, generator=generator)
+
+
+def one_image() -> Tensor:
+    """An image for tests that make many passes."""
+    return images(1)
 
 
 def leaves(model: nn.Module) -> dict[str, nn.Module]:
@@ -197,7 +223,7 @@ def adapted(model: nn.Module) -> nn.Module:
     """The model with an adapter beside each linear layer, after peft's own initialisation."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=2, target_modules=list(of_type(model, nn.Linear)))
+    config = LoraConfig(r=2, target_modules="all-linear")
     model = get_peft_model(model, config)
     # peft keeps adapters in float32.
     return model.double()
@@ -228,10 +254,10 @@ def test_lora_trains_all_linear_layers_and_nothing_else(name):
     assert moved == set(scales(model))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 @torch.no_grad()
 def test_each_lora_adapter_changes_the_output(name):
-    model, x = adapted(little(name)), images()
+    model, x = adapted(little(name)), one_image()
     wanted = model(x)
     silent = []
     for layer, scale in scales(model).items():
@@ -242,7 +268,7 @@ def test_each_lora_adapter_changes_the_output(name):
     assert silent == []
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 @torch.no_grad()
 def test_merged_lora_gives_the_same_output(name):
     model, x = adapted(little(name)), images()
@@ -275,7 +301,12 @@ def count_attention(inputs: list, outputs: list) -> Counter:
     return Counter(attention=pairs * (dim + value[-1]))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# How fvcore names the operators that it counts.
+PRODUCTS = ("addmm", "attention", "bmm", "conv", "einsum", "linear", "matmul")
+NO_PRODUCTS = ("adaptive_avg_pool2d", "batch_norm", "layer_norm", "upsample_bilinear2d")
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_operations_counted_by_fvcore(name):
     from fvcore.nn import FlopCountAnalysis
 
@@ -283,11 +314,12 @@ def test_operations_counted_by_fvcore(name):
     model = timm.create_model(name).eval().requires_grad_(False)
     counter = FlopCountAnalysis(model, torch.randn(1, 3, 224, 224))
     counter.set_op_handle("aten::scaled_dot_product_attention", count_attention)
-    # docs/zoo.md counts convolutions and matrix products alone.
-    for other in ("layer_norm", "batch_norm", "adaptive_avg_pool2d", "upsample_bilinear2d"):
-        counter.set_op_handle(f"aten::{other}", None)
     counter.unsupported_ops_warnings(False)
-    assert counter.total() == pytest.approx(read_counts()[name][1], rel=0.01)
+    # docs/zoo.md counts convolutions and matrix products alone, fvcore norms and pooling besides.
+    counts = counter.by_operator()
+    products = sum(counts[kind] for kind in PRODUCTS)
+    assert products == pytest.approx(read_counts()[name][1], rel=0.01)
+    assert counts.keys() <= {*PRODUCTS, *NO_PRODUCTS}
     # fvcore calls a module uncalled, too, if it computes nothing that is traced.
     uncalled = [part for part in counter.uncalled_modules() if has_weights(model, part)]
     assert uncalled == []
@@ -331,7 +363,12 @@ def test_dynamic_quantisation_replaces_each_linear_layer(name):
     found = of_type(quantized, torch.ao.nn.quantized.dynamic.Linear)
     assert set(found) == set(of_type(model, nn.Linear))
     assert of_type(quantized, nn.Linear) == {}
-    assert 0 < distance(quantized(x), wanted) < 0.1
+    got = quantized(x)
+    assert distance(got, wanted) > 0
+    # The error of eight bits is PyTorch's: the model is to compute what these layers give.
+    for layer, part in of_type(model, nn.Linear).items():
+        part.register_forward_hook(lambda _, args, output, layer=layer: found[layer](*args))
+    torch.testing.assert_close(got, model(x))
 
 
 @pytest.mark.parametrize("name", SKELETONS)
@@ -345,15 +382,19 @@ def test_pt2e_quantises_each_convolution_and_linear_layer(name):
     quantizer = x86.X86InductorQuantizer().set_global(
         x86.get_default_x86_inductor_quantization_config()
     )
-    prepared = pt2e.prepare_pt2e(torch.export.export(model, (x,)).module(), quantizer)
+    # Without `strict` a program tells the quantiser no functions, only the classes of modules, of
+    # which it knows PyTorch's own convolution but none that derives from it.
+    program = torch.export.export(model, (x,), strict=True)
+    prepared = pt2e.prepare_pt2e(program.module(), quantizer)
     prepared(x)
-    quantized = pt2e.convert_pt2e(prepared)
-    weights = [
-        node
+    quantized = pt2e.convert_pt2e(prepared, fold_quantize=False)
+    weights = {
+        node.args[0].target
         for node in quantized.graph.nodes
-        if node.target is torch.ops.quantized_decomposed.dequantize_per_channel.default
-    ]
-    assert len(weights) == len(of_type(model, (nn.Linear, nn.Conv2d)))
+        if node.target is torch.ops.quantized_decomposed.quantize_per_channel.default
+    }
+    layers = of_type(model, (nn.Linear, nn.Conv2d))
+    assert {f"{name}.weight" for name in layers} - weights == set()
     with torch.no_grad():
         assert 0 < distance(quantized(x), wanted) < 0.1
 
@@ -372,10 +413,12 @@ def grad_cam_target(model: nn.Module, where: str) -> nn.Module:
     last = model.stages[-2] if hasattr(model, "stages") else model.blocks
     if where == "stage":
         return last if hasattr(model, "stages") else last[-2]
-    return (last.blocks if hasattr(model, "stages") else last)[-1].norm1
+    block = (last.blocks if hasattr(model, "stages") else last)[-1]
+    # The norms of a post-norm block give the residual sum besides, which is no map to draw.
+    return block.mlp if isinstance(block, PostNormBlock) else block.norm1
 
 
-@pytest.mark.parametrize("where", ["stage", "norm1"])
+@pytest.mark.parametrize("where", ["stage", "layer"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_grad_cam_draws(name, where):
     from pytorch_grad_cam import GradCAM
@@ -464,13 +507,17 @@ class Poison(nn.Module):
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_a_poisoned_leaf_module_poisons_the_output(name):
-    model, x = little(name), images()
+    # Pooled over its map, a model's output depends on the last block's convolutions of the map,
+    # which the class token, read by default, does not see.
+    model, x = lively(create(name, global_pool="avg")), one_image().float()
     clean, failures = [], {}
     for leaf, part in leaves(model).items():
         put(model, leaf, Poison(part))
         try:
-            if not model(x).isnan().all():
-                clean.append(leaf)
+            # PyTorch's fused attention on a CPU gives zeros for NaN queries if keys are few.
+            with sdpa_kernel(SDPBackend.MATH):
+                if not model(x).isnan().all():
+                    clean.append(leaf)
         except AttributeError as error:
             failures[leaf] = str(error)
         put(model, leaf, part)
@@ -565,47 +612,97 @@ def other_modules(model: nn.Module, leaf: str, x: Tensor) -> Iterator[nn.Module]
         yield other if first else ChannelsLast(other)
 
 
-def fault_of(model: nn.Module, leaf: str, other: nn.Module, x: Tensor, plain: Tensor) -> str:
-    """What is wrong with the output when `other` stands in the place of a leaf, or ''."""
-    part = model.get_submodule(leaf)
-    handle = part.register_forward_hook(lambda _, args, output: other(*args))
+def replace(
+    model: nn.Module, others: dict[str, nn.Module], x: Tensor, plain: Tensor
+) -> dict[str, str]:
+    """What is wrong with the output when other modules stand in the place of leaves.
+
+    Args:
+        model: given back as it was.
+        others: the other modules, by the names of the leaves.
+        x: images.
+        plain: the model's own output.
+
+    Returns:
+        The faults by leaf, which are looked for only if the leaves together have one.
+    """
+    parts = {leaf: model.get_submodule(leaf) for leaf in others}
+    handles = [
+        part.register_forward_hook(lambda _, args, output, leaf=leaf: others[leaf](*args))
+        for leaf, part in parts.items()
+    ]
     try:
         wanted = model(x)
-        handle.remove()
-        put(model, leaf, other)
+        for handle in handles:
+            handle.remove()
+        for leaf, other in others.items():
+            put(model, leaf, other)
         got = model(x)
+        fault = "" if torch.equal(got, wanted) else f"{distance(got, wanted):.1e} off"
+        if distance(got, plain) < 1e-9:
+            fault = "changes nothing"
     except Exception as error:
-        return f"{type(other).__name__}: {type(error).__name__}: {error}"
+        fault = f"{type(error).__name__}: {error}"
     finally:
-        handle.remove()
-        put(model, leaf, part)
-    if distance(got, plain) < 1e-9:
-        return f"{type(other).__name__} changes nothing"
-    if not torch.equal(got, wanted):
-        return f"{type(other).__name__}: {distance(got, wanted):.1e} off"
-    return ""
+        for handle in handles:
+            handle.remove()
+        for leaf, part in parts.items():
+            put(model, leaf, part)
+    if not fault:
+        return {}
+    if len(others) == 1:
+        return {leaf: f"{type(other).__name__}: {fault}" for leaf, other in others.items()}
+    singly = [replace(model, {leaf: other}, x, plain) for leaf, other in others.items()]
+    faults = {leaf: text for found in singly for leaf, text in found.items()}
+    return faults or {", ".join(others): fault}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_another_module_computes_in_the_place_of_a_leaf(name):
-    """The output is what it is when a hook puts the other module's result in the leaf's place."""
-    model, x = little(name), images()
+    """The output is what it is when a hook puts the other module's result in the leaf's place.
+
+    All leaves of a kind are replaced together, while the layers between them are the model's own;
+    that each one has an effect is shown by the poison.
+    """
+    # Windows that divide the map: no hook can tell what stands at the places of a padded one.
+    options = {"mixer_options": {"window": {"window_size": 4}}} if "swin" in name else {}
+    if "window" not in mixers_of(name):
+        options = {}
+    model, x = little(name, **options), images()
     plain = model(x)
     faults = {leaf: "does not run" for leaf, times in calls(model, x).items() if times != 1}
-    kinds = set()
+    rounds, kinds = defaultdict(dict), set()
     for leaf, part in leaves(model).items():
         if leaf in faults:
             continue
-        # A batch norm that has just been made would train.
-        for other in (other.eval() for other in other_modules(model, leaf, x)):
+        for number, other in enumerate(other_modules(model, leaf, x)):
             kinds.add(type(part))
-            if fault := fault_of(model, leaf, other, x, plain):
-                faults[leaf] = fault
+            # A batch norm that has just been made would train.
+            rounds[kind_of(part), number][leaf] = other.eval()
+    for others in rounds.values():
+        faults |= replace(model, others, x, plain)
     assert faults == {}
     for expected in (nn.Conv2d, nn.Linear, NORMS):
         assert any(issubclass(kind, expected) for kind in kinds), f"none of {expected} is a leaf"
     assert any(kind.__name__ in ACTIVATIONS for kind in kinds), "no activation is a leaf"
+
+
+def kind_of(part: nn.Module) -> str:
+    """What a leaf is, for its replacement together with others."""
+    kinds = {nn.Linear: "linear", nn.Conv2d: "convolution"} | dict.fromkeys(NORMS, "norm")
+    return next((kind for base, kind in kinds.items() if isinstance(part, base)), "activation")
+
+
+@torch.inference_mode()
+def test_another_projection_stands_at_padded_places():
+    """Tokens of zeros around a map are projected by whatever module projects the others."""
+    model, x = little("softmax_swin_tiny"), images()
+    wanted = model(x)
+    for leaf, part in of_type(model, nn.Linear).items():
+        if leaf.endswith("in_proj"):
+            put(model, leaf, nn.Sequential(part, nn.Identity()))
+    torch.testing.assert_close(model(x), wanted)
 
 
 @pytest.mark.parametrize(
@@ -701,7 +798,10 @@ def norms_of_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: part
         for name, part in leaves(model).items()
-        if "norm" in name.rpartition(".")[2] and "blocks." in name and ".mixer." not in name
+        if "norm" in name.rpartition(".")[2]
+        and "blocks." in name
+        and ".mixer." not in name
+        and not isinstance(part, nn.Identity)  # timm's MLPs have a place for a norm
     }
 
 
@@ -751,7 +851,35 @@ def test_another_norm(name, norm_layer):
     assert_trains_and_exports(model)
 
 
+def test_a_progressive_norm_moves_from_layer_to_batch_norm():
+    """As SLAB trains it: the output of training depends on how far training is."""
+    model, x = lively(create("rala_vit_nano", norm_layer="prepbn").double()).train(), images()
+    assert of_type(model, PRepBN)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(5):
+        loss = F.cross_entropy(model(x), torch.tensor([1, 3]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    with torch.no_grad():
+        outputs = []
+        for progress in (0, 0.5, 1):
+            set_training_progress(model, progress)
+            assert {part.progress.item() for part in of_type(model, PRepBN).values()} == {progress}
+            outputs.append(model(x))
+    assert distance(outputs[1], outputs[0]) > 1e-3
+    assert distance(outputs[1], outputs[2]) > 1e-3
+
+
 ACT_LAYERS = {"relu": nn.ReLU, "silu": nn.SiLU, nn.ReLU: nn.ReLU}
+
+
+def has_activation(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is an activation, or a layer that the kernels compute together with it."""
+    return isinstance(part, kind) or getattr(part, "activation", None) == kind.__name__.lower()
 
 
 @pytest.mark.parametrize("act_layer", ACT_LAYERS)
@@ -761,7 +889,7 @@ def test_another_activation(name, act_layer):
     parts = parts_of_mlps(model)
     assert not any(type(part).__name__ == "GELU" for part in parts)
     blocks = [n for n, _ in model.named_modules() if n.rpartition(".")[0].endswith("blocks")]
-    assert sum(isinstance(part, ACT_LAYERS[act_layer]) for part in parts) == len(blocks) > 0
+    assert sum(has_activation(part, ACT_LAYERS[act_layer]) for part in parts) == len(blocks) > 0
     assert_trains_and_exports(model)
 
 
@@ -799,7 +927,8 @@ def test_another_block(name):
     wanted[0][1] = Doubled
     mixed = create(name, block=wanted)
     assert [[type(block) for block in stage] for stage in blocks_of(mixed)] == wanted
-    default, mixed = lively(default.double()), lively(mixed.double())
+    default, mixed = lively(default.double()), mixed.double().eval()
+    mixed.load_state_dict(default.state_dict())
     block = blocks_of(default)[0][1]
     block.register_forward_hook(lambda _, args, output: 2 * output)
     with torch.inference_mode():
