@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 import linsight  # noqa: F401  registers the models
 from linsight.backbones import ZOO
-from linsight.backbones.layers import DepthwiseConv2d
+from linsight.backbones.context import Context
+from linsight.kernels.depthwise_conv2d import depthwise_conv2d
 from linsight.kernels.focused_linear_attention import focused_linear_attention
 from linsight.kernels.linear_attention import linear_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
@@ -154,6 +156,22 @@ class SoftmaxAttention(nn.Module):
         ).transpose(1, 2)
 
 
+class Depthwise(nn.Conv2d):
+    """`depthwise_conv2d` of a map (B, H, W, C).
+
+    Args:
+        channels, kernel_size: of the convolution.
+        options: as of the operator.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, **options: Any) -> None:
+        super().__init__(channels, channels, kernel_size, groups=channels)
+        self.options = options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, self.weight, self.bias, **self.options)
+
+
 class ProjectedAttention(Rotated):
     """`projected_linear_attention` of a packed map (B, H, W, 4 C)."""
 
@@ -163,7 +181,7 @@ class ProjectedAttention(Rotated):
         super().__init__(size, device)
         self.mechanism = MECHANISMS[mechanism]
         self.heads = heads
-        self.local = DepthwiseConv2d(heads * HEAD, 5)
+        self.local = Depthwise(heads * HEAD, 5)
 
     def forward(self, projection: Tensor) -> Tensor:
         return projected_linear_attention(
@@ -176,16 +194,17 @@ class ProjectedAttention(Rotated):
         )
 
 
-class Mixer(Rotated):
+class Mixer(nn.Module):
     """A token mixer from projection to projection, on tokens (B, N, C)."""
 
-    def __init__(self, name: str, stage: int, size: tuple[int, int], device: torch.device) -> None:
-        super().__init__(size, device)
+    def __init__(self, name: str, stage: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.context = Context(size)
         model = timm.create_model("rala_vit_small", mixer=name, depths=(1, 1, 1, 1))
         self.mixer = model.stages[stage].blocks[0].mixer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mixer(x, self.size, self.rotary(x))
+        return self.mixer(x, self.context)
 
 
 def operators(resolution: int, batch: int) -> Iterator[Case]:
@@ -250,7 +269,7 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
         def convolution(
             device: torch.device, dim: int = dim, kernel: int = kernel, options: dict = options
         ) -> nn.Module:
-            return DepthwiseConv2d(dim, kernel, **options)
+            return Depthwise(dim, kernel, **options)
 
         def maps(noise: Noise, dim: int = dim) -> list[Tensor]:
             return [noise(height, width, dim), noise(height, width, dim)]
@@ -270,7 +289,7 @@ def mixers(resolution: int, batch: int) -> Iterator[Case]:
             def build(
                 device: torch.device, name: str = name, stage: int = stage, size: tuple = size
             ) -> nn.Module:
-                return Mixer(name, stage, size, device)
+                return Mixer(name, stage, size)
 
             def inputs(noise: Noise, tokens: int = tokens, channels: int = channels) -> list:
                 return [noise(tokens, channels), noise(tokens, channels)]

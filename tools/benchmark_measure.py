@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from linsight.kernels import force
@@ -102,12 +103,16 @@ class Subject:
     ) -> None:
         self.case, self.dtype, self.device, self.seconds = case, dtype, device, seconds
         with torch.device(device):
-            self.module = case.build(device).to(device)
+            self.module = self.build(device)
         self.function: nn.Module = self.module
         if compile:
             # Without a reset the limit on recompilations would count those of earlier cases.
             torch.compiler.reset()
             self.function = self.compile_module()
+
+    def build(self, device: torch.device) -> nn.Module:
+        """The module of the case on the device."""
+        return self.case.build(device).to(device)
 
     def compile_module(self) -> nn.Module:
         """The module as `torch.compile` returns it."""
@@ -210,10 +215,14 @@ class Network(Subject):
         seconds: float,
         phase: str,
     ) -> None:
-        super().__init__(case, dtype, device, compile, seconds)
         self.training = phase == "training"
-        self.module.train(self.training)
+        super().__init__(case, dtype, device, compile, seconds)
         self.prepare()
+
+    def build(self, device: torch.device) -> nn.Module:
+        """The network in the mode of its phase; for inference with its constants folded."""
+        module = super().build(device).train(self.training)
+        return module if self.training else reparameterize_model(module, inplace=True)
 
     def prepare(self) -> None:
         """Make the batch, call once, and check."""

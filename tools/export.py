@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
@@ -121,6 +122,8 @@ def write_torch(model: nn.Module, folder: Path) -> Written:
 def trace(model: nn.Module) -> tuple[ExportedProgram, list[Tensor], tuple[int, int] | None]:
     """Trace a model for batches of any length and, where possible, for images of any size.
 
+    What is constant in inference, such as batch norms behind convolutions, is folded before.
+
     Models with windows or landmarks depend on the size of the image in ways that one graph cannot
     express, and are traced at their own size.
 
@@ -128,6 +131,7 @@ def trace(model: nn.Module) -> tuple[ExportedProgram, list[Tensor], tuple[int, i
         The graph, the batches to compare it on, and its only image size (height, width), or None
         for any size.
     """
+    model = reparameterize_model(model)
     shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
     if _any_size(model):
         images = _images(model, True)

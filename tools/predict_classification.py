@@ -6,6 +6,7 @@ import timm.data
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from timm.utils import reparameterize_model
 from torch import nn
 
 from linsight.tools.model import class_names
@@ -24,7 +25,8 @@ class ClassificationPredictor:
     columns = ("class", "probability")
 
     def __init__(self, model: nn.Module, device: torch.device, topk: int) -> None:
-        self.model, self.device, self.topk = model.to(device), device, topk
+        self.model = reparameterize_model(model).to(device)
+        self.device, self.topk = device, topk
         self.names = class_names(model)
         self.transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 

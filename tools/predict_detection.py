@@ -18,6 +18,7 @@ from mmdet.registry import MODELS
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from PIL import Image
+from timm.utils import reparameterize_model
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
 from linsight.heads.detection_figures import detections, draw_objects
@@ -60,6 +61,7 @@ class DetectionPredictor:
             self.pipeline = Compose(list(_drop_loading(pipeline)))
         check_fit(run.state, model, f"checkpoint {source} does not fit the model that it names")
         model.load_state_dict(run.state, strict=False)
+        reparameterize_model(model.backbone, inplace=True)
         if augmentation:
             model = MODELS.build({**augmentation, "module": model})
         self.model = model.to(device).eval()

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from mmengine.registry import MODELS
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.utils import reparameterize_model
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -41,7 +42,7 @@ class SegmentationPredictor:
         state = self.model.checkpoint_filter_fn(run.state)
         check_fit(state, self.model, f"checkpoint {source} does not fit the model that it names")
         self.model.load_state_dict(state)
-        self.model.to(device)
+        reparameterize_model(self.model, inplace=True).to(device)
         self.device = device
         self.classes = run.classes or tuple(map(str, range(self.model.num_classes)))
         dataset = run.config.test_dataloader.dataset

@@ -157,8 +157,10 @@ def cache_constants(make: Callable) -> Callable:
 
     @wraps(make)
     def get(*key):
-        is_capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if is_capturing or not runs_eagerly():
+        # A compiler cannot trace the second question, and would break its graph there.
+        if not runs_eagerly() or (
+            key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
+        ):
             return make(*key)
         with torch.inference_mode(False):  # so that a later call may save them for its gradient
             return cached(*key)
