@@ -285,10 +285,13 @@ def test_merged_lora_gives_the_same_output(name):
 # Counters of operations.
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_operations_counted_by_pytorch(name):
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [(name, "triton") for name in ZOO] + [(name, "reference") for name in FAMILIES],
+)
+def test_operations_counted_by_pytorch(name, kernels):
     """What docs/zoo.md says, from a user's call; a model in training counts the same."""
-    with torch.device("meta"):
+    with torch.device("meta"), force(kernels):
         model = timm.create_model(name).requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, 224, 224))
