@@ -321,6 +321,8 @@ class PatchDownsample(PatchEmbed):
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution that keeps the size of its map.
 
+    PyTorch computes it if its attributes have been changed so that it is another convolution.
+
     Args:
         channels: C.
         kernel_size: k, odd.
@@ -331,8 +333,22 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W), both channels-last in memory."""
+        if not self._keeps_size():
+            return super().forward(x)
         y = depthwise_conv2d(x.permute(0, 2, 3, 1), self.weight, self.bias)
         return y.permute(0, 3, 1, 2)
+
+    def _keeps_size(self) -> bool:
+        """Whether this is still the convolution that the class is named after."""
+        side = self.kernel_size[0]
+        return (
+            self.groups == self.in_channels == self.out_channels
+            and side % 2 == 1
+            and self.kernel_size == (side, side)
+            and self.padding == (side // 2, side // 2)
+            and self.stride == self.dilation == (1, 1)
+            and self.padding_mode == "zeros"
+        )
 
 
 class ResidualDepthwise(nn.Module):

@@ -65,8 +65,8 @@ class WindowAttention(PackedAttention):
 class Window(ProjectedMixer):
     """Attention within windows, which each odd block of a stage shifts by half a window.
 
-    A map is padded with zeros, whose q, k and v are the projection's bias. Along a side on which
-    the map is no larger than a window, the window is the map and nothing is shifted.
+    A map is padded with zeros, whose q, k and v are what the projection makes of them. Along a
+    side on which the map is no larger than a window, the window is the map and nothing is shifted.
 
     Args:
         place: where the mixer stands.
@@ -85,10 +85,14 @@ class Window(ProjectedMixer):
         super().__init__(place, WindowAttention(place, window_size, padding))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        fill = self.in_proj.bias if self.attention.pads(context.size) else None
-        if callable(fill):  # PyTorch's quantised layers have a method of this name
-            fill = fill()
-        return self.out_proj(self.attention(self.in_proj(x), context, fill))
+        if not self.attention.pads(context.size):
+            return self.out_proj(self.attention(self.in_proj(x), context, None))
+        if type(self.in_proj) is nn.Linear:
+            return self.out_proj(self.attention(self.in_proj(x), context, self.in_proj.bias))
+        # A module that has taken the layer's place projects a token of zeros besides.
+        projection = self.in_proj(F.pad(x, (0, 0, 0, 1)))
+        projection, fill = projection[:, :-1], projection[0, -1]
+        return self.out_proj(self.attention(projection, context, fill))
 
     def no_weight_decay(self) -> set[str]:
         """The table, which is a matrix but does not multiply tokens."""

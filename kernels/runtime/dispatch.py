@@ -79,10 +79,13 @@ def channels_last(x: Tensor) -> Tensor:
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """A context in which a reference computes in the precision that it chose."""
-    # The meta device, on which shapes alone are computed, knows no autocast.
-    if x.device.type == "meta":
+    kind = x.device.type
+    # The meta device, on which shapes alone are computed, knows no autocast. Where autocast is off
+    # anyway, an exported program would get a submodule for each such context, which passes that
+    # rewrite programs (PyTorch's quantisation is one) do not look into.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast(kind, enabled=False)
 
 
 def stream_dtype(x: Tensor) -> torch.dtype:
