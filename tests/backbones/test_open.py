@@ -287,7 +287,7 @@ def test_merged_lora_gives_the_same_output(name):
 
 @pytest.mark.parametrize(
     ("name", "kernels"),
-    [(name, "triton") for name in ZOO] + [(name, "reference") for name in FAMILIES],
+    [(name, "triton") for name in ZOO] + [(name, "reference") for name in SKELETONS],
 )
 def test_operations_counted_by_pytorch(name, kernels):
     """What docs/zoo.md says, from a user's call; a model in training counts the same."""
