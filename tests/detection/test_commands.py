@@ -53,7 +53,7 @@ def test_mmdet_is_quiet():
     """In a fresh process, as it is imported once: of what it can do without it says nothing."""
     code = f"from linsight.tools.config import load_config; load_config({MASK_RCNN!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # torch warns of torchao, which mmengine imports by way of transformers where they are installed.
+    # torch warns of torchao, which mmengine imports through transformers where both are there.
     said = [line for line in done.stderr.splitlines() if "torch/utils/_pytree.py" not in line]
     assert [*done.stdout.splitlines(), *said] == []
 
