@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 # From the attribute of a data set that marks its faulty images to the fault and its consequence.
 _FAULTS = {
-    "corrupt": ("could not be read", "other images took their places"),
+    "corrupt": ("could not be read", "others took their places"),
     "unlabelled": ("have no labelled pixel", "nothing was learned from them"),
 }
 
