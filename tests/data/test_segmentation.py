@@ -124,7 +124,7 @@ class TestFaults:
         assert dataset[0][0].equal(dataset[1][0])
         assert dataset.corrupt.tolist() == [True, False, False]
         self.report(dataset, caplog)
-        assert "1 of 3 images could not be read: a.png; other images took" in caplog.text
+        assert "1 of 3 images could not be read: a.png; others took" in caplog.text
         (folder / "images/b.png").write_bytes(b"")
         with pytest.raises(DataError, match="2 of 3 images could not be read"):
             dataset[1]
