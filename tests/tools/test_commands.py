@@ -345,7 +345,7 @@ def test_info_of_a_model(app, monkeypatch):
     assert table["ResidualDepthwise"] == (10, "depthwise_conv2d", "")
     assert table["SoftmaxAttention"] == (
         3,
-        "projected_softmax_attention (eager)",
+        "depthwise_conv2d, projected_softmax_attention (eager), rotary (eager)",
         "scaled_dot_product_attention",
     )
     assert table["PositionBlock"] == (5, "scaled_add (eager)", "")
