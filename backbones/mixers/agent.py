@@ -137,9 +137,9 @@ class Agent(ProjectedMixer):
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' tables, packed, and interpolated where they are for another image size."""
         entries = pack_tables(super().convert_checkpoint(entries))
-        for name, own in (("row_bias", "row_bias"), ("column_bias", "column_bias")):
+        for name in ("row_bias", "column_bias"):
             key = f"attention.{name}"
-            shape = getattr(self.attention, own).shape
+            shape = getattr(self.attention, name).shape
             value = entries.get(key)
             if value is not None and value.shape[:-1] == shape[:-1]:
                 entries[key] = resize_axis(value.float(), shape[-1]).to(value.dtype)
