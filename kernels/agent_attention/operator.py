@@ -5,8 +5,10 @@ import torch
 from ..depthwise_conv2d.operator import count_flops as count_convolution
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
+@cache_launches
 def _run(projection, bias, weight, weight_bias, heads, height, width, rows, columns):
     from .forward import forward
     from .plan import plan
@@ -36,6 +38,7 @@ def _run_fake(projection, bias, weight, weight_bias, heads, height, width, rows,
     )
 
 
+@cache_launches
 def _run_backward(
     grad, projection, bias, weight, agents, values, statistics, heads, height, width, rows, columns
 ):

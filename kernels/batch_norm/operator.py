@@ -6,9 +6,11 @@ from torch.autograd.graph import increment_version
 
 from ..runtime.dispatch import channels_last
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 from .reference import gather_parts
 
 
+@cache_launches
 def normalize(x, weight, bias, running_mean, running_var, eps, activation):
     """The norm of a channels-last map with the running statistics; records no gradient."""
     from .forward import normalize_running
@@ -22,13 +24,29 @@ def normalize(x, weight, bias, running_mean, running_var, eps, activation):
 
 
 def _run(x, weight, bias, running_mean, running_var, momentum, eps, activation, process_group):
-    from .forward import gather, merge, normalize, reduce
-
-    parts = gather(x)
-    if process_group is not None:
-        parts = gather_parts(reduce(parts), process_group)
-    statistics = merge(parts, running_mean, running_var, momentum, eps)
+    parts = None if process_group is None else gather_parts(_run_gather(x), process_group)
+    results = _run_merge(
+        x, parts, weight, bias, running_mean, running_var, momentum, eps, activation
+    )
     increment_version((running_mean, running_var))
+    return results
+
+
+@cache_launches
+def _run_gather(x):
+    """The statistics of this process, as one part."""
+    from .forward import gather, reduce
+
+    return reduce(gather(x))
+
+
+@cache_launches
+def _run_merge(x, parts, weight, bias, running_mean, running_var, momentum, eps, activation):
+    """The norm, and the statistics of all processes' parts, or of x alone without parts."""
+    from .forward import gather, merge, normalize
+
+    parts = gather(x) if parts is None else parts
+    statistics = merge(parts, running_mean, running_var, momentum, eps)
     out = torch.empty_like(x)
     normalize(x, statistics, weight, bias, activation, out)
     return out, statistics
@@ -42,22 +60,41 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad, _):
-    from .backward import gradient_sums, input_gradient
-
     if grad is None:
         return (None,) * 9
     x, weight, bias, statistics = ctx.saved_tensors
     grad = channels_last(grad)
-    dx = torch.empty_like(x)
-    sums = gradient_sums(grad, x, statistics, weight, bias, ctx.activation)
-    dbias, dweight = sums[0].to(bias.dtype), sums[1].to(weight.dtype)
-    if ctx.process_group is not None:
-        # The gradients of weight and bias stay those of this process: distributed training reduces
-        # them like all others.
-        sums = sums.clone()
-        distributed.all_reduce(sums, group=ctx.process_group)
-    input_gradient(grad, x, statistics, weight, bias, sums, ctx.activation, dx)
+    if ctx.process_group is None:
+        gradients = _run_backward(grad, x, statistics, weight, bias, None, ctx.activation)
+        return *gradients, *(None,) * 6
+    # The gradients of weight and bias stay those of this process: distributed training reduces
+    # them like all others.
+    sums = _run_sums(grad, x, statistics, weight, bias, ctx.activation)
+    dweight, dbias = sums[1].to(weight.dtype), sums[0].to(bias.dtype)
+    total = sums.clone()
+    distributed.all_reduce(total, group=ctx.process_group)
+    dx, *_ = _run_backward(grad, x, statistics, weight, bias, total, ctx.activation)
     return dx, dweight, dbias, *(None,) * 6
+
+
+@cache_launches
+def _run_sums(grad, x, statistics, weight, bias, activation):
+    """The gradients of bias and weight, (2, C), from the values of this process."""
+    from .backward import gradient_sums
+
+    return gradient_sums(grad, x, statistics, weight, bias, activation)
+
+
+@cache_launches
+def _run_backward(grad, x, statistics, weight, bias, sums, activation):
+    """The gradients of x, weight and bias, by the sums of all processes, or of this one alone."""
+    from .backward import gradient_sums, input_gradient
+
+    dx = torch.empty_like(x)
+    if sums is None:
+        sums = gradient_sums(grad, x, statistics, weight, bias, activation)
+    input_gradient(grad, x, statistics, weight, bias, sums, activation, dx)
+    return dx, sums[1].to(weight.dtype), sums[0].to(bias.dtype)
 
 
 batch_norm = Operator("batch_norm", _run, _save, _differentiate)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..runtime.dispatch import channels_last
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
 def result_shape(
@@ -20,12 +21,25 @@ def result_shape(
 
 def convolve(x, weight, bias, stride, padding, dilation, groups, activation):
     """PyTorch's products, then bias and activation in one pass; records no gradient."""
+    y = F.conv2d(channels_last(x), weight, None, stride, padding, dilation, groups)
+    return _run_finish(channels_last(y), bias, activation)
+
+
+@cache_launches
+def _run_finish(y, bias, activation):
+    """`y`, to which the bias is added in place, activated."""
     from .finish import finish
 
-    y = F.conv2d(channels_last(x), weight, None, stride, padding, dilation, groups)
-    y = channels_last(y)
     finish(y, bias.contiguous(), activation)
     return y
+
+
+@cache_launches
+def _run_sums(grad, dtype):
+    """The sums over pixels."""
+    from .finish import sum_columns
+
+    return sum_columns(grad).to(dtype)
 
 
 def _run_with_bias(x, weight, bias, stride, padding, dilation, groups):
@@ -39,8 +53,6 @@ def _save_with_bias(ctx, inputs, output):
 
 
 def _differentiate_with_bias(ctx, grad):
-    from .finish import sum_columns
-
     x, weight = ctx.saved_tensors
     stride, padding, dilation, groups = ctx.geometry
     grad = channels_last(grad)
@@ -48,10 +60,11 @@ def _differentiate_with_bias(ctx, grad):
         grad, channels_last(x), weight, None, stride, padding, dilation, False, (0, 0), groups,
         (*ctx.needs_input_grad[:2], False),
     )  # fmt: skip
-    dbias = sum_columns(grad).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+    dbias = _run_sums(grad, ctx.bias_dtype) if ctx.needs_input_grad[2] else None
     return dx, dweight, dbias, None, None, None, None
 
 
+@cache_launches
 def _run_image(x, weight, bias, stride, padding, activation, dtype):
     from .image import convolve_image
 
@@ -68,15 +81,19 @@ def _save_image(ctx, inputs, output):
 
 
 def _differentiate_image(ctx, grad):
-    from .image import image_weight_gradient
-
     (x,) = ctx.saved_tensors
     stride, padding, *_ = ctx.options
-    shape, dtype = ctx.weight
+    gradients = _run_image_backward(grad, x, *ctx.weight, ctx.bias_dtype, stride, padding)
+    return None, *gradients, None, None, None, None
+
+
+@cache_launches
+def _run_image_backward(grad, x, shape, dtype, bias_dtype, stride, padding):
+    from .image import image_weight_gradient
+
     grad = grad.permute(0, 2, 3, 1).contiguous()
     dweight, dbias = image_weight_gradient(grad, x, shape, stride, padding)
-    dbias = None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype)
-    return None, dweight.to(dtype), dbias, None, None, None, None
+    return dweight.to(dtype), None if bias_dtype is None else dbias.to(bias_dtype)
 
 
 convolve_with_bias = Operator(

@@ -5,12 +5,14 @@ from torch import Tensor
 
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
 def _run(x, weight, bias, stride, activation, residual, dtype):
     return _run_sum(x, None, None, weight, bias, stride, activation, residual, dtype)
 
 
+@cache_launches
 def _run_sum(x, branch, scale, weight, bias, stride, activation, residual, dtype):
     from .convolution import forward
 
@@ -30,6 +32,7 @@ def _run_fake(x, weight, bias, stride, activation, residual, dtype):
     return x.new_empty(shape, dtype=dtype)
 
 
+@cache_launches
 def _run_backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, activation: str | None, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ import torch
 from ..linear_attention.operator import count_flops, state_shape
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
 def _make_features(query, key, scale, power):
@@ -29,6 +30,7 @@ def _plan_attention(value, local):
     )  # fmt: skip
 
 
+@cache_launches
 def _run(query, key, value, scale, local, power):
     from ..linear_attention.forward import forward
 
@@ -45,6 +47,7 @@ def _run_fake(query, key, value, scale, local, power):
     return query.new_empty(query.shape), query.new_empty(state, dtype=torch.float32)
 
 
+@cache_launches
 def _run_backward(grad, query, key, value, scale, local, state, power):
     from ..linear_attention.backward import backward as attention_backward
     from .backward import backward

@@ -4,8 +4,10 @@ import torch
 
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
+@cache_launches
 def _run(query, landmarks, value, inverse, local, scale):
     from .forward import forward
 
@@ -22,6 +24,7 @@ def _run_fake(query, landmarks, value, inverse, local, scale):
     return query.new_empty(query.shape), state
 
 
+@cache_launches
 def _run_backward(grad, query, landmarks, value, inverse, state, scale):
     from .backward import backward
 

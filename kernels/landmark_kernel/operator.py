@@ -5,8 +5,10 @@ from torch import Tensor
 
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
+@cache_launches
 def _run(landmarks: Tensor) -> Tensor:
     from .forward import forward
 
@@ -21,6 +23,7 @@ def _run_fake(landmarks):
     return landmarks.new_empty(batch, heads, marks, marks, dtype=torch.float32)
 
 
+@cache_launches
 def _run_backward(grad: Tensor, landmarks: Tensor) -> Tensor:
     from .backward import backward
 

@@ -3,8 +3,11 @@
 import torch
 
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
+from ..scaled_add.operator import run_backward as differentiate_scaled_add
 
 
+@cache_launches
 def _run_norm(x, weight, bias, eps):
     from .forward import forward
 
@@ -19,14 +22,19 @@ def _save_norm(ctx, inputs, output):
 
 
 def _differentiate_norm(ctx, grad):
+    return *_run_norm_backward(grad, *ctx.saved_tensors, ctx.eps), None
+
+
+@cache_launches
+def _run_norm_backward(grad, x, weight, bias, eps):
     from .backward import backward
 
-    x, weight, bias = ctx.saved_tensors
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sums = backward(None, grad.contiguous(), x.contiguous(), None, None, weight, ctx.eps, dx, None)
-    return dx, sums[0].to(weight.dtype), sums[1].to(bias.dtype), None
+    sums = backward(None, grad.contiguous(), x.contiguous(), None, None, weight, eps, dx, None)
+    return dx, sums[0].to(weight.dtype), sums[1].to(bias.dtype)
 
 
+@cache_launches
 def _run(x, branch, scale, weight, bias, eps):
     from .forward import forward
 
@@ -52,32 +60,36 @@ def _differentiate(ctx, dtotal, dnorm):
         return (None,) * 6
     if dnorm is None:
         return _differentiate_sum(ctx.branch_dtype, dtotal, branch, scale)
+    gradients = _run_backward(
+        dtotal, dnorm, x, branch, scale, weight, bias, ctx.eps, ctx.branch_dtype
+    )
+    return *gradients, None
+
+
+@cache_launches
+def _run_backward(dtotal, dnorm, x, branch, scale, weight, bias, eps, branch_dtype):
     from .backward import backward
 
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dtotal = None if dtotal is None else dtotal.contiguous()
     if scale is None:
-        sums = backward(dtotal, dnorm.contiguous(), x, None, None, weight, ctx.eps, dx, None)
-        dbranch, dscale = dx.to(ctx.branch_dtype), None
+        sums = backward(dtotal, dnorm.contiguous(), x, None, None, weight, eps, dx, None)
+        dbranch, dscale = dx.to(branch_dtype), None
     else:
-        dbranch = torch.empty(x.shape, dtype=branch.dtype, device=x.device)
+        dbranch = torch.empty(x.shape, dtype=branch_dtype, device=x.device)
         sums = backward(
             dtotal, dnorm.contiguous(), x.contiguous(), branch.contiguous(), scale.contiguous(),
-            weight, ctx.eps, dx, dbranch,
+            weight, eps, dx, dbranch,
         )  # fmt: skip
         dscale = sums[2].to(scale.dtype)
-    return dx, dbranch, dscale, sums[0].to(weight.dtype), sums[1].to(bias.dtype), None
+    return dx, dbranch, dscale, sums[0].to(weight.dtype), sums[1].to(bias.dtype)
 
 
 def _differentiate_sum(dtype, dtotal, branch, scale):
     """The gradients where nothing depends on the norm."""
-    from ..scaled_add.backward import backward
-
     if scale is None:
         return dtotal, dtotal.to(dtype), None, None, None, None
-    dbranch = torch.empty(branch.shape, dtype=dtype, device=branch.device)
-    dscale = backward(dtotal.contiguous(), branch.contiguous(), scale.contiguous(), dbranch)
-    return dtotal, dbranch, dscale.to(scale.dtype), None, None, None
+    return dtotal, *differentiate_scaled_add(dtotal, branch, scale), None, None, None
 
 
 layer_norm = Operator("layer_norm", _run_norm, _save_norm, _differentiate_norm)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
 def feature_width(width: int, feature_map: str) -> int:
@@ -29,6 +30,7 @@ def map_size(rows: Tensor | None, columns: Tensor | None) -> tuple[int, int] | N
     return None if rows is None or columns is None else (rows.shape[1], columns.shape[1])
 
 
+@cache_launches
 def _run(query, key, value, rows, columns, local, gate, feature_map, key_weights, readout):
     from .forward import forward
     from .plan import plan
@@ -48,6 +50,7 @@ def _run_fake(query, key, value, rows, columns, local, gate, feature_map, key_we
     return query.new_empty(query.shape), query.new_empty(state, dtype=torch.float32)
 
 
+@cache_launches
 def _run_backward(
     grad, query, key, value, rows, columns, local, gate, state, feature_map, key_weights, readout
 ):

@@ -8,6 +8,7 @@ from ..linear_attention.operator import count_flops as count_attention
 from ..linear_attention.operator import map_size, state_shape
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 from .reference import unpack
 
 
@@ -20,6 +21,7 @@ def _plan_attention(query, rows, columns, feature_map, key_weights, readout, add
     )  # fmt: skip
 
 
+@cache_launches
 def _run(projection, weight, bias, rows, columns, heads, feature_map, key_weights, readout):
     from ..depthwise_conv2d.convolution import forward as convolve
     from ..linear_attention.forward import forward as attend
@@ -47,6 +49,7 @@ def _run_fake(projection, weight, bias, rows, columns, heads, feature_map, key_w
     return projection.new_empty(shape), projection.new_empty(state, dtype=torch.float32)
 
 
+@cache_launches
 def _run_backward(
     grad, projection, weight, bias, state, rows, columns, heads, feature_map, key_weights, readout
 ):

@@ -14,6 +14,7 @@ from ..depthwise_conv2d.operator import empty_gradients
 from ..rotary import Rotary
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 from .reference import attend, split_blocks, to_map
 
 
@@ -27,6 +28,14 @@ def _turn(x: Tensor, rows: Tensor | None, columns: Tensor | None, back: bool, ou
         forward(rows_contiguous(x), rows.contiguous(), columns.contiguous(), back, out)
 
 
+@cache_launches
+def _run_turn(x, rows, columns, overwrite):
+    """`x`, (B, N, heads, D), turned, in place or not."""
+    out = x if overwrite else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _turn(x, rows, columns, False, out)
+    return out
+
+
 def _run_unpack(projection, weight, bias, rows, columns, heads, overwrite):
     if overwrite and projection.requires_grad:
         # An operation that saved the projection for its own gradient gets PyTorch's error.
@@ -34,11 +43,7 @@ def _run_unpack(projection, weight, bias, rows, columns, heads, overwrite):
     both, value, gate = split_blocks(rows_contiguous(projection.detach()), heads)
     if rows is not None:
         # q and k, which lie beside each other in the projection, turn in one pass.
-        turned = (
-            both if overwrite else torch.empty(both.shape, dtype=both.dtype, device=both.device)
-        )
-        _turn(both, rows, columns, False, turned)
-        both = turned
+        both = _run_turn(both, rows, columns, overwrite)
     return *both.split(heads, 2), value, value.detach(), gate
 
 
@@ -50,22 +55,31 @@ def _save_unpack(ctx, inputs, output):
 
 
 def _differentiate_unpack(ctx, dquery, dkey, dvalue, dlocal, dgate):
+    gradients = _run_unpack_backward(
+        dquery, dkey, dvalue, dlocal, dgate, *ctx.saved_tensors, ctx.heads, ctx.bias_dtype
+    )
+    return *gradients, None, None, None, None
+
+
+@cache_launches
+def _run_unpack_backward(
+    dquery, dkey, dvalue, dlocal, dgate, projection, weight, rows, columns, heads, bias_dtype
+):
+    """The gradients of projection, weight and bias."""
     from ..depthwise_conv2d.convolution import input_gradient
     from ..depthwise_conv2d.weight_gradient import weight_gradient
 
-    projection, weight, rows, columns = ctx.saved_tensors
     projection = rows_contiguous(projection)
     total, dweight, dbias = empty_gradients(projection, weight)
-    to_both, to_value, to_gate = split_blocks(total, ctx.heads)
-    for grad, to in zip((dquery, dkey), to_both.split(ctx.heads, 2), strict=True):
+    to_both, to_value, to_gate = split_blocks(total, heads)
+    for grad, to in zip((dquery, dkey), to_both.split(heads, 2), strict=True):
         _turn(grad, rows, columns, True, to)
     to_gate.copy_(dgate)
-    maps = (split_blocks(projection, ctx.heads)[1], dvalue, dlocal, to_value)
+    maps = (split_blocks(projection, heads)[1], dvalue, dlocal, to_value)
     value_map, dvalue, dlocal, to_value = (to_map(x, projection.shape[1:3]) for x in maps)
     input_gradient(dlocal, value_map, weight.contiguous(), 1, None, False, to_value, dvalue)
     weight_gradient(dlocal, value_map, 1, None, dweight, dbias)
-    dbias = None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype)
-    return total, dweight, dbias, None, None, None, None
+    return total, dweight, None if bias_dtype is None else dbias.to(bias_dtype)
 
 
 def _convolve(branch: Tensor, weight: Tensor, bias: Tensor | None, size: torch.Size) -> Tensor:
@@ -78,6 +92,7 @@ def _convolve(branch: Tensor, weight: Tensor, bias: Tensor | None, size: torch.S
     return local
 
 
+@cache_launches
 def _run_finish(y, branch, gate, weight, bias, size):
     from .epilogue import finish
 
@@ -92,14 +107,19 @@ def _save_finish(ctx, inputs, output):
 
 
 def _differentiate_finish(ctx, grad):
+    return *_run_finish_backward(grad, *ctx.saved_tensors, ctx.size), None, None, None
+
+
+@cache_launches
+def _run_finish_backward(grad, y, branch, gate, weight, bias, size):
+    """The gradients of attention, local branch and gate."""
     from .epilogue import finish_gradient
 
-    y, branch, gate, weight, bias = ctx.saved_tensors
-    local = _convolve(branch, weight, bias, ctx.size)
+    local = _convolve(branch, weight, bias, size)
     dterms = torch.empty(local.shape, dtype=local.dtype, device=local.device)
     # The gate's gradient overwrites the local branch.
     finish_gradient(grad.contiguous(), rows_contiguous(y), local, gate, dterms, local)
-    return dterms, dterms, local, None, None, None
+    return dterms, dterms, local
 
 
 _unpack = Operator("projected_softmax_unpack", _run_unpack, _save_unpack, _differentiate_unpack)

@@ -4,8 +4,10 @@ import torch
 
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
+@cache_launches
 def _run(x, rows, columns, back):
     from .forward import forward
 

@@ -7,7 +7,9 @@ these kernels run). Here a call that repeats an earlier one, in all but the addr
 machine code of that one from its `Launch`.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,7 +18,14 @@ import torch
 import triton
 from torch import Tensor
 
-from .private import get_argument_names, get_device, get_stream, make_relaunch
+from .private import (
+    MachineCode,
+    describe_machine_code,
+    disable_modes,
+    get_device,
+    get_stream,
+    start_machine_code,
+)
 
 MOST_SPLITS = 512
 # Enough for some hundred layers at some resolutions; a new resolution starts new entries.
@@ -37,40 +46,59 @@ class Launch:
     grid: tuple[int, ...]
     sizes: tuple[int | float, ...]
     constants: dict[str, Any]
-    code: dict[tuple, tuple[Callable[..., None], tuple]] = field(default_factory=dict, repr=False)
+    code: dict[tuple, MachineCode | None] = field(default_factory=dict, repr=False)
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def observe_launches(observer: Callable) -> Iterator[None]:
+    """Tell an observer of each launch of this thread, after it.
+
+    Args:
+        observer: called with the kernel, its `Launch`, its `MachineCode` and the arguments. The
+            code is None under the interpreter, and where PyTorch cannot start Triton's code.
+    """
+    previous = getattr(_thread, "observer", None)
+    _thread.observer = observer
+    try:
+        yield
+    finally:
+        _thread.observer = previous
 
 
 def launch(kernel: Any, how: Launch, *args: Any) -> None:
     """Run a kernel on tensors and their strides, with the grid, sizes and constants of `how`."""
     if 0 in how.grid:
         return
-    first = args[0]
-    if not first.is_cuda:  # under the interpreter
-        kernel[how.grid](*args, *how.sizes, **how.constants)
-        return
-    device = first.get_device()
-    if device != get_device():
+    device = args[0].get_device()
+    if device >= 0 and device != get_device():
         with torch.cuda.device(device):
             launch(kernel, how, *args)
         return
-    # Machine code differs by types, and by what is a multiple of 16 bytes. A kernel's own hash
-    # looks at its source.
-    key = (
-        id(kernel),
-        device,
-        *[(x.dtype, x.data_ptr() & 15) if isinstance(x, Tensor) else x for x in args],
-    )
-    code = how.code.get(key)
-    if code is None:
-        relaunch = make_relaunch(kernel[how.grid](*args, *how.sizes, **how.constants))
-        if relaunch is not None:
-            names = get_argument_names(kernel)[len(args) + len(how.sizes) :]
-            constants = tuple(how.constants[name] for name in names)
-            how.code[key] = relaunch, (*how.sizes, *constants)
-        return
-    relaunch, rest = code
-    x, y, z = (*how.grid, 1, 1)[:3]
-    relaunch(x, y, z, get_stream(device), *args, *rest)
+    code = None
+    if device < 0:
+        # The interpreter computes by PyTorch, which no observer is to see.
+        with disable_modes():
+            kernel[how.grid](*args, *how.sizes, **how.constants)
+    else:
+        # Machine code differs by types, and by what is a multiple of 16 bytes. A kernel's own hash
+        # looks at its source.
+        key = (
+            id(kernel),
+            device,
+            *[(x.dtype, x.data_ptr() & 15) if isinstance(x, Tensor) else x for x in args],
+        )
+        code = how.code.get(key)
+        if code is None:
+            compiled = kernel[how.grid](*args, *how.sizes, **how.constants)
+            code = how.code[key] = describe_machine_code(compiled, how.grid)
+        else:
+            start_machine_code(*code.start, code.choose((*args, *how.sizes)), get_stream(device))
+    observer = getattr(_thread, "observer", None)
+    if observer is not None:
+        observer(kernel, how, code, args)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ Tried with torch 2.11 and 2.14, and with Triton 3.6 and 3.8. A new version may m
 tests/kernels/test_private.py then names what is missing. Triton is imported at the first use.
 """
 
-from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes as disable_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+__all__ = ["disable_modes"]
 
 
 def is_intercepted() -> bool:
@@ -22,46 +24,84 @@ def has_forward_hooks(module: torch.nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-@cache
-def _get_driver() -> Any:
-    from triton.runtime import driver
-
-    return driver
-
-
-def get_device() -> int:
-    """The index of the GPU that Triton launches on."""
-    return _get_driver().active.get_current_device()
+def _find_binding(name: str) -> Any:
+    """A function of PyTorch's; None where PyTorch was built without GPUs."""
+    found: Any = torch._C
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
-def get_stream(device: int) -> int:
-    """The handle of the stream that Triton launches on."""
-    return _get_driver().active.get_current_stream(device)
+# Of these four TorchInductor makes its launches.
+# get_device(): the index of the current GPU.
+get_device = _find_binding("_cuda_getDevice")
+# get_stream(device): the handle of the current stream of a GPU.
+get_stream = _find_binding("_cuda_getCurrentRawStream")
+# empty_strided_cuda(shape, strides, dtype): a new tensor on the current GPU, for a third of the
+# host's time of `torch.empty`.
+empty_strided_cuda = _find_binding("_dynamo.guards._empty_strided_cuda")
+# start_machine_code(*MachineCode.start, arguments, stream): tensors among the arguments may be
+# addresses.
+start_machine_code = _find_binding("_StaticCudaLauncher._launch_kernel")
 
 
-def get_argument_names(kernel: Any) -> list[str]:
-    """All parameters of a Triton kernel, in the order of its definition."""
-    return kernel.arg_names
+@dataclass(frozen=True)
+class MachineCode:
+    """A compiled Triton kernel with its grid.
+
+    Args:
+        start: the first arguments of `start_machine_code`.
+        takes: whether it takes an argument for each parameter of the kernel; it takes none for a
+            constant.
+        extra: what it takes after these.
+    """
+
+    start: tuple
+    takes: tuple[bool, ...]
+    extra: tuple
+
+    def choose(self, arguments: tuple, first: int = 0) -> tuple:
+        """What the machine code takes of the kernel's arguments from the parameter `first` on.
+
+        Our kernels have their constants last, which may be left out.
+        """
+        return (*[x for x, taken in zip(arguments, self.takes[first:]) if taken], *self.extra)  # noqa: B905
 
 
-def make_relaunch(compiled: Any) -> Callable[..., None] | None:
-    """A function that starts machine code again, without Triton's look at every argument.
+# How PyTorch's launcher reads an argument, by Triton's name of its type.
+_TYPES = {"i1": "i", "i8": "b", "i16": "h", "i32": "i", "i64": "l", "u64": "K", "fp32": "f"}
+
+
+def describe_machine_code(compiled: Any, grid: tuple[int, ...]) -> MachineCode | None:
+    """What starts a kernel's machine code again, without Triton's look at every argument.
 
     Args:
         compiled: what ``kernel[grid](...)`` returned.
+        grid: the number of programs along each axis.
 
     Returns:
-        ``relaunch(x, y, z, stream, *arguments)`` with all arguments of the kernel, constants
-        included; None if nothing was compiled.
+        None if nothing was compiled, or if PyTorch's launcher cannot start it.
     """
     from triton.compiler import CompiledKernel
 
-    if not isinstance(compiled, CompiledKernel) or compiled.run is None:
+    if not isinstance(compiled, CompiledKernel) or start_machine_code is None:
         return None
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-
-    def relaunch(x: int, y: int, z: int, stream: int, *arguments: Any) -> None:
-        # As TorchInductor launches: without the metadata and the two hooks of a profiler.
-        run(x, y, z, stream, function, metadata, None, None, None, *arguments)
-
-    return relaunch
+    source, metadata = compiled.src, compiled.metadata
+    names = source.fn.arg_names
+    constants = {index[0] for index in source.constants}
+    types = [
+        "constexpr" if i in constants else source.signature[name] for i, name in enumerate(names)
+    ]
+    takes = tuple(kind != "constexpr" for kind in types)
+    letters = ["O" if kind[0] == "*" else _TYPES.get(kind) for kind in types if kind != "constexpr"]
+    scratch = [
+        getattr(metadata, name)
+        for name in ("global_scratch_size", "profile_scratch_size")
+        if hasattr(metadata, name)
+    ]
+    if None in letters or any(scratch) or metadata.num_ctas != 1:
+        return None
+    types = "".join(letters) + "O" * len(scratch)
+    x, y, z = (*grid, 1, 1)[:3]
+    start = (compiled.function, x, y, z, metadata.num_warps, metadata.shared, types)
+    return MachineCode(start, takes, (None,) * len(scratch))

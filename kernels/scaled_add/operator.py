@@ -3,8 +3,10 @@
 import torch
 
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
+@cache_launches
 def _run(x, branch, scale):
     from .forward import forward
 
@@ -19,12 +21,17 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad):
+    return grad, *run_backward(grad, *ctx.saved_tensors)
+
+
+@cache_launches
+def run_backward(grad, branch, scale):
+    """The gradients of branch and scale."""
     from .backward import backward
 
-    branch, scale = ctx.saved_tensors
     dbranch = torch.empty(branch.shape, dtype=branch.dtype, device=branch.device)
     dscale = backward(grad.contiguous(), branch.contiguous(), scale.contiguous(), dbranch)
-    return grad, dbranch, dscale.to(scale.dtype)
+    return dbranch, dscale.to(scale.dtype)
 
 
 scaled_add = Operator("scaled_add", _run, _save, _differentiate)

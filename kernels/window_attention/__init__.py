@@ -69,9 +69,9 @@ def window_attention(
         return reference.window_attention(
             projection, table, fill, weight, bias, heads, windows, shift, padding
         ).contiguous()
-    sizes = [side for window in windows for side in window]
+    sizes = tuple(side for window in windows for side in window)
     return operator.window_attention(
-        projection, table, fill, weight, bias, heads, sizes, list(shift), padding
+        projection, table, fill, weight, bias, heads, sizes, tuple(shift), padding
     )[0]
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
+from ..runtime.program import cache_launches
 
 
 def largest_tile(projection: Tensor, heads: int, table: Tensor | None) -> int:
@@ -36,6 +37,7 @@ def _prepare(projection, table, fill, weight, bias, heads, windows, shift, paddi
     return how, rows_contiguous(projection), table, fill, weight, bias
 
 
+@cache_launches
 def _run(projection, table, fill, weight, bias, heads, windows, shift, padding):
     from .forward import forward
 
@@ -62,6 +64,7 @@ def _run_fake(projection, table, fill, weight, bias, heads, windows, shift, padd
     )
 
 
+@cache_launches
 def _run_backward(
     grad, projection, table, fill, weight, bias, sums, heads, windows, shift, padding
 ):
