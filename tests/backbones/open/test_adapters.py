@@ -1,5 +1,6 @@
 """Adapters of peft (LoRA) at all linear layers."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,11 @@ def test_peft_can_be_imported_from_a_checkout():
     """No folder of the repository may hide a package that others import by the same name."""
     root = Path(__file__).parents[3]
     command = [sys.executable, "-W", "ignore", "-c", "import linsight.backbones, peft"]
-    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    # With transformers, which peft needs.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr[-3000:]
 
 
