@@ -1,6 +1,9 @@
 """The tests' random numbers: fixed ones, or with --random-seed others, whose seed is printed."""
 
+import os
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -64,3 +67,16 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 def seed(request: pytest.FixtureRequest) -> int:
     """The seed of this run, for generators of a test's own."""
     return get_seed(request.config)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_without_transformers() -> Iterator[None]:
+    """Keep transformers from the processes that tests start.
+
+    It is here for peft alone, which users need not have. mmengine imports it where it is installed,
+    and that takes half the time of a short command.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        folder = Path(__file__).with_name("without_transformers")
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield

@@ -5,10 +5,18 @@ import timm
 import torch
 from torch.export import Dim
 
+from .conftest import lively
+
 SIZES = [(2, 64, 64), (1, 33, 96), (3, 97, 131)]
 # Sides are above 32 pixels, which leave one row that torch.export would take for a constant.
 SIDES = {"min": 33, "max": 4096}
 DYNAMIC = ({0: Dim("batch", min=1, max=1024), 2: Dim("height", **SIDES), 3: Dim("width", **SIDES)},)
+
+
+@pytest.fixture
+def nano():
+    """Blocks of both mixers, and two in a row, the second of which adds what the first defers."""
+    return lively(timm.create_model("rala_vit_nano", num_classes=10, depths=(2, 0, 1, 0)))
 
 
 def relative(got, wanted):

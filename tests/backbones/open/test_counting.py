@@ -1,0 +1,83 @@
+"""Operations as PyTorch and fvcore count them."""
+
+from collections import Counter
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from linsight.backbones import ZOO
+from linsight.kernels import force
+from linsight.tools.models import read_counts
+
+from .models import PARTS, SKELETONS
+
+
+class NoInitialisation(TorchFunctionMode):
+    """Leave out what initialises a weight.
+
+    A tensor on the meta device has no values, but PyTorch computes its shapes in Python, which
+    takes as long for an initialisation as for a layer.
+    """
+
+    INITIAL = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_"))
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.__name__ in self.INITIAL:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [(name, "triton") for name in ZOO] + [(name, "reference") for name in SKELETONS],
+)
+def test_operations_counted_by_pytorch(name, kernels):
+    """What docs/zoo.md says, from a user's call; a model in training counts the same."""
+    with torch.device("meta"), force(kernels):
+        with NoInitialisation():
+            model = timm.create_model(name).requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, 224, 224))
+    _, multiply_adds = read_counts()[name]
+    assert counter.get_total_flops() == pytest.approx(2 * multiply_adds, rel=0.01)
+
+
+def count_attention(inputs: list, outputs: list) -> Counter:
+    """Multiply-adds of `scaled_dot_product_attention`, which fvcore does not know."""
+    query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
+    *batch, tokens, dim = query
+    pairs = torch.Size(batch).numel() * tokens * key[-2]
+    return Counter(attention=pairs * (dim + value[-1]))
+
+
+# How fvcore names the operators that it counts.
+PRODUCTS = ("addmm", "attention", "bmm", "conv", "einsum", "linear", "matmul")
+NO_PRODUCTS = ("adaptive_avg_pool2d", "batch_norm", "layer_norm", "upsample_bilinear2d")
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_operations_counted_by_fvcore(name):
+    from fvcore.nn import FlopCountAnalysis
+
+    # PyTorch cannot trace a convolution on the meta device, so this computes.
+    model = timm.create_model(name).eval().requires_grad_(False)
+    counter = FlopCountAnalysis(model, torch.randn(1, 3, 224, 224))
+    counter.set_op_handle("aten::scaled_dot_product_attention", count_attention)
+    counter.unsupported_ops_warnings(False)
+    # docs/zoo.md counts convolutions and matrix products alone, fvcore norms and pooling besides.
+    counts = counter.by_operator()
+    products = sum(counts[kind] for kind in PRODUCTS)
+    assert products == pytest.approx(read_counts()[name][1], rel=0.01)
+    assert counts.keys() <= {*PRODUCTS, *NO_PRODUCTS}
+    # fvcore calls a module uncalled, too, if it computes nothing that is traced.
+    uncalled = [part for part in counter.uncalled_modules() if has_weights(model, part)]
+    assert uncalled == []
+
+
+def has_weights(model: nn.Module, name: str) -> bool:
+    return any(True for _ in model.get_submodule(name).parameters(recurse=False))
