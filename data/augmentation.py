@@ -208,14 +208,18 @@ class ViewTransform:
         """Have a policy note its operations, and return how many it applies at most."""
         if isinstance(policy, transforms.ColorJitter) and policy.hue is None:
             return len(_JITTERS)
-        if not isinstance(policy, auto_augment.RandAugment | auto_augment.AutoAugment):
+        if isinstance(policy, auto_augment.RandAugment):
+            steps = policy.num_layers
+        elif isinstance(policy, auto_augment.AutoAugment):
+            steps = max(map(len, policy.policy))
+        else:
             raise _no_halves(policy)
         known = {*_BY_TABLE, *_BY_FACTOR, *_BY_HISTOGRAM, *_BY_MATRIX}
         for operation in _operations(policy):
             if operation.aug_fn not in known:
                 raise _no_halves(operation)
             operation.aug_fn = partial(_note, operation.aug_fn)
-        return getattr(policy, "num_layers", 0) or max(map(len, policy.policy))
+        return steps
 
     def decode(self, image: Image.Image) -> Tensor:
         """A view of an image, uint8 (3, H, W): timm's crop, resized and mirrored.
@@ -281,8 +285,15 @@ class ViewTransform:
             erasing(canvas)
         boxes = np.zeros((erasing.max_count if erasing is not None else 0, 4), np.int64)
         boxes[: len(canvas.boxes)] = canvas.boxes or boxes[:0]
-        drawn = map(torch.from_numpy, (kinds, arguments, tables, boxes))
-        return Views(pixels, *drawn, self.statistics, self.noise)
+        return Views(
+            pixels,
+            torch.from_numpy(kinds),
+            torch.from_numpy(arguments),
+            torch.from_numpy(tables),
+            torch.from_numpy(boxes),
+            self.statistics,
+            self.noise,
+        )
 
     def __call__(self, image: Image.Image) -> Views:
         return self.draw(self.decode(image))
