@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,33 +12,14 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
-from timm.data import auto_augment
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 from torch.utils.data import Dataset, IterableDataset
 
+from .augmentation import Views, ViewTransform, create_transform
 from .digits import DigitClassification
 from .loading import DataError, TolerantDataset
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
-
-
-def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    """timm's posterize, and a black image for 0 bits.
-
-    The noise of RandAugment's magnitude asks for 0 bits at times. Pillow once gave a black image
-    for them, and raises an error today.
-    """
-    return auto_augment.posterize(image, bits, **options) if bits else image.point(lambda _: 0)
-
-
-def _create_transform(settings: dict) -> Callable:
-    """:func:`timm.data.create_transform`, whose augmentations posterize by `_posterize`."""
-    transform = cast(Callable, timm.data.create_transform(**settings))
-    for step in getattr(transform, "transforms", ()):
-        for operation in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
-            if operation.aug_fn is auto_augment.posterize:
-                operation.aug_fn = _posterize
-    return transform
 
 
 class TransformedImages(TolerantDataset):
@@ -52,6 +32,9 @@ class TransformedImages(TolerantDataset):
         classes: names of the classes.
         name_of: returns the file name of the image at an index.
         corrupt_tolerance: the largest share of images that may be unreadable.
+        augment_on_device: leave all that comes after cropping and mirroring to
+            :class:`~linsight.heads.classification.LabelledImages`. The items then have
+            :class:`~linsight.data.augmentation.Views` for images.
 
     Raises:
         DataError: when an item is read whose label belongs to no class.
@@ -65,11 +48,21 @@ class TransformedImages(TolerantDataset):
         classes: Sequence[str] | None = None,
         name_of: Callable[[int], str] = str,
         corrupt_tolerance: float = 0.01,
+        augment_on_device: bool = False,
     ) -> None:
-        super().__init__(read, length, name_of, corrupt_tolerance)
-        self.transform, self.metainfo = _transform(transform, classes)
+        self.transform, self.metainfo = _transform(transform, classes, augment_on_device)
+        self.augment_on_device = augment_on_device
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        def read_view(index: int) -> tuple[torch.Tensor, int]:
+            image, label = read(index)
+            return self.transform.decode(image), label
+
+        # A damaged file may show when it is decoded.
+        super().__init__(
+            read_view if augment_on_device else read, length, name_of, corrupt_tolerance
+        )
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor | Views, int]:
         index, (image, label) = self.read_from(index)
         count = len(self.metainfo.get("classes", ()))
         if count and not 0 <= label < count:
@@ -77,10 +70,13 @@ class TransformedImages(TolerantDataset):
                 f"the label of {self.name_of(index)} is {label}, and there are {count} classes: "
                 f"labels are 0 to {count - 1}; number the classes so in class_map"
             )
-        return self.transform(image), label
+        finish = self.transform.draw if self.augment_on_device else self.transform
+        return finish(image), label
 
 
-def _transform(transform: dict | None, classes: Sequence[str] | None) -> tuple[Callable, dict]:
+def _transform(
+    transform: dict | None, classes: Sequence[str] | None, augment_on_device: bool
+) -> tuple[Any, dict]:
     settings = dict(transform or {})
     # create_transform's own defaults, written down so that metainfo can hold them.
     settings.setdefault("mean", timm.data.IMAGENET_DEFAULT_MEAN)
@@ -88,7 +84,8 @@ def _transform(transform: dict | None, classes: Sequence[str] | None) -> tuple[C
     metainfo = {"mean": list(settings["mean"]), "std": list(settings["std"])}
     if classes is not None:
         metainfo["classes"] = [str(name) for name in classes]
-    return _create_transform(settings), metainfo
+    make = ViewTransform if augment_on_device else create_transform
+    return make(settings), metainfo
 
 
 @DATASETS.register_module()
@@ -99,6 +96,7 @@ def TimmDataset(
     transform: dict | None = None,
     corrupt_tolerance: float = 0.01,
     class_map: str | dict | None = None,
+    augment_on_device: bool = False,
     **reader: Any,
 ) -> Dataset:
     """A data set that :func:`timm.data.create_dataset` reads, under timm's transform.
@@ -117,6 +115,8 @@ def TimmDataset(
         transform: arguments of :func:`timm.data.create_transform`.
         corrupt_tolerance: the largest share of images that may be unreadable; 0 allows none.
         class_map: a dict from class names to indices, or a file that holds one.
+        augment_on_device: as for :class:`TransformedImages`. JPEGs are then decoded at a reduced
+            size where the crop allows it, unless the data set is streamed.
         **reader: further arguments of :func:`timm.data.create_dataset`.
 
     Raises:
@@ -134,13 +134,19 @@ def TimmDataset(
     except RuntimeError as error:
         raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
     if isinstance(dataset, IterableDataset):
-        dataset.transform, metainfo = _transform(transform, None)
+        dataset.transform, metainfo = _transform(transform, None, augment_on_device)
         vars(dataset)["metainfo"] = metainfo
         return dataset
     if not isinstance(dataset, timm.data.ImageDataset):
         classes = getattr(dataset, "classes", None)
         return TransformedImages(
-            dataset.__getitem__, len(dataset), transform, classes, str, corrupt_tolerance
+            dataset.__getitem__,
+            len(dataset),
+            transform,
+            classes,
+            str,
+            corrupt_tolerance,
+            augment_on_device,
         )
 
     images = cast(Any, dataset.reader)
@@ -149,6 +155,8 @@ def TimmDataset(
 
     def read(index: int) -> tuple[Image.Image, int]:
         file, label, *_ = images[index]
+        if augment_on_device:
+            return Image.open(file), label
         with Image.open(file) as image:
             return image.convert(dataset.input_img_mode), label
 
@@ -158,7 +166,9 @@ def TimmDataset(
 
     indices = getattr(images, "class_to_idx", None)
     classes = sorted(indices, key=indices.get) if indices else None
-    return TransformedImages(read, len(dataset), transform, classes, name_of, corrupt_tolerance)
+    return TransformedImages(
+        read, len(dataset), transform, classes, name_of, corrupt_tolerance, augment_on_device
+    )
 
 
 def _check_folder(root: Path, split: str, images: Any, mapped: bool) -> None:

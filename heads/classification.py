@@ -11,6 +11,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..data.augmentation import Views, augment
 from ..data.loading import DataError
 from .backbone import create_backbone
 
@@ -28,19 +29,25 @@ for _loss in (
 class LabelledImages(BaseDataPreprocessor):
     """Moves a batch to the model's device after a check of its labels.
 
-    Streamed data sets do not check their labels.
+    Streamed data sets do not check their labels. Images whose data set has
+    ``augment_on_device=True`` are augmented and normalised there, by
+    :func:`~linsight.data.augmentation.augment`.
 
     Args:
         num_classes: number of classes.
-        **options: arguments of mmengine's ``BaseDataPreprocessor``.
+        non_blocking: do not wait for the device when a batch is copied to it.
 
     Raises:
         DataError: a batch has a label that belongs to no class.
     """
 
-    def __init__(self, num_classes: int, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, num_classes: int, non_blocking: bool = True) -> None:
+        super().__init__(non_blocking)
         self.num_classes = num_classes
+
+    def cast_data(self, data: Any) -> Any:
+        """The batch, or a part of it, on the device."""
+        return augment(data, self.device) if isinstance(data, Views) else super().cast_data(data)
 
     def forward(self, data: Any, training: bool = False) -> Any:
         labels = data.get("labels") if isinstance(data, dict) else data[-1]

@@ -34,7 +34,7 @@ from linsight.tools.benchmark_measure import Disagreement, Model, Network, Opera
 from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
 from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
 
-What = Literal["all", "mixers", "models", "operators", "detectors", "segmentors", "draw"]
+What = Literal["all", "mixers", "models", "operators", "detectors", "segmentors", "data", "draw"]
 Mode = Literal["eager", "graph", "compile"]
 Phase = Literal["inference", "training"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -94,8 +94,8 @@ def benchmark(
         list[str] | None,
         typer.Argument(
             help="Models by timm's names, operators and mixers by patterns such as 'rala_*', "
-            "detectors and segmentors by configs; the CSVs of 'draw'. Default: linsight's small "
-            "models and their peers, all operators."
+            "detectors, segmentors and data by configs; the CSVs of 'draw'. Default: linsight's "
+            "small models and their peers, all operators."
         ),
     ] = None,
     resolutions: Annotated[
@@ -149,6 +149,9 @@ def benchmark(
     if what == "draw":
         draw([Path(name) for name in names] or [out / RESULTS], out, console)
         return
+    if what == "data":
+        _data(names, _device(device), batch, seconds, console)
+        return
     if what == "all" and names:
         raise typer.BadParameter("names need 'operators', 'mixers' or 'models' before them")
     if what == "detectors" and not names:
@@ -189,6 +192,23 @@ def benchmark(
         gc.unfreeze()
         if (out / RESULTS).exists():
             draw([out / RESULTS], out, console)
+
+
+def _data(
+    names: list[str], device: torch.device, batch: int | None, seconds: float, console: Console
+) -> None:
+    from linsight.tools.benchmark_data import measure_data
+    from linsight.tools.config import ConfigError
+
+    if not names:
+        raise typer.BadParameter("'data' needs the names of configs")
+    console.print(f"{_device_name(device)}, {platform.processor() or platform.machine()}")
+    try:
+        for name in names:
+            for line in measure_data(name, device, batch, seconds):
+                console.print(line)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _device(name: str | None) -> torch.device:

@@ -84,7 +84,8 @@ for loader in loaders[:2]:
     data = loader.dataset
     labels = [int(label) for images, batch in loader for label in batch]
     images, _ = next(iter(loader))
-    print(len(data), data.metainfo["classes"], sorted(labels), tuple(images.shape), data.name_of(5))
+    shape = tuple(getattr(images, "pixels", images).shape)
+    print(len(data), data.metainfo["classes"], sorted(labels), shape, data.name_of(5))
 """
 
 

@@ -37,6 +37,7 @@ train_dataloader = dict(
         transform=dict(
             input_size=32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25
         ),
+        augment_on_device=True,
     ),
 )
 val_dataloader = dict(

@@ -1,6 +1,7 @@
 """`linsight benchmark` on the CPU, with cases of seconds; speed itself is not tested."""
 
 import csv
+import re
 
 import pytest
 import torch
@@ -306,3 +307,17 @@ def test_on_a_gpu(tmp_path):
     assert {row["check"] for row in got} == {"ok"}
     assert {row["mode"] for row in got} == {"eager", "graph", "compile", "compile graph"}
     assert all(float(row["peak_mib"]) > 0 for row in got if row["phase"] != "backward")
+
+
+def test_data(tiny, tmp_path):
+    result = run(tmp_path, "data", str(tiny), "--batch", "2")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert re.search(r"in the workers: [\d,]+ images/s per core", text)
+    assert re.search(r"on the device: [\d,]+ images/s per core .* of 2 then takes [\d.]+ ms", text)
+
+
+def test_data_of_a_config_without_files(tmp_path):
+    result = run(tmp_path, "data", "rala_vit_nano_digits")
+    assert result.exit_code == 2
+    assert "DigitClassification" in result.output

@@ -47,7 +47,8 @@ def test_builds(name, tmp_path):
         root = write_images(tmp_path / "images")
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             loader.dataset.root = str(root)
-            assert DATASETS.build(loader.dataset)[0][0].shape == (3, 224, 224)
+            image, _ = DATASETS.build(loader.dataset)[0]
+            assert getattr(image, "pixels", image).shape == (3, 224, 224)
 
 
 def test_a_name_is_in_one_folder():

@@ -28,6 +28,8 @@ train_dataloader = dict(
             re_mode="pixel",
             interpolation="bicubic",
         ),
+        # Workers decode, crop and mirror; RandAugment, erasing and normalisation are the GPU's.
+        augment_on_device=True,
     ),
 )
 val_dataloader = dict(
