@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import mmengine
+import torch
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner, load_state_dict
 from torch import nn
 
+from ..backbones.checkpoint import CheckpointError
 from ..backbones.layers import synchronize_batch_norms
 from .checkpoint import fetch_checkpoint
+from .sharding import FullyShardedModel, shard_optimizer, write_shards
 
 
 @RUNNERS.register_module()
@@ -30,8 +36,13 @@ class SafeRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for distributed training; arguments are those of mmengine's method."""
+        if not self.distributed:
+            return super().wrap_model(model_wrapper_cfg, model)
+        model_wrapper_cfg = {"type": "MMDistributedDataParallel", **(model_wrapper_cfg or {})}
+        if model_wrapper_cfg["type"] == "MMDistributedDataParallel":
+            model_wrapper_cfg = self._data_parallel_options() | model_wrapper_cfg
         sync_bn = self.cfg.get("sync_bn")
-        if not self.distributed or sync_bn != "torch":
+        if sync_bn != "torch":
             return super().wrap_model(model_wrapper_cfg, model)
         model = synchronize_batch_norms(model)
         # mmengine's own conversion would replace the layers that have just been told.
@@ -40,6 +51,82 @@ class SafeRunner(Runner):
             return super().wrap_model(model_wrapper_cfg, model)
         finally:
             self.cfg.sync_bn = sync_bn
+
+    def _data_parallel_options(self) -> dict[str, Any]:
+        """Arguments of DistributedDataParallel, unless the config gives others."""
+        options = {
+            # Batch norms either agree over all processes (`sync_bn`) or keep statistics apart.
+            "broadcast_buffers": False,
+            "find_unused_parameters": self.cfg.get("find_unused_parameters", False),
+            # Gradients are reduced where they lie, and need no copies.
+            "gradient_as_bucket_view": True,
+        }
+        return options if torch.cuda.is_available() else {**options, "device_ids": None}
+
+    def _init_model_weights(self) -> None:
+        # A sharded model has initialised its weights while they were whole.
+        if not isinstance(self.model, FullyShardedModel):
+            super()._init_model_weights()
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Write a checkpoint; arguments are those of mmengine's method.
+
+        The checkpoint of a :class:`~linsight.heads.sharding.FullyShardedModel` is a folder.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        if not isinstance(self.model, FullyShardedModel):
+            super().save_checkpoint(
+                out_dir,
+                filename,
+                file_client_args,
+                save_optimizer,
+                save_param_scheduler,
+                meta,
+                by_epoch,
+                backend_args,
+            )
+            return
+        if "://" in out_dir:
+            raise CheckpointError(
+                f"a fully sharded training writes its checkpoints to local folders, and out_dir is "
+                f"{out_dir}"
+            )
+        meta = {
+            "epoch": self.epoch + by_epoch,
+            "iter": self.iter + (not by_epoch),
+            **(meta or {}),
+            "cfg": self.cfg.pretty_text,
+            "seed": self.seed,
+            "experiment_name": self.experiment_name,
+            "time": time.strftime("%Y%m%d_%H%M%S"),
+            "mmengine_version": mmengine.__version__,
+        }
+        dataset = self.train_dataloader.dataset
+        if hasattr(dataset, "metainfo"):
+            meta["dataset_meta"] = dataset.metainfo
+        checkpoint = {
+            "meta": meta,
+            "state_dict": self.model.module.state_dict(),
+            "message_hub": self.message_hub.state_dict(),
+        }
+        if save_optimizer:
+            checkpoint["optimizer"] = self.optim_wrapper.state_dict()
+        if save_param_scheduler and self.param_schedulers is not None:
+            checkpoint["param_schedulers"] = [s.state_dict() for s in self.param_schedulers]
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        write_shards(checkpoint, Path(out_dir, filename))
 
     def load_checkpoint(
         self,
@@ -55,10 +142,14 @@ class SafeRunner(Runner):
             CheckpointError: the file is damaged, holds code, or is of another model.
         """
         prefix = filename.partition("://")[0] if "://" in filename else ""
+        mesh = self.model.mesh if isinstance(self.model, FullyShardedModel) else None
         if prefix in ("", "http", "https"):
-            checkpoint = fetch_checkpoint(filename, map_location)
+            checkpoint = fetch_checkpoint(filename, map_location, mesh)
         else:
             checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
+        if mesh is not None and not Path(filename).is_dir() and "optimizer" in checkpoint:
+            states = checkpoint["optimizer"]["state"]
+            checkpoint["optimizer"]["state"] = shard_optimizer(states, mesh)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         state: dict[str, Any] = dict(checkpoint.get("state_dict", checkpoint))
         for pattern, replacement in revise_keys:
