@@ -9,10 +9,9 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .sharding import distribute_on_load
+from .sharding import distribute_on_load, local
 
 
 @MODELS.register_module()
@@ -67,13 +66,9 @@ def _group(pairs) -> list[tuple[list[Tensor], list[Tensor]]]:
     groups = defaultdict(lambda: ([], []))
     for average, value in pairs:
         averages, values = groups[average.device, average.dtype]
-        averages.append(_local(average))
-        values.append(_local(value).to(average.device))
+        averages.append(local(average))
+        values.append(local(value).to(average.device))
     return list(groups.values())
-
-
-def _local(x: Tensor) -> Tensor:
-    return x.to_local() if isinstance(x, DTensor) else x.data
 
 
 def _tensors_of(module: nn.Module) -> nn.Module:

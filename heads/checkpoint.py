@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
@@ -23,12 +23,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
-
 from torch.distributed.device_mesh import DeviceMesh
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
 
-from .sharding import REST, read_shards
+from .sharding import REST, local, read_shards
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -307,7 +306,9 @@ def _classifier_of(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def _check_finite(runner: Any, last: str | Path | None) -> None:
-    bad = [name for name, p in runner.model.named_parameters() if not p.isfinite().all()]
+    bad = [name for name, p in runner.model.named_parameters() if not local(p).isfinite().all()]
+    # Processes that hold different shards of the weights must stop together.
+    bad = sorted({name for names in all_gather_object(bad) for name in names})
     if bad:
         raise CheckpointError(
             f"the training has diverged: {len(bad)} weights are not finite ({', '.join(bad[:3])}"

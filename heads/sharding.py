@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,11 @@ def shard(value: Tensor, mesh: DeviceMesh) -> DTensor:
     return distribute_tensor(value, mesh, [Shard(0)], src_data_rank=None)
 
 
+def local(x: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, outside of autograd."""
+    return x.to_local() if isinstance(x, DTensor) else x.data
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, DTensor)
 
@@ -182,9 +188,12 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> None:
                 torch.save(rest, file)
                 file.flush()
                 os.fsync(file.fileno())
-            # A folder of this name is of a training that was killed before it named the folder in
+            # What has this name was left by a training that was killed before it named it in
             # last_checkpoint.
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            elif folder.exists():
+                folder.unlink()
             os.replace(beside, folder)
     except (OSError, CheckpointException) as error:
         failures = getattr(error, "failures", None)
@@ -223,7 +232,10 @@ def read_shards(rest: Mapping[str, Any], folder: Path, mesh: DeviceMesh | None) 
 
     content = _map(rest, put_in)
     try:
-        dcp.load(shards, storage_reader=_DataReader(folder), no_dist=True)
+        with warnings.catch_warnings():
+            # Without processes to share the tensors with, PyTorch says so at each call.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(shards, storage_reader=_DataReader(folder), no_dist=True)
     except (CheckpointException, OSError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
         failures = getattr(error, "failures", None)
         cause = next(iter(failures.values()))[0] if failures else error

@@ -6,25 +6,30 @@ Run as ``python many_processes.py FOLDER``; tests/tools/test_many_processes.py r
 
 import json
 import os
+import signal
 import socket
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
-import mmengine.config.config
 import torch
-from mmengine.dist import all_reduce, is_main_process
+import yapf.yapflib.yapf_api
+from mmengine.dist import all_reduce, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from linsight.data.digits import load_split
 from linsight.heads.checkpoint import read_checkpoint
 from linsight.tools.config import load_config
 from linsight.tools.test import test
 from linsight.tools.train import train
 
 # mmengine formats the config for every checkpoint, which takes longer than these trainings.
-mmengine.config.config.FormatCode = lambda code, **style: (code, True)
+yapf.yapflib.yapf_api.FormatCode = lambda code, **style: (code, True)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -60,6 +65,7 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type="StepsHook"),
+    dict(type="KillOnceHook"),
     dict(type="EMAHook", ema_type="FusedExponentialMovingAverage", momentum=0.1),
 ]
 """
@@ -83,33 +89,160 @@ class StepsHook(Hook):
             Path(runner.work_dir, "steps.json").write_text(json.dumps(self.steps))
 
 
-def run(processes: int, work_dir: Path, call) -> list[tuple[float, float]]:
-    """The steps of trainings that `call(launcher)` starts in forked processes, which it joins."""
+@HOOKS.register_module(force=True)
+class KillOnceHook(Hook):
+    """Under torchrun, kill the second process in the second epoch, but only the first time."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if first and get_rank() == 1 and runner.epoch == 1 and batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work(call: Callable[[], None], log: str) -> None:
+    """Run `call` in a forked process whose output goes to the file `log`."""
+    file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_RDWR)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    call()
+
+
+def run(processes: int, name: str, call: Callable[[], None]) -> None:
+    """Run `call` in forked processes that find each other as torchrun's do."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    launcher = "pytorch" if processes else "none"
-    children = []
-    for rank in range(max(processes, 1)):
+    children = {}
+    for rank in range(processes):
+        log = f"{name}.{rank}.log"
         pid = os.fork()
         if pid:
-            children.append(pid)
+            children[pid] = log
             continue
         status = 1
         try:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
             os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-            log = os.open(f"{work_dir}.{rank}.log", os.O_CREAT | os.O_APPEND | os.O_RDWR)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            torch.set_num_threads(1)
-            call(launcher)
+            work(call, log)
             status = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    logs = "".join(Path(f"{work_dir}.{r}.log").read_text()[-3000:] for r in range(len(children)))
-    assert not any(codes), f"exit codes {codes}\n{logs}"
-    return json.loads((work_dir / "steps.json").read_text())
+    if any(codes):
+        logs = "".join(Path(log).read_text()[-3000:] for log in children.values())
+        raise RuntimeError(f"{name}: exit codes {codes}\n{logs}")
+
+
+def train_in(folder: Path, name: str, processes: int, *words: str, resume: str = "") -> list:
+    """The steps of a training in `folder`/`name`, by one process without a launcher if it is 0."""
+    launcher = "pytorch" if processes else "none"
+    overrides = [*words, *([resume] if resume else [])]
+
+    def call() -> None:
+        train(
+            str(folder / "config.py"),
+            overrides,
+            work_dir=folder / name,
+            launcher=launcher,
+            resume=bool(resume),
+        )
+
+    start = time.monotonic()
+    run(max(processes, 1), str(folder / name), call)
+    print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)
+    return json.loads((folder / name / "steps.json").read_text())
+
+
+def compare(what: str, found: list, wanted: list, tolerance: float) -> None:
+    """Raise RuntimeError unless the losses and norms of the steps agree."""
+    if len(found) != len(wanted):
+        raise RuntimeError(f"{what}: {len(found)} steps, expected {len(wanted)}")
+    error = (torch.tensor(found) - torch.tensor(wanted)).abs().max().item()
+    if not error <= tolerance:
+        raise RuntimeError(f"{what}: steps differ by {error}: {found}, expected {wanted}")
+
+
+def compare_weights(what: str, found: Path, wanted: Path, tolerance: float) -> None:
+    """Raise RuntimeError unless two checkpoints hold the same weights and averages."""
+    found, wanted = read_checkpoint(found), read_checkpoint(wanted)
+    for part in ("state_dict", "ema_state_dict"):
+        if found[part].keys() != wanted[part].keys():
+            raise RuntimeError(f"{what}: names in {part} differ")
+        for name, value in wanted[part].items():
+            error = (found[part][name].double() - value.double()).abs().max().item()
+            if not error <= tolerance:
+                raise RuntimeError(f"{what}: {part} {name} differs by {error}")
+
+
+def main(folder: Path) -> None:
+    config = folder / "config.py"
+    config.write_text(CONFIG)
+    load_config(config)  # Once for all trainings: it imports what the config names.
+    load_split("train")
+    sharded = "model_wrapper_cfg.type=FullyShardedModel"
+    twice = "train_dataloader.batch_size=8"
+
+    one = train_in(folder, "one", 0, twice)
+    two = train_in(folder, "two", 2)
+    compare("two processes and one", two, one, 1e-5)
+    compare_weights(
+        "two processes and one", folder / "two/epoch_2.pth", folder / "one/epoch_2.pth", 1e-6
+    )
+
+    shards = train_in(folder, "shards", 2, sharded)
+    compare("sharded and not", shards, two, 1e-5)
+    compare_weights(
+        "sharded and not", folder / "shards/epoch_2.pth", folder / "two/epoch_2.pth", 1e-6
+    )
+
+    half = str(folder / "shards/epoch_1.pth")
+    for name, processes, words in (
+        ("on one process", 1, [sharded, twice]),
+        ("without shards", 0, [twice]),
+    ):
+        resumed = train_in(folder, name, processes, *words, resume=half)
+        compare(f"resumed {name}", resumed, one[3:], 1e-5)
+        last = folder / name / "epoch_2.pth"
+        compare_weights(f"resumed {name}", last, folder / "one/epoch_2.pth", 1e-6)
+    whole = str(folder / "two/epoch_1.pth")
+    resumed = train_in(folder, "from whole", 2, sharded, resume=whole)
+    compare("resumed from whole weights", resumed, two[3:], 1e-5)
+
+    def evaluate() -> None:
+        test(str(config), str(folder / "shards/epoch_2.pth"), work_dir=folder / "test")
+
+    run(1, str(folder / "test"), evaluate)
+
+    # The agent of torchrun, which forks instead of starting Python anew.
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        max_restarts=3,
+        start_method="fork",
+        monitor_interval=0.1,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="drill",
+    )
+    # Another training's checkpoint, which the restarted one must not take for its own.
+    killed = folder / "killed"
+    killed.mkdir()
+    (killed / "last_checkpoint").write_text(str(folder / "one/epoch_2.pth"))
+    start = time.monotonic()
+    elastic_launch(launch, work)(
+        lambda: train(str(config), [], work_dir=killed, launcher="pytorch"), f"{killed}.log"
+    )
+    print(f"killed: {time.monotonic() - start:.1f} s", flush=True)
+    log = Path(f"{killed}.log").read_text()
+    if "resumed epoch: 1, iter: 3" not in log:
+        raise RuntimeError(f"the killed training did not resume: {log[-3000:]}")
+    compare_weights("killed", killed / "epoch_2.pth", folder / "two/epoch_2.pth", 0.0)
+    print("all trainings end alike")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
