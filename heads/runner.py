@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -10,9 +11,10 @@ from typing import Any
 
 import mmengine
 import torch
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner, load_state_dict
+from mmengine.runner import BaseLoop, CheckpointLoader, Runner, load_state_dict
 from torch import nn
 
 from ..backbones.checkpoint import CheckpointError
@@ -127,6 +129,30 @@ class SafeRunner(Runner):
             checkpoint["param_schedulers"] = [s.state_dict() for s in self.param_schedulers]
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         write_shards(checkpoint, Path(out_dir, filename))
+
+    def load_or_resume(self) -> None:
+        """Load or resume as the config asks, and resume what ``torchrun`` has started again.
+
+        With ``--max-restarts`` a training whose process was killed goes on from the last checkpoint
+        that it has written. If it has written none, it starts as it did the first time.
+        """
+        training = isinstance(self._train_loop, BaseLoop) and not self._has_loaded
+        if training and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+            last = Path(self.work_dir, "last_checkpoint")
+            # Each node counts on its own, and may not count a restart for another node's sake.
+            restarts = torch.tensor(int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+            all_reduce(restarts, op="max")
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not restarts:
+                self.logger.warning(
+                    "torchrun keeps the addresses of processes that have ended, and restarted ones "
+                    "may fail on them: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+                )
+            if restarts and last.is_file():
+                self._resume, self._load_from = True, None
+            elif not restarts and is_main_process() and (self._load_from or not self._resume):
+                # Another training has written it, which this one does not continue.
+                last.unlink(missing_ok=True)
+        super().load_or_resume()
 
     def load_checkpoint(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 import traceback
@@ -134,26 +133,6 @@ def build_runner(
         wrapper.pop("loss_scale", None)
         wrapper.pop("dtype", None)
     return cast(QuietRunner, QuietRunner.from_cfg(cfg))
-
-
-def resume_after_restart(config: Config) -> None:
-    """Let a training that ``torchrun --max-restarts`` has started again resume by itself.
-
-    It goes on from the last checkpoint that it has written, or starts as it did the first time if
-    it has written none.
-
-    Args:
-        config: the config, whose ``resume`` and ``load_from`` are changed.
-    """
-    last = Path(config.work_dir, "last_checkpoint")
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        if last.is_file():
-            config.resume, config.load_from = True, None
-        return
-    restartable = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
-    if restartable and os.environ["RANK"] == "0" and not (config.resume and not config.load_from):
-        # Another training has named it, which this one does not continue.
-        last.unlink(missing_ok=True)
 
 
 def _check_data_root(cfg: Config) -> None:

@@ -13,7 +13,6 @@ from linsight.tools.run import (
     WorkDir,
     build_runner,
     report_errors,
-    resume_after_restart,
 )
 
 
@@ -46,7 +45,6 @@ def train(
         cfg.resume = resume or cfg.get("resume", False)
         if checkpoints:
             cfg.load_from = checkpoints[-1]
-        resume_after_restart(cfg)
         if amp and cfg.optim_wrapper.get("type") != "AmpOptimWrapper":
             cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
         if compile:

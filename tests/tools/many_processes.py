@@ -216,7 +216,9 @@ def main(folder: Path) -> None:
 
     run(1, str(folder / "test"), evaluate)
 
-    # The agent of torchrun, which forks instead of starting Python anew.
+    # The agent of torchrun, which forks instead of starting Python anew. Unless told so, it keeps
+    # the addresses of the processes that have ended, and those that follow may read them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
