@@ -50,7 +50,7 @@ train_dataloader = dict(
 val_dataloader = dict(batch_size=4, num_workers=0, dataset=dict(length=8))
 test_dataloader = val_dataloader
 optim_wrapper = dict(
-    optimizer=dict(opt="adamw", lr=1e-3, eps=1e-3, weight_decay=0.05, _delete_=True),
+    optimizer=dict(opt="adamw", lr=1e-3, eps=1e-3, weight_decay=0.05, fused=True, _delete_=True),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = dict(
