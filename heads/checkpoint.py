@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
 
-from .sharding import REST, local, read_shards
+from .sharding import REST, is_sharded, local, read_shards
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -119,7 +119,7 @@ def read_checkpoint(
         CheckpointError: the file is damaged, holds code or no weights.
     """
     path = Path(path).expanduser()
-    if (path / REST).is_file():
+    if is_sharded(path):
         return read_shards(read_checkpoint(path / REST, map_location), path, mesh)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")

@@ -20,7 +20,7 @@ from torch import nn
 from ..backbones.checkpoint import CheckpointError
 from ..backbones.layers import synchronize_batch_norms
 from .checkpoint import fetch_checkpoint
-from .sharding import FullyShardedModel, shard_optimizer, write_shards
+from .sharding import FullyShardedModel, is_sharded, shard_optimizer, write_shards
 
 
 @RUNNERS.register_module()
@@ -173,7 +173,7 @@ class SafeRunner(Runner):
             checkpoint = fetch_checkpoint(filename, map_location, mesh)
         else:
             checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
-        if mesh is not None and not Path(filename).is_dir() and "optimizer" in checkpoint:
+        if mesh is not None and not is_sharded(Path(filename)) and "optimizer" in checkpoint:
             states = checkpoint["optimizer"]["state"]
             checkpoint["optimizer"]["state"] = shard_optimizer(states, mesh)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)

@@ -135,6 +135,11 @@ def shard(value: Tensor, mesh: DeviceMesh) -> DTensor:
     return distribute_tensor(value, mesh, [Shard(0)], src_data_rank=None)
 
 
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether a path is the folder of a sharded checkpoint."""
+    return (checkpoint / REST).is_file()
+
+
 def local(x: Tensor) -> Tensor:
     """The part of a tensor that this process holds, outside of autograd."""
     return x.to_local() if isinstance(x, DTensor) else x.data

@@ -78,6 +78,16 @@ def test_gradients_are_unscaled_and_clipped(alone, fused, clips):
         assert not torch.equal(old, new.full_tensor())
 
 
+def test_gradients_accumulate(alone):
+    sharded = FullyShardedModel(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), units="0|1")
+    gradients = []
+    for _ in range(2):
+        sharded(torch.ones(2, 4)).sum().backward()
+        gradients.append([p.grad.full_tensor().clone() for p in sharded.parameters()])
+    for once, twice in zip(*gradients, strict=True):
+        torch.testing.assert_close(twice, 2 * once)
+
+
 def test_wrong_arguments(alone):
     model = timm.create_model("rala_vit_nano")
     with pytest.raises(ValueError, match="param_dtype is 'int8', expected bfloat16"):

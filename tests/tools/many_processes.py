@@ -25,6 +25,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from linsight.data.digits import load_split
 from linsight.heads.checkpoint import read_checkpoint
 from linsight.tools.config import load_config
+from linsight.tools.model import open_model
 from linsight.tools.test import test
 from linsight.tools.train import train
 
@@ -212,7 +213,12 @@ def main(folder: Path) -> None:
     compare("resumed from whole weights", resumed, two[3:], 1e-5)
 
     def evaluate() -> None:
-        test(str(config), str(folder / "shards/epoch_2.pth"), work_dir=folder / "test")
+        checkpoint = folder / "shards/epoch_2.pth"
+        test(str(config), str(checkpoint), work_dir=folder / "test")
+        read = open_model(checkpoint).state_dict()
+        for name, value in read_checkpoint(checkpoint)["state_dict"].items():
+            if not torch.equal(read[name.removeprefix("backbone.")], value):
+                raise RuntimeError(f"a model opened from {checkpoint} has another {name}")
 
     run(1, str(folder / "test"), evaluate)
 
