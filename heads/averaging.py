@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from mmengine.model import ExponentialMovingAverage
@@ -61,7 +62,7 @@ class FusedExponentialMovingAverage(ExponentialMovingAverage):
         self.steps += 1
 
 
-def _group(pairs) -> list[tuple[list[Tensor], list[Tensor]]]:
+def _group(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
     """Lists of averages and of values, one pair of lists per device and dtype."""
     groups = defaultdict(lambda: ([], []))
     for average, value in pairs:

@@ -21,6 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.nn.parallel import DistributedDataParallel
 
 from linsight.data.digits import load_split
 from linsight.heads.checkpoint import read_checkpoint
@@ -78,6 +79,9 @@ class StepsHook(Hook):
 
     def before_train(self, runner) -> None:
         self.steps = []
+        wrapper = runner.model
+        if isinstance(wrapper, DistributedDataParallel) and not wrapper.gradient_as_bucket_view:
+            raise RuntimeError("gradients are copied into buckets")
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         loss = outputs["loss"].detach().clone()
@@ -200,6 +204,8 @@ def main(folder: Path) -> None:
     )
 
     half = str(folder / "shards/epoch_1.pth")
+    if len(list(Path(half).glob("*.distcp"))) != 2:
+        raise RuntimeError(f"{half} has no shards of two processes")
     for name, processes, words in (
         ("on one process", 1, [sharded, twice]),
         ("without shards", 0, [twice]),
