@@ -7,6 +7,7 @@ detectors need, wherever mmcv is installed without them.
 from linsight.kernels import mmcv_operators as mmcv_operators
 
 from . import (
+    averaging,
     backbone,
     checkpoint,
     classification,
@@ -23,10 +24,12 @@ from . import (
     segmentation_loss,
     segmentation_metric,
     semantic_fpn,
+    sharding,
     upernet,
 )
 
 __all__ = [
+    "averaging",
     "backbone",
     "checkpoint",
     "classification",
@@ -43,5 +46,6 @@ __all__ = [
     "segmentation_loss",
     "segmentation_metric",
     "semantic_fpn",
+    "sharding",
     "upernet",
 ]

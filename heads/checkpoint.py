@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
@@ -23,8 +23,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
+
+from .sharding import REST, is_sharded, local, read_shards
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -94,14 +97,18 @@ _SAFE_GLOBALS: list[Any] = [
 ]
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
+def read_checkpoint(
+    path: str | Path, map_location: Any = "cpu", mesh: DeviceMesh | None = None
+) -> dict:
     """Read a ``.pth`` of mmengine, of timm or of a paper's authors, or a ``.safetensors`` file.
 
-    No code in the file is run.
+    The folder of a fully sharded training is read like the file of any other. No code in the file
+    is run.
 
     Args:
-        path: path of the file.
-        map_location: as ``torch.load`` takes it.
+        path: path of the file or folder.
+        map_location: as ``torch.load`` takes it. The tensors of shards are on the CPU.
+        mesh: processes that each read their shards of a folder; with None its tensors are whole.
 
     Returns:
         A dict with at least ``state_dict``; a checkpoint of a training run also has ``meta``,
@@ -112,6 +119,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
         CheckpointError: the file is damaged, holds code or no weights.
     """
     path = Path(path).expanduser()
+    if is_sharded(path):
+        return read_shards(read_checkpoint(path / REST, map_location), path, mesh)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
@@ -169,21 +178,21 @@ def _foreign_names(path: Path) -> list[str]:
     return [name for name in names if not name.startswith(("torch.", "collections.", "numpy."))]
 
 
-def fetch_checkpoint(place: str, map_location: Any = "cpu") -> dict:
+def fetch_checkpoint(place: str, map_location: Any = "cpu", mesh: DeviceMesh | None = None) -> dict:
     """Read a checkpoint from a file, or from a web address after downloading it once.
 
     In a distributed run the main process downloads, and the others wait for the file.
 
     Args:
-        place: path of a file, or an ``http://`` or ``https://`` address.
-        map_location: as ``torch.load`` takes it.
+        place: path of a file or folder, or an ``http://`` or ``https://`` address.
+        map_location, mesh: as :func:`read_checkpoint` takes them.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, holds code or no weights.
     """
     if not place.startswith(("http://", "https://")):
-        return read_checkpoint(place, map_location)
+        return read_checkpoint(place, map_location, mesh)
     folder = Path(torch.hub.get_dir(), "checkpoints")
     target = folder / place.split("?")[0].rsplit("/", 1)[-1]
     if is_main_process() and not target.exists():
@@ -297,7 +306,9 @@ def _classifier_of(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def _check_finite(runner: Any, last: str | Path | None) -> None:
-    bad = [name for name, p in runner.model.named_parameters() if not p.isfinite().all()]
+    bad = [name for name, p in runner.model.named_parameters() if not local(p).isfinite().all()]
+    # Processes that hold different shards of the weights must stop together.
+    bad = sorted({name for names in all_gather_object(bad) for name in names})
     if bad:
         raise CheckpointError(
             f"the training has diverged: {len(bad)} weights are not finite ({', '.join(bad[:3])}"

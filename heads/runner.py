@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import mmengine
+import torch
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner, load_state_dict
+from mmengine.runner import BaseLoop, CheckpointLoader, Runner, load_state_dict
 from torch import nn
 
+from ..backbones.checkpoint import CheckpointError
 from ..backbones.layers import synchronize_batch_norms
 from .checkpoint import fetch_checkpoint
+from .sharding import FullyShardedModel, is_sharded, shard_optimizer, write_shards
 
 
 @RUNNERS.register_module()
@@ -30,8 +38,13 @@ class SafeRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for distributed training; arguments are those of mmengine's method."""
+        if not self.distributed:
+            return super().wrap_model(model_wrapper_cfg, model)
+        model_wrapper_cfg = {"type": "MMDistributedDataParallel", **(model_wrapper_cfg or {})}
+        if model_wrapper_cfg["type"] == "MMDistributedDataParallel":
+            model_wrapper_cfg = self._data_parallel_options() | model_wrapper_cfg
         sync_bn = self.cfg.get("sync_bn")
-        if not self.distributed or sync_bn != "torch":
+        if sync_bn != "torch":
             return super().wrap_model(model_wrapper_cfg, model)
         model = synchronize_batch_norms(model)
         # mmengine's own conversion would replace the layers that have just been told.
@@ -40,6 +53,106 @@ class SafeRunner(Runner):
             return super().wrap_model(model_wrapper_cfg, model)
         finally:
             self.cfg.sync_bn = sync_bn
+
+    def _data_parallel_options(self) -> dict[str, Any]:
+        """Arguments of DistributedDataParallel, unless the config gives others."""
+        options = {
+            # Batch norms either agree over all processes (`sync_bn`) or keep statistics apart.
+            "broadcast_buffers": False,
+            "find_unused_parameters": self.cfg.get("find_unused_parameters", False),
+            # Gradients are reduced where they lie, and need no copies.
+            "gradient_as_bucket_view": True,
+        }
+        return options if torch.cuda.is_available() else {**options, "device_ids": None}
+
+    def _init_model_weights(self) -> None:
+        # A sharded model has initialised its weights while they were whole.
+        if not isinstance(self.model, FullyShardedModel):
+            super()._init_model_weights()
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Write a checkpoint; arguments are those of mmengine's method.
+
+        The checkpoint of a :class:`~linsight.heads.sharding.FullyShardedModel` is a folder.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        if not isinstance(self.model, FullyShardedModel):
+            super().save_checkpoint(
+                out_dir,
+                filename,
+                file_client_args,
+                save_optimizer,
+                save_param_scheduler,
+                meta,
+                by_epoch,
+                backend_args,
+            )
+            return
+        if "://" in out_dir:
+            raise CheckpointError(
+                f"a fully sharded training writes its checkpoints to local folders, and out_dir is "
+                f"{out_dir}"
+            )
+        meta = {
+            "epoch": self.epoch + by_epoch,
+            "iter": self.iter + (not by_epoch),
+            **(meta or {}),
+            "cfg": self.cfg.pretty_text,
+            "seed": self.seed,
+            "experiment_name": self.experiment_name,
+            "time": time.strftime("%Y%m%d_%H%M%S"),
+            "mmengine_version": mmengine.__version__,
+        }
+        dataset = self.train_dataloader.dataset
+        if hasattr(dataset, "metainfo"):
+            meta["dataset_meta"] = dataset.metainfo
+        checkpoint = {
+            "meta": meta,
+            "state_dict": self.model.module.state_dict(),
+            "message_hub": self.message_hub.state_dict(),
+        }
+        if save_optimizer:
+            checkpoint["optimizer"] = self.optim_wrapper.state_dict()
+        if save_param_scheduler and self.param_schedulers is not None:
+            checkpoint["param_schedulers"] = [s.state_dict() for s in self.param_schedulers]
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        write_shards(checkpoint, Path(out_dir, filename))
+
+    def load_or_resume(self) -> None:
+        """Load or resume as the config asks, and resume what ``torchrun`` has started again.
+
+        With ``--max-restarts`` a training whose process was killed goes on from the last checkpoint
+        that it has written. If it has written none, it starts as it did the first time.
+        """
+        training = isinstance(self._train_loop, BaseLoop) and not self._has_loaded
+        if training and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+            last = Path(self.work_dir, "last_checkpoint")
+            # Each node counts on its own, and may not count a restart for another node's sake.
+            restarts = torch.tensor(int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+            all_reduce(restarts, op="max")
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not restarts:
+                self.logger.warning(
+                    "torchrun keeps the addresses of processes that have ended, and restarted ones "
+                    "may fail on them: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+                )
+            if restarts and last.is_file():
+                self._resume, self._load_from = True, None
+            elif not restarts and is_main_process() and (self._load_from or not self._resume):
+                # Another training has written it, which this one does not continue.
+                last.unlink(missing_ok=True)
+        super().load_or_resume()
 
     def load_checkpoint(
         self,
@@ -55,10 +168,14 @@ class SafeRunner(Runner):
             CheckpointError: the file is damaged, holds code, or is of another model.
         """
         prefix = filename.partition("://")[0] if "://" in filename else ""
+        mesh = self.model.mesh if isinstance(self.model, FullyShardedModel) else None
         if prefix in ("", "http", "https"):
-            checkpoint = fetch_checkpoint(filename, map_location)
+            checkpoint = fetch_checkpoint(filename, map_location, mesh)
         else:
             checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
+        if mesh is not None and not is_sharded(Path(filename)) and "optimizer" in checkpoint:
+            states = checkpoint["optimizer"]["state"]
+            checkpoint["optimizer"]["state"] = shard_optimizer(states, mesh)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         state: dict[str, Any] = dict(checkpoint.get("state_dict", checkpoint))
         for pattern, replacement in revise_keys:

@@ -24,7 +24,7 @@ def convert(
 ) -> None:
     """Write a paper's released weights as safetensors under linsight's names."""
     with report_errors():
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"FILE {file} does not exist")
         out = out or file.with_name(f"{model}.safetensors")
         if out.suffix != ".safetensors":
@@ -47,4 +47,5 @@ def convert(
 
 
 def _megabytes(file: Path) -> str:
-    return f"{file.stat().st_size / 1e6:.1f} MB"
+    files = file.iterdir() if file.is_dir() else [file]
+    return f"{sum(part.stat().st_size for part in files) / 1e6:.1f} MB"

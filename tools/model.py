@@ -17,6 +17,7 @@ from torch import Tensor
 from linsight.backbones.checkpoint import CheckpointError, TimmModel, check_fit, unwrap
 from linsight.heads.backbone import create_backbone
 from linsight.heads.checkpoint import read_checkpoint
+from linsight.heads.sharding import is_sharded
 from linsight.tools.config import ConfigError, load_config
 
 
@@ -45,7 +46,7 @@ def read_run(source: str | Path, name: str | None = None) -> Run | None:
         CheckpointError: the file is damaged, or its config holds more than data or no model.
     """
     path = Path(source)
-    if not path.is_file() or path.suffix == ".safetensors":
+    if not (path.is_file() or is_sharded(path)) or path.suffix == ".safetensors":
         return None
     checkpoint = read_checkpoint(path)
     meta = checkpoint.get("meta")
@@ -127,7 +128,7 @@ def open_model(source: str | Path, model_name: str | None = None) -> TimmModel:
     path = Path(source)
     if not path.exists():
         return _open_published(str(source))
-    if path.is_dir():
+    if path.is_dir() and not is_sharded(path):
         return _open_exported(path)
     if path.suffix == ".safetensors" and model_name is None:
         if not (path.parent / "config.json").is_file():

@@ -119,10 +119,8 @@ def build_runner(
     )
     cfg.launcher = launcher
     if launcher == "pytorch" and not torch.cuda.is_available():
-        # mmengine's own way asks for a GPU, both to join the processes and to wrap the model.
+        # mmengine's own way of joining the processes asks for a GPU.
         torch.distributed.init_process_group("gloo")
-        wrapper = cfg.get("model_wrapper_cfg") or {"broadcast_buffers": False}
-        cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
     adapt(cfg)
     # mmengine understands None, "without this hook", only for its own default hooks.
     hooks = cfg.get("default_hooks", {})
