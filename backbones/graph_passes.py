@@ -77,9 +77,11 @@ class Recorder:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        # Other threads, such as those that pin memory, go on with their calls of the driver.
+        # A recording that fails leaves its stream current. Other threads, such as those that pin
+        # memory, go on with their calls of the driver.
         with (
             torch.cuda.device(self.device),
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),
             torch.cuda.graph(
                 graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
             ),

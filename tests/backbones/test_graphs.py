@@ -1,19 +1,19 @@
-"""Which passes are replayed from graphs, and what they leave to the caller, without a GPU.
-
-A stand-in for CUDA's recorder replays a call by running it again on the static tensors, and copies
-its results into those of the recording, as a graph writes to the memory that it was recorded with.
-"""
+"""Which passes are replayed from graphs, and what they leave to the caller, without a GPU."""
 
 import copy
 import io
 import logging
+import os
 import pickle
 import random
-from contextlib import contextmanager, nullcontext
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import linsight
@@ -21,64 +21,12 @@ from linsight.backbones import graph_passes, graphs
 from linsight.backbones.norms import set_training_progress
 from linsight.kernels.runtime.private import get_call
 
-
-class Stand:
-    """Stands for `Recorder`, and counts."""
-
-    device_type = "cpu"
-    recorded = 0
-    replayed = 0
-    fails: str | None = None
-
-    def __init__(self, device):
-        self.device = device
-
-    def rehearse(self, call, may_wait=False):
-        call()
-
-    def record(self, call, generators=()):
-        Stand.recorded += 1
-        if Stand.fails:
-            raise RuntimeError(Stand.fails)
-        grad, result = torch.is_grad_enabled(), call()
-
-        def replay():
-            Stand.replayed += 1
-            graphs._Graphs.recording = True  # the module is called only as if it were recorded
-            try:
-                with torch.set_grad_enabled(grad):
-                    again = call()
-            finally:
-                graphs._Graphs.recording = False
-            for static, x in zip(result, again, strict=True):
-                if static is not None:
-                    static.detach().copy_(x.detach())
-
-        return replay, result
-
-    turn = staticmethod(nullcontext)
-
-    @contextmanager
-    def keep_random_state(self):
-        state = random.getstate()
-        try:
-            with torch.random.fork_rng([]):
-                yield
-        finally:
-            random.setstate(state)
-
-    def host_state(self):
-        return random.getstate()
-
-    def recover(self):
-        pass
+from .graph_stand import Stand, install
 
 
 @pytest.fixture(autouse=True)
 def stand(monkeypatch):
-    monkeypatch.setattr(graphs._Graphs, "make_recorder", Stand)
-    for name in ("recorded", "replayed", "fails"):
-        monkeypatch.setattr(Stand, name, vars(Stand)[name])
+    install(monkeypatch)
 
 
 class Small(nn.Module):
@@ -584,6 +532,23 @@ def test_a_pass_leaves_a_model_alone(name):
         assert watch.find_change() is None
         set_training_progress(model, 0.5)
         assert watch.find_change() is None
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.parametrize("options", [(), ("--after",)], ids=str)
+def test_two_processes(options):
+    """Wrapped by DistributedDataParallel after and before the model is captured."""
+    script = Path(__file__).with_name("graphs_two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    result = subprocess.run(
+        [*command, str(script), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "the same" in result.stdout
 
 
 def test_descriptions_of_values():

@@ -62,9 +62,9 @@ def test_interception_is_noticed() -> None:
 def test_calls_of_a_module_are_taken() -> None:
     module = torch.nn.Identity()
     private.set_call(module, lambda x: 2 * x)
-    assert module(1) == 2 and private.call_forward(module, 1) == 1, (
-        f"{versions()} does not ask for _compiled_call_impl: adapt kernels/runtime/private.py"
-    )
+    message = f"{versions()} does not ask for _compiled_call_impl: adapt kernels/runtime/private.py"
+    assert module(1) == 2, message
+    assert private.call_forward(module, 1) == 1, message
     assert private.get_call(copy.deepcopy(module)) is None
     assert pickle.loads(pickle.dumps(module))(1) == 1
 
