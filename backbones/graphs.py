@@ -210,12 +210,15 @@ class _Passes:
         except NotCapturable as error:
             self.refused[signature] = str(error)
             raise
-        except RuntimeError as error:
+        # Whatever fails here, the call that follows runs without graphs, and raises what is the
+        # module's own fault.
+        except Exception as error:
             # What went wrong comes first; then the recording that was cut off raises, too.
             cause: BaseException = error
             while cause.__context__ is not None:
                 cause = cause.__context__
-            self.refused[signature] = f"CUDA could not record it: {str(cause).splitlines()[0]}"
+            line = (str(cause).splitlines() or [type(cause).__name__])[0]
+            self.refused[signature] = f"CUDA could not record it: {line}"
             self.passes.clear()
             self.recorder.recover()
             raise NotCapturable(self.refused[signature]) from error

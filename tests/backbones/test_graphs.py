@@ -330,6 +330,15 @@ class DrawsOnHost(Small):
         return super().forward(x) * (random.random() > 0.5)
 
 
+class WantsParameters(Small):
+    """Parameters are aliases while a pass is recorded."""
+
+    def forward(self, x):
+        if not isinstance(self.head.weight, nn.Parameter):
+            raise TypeError("the weight is no parameter")
+        return super().forward(x)
+
+
 class Constant(Small):
     def forward(self, x):
         return x.mean()
@@ -352,6 +361,7 @@ class ReturnsObject(Small):
         (Counts, "its pass changes the module (attribute calls)"),
         (Rebinds, "its pass changes the module (a parameter or buffer was replaced)"),
         (DrawsOnHost, "its pass draws random numbers on the host"),
+        (WantsParameters, "CUDA could not record it: the weight is no parameter"),
         (Constant, "no result depends on a parameter that requires a gradient"),
         (ReturnsObject, "it takes or returns Result, which a graph does not know"),
     ],
