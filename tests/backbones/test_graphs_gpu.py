@@ -277,7 +277,8 @@ def test_shapes_modes_and_changes(caplog):
 def test_two_forward_passes_before_their_backward_passes(caplog):
     found = []
     for capture in (lambda model: model, linsight.capture_training):
-        model = capture(make())
+        # PyTorch refuses this of batch norms, whose statistics the second pass changes.
+        model = capture(make("softmax_deit_tiny", img_size=64))
         torch.manual_seed(1)
         for i in range(4):
             model.zero_grad()
