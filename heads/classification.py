@@ -11,6 +11,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..backbones.graphs import capture_training
 from ..data.augmentation import Views, augment
 from ..data.loading import DataError
 from .backbone import create_backbone
@@ -77,6 +78,8 @@ class ImageClassifier(BaseModel):
         mixup: arguments of :class:`timm.data.Mixup`, applied to each training batch.
         label_smoothing: smoothing of the targets, with and without Mixup.
         compile: compile the backbone in place; a dict holds arguments of ``torch.compile``.
+        graph: on a GPU, and unless it is compiled, replay the backbone's training passes from CUDA
+            graphs (:func:`linsight.capture_training`).
         data_preprocessor: mmengine's data preprocessor; by default :class:`LabelledImages`.
     """
 
@@ -88,6 +91,7 @@ class ImageClassifier(BaseModel):
         mixup: dict | None = None,
         label_smoothing: float = 0.0,
         compile: bool | dict = False,
+        graph: bool = True,
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
         if data_preprocessor is None:
@@ -105,6 +109,8 @@ class ImageClassifier(BaseModel):
         self.loss = MODELS.build(loss)
         if compile:
             self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
+        elif graph:
+            capture_training(self.backbone)
 
     def init_weights(self) -> None:
         """Does nothing: timm has initialised the model, or loaded its weights, on creation."""

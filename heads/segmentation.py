@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from linsight.backbones.checkpoint import check_fit, unwrap
+from linsight.backbones.graphs import capture_training
 from linsight.backbones.registry import ZOO
 
 from .backbone import TimmBackbone
@@ -54,6 +55,8 @@ class SemanticSegmentor(BaseModel):
         test_flip: average the probabilities of the image and of its mirror image.
         checkpoint: file of initial weights of the whole model, linsight's or the authors'.
         compile: compile the parts in place; a dict holds arguments of ``torch.compile``.
+        graph: on a GPU, and unless they are compiled, replay the parts' training passes from CUDA
+            graphs (:func:`linsight.capture_training`).
         data_preprocessor: mmengine's data preprocessor; by default it moves the batch to the
             model's device.
 
@@ -79,6 +82,7 @@ class SemanticSegmentor(BaseModel):
         test_flip: bool = False,
         checkpoint: str | Path | None = None,
         compile: bool | dict = False,
+        graph: bool = True,
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
         super().__init__(data_preprocessor)
@@ -125,9 +129,11 @@ class SemanticSegmentor(BaseModel):
             state = self.checkpoint_filter_fn(read_checkpoint(checkpoint))
             check_fit(state, self, f"checkpoint {checkpoint} does not fit the model")
             self.load_state_dict(state)
-        if compile:
-            for part in (self.backbone, *self._heads()):
+        for part in (self.backbone, *self._heads()):
+            if compile:
                 part.compile(**(compile if isinstance(compile, dict) else {}))
+            elif graph:
+                capture_training(part)
 
     def _heads(self) -> list[nn.Module]:
         return [m for m in (self.neck, self.decode_head, self.auxiliary_head) if m is not None]

@@ -7,5 +7,7 @@ Importing the package registers every model in timm, and does nothing else::
 """
 
 from . import backbones as backbones
+from .backbones.graphs import capture_inference as capture_inference
+from .backbones.graphs import capture_training as capture_training
 
 __version__ = "0.1.0"

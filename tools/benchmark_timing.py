@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import torch
 
+from linsight.backbones.graph_passes import Recorder
+
 QUANTILES = (0.2, 0.5, 0.8)
 MOST_COPIES = 64
 # The inputs of a round are this many times as large as the L2 cache. What the cache holds from
@@ -60,18 +62,11 @@ def copies(size: int, device: torch.device) -> int:
 
 def capture_graph(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     """A function that replays all `calls` as one CUDA graph; each has output memory of its own."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        calls[0]()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        # Results are kept until all calls are captured, since the next call would reuse the memory
-        # of a result that is freed.
-        results = [call() for call in calls]
-    del results
-    return graph.replay
+    recorder = Recorder(torch.device("cuda", torch.cuda.current_device()))
+    recorder.rehearse(calls[0], may_wait=True)
+    # Results are kept until all calls are recorded, since the next call would reuse the memory of
+    # a result that is freed.
+    return recorder.record(lambda: [call() for call in calls])[0]
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:

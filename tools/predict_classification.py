@@ -11,6 +11,7 @@ from PIL import Image
 from timm.utils import reparameterize_model
 
 from linsight.backbones.checkpoint import TimmModel
+from linsight.backbones.graphs import capture_inference
 from linsight.tools.model import class_names
 from linsight.tools.prediction import Prediction, render
 
@@ -27,7 +28,7 @@ class ClassificationPredictor:
     columns = ("class", "probability")
 
     def __init__(self, model: TimmModel, device: torch.device, topk: int) -> None:
-        self.model = reparameterize_model(model).to(device)
+        self.model = capture_inference(reparameterize_model(model).to(device))
         self.device, self.topk = device, topk
         self.names = class_names(model)
         self.transform: Any = timm.data.create_transform(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from linsight.backbones.checkpoint import check_fit
+from linsight.backbones.graphs import capture_inference
 from linsight.data.segmentation import build_transforms
 from linsight.heads.segmentation import SemanticSegmentor
 from linsight.heads.segmentation_figures import legend, overlay
@@ -44,6 +45,9 @@ class SegmentationPredictor:
         check_fit(state, self.model, f"checkpoint {source} does not fit the model that it names")
         self.model.load_state_dict(state)
         reparameterize_model(self.model, inplace=True).to(device)
+        for part in (self.model.backbone, self.model.neck, self.model.decode_head):
+            if part is not None:
+                capture_inference(part)
         self.device = device
         self.classes = run.classes or tuple(map(str, range(self.model.num_classes)))
         dataset = run.config.test_dataloader.dataset

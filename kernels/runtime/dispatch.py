@@ -50,6 +50,11 @@ def force(choice: str) -> Iterator[None]:
         _choice = previous
 
 
+def current_choice() -> str:
+    """What `force` or ``LINSIGHT_KERNELS`` has chosen: 'auto', 'reference' or 'triton'."""
+    return _choice
+
+
 def runs_triton(x: Tensor) -> bool:
     """Whether an operator whose first tensor is `x` runs its Triton kernel."""
     if _choice == "reference" or x.dtype not in TRITON_DTYPES:

@@ -19,6 +19,39 @@ def is_intercepted() -> bool:
     return _get_current_dispatch_mode() is not None or torch._C._are_functorch_transforms_active()
 
 
+def has_global_hooks() -> bool:
+    """Whether hooks are registered for the calls of all modules."""
+    return bool(torch.nn.modules.module._has_any_global_hook())
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether a hook of a module's forward or backward pass is registered."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def get_call(module: torch.nn.Module) -> Callable | None:
+    """What takes the calls of a module in place of its ``forward``, such as `torch.compile`'s.
+
+    Neither a copy of the module nor a pickle of it has it.
+    """
+    return module._compiled_call_impl
+
+
+def set_call(module: torch.nn.Module, call: Callable | None) -> None:
+    """Let `call` take the calls of a module; None leaves them to its ``forward``."""
+    module._compiled_call_impl = call
+
+
+def call_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a module's ``forward`` with its hooks, whatever takes the calls of the module."""
+    return module._call_impl(*args, **kwargs)
+
+
 def has_forward_hooks(module: torch.nn.Module) -> bool:
     """Whether a hook of a module's forward pass sees, and may keep, its input or its output."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,7 +1,9 @@
 """The private names that the kernels rely on: a PyTorch or Triton that lacks one is told here."""
 
+import copy
 import importlib
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -37,6 +39,8 @@ def versions() -> str:
     "path",
     [
         "torch:_C._are_functorch_transforms_active",
+        "torch.nn.modules.module:_has_any_global_hook",
+        "torch.nn:Module._call_impl",
         "torch.utils._python_dispatch:_get_current_dispatch_mode",
     ],
 )
@@ -53,6 +57,33 @@ def test_interception_is_noticed() -> None:
     seen = []
     torch.func.vmap(lambda x: seen.append(private.is_intercepted()) or x)(torch.zeros(2))
     assert seen == [True], f"{versions()} hides its functional transforms"
+
+
+def test_calls_of_a_module_are_taken() -> None:
+    module = torch.nn.Identity()
+    private.set_call(module, lambda x: 2 * x)
+    message = f"{versions()} does not ask for _compiled_call_impl: adapt kernels/runtime/private.py"
+    assert module(1) == 2, message
+    assert private.call_forward(module, 1) == 1, message
+    assert private.get_call(copy.deepcopy(module)) is None
+    assert pickle.loads(pickle.dumps(module))(1) == 1
+
+
+def test_hooks_are_noticed() -> None:
+    for register in (
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ):
+        module = torch.nn.Identity()
+        assert not private.has_hooks(module)
+        getattr(module, register)(lambda *_: None)
+        assert private.has_hooks(module), f"{versions()} keeps hooks elsewhere"
+    assert not private.has_global_hooks()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert private.has_global_hooks()
+    handle.remove()
 
 
 @needs_triton

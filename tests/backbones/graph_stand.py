@@ -1,0 +1,73 @@
+"""A stand-in for CUDA's recorder: it replays a call on the CPU by running it again.
+
+It copies the results into those of the recording, as a graph writes to the memory that it was
+recorded with, so that whatever relies on a result that a later replay overwrites goes wrong here,
+too.
+"""
+
+import random
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+
+from linsight.backbones import graphs
+
+
+class Stand:
+    """Stands for `Recorder`, and counts."""
+
+    device_type = "cpu"
+    recorded = 0
+    replayed = 0
+    fails: str | None = None
+
+    def __init__(self, device):
+        self.device = device
+
+    def rehearse(self, call, may_wait=False):
+        call()
+
+    def record(self, call, generators=()):
+        Stand.recorded += 1
+        if Stand.fails:
+            raise RuntimeError(Stand.fails)
+        grad, result = torch.is_grad_enabled(), call()
+
+        def replay():
+            Stand.replayed += 1
+            graphs._Graphs.recording = True  # the module is called only as if it were recorded
+            try:
+                with torch.set_grad_enabled(grad):
+                    again = call()
+            finally:
+                graphs._Graphs.recording = False
+            for static, x in zip(result, again, strict=True):
+                if static is not None:
+                    static.detach().copy_(x.detach())
+
+        return replay, result
+
+    turn = staticmethod(nullcontext)
+
+    @contextmanager
+    def keep_random_state(self):
+        state = random.getstate()
+        try:
+            with torch.random.fork_rng([]):
+                yield
+        finally:
+            random.setstate(state)
+
+    def host_state(self):
+        return random.getstate()
+
+    def recover(self):
+        pass
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the stand-in, with its counts at zero."""
+    monkeypatch.setattr(graphs._Graphs, "make_recorder", Stand)
+    for name in ("recorded", "replayed", "fails"):
+        monkeypatch.setattr(Stand, name, vars(Stand)[name])
