@@ -4,6 +4,7 @@ Tried with torch 2.11 and 2.14, and with Triton 3.6 and 3.8. A new version may m
 tests/kernels/test_private.py then names what is missing. Triton is imported at the first use.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
