@@ -16,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .compilation import collect, is_collecting, prepare_launch
 from .private import get_argument_names, get_device, get_stream, make_relaunch
 
 MOST_SPLITS = 512
@@ -44,6 +45,9 @@ def launch(kernel: Any, how: Launch, *args: Any) -> None:
     """Run a kernel on tensors and their strides, with the grid, sizes and constants of `how`."""
     if 0 in how.grid:
         return
+    if is_collecting():
+        collect(kernel, (*args, *how.sizes), how.constants)
+        return
     first = args[0]
     if not first.is_cuda:  # under the interpreter
         kernel[how.grid](*args, *how.sizes, **how.constants)
@@ -62,6 +66,7 @@ def launch(kernel: Any, how: Launch, *args: Any) -> None:
     )
     code = how.code.get(key)
     if code is None:
+        prepare_launch(kernel, (*args, *how.sizes), how.constants)
         relaunch = make_relaunch(kernel[how.grid](*args, *how.sizes, **how.constants))
         if relaunch is not None:
             names = get_argument_names(kernel)[len(args) + len(how.sizes) :]
@@ -97,6 +102,8 @@ def count_multiprocessors(device: torch.device) -> int:
     """The multiprocessors of a GPU."""
     if device.type == "cpu":
         return 2  # Triton's interpreter: few programs, but more than one split
+    if not torch.cuda.is_available():
+        return 132  # an H100's: machine code is collected, which hardly depends on the number
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
