@@ -21,9 +21,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .private import describe_launch, has_machine_code
+from .private import describe_launch, get_cache_folder, get_target, has_machine_code
 
 LOGGER = logging.getLogger("linsight")
 
@@ -110,9 +111,9 @@ def collect(kernel: Any, args: Iterable[Any], constants: dict[str, Any]) -> None
 
 
 def count_workers() -> int:
-    """Processes that compile at once: this process's share of the machine's cores."""
+    """Processes that compile at once: one per core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return cores or 1
 
 
 class Compiler:
@@ -219,10 +220,7 @@ def compile_pass(rehearse: Callable[[], None], target: Any) -> list[Variant]:
 
 @contextmanager
 def _show_progress() -> Iterator[Callable[[int, int], None]]:
-    """One line on the terminal of the first process of a machine: compiling kernels 37/61."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        yield lambda done, count: None
-        return
+    """One line on the terminal: compiling kernels 37/61."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -262,7 +260,7 @@ def prepare_launch(kernel: Any, args: Iterable[Any], constants: dict[str, Any]) 
     global _pending
     if _pending is None:
         return
-    with _lock:  # Another thread that comes here meanwhile waits, and finds the machine code.
+    with _lock:  # Another thread waits here, and finds the machine code.
         rehearse = _pending
         if rehearse is None:
             return
@@ -271,9 +269,22 @@ def prepare_launch(kernel: Any, args: Iterable[Any], constants: dict[str, Any]) 
             if variant is None or is_compiled(variant):
                 return
             _pending = None
-            from triton.runtime import driver
-
-            compile_pass(rehearse, driver.active.get_current_target())
+            with _lock_cache():
+                # Another process of a distributed run may have compiled the pass meanwhile.
+                if not is_compiled(variant):
+                    compile_pass(rehearse, get_target())
         except Exception as error:  # whatever it is, the launch itself goes on
             _pending = None
             LOGGER.info("kernels are compiled one by one, when they are launched: %s", error)
+
+
+@contextmanager
+def _lock_cache() -> Iterator[None]:
+    """Keep other processes from compiling into the cache at the same time."""
+    import fcntl  # Triton's platforms have it.
+
+    folder = Path(get_cache_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "linsight.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -78,6 +78,32 @@ def make_relaunch(compiled: Any) -> Callable[..., None] | None:
     return relaunch
 
 
+def get_target() -> Any:
+    """Triton's `GPUTarget` that kernels are compiled for: this machine's, or a pretended one."""
+    return _get_driver().active.get_current_target()
+
+
+def make_target(arch: str) -> Any:
+    """Triton's `GPUTarget` of an NVIDIA GPU, from a name such as 'sm_90'.
+
+    Raises:
+        ValueError: for another name.
+    """
+    from triton.backends.compiler import GPUTarget
+
+    number = arch.removeprefix("sm_")
+    if number == arch or not number.isdecimal():
+        raise ValueError(f"arch is {arch!r}, expected one such as 'sm_90'")
+    return GPUTarget("cuda", int(number), 32)
+
+
+def get_cache_folder() -> str:
+    """The folder of Triton's cache."""
+    from triton import knobs
+
+    return knobs.cache.dir
+
+
 @contextmanager
 def pretend_target(target: Any) -> Iterator[None]:
     """Let Triton compile for a GPU that need not be there, and load nothing onto one.
@@ -161,7 +187,7 @@ def _find_key(kernel: Any, compile: dict[str, Any], options: dict[str, Any]) -> 
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.cache import get_cache_key
 
-    backend = make_backend(_get_driver().active.get_current_target())
+    backend = make_backend(get_target())
     # JSON has lists where Triton has tuples.
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     source = ASTSource(kernel, compile["signature"], compile["constants"], compile["configs"][0])

@@ -7,7 +7,7 @@ compute shapes alone, and launches of kernels are collected (`collect_variants`)
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,16 @@ class Pass:
     gradient: bool
     autocast: torch.dtype | None
     device: torch.device
+
+
+def change_resolution(how: Pass) -> Pass:
+    """The pass of one image of another resolution.
+
+    What depends on the resolution is whether maps are padded, and whether an image alone fills the
+    GPU. Compiled with the rest, it keeps no later resolution waiting.
+    """
+    _, channels, height, width = how.shape
+    return replace(how, shape=(1, channels, height + 32, width + 32))
 
 
 def rehearse(model: nn.Module, how: Pass) -> None:
@@ -162,8 +172,7 @@ _announced: weakref.WeakKeyDictionary[nn.Module, set[tuple]] = weakref.WeakKeyDi
 def announce_pass(model: nn.Module, x: Tensor) -> None:
     """Tell that a model's pass on images `x` begins, so that its kernels are compiled together.
 
-    It does something at the first eager pass on a GPU in each mode and dtype. At another
-    resolution a model launches the same kernels, or few others.
+    It does something at the first eager pass on a GPU in each mode and dtype.
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cuda:
         return
@@ -181,5 +190,6 @@ def announce_pass(model: nn.Module, x: Tensor) -> None:
         model = reference()
         if model is not None:
             rehearse(model, how)
+            rehearse(model, change_resolution(how))
 
     expect_pass(rehearse_model)
