@@ -62,7 +62,7 @@ def rehearse(model: nn.Module, how: Pass) -> None:
         y = shadow(torch.empty(how.shape, dtype=how.dtype, device=how.device))
         if isinstance(y, Tensor) and y.grad_fn is not None:
             with _autocast(None):
-                _run_backward(y)
+                _run_backward(y, torch.empty_like(y))
 
 
 def _make_shadow(module: nn.Module, device: torch.device, copies: dict[int, Any]) -> nn.Module:
@@ -109,8 +109,8 @@ def _autocast(dtype: torch.dtype | None) -> Iterator[None]:
         torch.set_autocast_cache_enabled(cached)
 
 
-def _run_backward(y: Tensor) -> None:
-    """The backward pass from `y`, node by node, in this thread, without anyone's hooks.
+def _run_backward(y: Tensor, gradient: Tensor) -> None:
+    """The backward pass from `y` and its gradient, node by node, without anyone's hooks.
 
     PyTorch's own engine asks for the GPU, and would call the hooks of whoever watches gradients.
     """
@@ -123,7 +123,7 @@ def _run_backward(y: Tensor) -> None:
                 waiting[node] = 0
             if node is not None:
                 waiting[node] += 1
-    gradients: dict[Any, dict[int, Tensor]] = {y.grad_fn: {y.output_nr: torch.empty_like(y)}}
+    gradients: dict[Any, dict[int, Tensor]] = {y.grad_fn: {y.output_nr: gradient}}
     ready = [y.grad_fn]
     while ready:
         node = ready.pop()
