@@ -239,6 +239,6 @@ def is_python_backward(node: Any) -> bool:
     return hasattr(node, "_forward_cls")
 
 
-def get_gradient_shapes(node: Any) -> list[Any]:
+def get_gradient_types(node: Any) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
     """Shape, dtype and device of each gradient that a node of an autograd graph takes."""
-    return list(node._input_metadata)
+    return [(torch.Size(m.shape), m.dtype, m.device) for m in node._input_metadata]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .compilation import expect_pass
-from .private import get_gradient_shapes, is_intercepted, is_python_backward, make_fake_mode
+from .private import get_gradient_types, is_intercepted, is_python_backward, make_fake_mode
 
 
 @dataclass(frozen=True)
@@ -143,26 +143,26 @@ def _differentiate(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, 
     nothing = (None,) * len(node.next_functions)
     if not given or not node.next_functions:
         return nothing
-    shapes = get_gradient_shapes(node)
+    types = get_gradient_types(node)
     with torch.no_grad():
         if is_python_backward(node):
             all_given = [
-                given[i] if i in given else torch.zeros(m.shape, dtype=m.dtype, device=m.device)
-                for i, m in enumerate(shapes)
+                given[i] if i in given else torch.zeros(shape, dtype=dtype, device=device)
+                for i, (shape, dtype, device) in enumerate(types)
             ]
             result = node.apply(*all_given)
         else:
-            result = node(*(given.get(i) for i in range(len(shapes))))
+            result = node(*(given.get(i) for i in range(len(types))))
     return result if isinstance(result, tuple) else (result,)
 
 
 def _add(sums: dict[int, Tensor], index: int, gradient: Tensor, node: Any) -> None:
     """Add a gradient, in the shape and dtype that the node wants, as PyTorch's engine does."""
     if node.next_functions:  # A leaf of the graph takes what it is given.
-        wanted = get_gradient_shapes(node)[index]
-        if gradient.shape != wanted.shape:
-            gradient = gradient.sum_to_size(wanted.shape)
-        gradient = gradient.to(wanted.dtype)
+        shape, dtype, _ = get_gradient_types(node)[index]
+        if gradient.shape != shape:
+            gradient = gradient.sum_to_size(shape)
+        gradient = gradient.to(dtype)
     sums[index] = sums[index] + gradient if index in sums else gradient
 
 
