@@ -272,10 +272,27 @@ def prepare_launch(kernel: Any, args: Iterable[Any], constants: dict[str, Any]) 
             with _lock_cache():
                 # Another process of a distributed run may have compiled the pass meanwhile.
                 if not is_compiled(variant):
-                    compile_pass(rehearse, get_target())
+                    _run_in_thread(lambda: compile_pass(rehearse, get_target()))
         except Exception as error:  # whatever it is, the launch itself goes on
             _pending = None
             LOGGER.info("kernels are compiled one by one, when they are launched: %s", error)
+
+
+def _run_in_thread(function: Callable[[], Any]) -> None:
+    """Call a function where no mode, hook on saved tensors or autocast of this thread holds."""
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            function()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 @contextmanager
