@@ -53,17 +53,15 @@ def _gather(
 
 
 @triton.jit
-def _merge_parts(
-    parts, count, channels, c, live, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
-    """Mean, sum of squares about it, and number of values of `count` parts (3, channels)."""
+def _merge_parts(parts, count, c, live, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Mean, sum of squares about it, and number of values of `count` parts (3, C)."""
     row = tl.arange(0, ROWS)[:, None]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     values = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, count, ROWS):
-        at = parts + (start + row).to(tl.int64) * (3 * channels) + c[None, :]
+        at = parts + (start + row).to(tl.int64) * (3 * C) + c[None, :]
         ok = (start + row < count) & live[None, :]
-        size = tl.load(at + 2 * channels, mask=ok, other=0.0)
+        size = tl.load(at + 2 * C, mask=ok, other=0.0)
         total += tl.load(at, mask=ok, other=0.0) * size
         values += size
     # Beyond the last channel there are no values.
@@ -71,37 +69,37 @@ def _merge_parts(
     mean = tl.sum(total, 0) / pixels
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, count, ROWS):
-        at = parts + (start + row).to(tl.int64) * (3 * channels) + c[None, :]
+        at = parts + (start + row).to(tl.int64) * (3 * C) + c[None, :]
         ok = (start + row < count) & live[None, :]
         distance = tl.load(at, mask=ok, other=0.0) - mean[None, :]
-        total += tl.load(at + channels, mask=ok, other=0.0)
-        total += distance * distance * tl.load(at + 2 * channels, mask=ok, other=0.0)
+        total += tl.load(at + C, mask=ok, other=0.0)
+        total += distance * distance * tl.load(at + 2 * C, mask=ok, other=0.0)
     return mean, tl.sum(total, 0), pixels
 
 
 @triton.jit(do_not_specialize=["count"])
-def _reduce(parts, out, count, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """One part (3, channels) of many."""
+def _reduce(parts, out, count, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """One part (3, C) of many."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    live = c < channels
-    mean, squares, pixels = _merge_parts(parts, count, channels, c, live, ROWS, COLUMNS)
+    live = c < C
+    mean, squares, pixels = _merge_parts(parts, count, c, live, C, ROWS, COLUMNS)
     tl.store(out + c, mean, mask=live)
-    tl.store(out + channels + c, squares, mask=live)
-    tl.store(out + 2 * channels + c, pixels, mask=live)
+    tl.store(out + C + c, squares, mask=live)
+    tl.store(out + 2 * C + c, pixels, mask=live)
 
 
 @triton.jit(do_not_specialize=["count", "momentum", "eps"])
 def _merge(
-    parts, running_mean, running_var, statistics, count, momentum, eps, channels,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    parts, running_mean, running_var, statistics, count, momentum, eps,
+    C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Means, 1 / deviations and numbers of values (3, channels), and the running statistics."""
+    """Means, 1 / deviations and numbers of values (3, C), and the running statistics."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    live = c < channels
-    mean, squares, pixels = _merge_parts(parts, count, channels, c, live, ROWS, COLUMNS)
+    live = c < C
+    mean, squares, pixels = _merge_parts(parts, count, c, live, C, ROWS, COLUMNS)
     tl.store(statistics + c, mean, mask=live)
-    tl.store(statistics + channels + c, tl.rsqrt(squares / pixels + eps), mask=live)
-    tl.store(statistics + 2 * channels + c, pixels, mask=live)
+    tl.store(statistics + C + c, tl.rsqrt(squares / pixels + eps), mask=live)
+    tl.store(statistics + 2 * C + c, pixels, mask=live)
     before = tl.load(running_mean + c, mask=live, other=0.0).to(tl.float32)
     after = before + momentum * (mean - before)
     tl.store(running_mean + c, after.to(running_mean.dtype.element_ty), mask=live)

@@ -90,9 +90,11 @@ def plan(
 @cache_plan
 def plan_merge(parts: int, channels: int, momentum: float = 0.0, eps: float = 0.0) -> MergePlan:
     """Plan for `parts` parts of statistics; only `merge` needs momentum and eps."""
-    constants = {"ROWS": MERGE_ROWS, "COLUMNS": MERGE_COLUMNS, "num_warps": WARPS}
+    constants = {
+        "C": channels, "ROWS": MERGE_ROWS, "COLUMNS": MERGE_COLUMNS, "num_warps": WARPS,
+    }  # fmt: skip
     grid = (triton.cdiv(channels, MERGE_COLUMNS),)
     return MergePlan(
-        reduce=Launch(grid, (parts, channels), constants),
-        merge=Launch(grid, (parts, momentum, eps, channels), constants),
+        reduce=Launch(grid, (parts,), constants),
+        merge=Launch(grid, (parts, momentum, eps), constants),
     )
