@@ -7,6 +7,7 @@ import contextlib
 import json
 import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from .compilation import Variant, find_kernel
 from .private import build_launcher, compile_description, pretend_target
@@ -31,8 +32,9 @@ def main() -> None:
     target, workers = GPUTarget(**json.loads(sys.argv[1])), int(sys.argv[2])
     with (
         pretend_target(target),
-        # PyTorch is imported by now, once for all, and no CUDA context is made.
-        multiprocessing.get_context("fork").Pool(workers) as pool,
+        # PyTorch is imported by now, once for all, and no CUDA context is made. Unlike a `Pool`,
+        # this one ends when Triton's compiler crashes.
+        ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool,
     ):
-        for error in pool.imap_unordered(_compile, sys.stdin):
-            print(json.dumps(error), flush=True)
+        for compiled in as_completed([pool.submit(_compile, line) for line in sys.stdin]):
+            print(json.dumps(compiled.result()), flush=True)

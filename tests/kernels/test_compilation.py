@@ -188,6 +188,18 @@ def test_a_kernel_that_does_not_compile(
     compiler.close()
 
 
+def test_a_compiler_that_crashes(
+    hopper: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crash.py").write_text("import os\nos.abort()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    compiler = compilation.Compiler(get_target(), 1)
+    compiler.submit(Variant("crash", "_forward", "{}", ""))
+    with pytest.raises(RuntimeError, match="0 of 1 kernels were compiled"):
+        compiler.finish(lambda done, count: None)
+    compiler.close()
+
+
 def test_a_failure_leaves_the_launch_to_triton(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
