@@ -51,7 +51,7 @@ def info(
         _print_installation()
         return
     try:
-        _print_layers(model, dict(map(_parse_argument, arguments or ())))
+        _print_layers(model, dict(map(parse_argument, arguments or ())))
     except (RuntimeError, TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -77,7 +77,12 @@ def _print_installation() -> None:
     Console().print(table)
 
 
-def _parse_argument(word: str) -> tuple[str, Any]:
+def parse_argument(word: str) -> tuple[str, Any]:
+    """A model's argument and its value, from KEY=VALUE.
+
+    Raises:
+        ValueError: if it is something else.
+    """
     key, mark, value = word.partition("=")
     if not (key and mark):
         raise ValueError(f"argument is {word!r}, expected KEY=VALUE such as norm_layer=rmsnorm")

@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from linsight.tools import benchmark, info, models
+from linsight.tools import benchmark, info, models, warm
 
 TRAINING = ("demo", "train", "test", "predict", "export", "convert")
 
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command()(models.models)
 app.command()(info.info)
+app.command()(warm.warm)
 app.command()(benchmark.benchmark)
 
 

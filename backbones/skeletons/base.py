@@ -14,6 +14,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ...kernels.runtime.rehearsal import announce_pass
 from ..blocks import BlockLayers, add_pending, choices_by_depth, may_defer, resolve_block
 from ..checkpoint import TimmModel, rename_old_entries
 from ..context import Context, Place
@@ -340,6 +341,7 @@ class HierarchicalVisionTransformer(VisionModel):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'")
+        announce_pass(self, x)
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
         pixels = x.shape[-2:]
@@ -371,6 +373,7 @@ class HierarchicalVisionTransformer(VisionModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised features (B, ceil(H / 32), ceil(W / 32), C), or tokens (B, 1 + N, C)."""
+        announce_pass(self, x)
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)

@@ -8,6 +8,7 @@ from timm.layers import global_pool_nlc, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ...kernels.runtime.rehearsal import announce_pass
 from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, resize_position, unwrap
@@ -148,6 +149,7 @@ class VisionTransformer(VisionModel):
 
     def forward_tokens(self, x: Tensor) -> tuple[Tensor, Context]:
         """Images to the first block's tokens (B, 1 + H * W, C), and their context."""
+        announce_pass(self, x)
         x = self.patch_embed(x)
         return add_tokens(x, self.cls_token, self.pos_embed, self.size, "bicubic")
 

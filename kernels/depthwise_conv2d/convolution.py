@@ -10,7 +10,7 @@ from ..runtime.mathematics import activate, activation_gradient
 from .plan import plan
 
 # `channels` is not among them: as a multiple of 16 it lets two channels be one load.
-SCALARS = ["height", "width", "out_height", "out_width", "rows", "groups"]
+SCALARS = ["height", "width", "out_height", "out_width", "rows", "strips", "groups", "blocks"]
 
 
 @triton.jit
@@ -28,8 +28,8 @@ def load_strip(at, step, w, live, width, K: tl.constexpr, P: tl.constexpr):
 def _convolve(
     x, weight, bias, scale, other, add, y,
     x_b, x_r, x_c, o_b, o_r, o_c, a_b, a_r, a_c, y_b, y_r, y_c,
-    height, width, channels, rows, groups,
-    K: tl.constexpr, P: tl.constexpr, STRIPS: tl.constexpr, BC: tl.constexpr,
+    height, width, channels, rows, strips,
+    K: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     BRANCH: tl.constexpr, SCALE: tl.constexpr,
     BACKWARD: tl.constexpr, ADD: tl.constexpr, EXACT: tl.constexpr,
@@ -41,9 +41,11 @@ def _convolve(
     SLOPE: tl.constexpr = BACKWARD and (ACTIVATION == "gelu" or ACTIVATION == "relu")
     PAD: tl.constexpr = K // 2
     b = tl.program_id(2).to(tl.int64)
-    c = (tl.program_id(0) // groups) * BC + tl.arange(0, BC)[None, :]
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[:, None]
+    block = lane // strips
+    c = block * BC + tl.arange(0, BC)[None, :]
     live = c < channels
-    w = ((tl.program_id(0) % groups) * STRIPS + tl.arange(0, STRIPS)[:, None]) * P
+    w = (lane - block * strips) * P
     first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, height)
     # Rows of x above and below the map add nothing, and are left out.
@@ -66,7 +68,7 @@ def _convolve(
         if RESIDUAL and i == K * K // 2:
             tap += 1.0
         taps = taps + (tap,)
-    start = tl.zeros((STRIPS, BC), tl.float32)
+    start = tl.zeros((LANES, BC), tl.float32)
     if BIAS:
         start += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
     sums = ()

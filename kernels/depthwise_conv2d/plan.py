@@ -3,6 +3,8 @@
 At stride 1 a program walks down the map over a strip of columns. The window's rows live in
 registers, as sums not yet complete, so that a pixel is loaded, converted and activated once per
 strip and not once per tap. Few channels per thread (two, for k = 5) leave room for the k * k taps.
+A program has several lanes, each with a strip of one block of channels. Which strip and which block
+they are is computed when the kernel runs, so that one machine code serves maps of every width.
 At stride 2 the taps are gathered one by one.
 
 The weight gradient is summed in a fixed order, in two stages, so two runs agree bit for bit.
@@ -22,31 +24,20 @@ class Tile:
 
     Args:
         columns: columns per strip.
-        span: strips times channels per program.
-        cost: arithmetic per element, relative to the other tiles.
+        span: lanes times channels per lane, of a program.
         resident: programs that a multiprocessor holds at once.
     """
 
     columns: int
     span: int
-    cost: int
     resident: int
 
 
-# By kernel size. Seven columns divide 224's maps, 56 .. 7, without a remainder. Cost and residence
-# are read off the machine code, see docs/performance.md.
-CONVOLVE = {
-    3: (Tile(4, 512, 36, 3), Tile(7, 256, 39, 3)),
-    5: (Tile(4, 256, 40, 3), Tile(7, 256, 39, 2)),
-    7: (Tile(4, 256, 66, 2),),
-    9: (Tile(4, 128, 105, 2),),
-}
-WEIGH = {
-    3: (Tile(4, 512, 36, 3), Tile(7, 256, 40, 3)),
-    5: (Tile(4, 256, 49, 3), Tile(7, 256, 48, 2)),
-    7: (Tile(4, 256, 80, 2),),
-    9: (Tile(4, 128, 130, 2),),
-}
+# By kernel size, and for all widths: a tile that depends on the map is compiled anew for another
+# resolution. Four columns leave little over in any map. Residence is read off the machine code,
+# see docs/performance.md.
+CONVOLVE = {3: Tile(4, 512, 3), 5: Tile(4, 256, 3), 7: Tile(4, 256, 2), 9: Tile(4, 128, 2)}
+WEIGH = {3: Tile(4, 512, 3), 5: Tile(4, 256, 3), 7: Tile(4, 256, 2), 9: Tile(4, 128, 2)}
 WARPS = 4
 # Pixels and channels per program at stride 2, and output rows per part of the weight gradient.
 PIXELS, CHANNELS, PART_ROWS = 32, 64, 4
@@ -100,8 +91,12 @@ def plan(
     forward = {"BIAS": bias, "BACKWARD": False}
     backward = {"BIAS": False, "BACKWARD": True}
     if stride == 1:
-        grid, sizes, constants = _cut_map(CONVOLVE[kernel], kernel, shape, device)
+        tile = CONVOLVE[kernel]
+        strips, blocks, constants = _cut_channels(tile, width, channels)
         constants |= {"RESIDUAL": residual, **flags}
+        programs = triton.cdiv(strips * blocks, constants["LANES"])
+        rows = _choose_rows(tile, kernel, programs * batch, height, device)
+        grid, sizes = (programs, triton.cdiv(height, rows), batch), (*shape[1:], rows, strips)
         maps = (
             Launch(
                 grid,
@@ -112,9 +107,21 @@ def plan(
                 grid, sizes, {"ADD": add, "BRANCH": False, "SCALE": False, **backward, **constants}
             ),
         )
-        grid, sizes, constants = _cut_map(WEIGH[kernel], kernel, shape, device)
-        weight_gradient = Launch(grid, sizes, {**flags, **constants})
-        count = grid[1] * grid[2] * sizes[-1]
+        tile = WEIGH[kernel]
+        strips, blocks, constants = _cut_channels(tile, width, channels)
+        # The strips of one block, of which a program sums the products, are in one program if they
+        # fit; where several blocks fit as well, a program has several.
+        lanes = constants["LANES"]
+        groups, each = triton.cdiv(strips, lanes), max(1, lanes // strips)
+        programs = groups * triton.cdiv(blocks, each)
+        rows = _choose_rows(tile, kernel, programs * batch, height, device)
+        chunks = triton.cdiv(height, rows)
+        weight_gradient = Launch(
+            (programs, chunks, batch),
+            (*shape[1:], rows, min(strips, lanes), groups, each),
+            {**flags, **constants},
+        )
+        count = batch * chunks * groups
     else:
         small = (-(-height // 2), -(-width // 2))
         constants = {
@@ -146,43 +153,26 @@ def plan(
     return Plan(*maps, weight_gradient, (count, taps + 1, channels), sum_parts)
 
 
-def _cut_map(
-    tiles: tuple[Tile, ...], kernel: int, shape: torch.Size, device: torch.device
-) -> tuple[tuple[int, int, int], tuple[int, ...], dict]:
-    """Grid, sizes and constants of a stride-1 kernel; the last size is the groups of strips."""
-    batch, height, width, channels = shape
-    tile, block, rows = _choose_tile(tiles, kernel, shape, device)
-    strips = tile.span // block
-    groups = triton.cdiv(width, tile.columns * strips)
-    grid = (triton.cdiv(channels, block) * groups, triton.cdiv(height, rows), batch)
+def _cut_channels(tile: Tile, width: int, channels: int) -> tuple[int, int, dict[str, int]]:
+    """Strips of the map, blocks of its channels, and the constants of a stride-1 kernel."""
+    # Whole cache lines, unless half of one pads the channels less.
+    block = min((64, 32), key=lambda block: triton.cdiv(channels, block) * block)
     constants = {
-        "P": tile.columns, "STRIPS": strips, "BC": block, "num_warps": WARPS, "num_stages": 1,
+        "P": tile.columns, "LANES": tile.span // block, "BC": block,
+        "num_warps": WARPS, "num_stages": 1,
     }  # fmt: skip
-    return grid, (height, width, channels, rows, groups), constants
+    return triton.cdiv(width, tile.columns), triton.cdiv(channels, block), constants
 
 
-def _choose_tile(
-    tiles: tuple[Tile, ...], kernel: int, shape: torch.Size, device: torch.device
-) -> tuple[Tile, int, int]:
-    """The tile that pads the map least, its channels per program, and the rows per program."""
-    batch, height, width, channels = shape
-
-    def work(choice: tuple[Tile, int]) -> int:
-        tile, block = choice
-        across = triton.cdiv(width, tile.columns * tile.span // block)
-        return tile.cost * tile.span * tile.columns * triton.cdiv(channels, block) * across
-
-    blocks = (64, 32, 128, 256)
-    choices = ((tile, block) for tile in tiles for block in blocks if block <= tile.span)
-    tile, block = min(choices, key=work)
-    across = triton.cdiv(width, tile.columns * tile.span // block) * triton.cdiv(channels, block)
+def _choose_rows(tile: Tile, kernel: int, programs: int, height: int, device: torch.device) -> int:
+    """The rows per program, for as many programs as walk down the whole maps."""
 
     def time(chunks: int) -> int:
         rows = triton.cdiv(height, chunks)
-        programs = across * batch * triton.cdiv(height, rows)
-        return triton.cdiv(programs, tile.resident * count_multiprocessors(device)) * (
-            rows + kernel + 1
+        waves = triton.cdiv(
+            programs * triton.cdiv(height, rows), tile.resident * count_multiprocessors(device)
         )
+        return waves * (rows + kernel + 1)
 
     chunks = min(range(1, max(1, height // kernel) + 1), key=time)
-    return tile, block, triton.cdiv(height, chunks)
+    return triton.cdiv(height, chunks)

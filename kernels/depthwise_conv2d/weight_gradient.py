@@ -29,21 +29,24 @@ def _load_row(
 def _weigh(
     x, grad, parts,
     x_b, x_r, x_c, g_b, g_r, g_c,
-    height, width, channels, rows, groups,
-    K: tl.constexpr, P: tl.constexpr, STRIPS: tl.constexpr, BC: tl.constexpr,
+    height, width, channels, rows, strips, groups, blocks,
+    K: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Stride 1: one program's part of the weight gradient, (K * K + 1, channels), bias last.
 
     The strips partition the columns of x and the row chunks those of the gradient, so that
-    every product is counted once.
+    every product is counted once. The lanes are `blocks` times `strips` of one group.
     """
     PAD: tl.constexpr = K // 2
     b = tl.program_id(2).to(tl.int64)
     group = tl.program_id(0) % groups
-    c = (tl.program_id(0) // groups) * BC + tl.arange(0, BC)[None, :]
-    live = c < channels
-    w = (group * STRIPS + tl.arange(0, STRIPS)[:, None]) * P
+    first_block = (tl.program_id(0) // groups) * blocks
+    lane = tl.arange(0, LANES)[:, None]
+    block = lane // strips
+    c = (first_block + block) * BC + tl.arange(0, BC)[None, :]
+    live = (c < channels) & (block < blocks)
+    w = (group * strips + lane - block * strips) * P
     first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, height)
     # Rows first - PAD .. first + PAD - 1 of x; the loop brings the K-th of its window.
@@ -52,7 +55,7 @@ def _weigh(
 
     sums = ()
     for _ in tl.static_range(K * K + 1):
-        sums = sums + (tl.zeros((STRIPS, BC), tl.float32),)
+        sums = sums + (tl.zeros((LANES, BC), tl.float32),)
     window = ()
     for j in tl.static_range(K - 1):
         row = first + (j - PAD)
@@ -96,9 +99,11 @@ def _weigh(
 
     place = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * groups + group
     parts += place.to(tl.int64) * (K * K + 1) * channels
-    c = (tl.program_id(0) // groups) * BC + tl.arange(0, BC)
-    for i in tl.static_range(K * K + 1):
-        tl.store(parts + i * channels + c, tl.sum(sums[i], 0), mask=c < channels)
+    for at in range(blocks):
+        column = (first_block + at) * BC + tl.arange(0, BC)
+        for i in tl.static_range(K * K + 1):
+            part = tl.sum(tl.where(block == at, sums[i], 0.0), 0)
+            tl.store(parts + i * channels + column, part, mask=column < channels)
 
 
 @triton.jit(do_not_specialize=SCALARS)

@@ -35,8 +35,9 @@ from .operator import feature_width, padded_width, state_shape
 # Registers of a multiprocessor.
 REGISTERS = 65536
 MERGE_ELEMENTS = 2048
-# By the largest number of splits: how many of them are summed at a time.
-MERGE_CHUNKS = ((4, 1), (8, 2), (16, 16), (MOST_SPLITS, 64))
+# By the largest number of splits: how many of them are summed at a time. Each is a kernel more to
+# compile, and the splits depend on the size of the map.
+MERGE_CHUNKS = ((8, 4), (MOST_SPLITS, 32))
 # By kernel, for 16-bit inputs and features up to 64 and up to 128 wide; chosen by registers,
 # spills and instructions in the machine code, see docs/performance.md.
 TILES = {

@@ -7,16 +7,21 @@ interpreter, which needs ``TRITON_INTERPRET=1`` in the environment before Triton
 """
 
 import os
+import shutil
+import sysconfig
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, wraps
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .private import is_intercepted
+from .compilation import is_collecting
+from .private import is_intercepted, load_driver
 
 CHOICES = ("auto", "reference", "triton")
 HAS_TRITON = find_spec("triton") is not None
@@ -60,9 +65,11 @@ def runs_triton(x: Tensor) -> bool:
     if _choice == "reference" or x.dtype not in TRITON_DTYPES:
         return False
     if _choice == "auto":
-        return x.is_cuda and HAS_TRITON
+        return x.is_cuda and HAS_TRITON and (_launches_nothing() or _warn_without_compiler())
     if not HAS_TRITON:
         raise RuntimeError("kernels forced to 'triton', but triton is not installed")
+    if x.is_cuda and not _launches_nothing() and (lack := find_lack()):
+        raise RuntimeError(f"kernels forced to 'triton', but {lack}")
     # On the meta device shapes alone are computed, and nothing is launched.
     if not (x.is_cuda or x.is_meta) and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
@@ -70,6 +77,43 @@ def runs_triton(x: Tensor) -> bool:
             "TRITON_INTERPRET=1 before starting Python to run under Triton's interpreter"
         )
     return True
+
+
+def _launches_nothing() -> bool:
+    """Whether this call is only looked at, by a compiler or to collect its kernels."""
+    return torch.compiler.is_compiling() or is_collecting()
+
+
+@lru_cache
+def find_lack() -> str | None:
+    """What Triton lacks to launch kernels, and how to get it; None if it lacks nothing.
+
+    Triton builds its interface to the GPU's driver with a C compiler, and keeps it in its cache.
+    """
+    compiler = shutil.which(os.environ.get("CC") or "gcc") or shutil.which("clang")
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    if compiler and header.is_file():
+        return None
+    try:
+        load_driver()  # from the cache, perhaps
+    except Exception:  # Triton raises several kinds
+        if compiler:
+            return f"Python's headers are missing ({header}): apt install python3-dev"
+        return "no C compiler was found: apt install gcc, or set CC to the path of one"
+    return None
+
+
+@lru_cache
+def _warn_without_compiler() -> bool:
+    """Whether Triton can launch kernels; if not, one warning says what is missing."""
+    lack = find_lack()
+    if lack is not None:
+        warnings.warn(
+            f"linsight's operators run in plain PyTorch, which is slow: Triton cannot launch "
+            f"their kernels, because {lack}",
+            stacklevel=2,
+        )
+    return lack is None
 
 
 def rows_contiguous(x: MaybeTensor) -> MaybeTensor:
@@ -144,7 +188,11 @@ def is_direct_call(args: tuple, operator: str | None = None) -> bool:
     """
     if _observer is not None and operator is not None:
         _observer(operator)
-    return runs_eagerly() and all(
+    if torch.compiler.is_compiling():
+        return False
+    if is_collecting():  # as if the tensors had storage
+        return True
+    return not is_intercepted() and all(
         type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta
         for x in args
         if isinstance(x, Tensor)

@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .compilation import collect, is_collecting, prepare_launch
 from .private import (
     MachineCode,
     describe_machine_code,
@@ -72,6 +73,9 @@ def launch(kernel: Any, how: Launch, *args: Any) -> None:
     """Run a kernel on tensors and their strides, with the grid, sizes and constants of `how`."""
     if 0 in how.grid:
         return
+    if is_collecting():
+        collect(kernel, (*args, *how.sizes), how.constants)
+        return
     device = args[0].get_device()
     if device >= 0 and device != get_device():
         with torch.cuda.device(device):
@@ -92,6 +96,7 @@ def launch(kernel: Any, how: Launch, *args: Any) -> None:
         )
         code = how.code.get(key)
         if code is None:
+            prepare_launch(kernel, (*args, *how.sizes), how.constants)
             compiled = kernel[how.grid](*args, *how.sizes, **how.constants)
             code = how.code[key] = describe_machine_code(compiled, how.grid)
         else:
@@ -125,6 +130,8 @@ def count_multiprocessors(device: torch.device) -> int:
     """The multiprocessors of a GPU."""
     if device.type == "cpu":
         return 2  # Triton's interpreter: few programs, but more than one split
+    if not torch.cuda.is_available():
+        return 132  # an H100's: machine code is collected, which hardly depends on the number
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

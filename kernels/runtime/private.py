@@ -4,11 +4,16 @@ Tried with torch 2.11 and 2.14, and with Triton 3.6 and 3.8. A new version may m
 tests/kernels/test_private.py then names what is missing. Triton is imported at the first use.
 """
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes as disable_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -51,6 +56,13 @@ def set_call(module: torch.nn.Module, call: Callable | None) -> None:
 def call_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a module's ``forward`` with its hooks, whatever takes the calls of the module."""
     return module._call_impl(*args, **kwargs)
+
+
+def make_fake_mode() -> AbstractContextManager:
+    """A mode in which tensors have shapes and no storage, on any device, and operators no work."""
+    from torch._subclasses import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def has_forward_hooks(module: torch.nn.Module) -> bool:
@@ -139,3 +151,176 @@ def describe_machine_code(compiled: Any, grid: tuple[int, ...]) -> MachineCode |
     x, y, z = (*grid, 1, 1)[:3]
     start = (compiled.function, x, y, z, metadata.num_warps, metadata.shared, types)
     return MachineCode(start, takes, (None,) * len(scratch))
+
+
+@cache
+def _get_driver() -> Any:
+    from triton.runtime import driver
+
+    return driver
+
+
+def get_target() -> Any:
+    """Triton's `GPUTarget` that kernels are compiled for: this machine's, or a pretended one."""
+    return _get_driver().active.get_current_target()
+
+
+def make_target(arch: str) -> Any:
+    """Triton's `GPUTarget` of an NVIDIA GPU, from a name such as 'sm_90'.
+
+    Raises:
+        ValueError: for another name.
+    """
+    from triton.backends.compiler import GPUTarget
+
+    number = arch.removeprefix("sm_")
+    if number == arch or not number.isdecimal():
+        raise ValueError(f"arch is {arch!r}, expected one such as 'sm_90'")
+    return GPUTarget("cuda", int(number), 32)
+
+
+def get_cache_folder() -> str:
+    """The folder of Triton's cache."""
+    from triton import knobs
+
+    return knobs.cache.dir
+
+
+@contextmanager
+def pretend_target(target: Any) -> Iterator[None]:
+    """Let Triton compile for a GPU that need not be there, and load nothing onto one.
+
+    Args:
+        target: Triton's `GPUTarget`.
+    """
+
+    class Absent:
+        def get_current_target(self) -> Any:
+            return target
+
+        def get_current_device(self) -> Any:
+            # Triton keeps what it compiled by device. This one is shared with no real one.
+            return target
+
+        def get_current_stream(self, device: Any) -> int:
+            return 0
+
+    driver = _get_driver()
+    previous = driver._active
+    driver.set_active(Absent())
+    try:
+        yield
+    finally:
+        driver._active = previous
+
+
+class _Pointer:
+    """A tensor as Triton's look at the arguments of a launch sees one."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.dtype, self._address = x.dtype, x.storage_offset() * x.element_size() % 16
+
+    def data_ptr(self) -> int:
+        return self._address
+
+    def ptr_range(self) -> int:
+        return 0
+
+
+def describe_launch(
+    kernel: Any, args: Sequence[Any], constants: dict[str, Any]
+) -> tuple[str, str] | None:
+    """What Triton would compile for a launch, which does not take place.
+
+    Args:
+        kernel: the kernel.
+        args: its run-time arguments. Of a tensor the dtype counts, and its alignment within its
+            storage, which is taken to be aligned.
+        constants: its constexprs and compiler options.
+
+    Returns:
+        Types, divisibility, constants and options, for `compile_description`, and the key of the
+        machine code in Triton's cache; None if this process has loaded the machine code.
+    """
+    from triton import knobs
+
+    found: list[dict[str, Any]] = []
+
+    def note(*, compile: dict[str, Any], is_manual_warmup: bool, **_: Any) -> bool:
+        # A launch in another thread goes on to its compilation.
+        if is_manual_warmup:
+            found.append(compile)
+        return is_manual_warmup
+
+    pointers = [_Pointer(x) if isinstance(x, Tensor) else x for x in args]
+    previous, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, note
+    try:
+        kernel.run(*pointers, grid=(1,), warmup=True, **constants)
+    finally:
+        knobs.runtime.jit_cache_hook = previous
+    if not found:
+        return None
+    description = found[0]["specialization_data"]
+    return description, _find_key(kernel, found[0], json.loads(description)["options"])
+
+
+def _find_key(kernel: Any, compile: dict[str, Any], options: dict[str, Any]) -> str:
+    from triton._C.libtriton import get_cache_invalidating_env_vars
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.cache import get_cache_key
+
+    backend = make_backend(get_target())
+    # JSON has lists where Triton has tuples.
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    source = ASTSource(kernel, compile["signature"], compile["constants"], compile["configs"][0])
+    key = get_cache_key(
+        source, backend, backend.parse_options(options), get_cache_invalidating_env_vars()
+    )
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def has_machine_code(kernel: Any, key: str) -> bool:
+    """Whether Triton's cache on disk has the machine code of a kernel under a key."""
+    from triton.runtime.cache import get_cache_manager
+
+    name = f"{kernel.__name__[:150]}.json"
+    return name in (get_cache_manager(key).get_group(name) or {})
+
+
+def compile_description(kernel: Any, description: str) -> Any:
+    """Compile what `describe_launch` has described, into Triton's cache, unless it is there.
+
+    Returns:
+        Triton's compiled kernel.
+    """
+    return kernel.preload(description)
+
+
+def build_launcher(compiled: Any) -> None:
+    """Build what Triton 3.6 compiles by the C compiler for each signature, into its cache.
+
+    Triton 3.8 has one launcher for all signatures.
+    """
+    from triton.backends.nvidia import driver
+
+    if hasattr(driver, "compile_module_from_src"):
+        driver.CudaLauncher(compiled.src, compiled.metadata)
+
+
+def load_driver() -> None:
+    """Load Triton's interface to the GPU's driver, which the C compiler builds once.
+
+    Raises:
+        Exception: what Triton raises where there is no compiler, or one that fails.
+    """
+    _get_driver().active.get_current_device()
+
+
+def is_python_backward(node: Any) -> bool:
+    """Whether a node of an autograd graph is the backward pass of a `torch.autograd.Function`."""
+    return hasattr(node, "_forward_cls")
+
+
+def get_gradient_types(node: Any) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+    """Shape, dtype and device of each gradient that a node of an autograd graph takes."""
+    return [(torch.Size(m.shape), m.dtype, m.device) for m in node._input_metadata]

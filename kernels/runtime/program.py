@@ -30,6 +30,7 @@ from .private import (
 MOST_PROGRAMS = 1024
 # The alignment in bytes of tensors that share an allocation.
 ALIGNMENT = 256
+_TENSORS = (Tensor, torch.nn.Parameter)
 _aten = torch.ops.aten
 _MAKES_EMPTY = {
     _aten.empty,
@@ -74,11 +75,13 @@ def cache_launches(run: Callable) -> Callable:
 
 
 def describe_call(args: tuple) -> tuple | None:
-    """The signature of a call, or None if its tensors are not all on the current device."""
+    """The signature of a call; None if a tensor is not plain, or not on the current device."""
     signature: list = []
     device = None
     for x in args:
-        if not isinstance(x, Tensor):
+        if type(x) not in _TENSORS:
+            if isinstance(x, Tensor):  # of a class that does more than to hold numbers
+                return None
             # PyTorch gives a registered operator lists, which cannot be looked up.
             signature.append(tuple(x) if type(x) is list else x)
             continue

@@ -42,6 +42,7 @@ def versions() -> str:
         "torch.nn.modules.module:_has_any_global_hook",
         "torch.nn:Module._call_impl",
         "torch.utils._python_dispatch:_get_current_dispatch_mode",
+        "torch._subclasses:FakeTensorMode",
     ],
 )
 def test_names_of_pytorch(path: str) -> None:
@@ -92,6 +93,14 @@ def test_hooks_are_noticed() -> None:
     [
         "triton.compiler:CompiledKernel",
         "triton.compiler:CompiledKernel.run",
+        "triton.compiler:ASTSource",
+        "triton.compiler:make_backend",
+        "triton.backends.compiler:GPUTarget",
+        "triton.runtime.cache:get_cache_key",
+        "triton.runtime.cache:get_cache_manager",
+        "triton.runtime.jit:JITFunction.preload",
+        "triton.runtime:driver.set_active",
+        "triton._C.libtriton:get_cache_invalidating_env_vars",
         "triton.runtime:driver",
         "triton.runtime.jit:JITFunction",
     ],
@@ -125,6 +134,26 @@ def test_bindings_of_a_gpu() -> None:
     assert private.start_machine_code is not None, (
         f"{versions()} has no launcher for machine code: adapt kernels/runtime/private.py"
     )
+
+
+def test_nodes_of_an_autograd_graph() -> None:
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x + x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient + gradient
+
+    x = torch.ones(3, requires_grad=True)
+    y, z = Double.apply(x), x * x
+    assert private.is_python_backward(y.grad_fn), f"{versions()} hides its Python functions"
+    assert not private.is_python_backward(z.grad_fn)
+    for node in (y.grad_fn, z.grad_fn):
+        assert private.get_gradient_types(node) == [(x.shape, x.dtype, x.device)]
+    assert torch.equal(y.grad_fn.apply(torch.ones(3)), torch.full((3,), 2.0))
+    assert torch.equal(sum(z.grad_fn(torch.ones(3))).detach(), torch.full((3,), 2.0))
 
 
 @pytest.mark.gpu

@@ -1,0 +1,349 @@
+"""Kernels are compiled before they are launched, in parallel, into the place where they are sought.
+
+No GPU is needed: what a pass would launch is collected on tensors without storage.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import linsight.backbones  # noqa: F401 -- registers the models
+from linsight.backbones.norms import LayerNorm
+from linsight.kernels import force, layer_norm
+from linsight.kernels.runtime import compilation, dispatch, rehearsal
+from linsight.kernels.runtime.compilation import Variant, collect_variants, compile_pass
+from linsight.kernels.runtime.dispatch import HAS_TRITON
+from linsight.kernels.runtime.private import get_target, make_target, pretend_target
+from linsight.kernels.runtime.rehearsal import Pass, change_resolution, rehearse
+from linsight.tools.main import app
+
+from .conftest import INTERPRETED
+
+pytestmark = [
+    pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile"),
+    pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed"),
+]
+
+TRAINING = Pass(
+    (128, 3, 224, 224), torch.float32, True, True, torch.bfloat16, torch.device("cuda", 0)
+)
+INFERENCE = replace(TRAINING, training=False, gradient=False)
+
+
+@pytest.fixture
+def hopper():
+    """An H100 that is not there."""
+    with pretend_target(make_target("sm_90")):
+        yield
+
+
+def collect(model: nn.Module, how: Pass) -> set[Variant]:
+    variants: list[Variant] = []
+    with collect_variants(variants.append):
+        rehearse(model, how)
+    assert len(set(variants)) == len(variants)
+    return set(variants)
+
+
+def make_model(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name)
+
+
+# Kernels of a training step at 224 px in bfloat16, those that another resolution and one image
+# alone add, and those that inference adds.
+BUDGETS = {
+    "rala_vit_small": (84, 2, 6),
+    "softmax_swin_tiny": (25, 4, 0),
+}
+
+
+@pytest.mark.parametrize(("name", "budget"), BUDGETS.items())
+def test_how_many_kernels_a_model_compiles(name: str, budget: tuple, hopper: None) -> None:
+    """Exact: a kernel more costs every user's first step its compilation."""
+    model = make_model(name)
+    first = collect(model, TRAINING)
+    both = first | collect(model, change_resolution(TRAINING))
+    added = both | collect(model, INFERENCE)
+    found = (len(first), len(both) - len(first), len(added) - len(both))
+    assert found == budget, Counter(variant.kernel for variant in added)
+    # Whatever the resolution, nothing is left to compile.
+    assert collect(model, replace(TRAINING, shape=(2, 3, 736, 1111))) <= both
+
+
+class Norms(nn.Module):
+    """Two kernels, one of them backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = LayerNorm(16)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.norm(x * torch.rand_like(x))
+
+
+NORMS = replace(TRAINING, shape=(2, 5, 16))
+
+
+def test_rehearsal_leaves_the_model_alone(hopper: None) -> None:
+    model = Norms()
+    called = []
+    model.register_forward_hook(lambda *args: called.append("forward"))
+    model.norm.weight.register_hook(lambda gradient: called.append("backward"))
+    state = torch.get_rng_state()
+    variants = collect(model, NORMS)
+    assert sorted(variant.kernel for variant in variants) == ["_backward", "_forward"]
+    assert called == []
+    assert model.calls == 0
+    assert model.norm.weight.grad is None
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.is_autocast_enabled("cuda")
+
+
+def test_backward_by_hand_is_the_engines(hopper: None) -> None:
+    """The kernels of a model's backward pass are those that the engine would launch."""
+    x = torch.randn(3, 4, requires_grad=True)
+    weight = torch.randn(4, 4, requires_grad=True)
+    hidden = (x @ weight).double()
+    y = hidden.float() * hidden.sum().float() + x[:1]
+    seen = {}
+    for name, leaf in (("x", x), ("weight", weight)):
+        node = leaf.view_as(leaf).grad_fn.next_functions[0][0]
+        seen[node] = name
+    original, gradients = rehearsal._add, {}
+
+    def add(sums, index, gradient, node):
+        original(sums, index, gradient, node)
+        if node in seen:
+            gradients[seen[node]] = sums[index]
+
+    rehearsal._add = add
+    try:
+        rehearsal._run_backward(y, torch.ones_like(y))
+    finally:
+        rehearsal._add = original
+    expected = torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+    torch.testing.assert_close((gradients["x"], gradients["weight"]), expected)
+
+
+def test_compiled_in_parallel_as_when_launched(
+    hopper: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime.jit import JITFunction
+
+    def list_keys(folder: str) -> set[str]:
+        return {path.parent.name for path in (tmp_path / folder).glob("*/*.cubin")}
+
+    model, reports = Norms(), []
+    monkeypatch.setattr(compilation, "count_workers", lambda: 2)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "parallel"))
+    finish = compilation.Compiler.finish
+
+    def watch(compiler, report):
+        finish(compiler, lambda *counts: (reports.append(counts), report(*counts)))
+
+    monkeypatch.setattr(compilation.Compiler, "finish", watch)
+    missing = compile_pass(lambda: rehearse(model, NORMS), get_target())
+    assert len(missing) == 2
+    assert reports == [(0, 2), (1, 2), (2, 2)]
+    assert len(list_keys("parallel")) == 2
+    assert compile_pass(lambda: rehearse(model, NORMS), get_target()) == []
+
+    # What launches compile: with the tensors' own addresses, through Triton's own look at them.
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "serial"))
+
+    def launch(kernel, grid):
+        return lambda *args, **options: kernel.run(*args, grid=grid, warmup=True, **options)
+
+    monkeypatch.setattr(JITFunction, "__getitem__", launch)
+    monkeypatch.setattr(layer_norm, "runs_triton", lambda x: True)
+    x = torch.zeros(2, 5, 16, requires_grad=True)
+    y = model(x)
+    y.backward(torch.zeros_like(y))
+    assert list_keys("serial") == list_keys("parallel")
+
+
+def test_a_kernel_that_does_not_compile(
+    hopper: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "count_workers", lambda: 1)
+    compiler = compilation.Compiler(get_target(), 1)
+    compiler.submit(Variant("linsight.kernels.layer_norm.forward", "_forward", "{}", ""))
+    with pytest.raises(RuntimeError, match="KeyError: 'name'"):
+        compiler.finish(lambda done, count: None)
+    compiler.close()
+
+
+def test_a_compiler_that_crashes(
+    hopper: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crash.py").write_text("import os\nos.abort()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    compiler = compilation.Compiler(get_target(), 1)
+    compiler.submit(Variant("crash", "_forward", "{}", ""))
+    with pytest.raises(RuntimeError, match="0 of 1 kernels were compiled"):
+        compiler.finish(lambda done, count: None)
+    compiler.close()
+
+
+def test_a_failure_leaves_the_launch_to_triton(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(compilation, "describe", fail)
+    compilation.expect_pass(lambda: None)
+    with caplog.at_level(logging.INFO, "linsight"):
+        compilation.prepare_launch(None, (), {})
+        compilation.prepare_launch(None, (), {})
+    assert [record.getMessage() for record in caplog.records] == [
+        "kernels are compiled one by one, when they are launched: no space left"
+    ]
+
+
+def test_a_pass_is_compiled_at_its_first_miss(
+    hopper: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the thread that launches has set, hooks on saved tensors for one."""
+    from linsight.kernels.layer_norm.forward import _forward
+    from linsight.kernels.layer_norm.plan import plan
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    submitted, saved = [], []
+    monkeypatch.setattr(compilation, "Compiler", lambda *args: FakeCompiler(submitted))
+    how = plan(torch.Size((2, 5, 16)), torch.device("cpu"), 1e-5, False, False).forward
+    x = torch.zeros(2, 5, 16)
+    arguments = (_forward, (x, x, x[0, 0], x[0, 0], x[0, 0], x, x, *how.sizes), how.constants)
+    model = Norms()
+    with (
+        torch.no_grad(),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+    ):
+        compilation.prepare_launch(*arguments)
+        assert submitted == []  # no pass was announced
+        compilation.expect_pass(lambda: rehearse(model, NORMS))
+        compilation.prepare_launch(*arguments)
+        compilation.prepare_launch(*arguments)
+    assert sorted(variant.kernel for variant in submitted) == ["_backward", "_forward"]
+    assert saved == []
+
+
+class FakeCompiler:
+    """Compiles nothing."""
+
+    def __init__(self, submitted: list) -> None:
+        self.submit = submitted.append
+
+    def finish(self, report) -> None:
+        report(0, 0)
+
+    def close(self) -> None: ...
+
+
+def test_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compilation, "count_workers", lambda: 2)
+    command = ["warm", "softmax_deit_tiny", "--arch", "sm_90", "--eval", "--resolutions", "32"]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
+    assert "layer_norm.forward._forward: 2" in run.output
+    compiled = len(list(tmp_path.glob("*/*.cubin")))
+    assert f"{compiled} kernels compiled in" in run.output
+    assert compiled > 0
+    run = CliRunner().invoke(app, command)
+    assert "0 kernels compiled in" in run.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arch", "h100"], "arch is 'h100', expected one such as 'sm_90'"),
+        (["--arch", "sm_90", "--resolutions", "big"], "resolution is 'big'"),
+        (["--arch", "sm_90", "--dtype", "int8"], "dtype is 'int8'"),
+    ],
+)
+def test_warm_names_a_wrong_option(options: list[str], message: str) -> None:
+    run = CliRunner().invoke(app, ["warm", "softmax_deit_tiny", *options])
+    assert run.exit_code == 1
+    assert message in run.stderr
+
+
+@pytest.fixture
+def slim_container(monkeypatch: pytest.MonkeyPatch):
+    """No C compiler on the path, and a cache of Triton's without what it has built."""
+
+    def fail() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    caches = (dispatch.find_lack, dispatch._warn_without_compiler)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(dispatch, "load_driver", fail)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_without_a_compiler_the_reference_runs(slim_container: None) -> None:
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(2, 16, device="cuda")
+        with pytest.warns(UserWarning, match="apt install gcc"):
+            assert not dispatch.runs_triton(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not dispatch.runs_triton(x)
+        with force("triton"), pytest.raises(RuntimeError, match="apt install gcc, or set CC"):
+            dispatch.runs_triton(x)
+
+
+def test_without_headers(slim_container: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setattr(dispatch.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+    assert "apt install python3-dev" in (dispatch.find_lack() or "")
+
+
+FIRST_STEP = """
+import timm, torch, linsight
+from triton import knobs
+
+misses = []
+knobs.compilation.listener = lambda *, src, cache_hit, **_: cache_hit or misses.append(src.name)
+model = timm.create_model("rala_vit_nano").cuda().train()
+for side in (64, 96):
+    with torch.autocast("cuda", torch.bfloat16):
+        y = model(torch.randn(2, 3, side, side, device="cuda"))
+    y.float().square().mean().backward()
+    print("compiled by launches:", misses)
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="runs the kernels")
+def test_launches_find_what_was_compiled(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FIRST_STEP],
+        env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "compiled by launches: []\n" * 2
+    assert "compiling kernels" in run.stderr
