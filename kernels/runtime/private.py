@@ -199,8 +199,8 @@ def pretend_target(target: Any) -> Iterator[None]:
             return target
 
         def get_current_device(self) -> Any:
-            # Triton keeps what it compiled by device. This one is shared with no real one.
-            return target
+            # Triton keeps what it compiled by device. This one is shared with no other.
+            return self
 
         def get_current_stream(self, device: Any) -> int:
             return 0
