@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mmengine
 import torch
@@ -115,7 +115,7 @@ class SafeRunner(Runner):
             "time": time.strftime("%Y%m%d_%H%M%S"),
             "mmengine_version": mmengine.__version__,
         }
-        dataset = self.train_dataloader.dataset
+        dataset: Any = self.train_dataloader.dataset
         if hasattr(dataset, "metainfo"):
             meta["dataset_meta"] = dataset.metainfo
         checkpoint = {
@@ -124,9 +124,10 @@ class SafeRunner(Runner):
             "message_hub": self.message_hub.state_dict(),
         }
         if save_optimizer:
-            checkpoint["optimizer"] = self.optim_wrapper.state_dict()
+            checkpoint["optimizer"] = cast(Any, self.optim_wrapper).state_dict()
         if save_param_scheduler and self.param_schedulers is not None:
-            checkpoint["param_schedulers"] = [s.state_dict() for s in self.param_schedulers]
+            schedulers = cast(Any, self.param_schedulers)
+            checkpoint["param_schedulers"] = [s.state_dict() for s in schedulers]
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         write_shards(checkpoint, Path(out_dir, filename))
 

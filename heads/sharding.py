@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -78,7 +78,7 @@ class FullyShardedModel(nn.Module):
                 f"name; the first are {', '.join(name for name, _ in named[1:8])}"
             )
         if hasattr(module, "init_weights"):
-            module.init_weights()
+            cast(Any, module).init_weights()
         for value in module.state_dict().values():
             broadcast(value)
         self.mesh = init_device_mesh(next(module.parameters()).device.type, (get_world_size(),))
@@ -92,7 +92,7 @@ class FullyShardedModel(nn.Module):
                 self._shard(part, policy)
         self._shard(module, policy)
         distribute_on_load(module)
-        self.module = module
+        self.module: Any = module
 
     def _shard(self, part: nn.Module, policy: MixedPrecisionPolicy) -> None:
         # By default PyTorch would leave the outermost group gathered after a forward pass, and
@@ -121,7 +121,7 @@ def distribute_on_load(module: nn.Module) -> None:
 
     def distribute(part: nn.Module, state: dict, prefix: str, *rest: Any) -> None:
         for name, weight in part.named_parameters(recurse=False):
-            value = state.get(prefix + name)
+            value: Any = state.get(prefix + name)
             if isinstance(weight, DTensor) and _is_whole(value) and value.shape == weight.shape:
                 state[prefix + name] = shard(value, weight.device_mesh)
 

@@ -42,14 +42,14 @@ def measure_data(
     loader = load_config(name).train_dataloader
     if loader.dataset.type != "TimmDataset":
         raise ConfigError(f"{name} trains on {loader.dataset.type}, expected TimmDataset")
-    batch = batch or loader.batch_size
+    images = batch or loader.batch_size
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a data worker
     try:
         with TemporaryDirectory() as folder:
             _write_images(Path(folder))
             for on_device in (False, True):
-                yield _measure(name, loader.dataset, folder, on_device, device, batch, seconds)
+                yield _measure(name, loader.dataset, folder, on_device, device, images, seconds)
     finally:
         torch.set_num_threads(threads)
 

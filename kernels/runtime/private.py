@@ -139,17 +139,19 @@ def describe_machine_code(compiled: Any, grid: tuple[int, ...]) -> MachineCode |
         "constexpr" if i in constants else source.signature[name] for i, name in enumerate(names)
     ]
     takes = tuple(kind != "constexpr" for kind in types)
-    letters = ["O" if kind[0] == "*" else _TYPES.get(kind) for kind in types if kind != "constexpr"]
+    letters = "".join(
+        "O" if kind[0] == "*" else _TYPES.get(kind, "?") for kind in types if kind != "constexpr"
+    )
     scratch = [
         getattr(metadata, name)
         for name in ("global_scratch_size", "profile_scratch_size")
         if hasattr(metadata, name)
     ]
-    if None in letters or any(scratch) or metadata.num_ctas != 1:
+    if "?" in letters or any(scratch) or metadata.num_ctas != 1:
         return None
-    types = "".join(letters) + "O" * len(scratch)
+    letters += "O" * len(scratch)
     x, y, z = (*grid, 1, 1)[:3]
-    start = (compiled.function, x, y, z, metadata.num_warps, metadata.shared, types)
+    start = (compiled.function, x, y, z, metadata.num_warps, metadata.shared, letters)
     return MachineCode(start, takes, (None,) * len(scratch))
 
 
@@ -218,7 +220,7 @@ class _Pointer:
     """A tensor as Triton's look at the arguments of a launch sees one."""
 
     def __init__(self, x: Tensor) -> None:
-        self.dtype, self._address = x.dtype, x.storage_offset() * x.element_size() % 16
+        self.dtype, self._address = x.dtype, int(x.storage_offset()) * x.element_size() % 16
 
     def data_ptr(self) -> int:
         return self._address
@@ -244,6 +246,7 @@ def describe_launch(
     """
     from triton import knobs
 
+    runtime: Any = knobs.runtime
     found: list[dict[str, Any]] = []
 
     def note(*, compile: dict[str, Any], is_manual_warmup: bool, **_: Any) -> bool:
@@ -253,11 +256,11 @@ def describe_launch(
         return is_manual_warmup
 
     pointers = [_Pointer(x) if isinstance(x, Tensor) else x for x in args]
-    previous, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, note
+    previous, runtime.jit_cache_hook = runtime.jit_cache_hook, note
     try:
         kernel.run(*pointers, grid=(1,), warmup=True, **constants)
     finally:
-        knobs.runtime.jit_cache_hook = previous
+        runtime.jit_cache_hook = previous
     if not found:
         return None
     description = found[0]["specialization_data"]

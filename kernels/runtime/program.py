@@ -168,7 +168,7 @@ class Program:
             at = [x.data_ptr() for x in tensors]
             stream = get_stream(self.device)
             for step in self.steps:
-                if type(step) is Operation:
+                if isinstance(step, Operation):
                     step.run(tensors)
                     if step.is_result:
                         at.append(tensors[-1].data_ptr())
@@ -177,7 +177,7 @@ class Program:
                 arguments = (*[at[slot] + offset for slot, offset in places], *numbers)
                 start_machine_code(*code, arguments, stream)
         results = [
-            tensors[x] if type(x) is int else x and x.take_from(tensors) for x in self.results
+            tensors[x] if isinstance(x, int) else x and x.take_from(tensors) for x in self.results
         ]
         return results[0] if self.single else tuple(results)
 
@@ -219,12 +219,12 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        result = operator(*args, **kwargs)
-        results = result if isinstance(result, (tuple, list)) else (result,)
+        result: Any = operator(*args, **kwargs)
         if operator.overloadpacket in _MAKES_EMPTY:
             self.new.append(result)
             self.known.add(_address(result))
             return result
+        results = result if isinstance(result, (tuple, list)) else (result,)
         is_view = all(isinstance(x, Tensor) and _address(x) in self.known for x in results)
         if operator._schema.is_mutable or not is_view:
             self.steps.append((operator, args, kwargs, None if is_view else result))

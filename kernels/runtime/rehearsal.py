@@ -80,7 +80,8 @@ def _make_shadow(module: nn.Module, device: torch.device, copies: dict[int, Any]
             )
         return copies[id(x)]
 
-    shadow = copies[id(module)] = object.__new__(type(module))
+    shadow: Any = object.__new__(type(module))
+    copies[id(module)] = shadow
     hooks = {k: type(v)() for k, v in vars(module).items() if k.endswith("_hooks")}
     shadow.__dict__.update(vars(module), **hooks)
     shadow._parameters = {k: copy(v) for k, v in module._parameters.items()}
@@ -114,8 +115,9 @@ def _run_backward(y: Tensor, gradient: Tensor) -> None:
 
     PyTorch's own engine asks for the GPU, and would call the hooks of whoever watches gradients.
     """
-    waiting: dict[Any, int] = {y.grad_fn: 0}
-    stack = [y.grad_fn]
+    last: Any = y.grad_fn
+    waiting: dict[Any, int] = {last: 0}
+    stack = [last]
     while stack:
         for node, _ in stack.pop().next_functions:
             if node is not None and node not in waiting:
@@ -123,16 +125,16 @@ def _run_backward(y: Tensor, gradient: Tensor) -> None:
                 waiting[node] = 0
             if node is not None:
                 waiting[node] += 1
-    gradients: dict[Any, dict[int, Tensor]] = {y.grad_fn: {y.output_nr: gradient}}
-    ready = [y.grad_fn]
+    gradients: dict[Any, dict[int, Tensor]] = {last: {y.output_nr: gradient}}
+    ready = [last]
     while ready:
         node = ready.pop()
         given = _differentiate(node, gradients.pop(node, {}))
-        for (following, index), gradient in zip(node.next_functions, given, strict=False):
+        for (following, index), found in zip(node.next_functions, given, strict=False):
             if following is None:
                 continue
-            if gradient is not None:
-                _add(gradients.setdefault(following, {}), index, gradient, following)
+            if found is not None:
+                _add(gradients.setdefault(following, {}), index, found, following)
             waiting[following] -= 1
             if not waiting[following]:
                 ready.append(following)
