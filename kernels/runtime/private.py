@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes as disable_modes
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
-__all__ = ["disable_modes"]
+# disable_modes(): a context in which no dispatch mode of this thread sees a call.
+disable_modes = _disable_current_modes
 
 
 def is_intercepted() -> bool:

@@ -244,9 +244,8 @@ class _Recorder(TorchDispatchMode):
             return None
 
     def _make_program(self, results: list[Tensor | None], single: bool) -> Program:
-        if len({x.data_ptr() for x in self.arguments if x.numel()}) < sum(
-            x.numel() > 0 for x in self.arguments
-        ):
+        addresses = [x.data_ptr() for x in self.arguments if x.numel()]
+        if len(set(addresses)) < len(addresses):
             raise _NotRepeatable  # Another call may have two tensors where this one has one twice.
         self.wholes: list[Tensor | None] = list(self.arguments)
         self.places: dict[int, tuple[int, int]] = {}

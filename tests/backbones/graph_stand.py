@@ -5,8 +5,12 @@ recorded with, so that whatever relies on a result that a later replay overwrite
 too.
 """
 
+import os
 import random
+import subprocess
+import sys
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,3 +75,18 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs._Graphs, "make_recorder", Stand)
     for name in ("recorded", "replayed", "fails"):
         monkeypatch.setattr(Stand, name, vars(Stand)[name])
+
+
+def compare_two_processes(*options, **environment):
+    """Run graphs_two_processes.py by torchrun; it compares graphs with the run without them."""
+    script = Path(__file__).with_name("graphs_two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    result = subprocess.run(
+        [*command, str(script), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "the same" in result.stdout

@@ -3,12 +3,8 @@
 import copy
 import io
 import logging
-import os
 import pickle
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -21,7 +17,7 @@ from linsight.backbones import graph_passes, graphs
 from linsight.backbones.norms import set_training_progress
 from linsight.kernels.runtime.private import get_call
 
-from .graph_stand import Stand, install
+from .graph_stand import Stand, compare_two_processes, install
 
 
 @pytest.fixture(autouse=True)
@@ -548,17 +544,7 @@ def test_a_pass_leaves_a_model_alone(name):
 @pytest.mark.parametrize("options", [(), ("--after",)], ids=str)
 def test_two_processes(options):
     """Wrapped by DistributedDataParallel after and before the model is captured."""
-    script = Path(__file__).with_name("graphs_two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    result = subprocess.run(
-        [*command, str(script), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "the same" in result.stdout
+    compare_two_processes(*options, CUDA_VISIBLE_DEVICES="")
 
 
 def test_descriptions_of_values():

@@ -1,12 +1,8 @@
 """Passes that are replayed from CUDA graphs equal the model's own, on a GPU."""
 
 import copy
-import os
-import subprocess
-import sys
 import threading
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import timm
@@ -17,6 +13,8 @@ from torch import nn
 
 import linsight
 from linsight.kernels.runtime.private import get_call
+
+from .graph_stand import compare_two_processes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -369,17 +367,7 @@ def test_a_graph_of_a_whole_step():
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("options", [(), ("--sync",), ("--after",)], ids=str)
 def test_two_processes(options):
-    script = Path(__file__).with_name("graphs_two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    result = subprocess.run(
-        [*command, str(script), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "the same" in result.stdout
+    compare_two_processes(*options)
 
 
 class Asks(nn.Module):

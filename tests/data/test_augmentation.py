@@ -8,7 +8,6 @@ import pytest
 import timm.data
 import torch
 from mmengine.registry import DATASETS
-from mmengine.runner import Runner
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import auto_augment
@@ -214,28 +213,19 @@ def root(tmp_path, photographs):
     return tmp_path
 
 
-def loader_of(root, **options):
-    return Runner.build_dataloader(
-        {
-            "dataset": {
-                "type": "TimmDataset",
-                "root": str(root),
-                "transform": {**RECIPE, "input_size": 32},
-                "augment_on_device": True,
-                **options,
-            },
-            "sampler": {"type": "DefaultSampler", "shuffle": False},
-            "batch_size": 4,
-            "num_workers": 2,
-            "collate_fn": {"type": "default_collate"},
-            "worker_init_fn": {"type": "torch_worker_seed"},
-        },
-        seed=0,
-    )
+@pytest.fixture
+def load_views(root, load_folder):
+    """Makes a loader of the folder, whose images are to be augmented on the device."""
+
+    def load(**options):
+        transform = {**RECIPE, "input_size": 32}
+        return load_folder(root, **{"transform": transform, "augment_on_device": True, **options})
+
+    return load
 
 
-def test_batches_of_an_epoch_are_the_same_after_a_resume(root):
-    loader, preprocessor = loader_of(root), LabelledImages(num_classes=3)
+def test_batches_of_an_epoch_are_the_same_after_a_resume(load_views):
+    loader, preprocessor = load_views(), LabelledImages(num_classes=3)
 
     def epoch(number):
         seed(number)
@@ -250,8 +240,8 @@ def test_batches_of_an_epoch_are_the_same_after_a_resume(root):
     assert torch.equal(epoch(1), second)
 
 
-def test_the_preprocessor_leaves_its_batch_and_ignores_autocast(root):
-    batch = next(iter(loader_of(root, transform={**RECIPE, "re_prob": 0})))
+def test_the_preprocessor_leaves_its_batch_and_ignores_autocast(load_views):
+    batch = next(iter(load_views(transform={**RECIPE, "re_prob": 0})))
     before = batch[0].pixels.clone()
     preprocessor = LabelledImages(num_classes=3)
     images, _ = preprocessor(batch)
@@ -261,16 +251,16 @@ def test_the_preprocessor_leaves_its_batch_and_ignores_autocast(root):
     assert torch.equal(images, again)
 
 
-def test_damaged_files_and_foreign_labels(root):
+def test_damaged_files_and_foreign_labels(root, load_views):
     damaged = root / "train" / "a" / "1.jpg"
     damaged.write_bytes(damaged.read_bytes()[:1500])
     (root / "train" / "b" / "2.jpg").write_bytes(b"no image")
-    loader = loader_of(root, corrupt_tolerance=0.2)
+    loader = load_views(corrupt_tolerance=0.2)
     labels = torch.cat([labels for _, labels in loader])
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert describe(loader.dataset) == "2 of 12 images could not be read: a/1.jpg, b/2.jpg"
     with pytest.raises(DataError, match=r"label of c/0\.jpg is 7, .* 3 classes"):
-        loader_of(root, class_map={"a": 0, "b": 1, "c": 7}).dataset[8]
+        load_views(class_map={"a": 0, "b": 1, "c": 7}).dataset[8]
 
 
 def test_streamed_data_sets(photographs, monkeypatch):

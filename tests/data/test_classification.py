@@ -122,26 +122,11 @@ def test_hugging_faces_data_sets_from_the_repositorys_root(root, tmp_path_factor
     assert validation.startswith(f"12 ['a', 'b', 'c'] {labels} (4, 3, 224, 224)")
 
 
-def test_corrupt_images_are_replaced_and_counted_across_workers(root):
+def test_corrupt_images_are_replaced_and_counted_across_workers(root, load_folder):
     (root / "train" / "a" / "1.png").write_bytes(b"no image")
     whole = (root / "train" / "b" / "2.png").read_bytes()
     (root / "train" / "b" / "2.png").write_bytes(whole[: len(whole) // 2])
-    loader = Runner.build_dataloader(
-        {
-            "dataset": {
-                "type": "TimmDataset",
-                "root": str(root),
-                "transform": {"input_size": 32},
-                "corrupt_tolerance": 0.2,
-            },
-            "sampler": {"type": "DefaultSampler", "shuffle": False},
-            "batch_size": 4,
-            "num_workers": 2,
-            "collate_fn": {"type": "default_collate"},
-            "worker_init_fn": {"type": "torch_worker_seed"},
-        },
-        seed=0,
-    )
+    loader = load_folder(root, transform={"input_size": 32}, corrupt_tolerance=0.2)
     images, labels = zip(*loader, strict=True)
     assert torch.cat(labels).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     images = torch.cat(images)

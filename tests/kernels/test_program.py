@@ -33,6 +33,13 @@ def record(run: Callable, *args: object) -> tuple[Callable, list[Program | None]
     return cached, made
 
 
+def scaled_sum(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """x + scale * y, by one launch."""
+    out = torch.empty_like(x)
+    add(x, y, scale, out)
+    return out
+
+
 def chain(x: Tensor, scale: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Launches with scratch, a part of a new tensor, an operation, and a view as results."""
     scratch = torch.empty(x.shape, dtype=torch.float32, device=x.device)
@@ -86,14 +93,8 @@ def test_signatures_have_programs_of_their_own(x: Tensor) -> None:
 
 def test_a_tensor_given_twice_is_not_repeated(x: Tensor) -> None:
     """Another call of the signature may give two tensors."""
-
-    def run(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        add(x, y, scale, out)
-        return out
-
     scale = torch.ones_like(x[0])
-    cached = cache_launches(run)
+    cached = cache_launches(scaled_sum)
     torch.testing.assert_close(cached(x, x, scale), 2 * x)
     y = torch.randn_like(x)
     torch.testing.assert_close(cached(x, y, scale), x + y)
@@ -101,14 +102,8 @@ def test_a_tensor_given_twice_is_not_repeated(x: Tensor) -> None:
 
 def test_parts_of_one_tensor(x: Tensor) -> None:
     """How far apart two arguments lie is not in their signature."""
-
-    def run(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        add(x, y, scale, out)
-        return out
-
     scale = torch.ones_like(x[0])
-    cached = cache_launches(run)
+    cached = cache_launches(scaled_sum)
     both = torch.randn(4, *x.shape, device=x.device)
     for i in range(4):
         torch.testing.assert_close(cached(both[3 - i], both[i], scale), both[3 - i] + both[i])
