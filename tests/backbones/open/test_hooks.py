@@ -1,11 +1,15 @@
 """Forward hooks reach each leaf module, once per pass."""
 
+import importlib
+import pkgutil
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linsight import kernels
 from linsight.backbones import ZOO
 from linsight.kernels import force
 
@@ -58,6 +62,9 @@ def test_each_leaf_module_runs_once_where_kernels_run(name, training, monkeypatc
     """The models take the paths of the Triton kernels, of which none is launched."""
     from triton.runtime.jit import KernelInterface
 
+    # Triton reads the variable where a kernel is defined: those of this process stay as they are.
+    for module in pkgutil.walk_packages(kernels.__path__, "linsight.kernels."):
+        importlib.import_module(module.name)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     launches = []
     monkeypatch.setattr(
