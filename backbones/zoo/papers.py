@@ -91,6 +91,29 @@ INLINE = Paper(
     "detection or segmentation code",
 )
 
+FLATTEN = Paper(
+    name="FLatten Transformer",
+    arxiv="2308.00442",
+    title="FLatten Transformer: Vision Transformer using Focused Linear Attention",
+    authors=(
+        "Han, Dongchen",
+        "Pan, Xuran",
+        "Han, Yizeng",
+        "Song, Shiji",
+        "Huang, Gao",
+    ),
+    venue="ICCV",
+    year=2023,
+    origin="https://github.com/LeapLabTHU/FLatten-Transformer",
+    license=None,
+    computes="linear attention whose feature map sharpens the direction of queries and keys, and a "
+    "convolution of the values whose filters all heads share; in PVT's, PVTv2's, Swin's and "
+    "CSwin's bodies",
+    limits="the keys have learned positions of the size of the map, which are interpolated for "
+    "other images; later stages of the Swin and CSwin bodies keep their body's softmax attention; "
+    "the authors offer no detection or segmentation code",
+)
+
 SOFT = Paper(
     name="SOFT",
     arxiv="2110.11945",
