@@ -137,7 +137,12 @@ def checkpoint_filter_fn(
     """
     state_dict = dict(unwrap(state_dict))
     if "patch_embed1.proj.weight" in state_dict:
-        state_dict = {_our_name(name): value for name, value in state_dict.items()}
+        state_dict = {
+            _our_name(name): value
+            for name, value in state_dict.items()
+            # FLatten's authors save a final norm that their model does not apply.
+            if model.output_fmt == "NLC" or not name.startswith("norm.")
+        }
     state_dict = convert_mixers(state_dict, model)
     for i, stage in enumerate(model.stages):
         if (position := state_dict.get(name := f"stages.{i}.pos_embed")) is not None:

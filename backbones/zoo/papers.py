@@ -91,6 +91,29 @@ INLINE = Paper(
     "detection or segmentation code",
 )
 
+FLATTEN = Paper(
+    name="FLatten Transformer",
+    arxiv="2308.00442",
+    title="FLatten Transformer: Vision Transformer using Focused Linear Attention",
+    authors=(
+        "Han, Dongchen",
+        "Pan, Xuran",
+        "Han, Yizeng",
+        "Song, Shiji",
+        "Huang, Gao",
+    ),
+    venue="ICCV",
+    year=2023,
+    origin="https://github.com/LeapLabTHU/FLatten-Transformer",
+    license=None,
+    computes="linear attention whose feature map sharpens the direction of queries and keys, and a "
+    "convolution of the values whose filters all heads share; in PVT's, PVTv2's, Swin's and "
+    "CSwin's bodies",
+    limits="the keys have learned positions of the size of the map, which are interpolated for "
+    "other images; later stages of the Swin and CSwin bodies keep their body's softmax attention; "
+    "the authors offer no detection or segmentation code",
+)
+
 SOFT = Paper(
     name="SOFT",
     arxiv="2110.11945",
@@ -183,6 +206,21 @@ PVT = Paper(
     computes="softmax attention to keys and values of a map that a strided convolution has made "
     "smaller",
     limits="the reduction is a fixed factor: cost grows with the square of the pixels",
+)
+
+PVTV2 = Paper(
+    name="PVTv2",
+    arxiv="2106.13797",
+    title="PVT v2: Improved Baselines with Pyramid Vision Transformer",
+    authors=PVT.authors,
+    venue="Computational Visual Media",
+    year=2022,
+    journal=True,
+    origin=PVT.origin,
+    license=PVT.license,
+    computes="PVT's attention in a body of overlapping patches, whose feed-forward networks "
+    "convolve in place of position embeddings",
+    limits="that of PVT",
 )
 
 SWIN = Paper(
