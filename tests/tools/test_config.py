@@ -16,7 +16,10 @@ def test_the_recipe_of_each_size():
     for size, rate in rates.items():
         cfg = load_config(f"rala_vit_{size}_300e_in1k")
         assert cfg.model.backbone == {"model_name": f"rala_vit_{size}", "drop_path_rate": rate}
-        assert cfg.default_hooks.ema.momentum == pytest.approx(1 - 0.99996 ** (1024 / 512))
+        assert (cfg.default_hooks.ema.decay, cfg.default_hooks.ema.base_batch_size) == (
+            0.99996,
+            512,
+        )
         assert cfg.train_cfg.max_epochs == 300
 
 
