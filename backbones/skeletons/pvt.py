@@ -141,7 +141,7 @@ def checkpoint_filter_fn(
             _our_name(name): value
             for name, value in state_dict.items()
             # FLatten's authors save a final norm that their model does not apply.
-            if model.output_fmt == "NLC" or not name.startswith("norm.")
+            if not (name.startswith("norm.") and isinstance(model.norm, nn.Identity))
         }
     state_dict = convert_mixers(state_dict, model)
     for i, stage in enumerate(model.stages):
