@@ -259,20 +259,49 @@ class PositionBlock(Block):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Tokens (B, H * W, C) of the map of `context` to tokens of the same shape."""
-        x = context.as_map(x, "block 'position'")
-        if context.pending is None:
-            x = self.position(x).flatten(1, 2)
-        else:
-            branch, scale = context.pending
-            x = self.position(x, branch.unflatten(1, context.size), scale).flatten(1, 2)
-            context.pending = None
+        x = self.add_position(x, context)
         branch = self.drop_path1(self.mix(self.norm1(x), x, context))
         x, y = add_and_norm(self.norm2, x, branch, self.gamma1)
+        return self.add_feed_forward(x, y, context)
+
+    def add_position(self, x: Tensor, context: Context) -> Tensor:
+        """The tokens with their positions, and with the branch that the block before has left."""
+        x = context.as_map(x, "a block of positions")
+        if context.pending is None:
+            return self.position(x).flatten(1, 2)
+        branch, scale = context.pending
+        context.pending = None
+        return self.position(x, branch.unflatten(1, context.size), scale).flatten(1, 2)
+
+    def add_feed_forward(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+        """The stream `x` with the feed-forward branch of `y`, or without it if it is deferred."""
         branch = self.drop_path2(self.feed_forward(y, context))
         if context.defers:
             context.pending = branch, self.gamma2
             return x
         return add_residual(x, branch, self.gamma2)
+
+
+class DoublePositionBlock(PositionBlock):
+    """NaLaFormer's block: `PositionBlock` with conditional positions before each branch.
+
+    x <- x + depthwise(x); x <- x + gamma1 mixer(norm1(x));
+    x <- x + depthwise2(x); x <- x + gamma2 mlp(norm2(x)).
+
+    Args:
+        others: as in `PositionBlock`.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, **options: Any) -> None:
+        super().__init__(dim, mixer, **options)
+        self.position2 = ResidualDepthwise(dim, 3)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = self.add_position(x, context)
+        branch = self.drop_path1(self.mix(self.norm1(x), x, context))
+        x, branch = (tokens.unflatten(1, context.size) for tokens in (x, branch))
+        x = self.position2(x, branch, self.gamma1).flatten(1, 2)
+        return self.add_feed_forward(x, self.norm2(x), context)
 
 
 def may_defer(blocks: Iterable[nn.Module]) -> bool:
@@ -282,7 +311,7 @@ def may_defer(blocks: Iterable[nn.Module]) -> bool:
     the map. Training keeps the sum anyway; and a hook must see the block's whole output.
     """
     return not torch.is_grad_enabled() and all(
-        type(block) is PositionBlock
+        type(block) in (PositionBlock, DoublePositionBlock)
         and type(block.position) is ResidualDepthwise
         and not has_forward_hooks(block)
         for block in blocks
@@ -299,6 +328,7 @@ def add_pending(x: Tensor, context: Context) -> Tensor:
 
 
 BLOCKS: dict[str, type[nn.Module]] = {
+    "double_position": DoublePositionBlock,
     "position": PositionBlock,
     "post_norm": PostNormBlock,
     "transformer": TransformerBlock,

@@ -142,7 +142,7 @@ def checkpoint_filter_fn(
             _our_name(name): value
             for name, value in state_dict.items()
             # FLatten's authors save a final norm that their model does not apply.
-            if model.output_fmt == "NLC" or not name.startswith("norm.")
+            if not (name.startswith("norm.") and isinstance(model.norm, nn.Identity))
         }
     if "stages.3.cls_token" in state_dict and model.output_fmt != "NLC":
         leave = ("stages.3.cls_token", "norm.weight", "norm.bias")

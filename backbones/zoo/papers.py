@@ -114,6 +114,30 @@ FLATTEN = Paper(
     "the authors offer no detection or segmentation code",
 )
 
+NALA = Paper(
+    name="NaLaFormer",
+    arxiv="2506.21137",
+    title="Norm×Direction: Restoring the Missing Query Norm in Vision Linear Attention",
+    authors=(
+        "Meng, Weikang",
+        "Luo, Yadan",
+        "Huo, Liangyu",
+        "Li, Yingjian",
+        "Wang, Yaowei",
+        "Li, Xin",
+        "Zhang, Zheng",
+    ),
+    venue="ICML",
+    year=2026,
+    origin="https://github.com/ZacharyMeng/NaLaFormer",
+    license="mit",
+    computes="linear attention of positive and negative parts of queries and keys, whose sharpness "
+    "grows with the query's norm (stages 1 and 2); softmax attention over all tokens (3 and 4); "
+    "both normalised and gated",
+    limits="stages 3 and 4 cost with the square of the pixels; after the rotation, weights of the "
+    "linear attention may be negative; no weights are released",
+)
+
 SOFT = Paper(
     name="SOFT",
     arxiv="2110.11945",
