@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...kernels.depthwise_conv2d import depthwise_conv2d
 from ..context import Context, Place
+from ..norms import fold_into_linear
 from .base import TokenMixer
 
 
@@ -29,6 +30,9 @@ class ProjectedMixer(TokenMixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.out_proj(self.attention(self.in_proj(x), context))
+
+    def absorb_norm(self, norm: nn.Module) -> nn.Module:
+        return fold_into_linear(norm, self.in_proj)
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' `qkv` (or `q` and `kv`), `proj` and local branch, renamed."""
