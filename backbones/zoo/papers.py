@@ -229,3 +229,18 @@ CSWIN = Paper(
     "the other; over all tokens in the last stage",
     limits="stripes are as long as the image, so that cost grows faster than the pixels",
 )
+
+L2VIT = Paper(
+    name="L2ViT",
+    arxiv="2501.16182",
+    title="The Linear Attention Resurrection in Vision Transformer",
+    authors=("Zheng, Chuanyang",),
+    venue="arXiv",
+    year=2025,
+    origin="https://github.com/ChuanyangZheng/L2ViT",
+    license="mit",
+    computes="softmax attention within windows of 7 x 7 tokens in even blocks, linear attention "
+    "over all tokens and a local concentration by 7 x 7 convolutions in odd ones",
+    limits="the normaliser of the linear attention has a floor of 100, an absolute number, which "
+    "acts on fewer tokens the larger the image is",
+)
