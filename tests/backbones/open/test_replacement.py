@@ -44,9 +44,9 @@ def convolution_like(conv: nn.Conv2d) -> nn.Conv2d:
         conv.out_channels,
         conv.kernel_size,
         stride=conv.stride,
-        # A dilation of two needs twice the padding for as many outputs.
+        # Twice the dilation needs twice the padding for as many outputs.
         padding=tuple(2 * side for side in conv.padding) if wide else conv.padding,
-        dilation=2 if wide else 1,
+        dilation=tuple(2 * step for step in conv.dilation) if wide else 1,
         groups=conv.groups,
         padding_mode="circular" if any(conv.padding) and not wide else "zeros",
         dtype=torch.float64,
