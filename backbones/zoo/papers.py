@@ -1,5 +1,7 @@
 """What the zoo's models were published in."""
 
+from dataclasses import replace
+
 from ..registry import Paper
 
 RALA = Paper(
@@ -281,4 +283,37 @@ VAN = Paper(
     "7 x 7 tokens make of its neighbourhood; no softmax and no heads",
     limits="a block sees 23 x 23 tokens, and what is farther away only through other blocks; the "
     "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known",
+)
+
+SLAB = Paper(
+    name="SLAB",
+    arxiv="2405.11582",
+    title="SLAB: Efficient Transformers with Simplified Linear Attention and Progressive "
+    "Re-parameterized Batch Normalization",
+    authors=(
+        "Guo, Jialong",
+        "Chen, Xinghao",
+        "Tang, Yehui",
+        "Wang, Yunhe",
+    ),
+    venue="ICML",
+    year=2024,
+    origin="https://github.com/xinghaochen/SLAB",
+    license=None,
+    computes="linear attention of rectified queries and keys, with a convolution of the values, "
+    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, Swin's and "
+    "CSwin's bodies",
+    limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
+    "and CSwin bodies keep their body's softmax attention; `reparameterize_model` merges the norms "
+    "into their neighbours, without which evaluation gains little; training needs the hook "
+    "`NormProgressHook`, or calls of `set_training_progress`",
+)
+
+PREPBN = replace(
+    SLAB,
+    name="PRepBN",
+    computes="softmax attention, and batch norms that training reaches from layer norms; in "
+    "DeiT's, PVT's and Swin's bodies",
+    limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
+    "have the batch norm from the beginning, as their authors' code does",
 )

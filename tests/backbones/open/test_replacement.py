@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linsight.backbones.norms import RepBN
+
 from .models import FAMILIES, calls, distance, give, images, leaves, little, mixers_of, of_type, put
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, RepBN)
 # Classes are compared by name, because timm has its own versions of some of PyTorch's.
 ACTIVATIONS = {"GELU", "GELUTanh", "ReLU", "SiLU", "Swish", "Hardswish", "HardSwish", "Tanh", "ELU"}
 
