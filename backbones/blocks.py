@@ -352,7 +352,7 @@ BLOCKS: dict[str, type[nn.Module]] = {
 
 # A class, a partial of one, or a key of `BLOCKS`.
 BlockLayer = str | Callable[..., nn.Module]
-# One block for all depths; one per stage; or, within a stage, one per depth.
+# One block for all depths; one per stage; within a stage, one per depth; or an `Alternate`.
 BlockLayers = BlockLayer | Sequence[BlockLayer | Sequence[BlockLayer]]
 
 
@@ -370,18 +370,24 @@ def resolve_block(block: BlockLayer) -> Callable[..., nn.Module]:
     return BLOCKS[block]
 
 
+class Alternate(tuple):
+    """Choices that the blocks of every stage take in turn, beginning with the first."""
+
+
 def choices_by_depth(name: str, choice: Any, depths: Sequence[int]) -> list[list[Any]]:
     """The choice for every depth of every stage.
 
     Args:
         name: the argument's name, for messages.
-        choice: one choice for all depths, or a sequence with one per stage, each of which may
-            itself be a sequence with one per depth.
+        choice: one choice for all depths, an `Alternate`, or a sequence with one per stage, each
+            of which may itself be a sequence with one per depth.
         depths: the number of blocks of each stage.
 
     Raises:
         ValueError: if there are not as many choices as stages, or as depths in a stage.
     """
+    if isinstance(choice, Alternate):
+        return [[choice[j % len(choice)] for j in range(depth)] for depth in depths]
     single = not isinstance(choice, (tuple, list))
     stages = [choice] * len(depths) if single else list(choice)
     if len(stages) != len(depths):

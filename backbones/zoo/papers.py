@@ -294,6 +294,44 @@ CSWIN = Paper(
     limits="stripes are as long as the image, so that cost grows faster than the pixels",
 )
 
+L2VIT = Paper(
+    name="L2ViT",
+    arxiv="2501.16182",
+    title="The Linear Attention Resurrection in Vision Transformer",
+    authors=("Zheng, Chuanyang",),
+    venue="arXiv",
+    year=2025,
+    journal=True,
+    origin="https://github.com/ChuanyangZheng/L2ViT",
+    license="mit",
+    computes="softmax attention within windows of 7 x 7 tokens in even blocks, linear attention "
+    "over all tokens and a local concentration by 7 x 7 convolutions in odd ones",
+    limits="the normaliser of the linear attention has a floor of 100, an absolute number, which "
+    "acts on fewer tokens the larger the image is",
+)
+
+VAN = Paper(
+    name="VAN",
+    arxiv="2202.09741",
+    title="Visual Attention Network",
+    authors=(
+        "Guo, Meng-Hao",
+        "Lu, Cheng-Ze",
+        "Liu, Zheng-Ning",
+        "Cheng, Ming-Ming",
+        "Hu, Shi-Min",
+    ),
+    venue="Computational Visual Media",
+    year=2023,
+    journal=True,
+    origin="https://github.com/Visual-Attention-Network/VAN-Classification",
+    license="apache-2.0",
+    computes="a product of each token with what depthwise convolutions of 5 x 5 and, dilated, of "
+    "7 x 7 tokens make of its neighbourhood; no softmax and no heads",
+    limits="a block sees 23 x 23 tokens, and what is farther away only through other blocks; the "
+    "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known",
+)
+
 SLAB = Paper(
     name="SLAB",
     arxiv="2405.11582",

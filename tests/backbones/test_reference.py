@@ -102,7 +102,10 @@ def test_gradients(reference):
         model.zero_grad()
         logits.backward(torch.from_numpy(fill.cotangent(case, logits.shape)).to(logits.dtype))
         limit = 1e-6 if exact else 100 * max(1e-6, manifest["cases"][case]["float32_error"])
-        assert error(F.avg_pool2d(image.grad, 8), expected[f"{case}.input_grad"]) < limit, case
+        # Left out where PyTorch gave the authors' code a wrong one: its backward pass of a layer
+        # norm on the CPU mistakes the layout of a single map (1, N, C) that is a transposed view.
+        if (wanted := expected.get(f"{case}.input_grad")) is not None:
+            assert error(F.avg_pool2d(image.grad, 8), wanted) < limit, case
     squares = dict.fromkeys(authors, 0.0)
     for name, parameter in model.named_parameters():
         # A progressive norm does not use its layer norm in evaluation.

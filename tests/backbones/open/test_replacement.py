@@ -46,9 +46,9 @@ def convolution_like(conv: nn.Conv2d) -> nn.Conv2d:
         conv.out_channels,
         conv.kernel_size,
         stride=conv.stride,
-        # A dilation of two needs twice the padding for as many outputs.
+        # Twice the dilation needs twice the padding for as many outputs.
         padding=tuple(2 * side for side in conv.padding) if wide else conv.padding,
-        dilation=2 if wide else 1,
+        dilation=tuple(2 * step for step in conv.dilation) if wide else 1,
         groups=conv.groups,
         padding_mode="circular" if any(conv.padding) and not wide else "zeros",
         dtype=torch.float64,
@@ -127,10 +127,9 @@ def test_another_module_computes_in_the_place_of_a_leaf(name):
     that each one has an effect is shown by the poison.
     """
     # Windows that divide the map: no hook can tell what stands at the places of a padded one.
-    options = {"mixer_options": {"window": {"window_size": 4}}} if "swin" in name else {}
-    if "window" not in mixers_of(name):
-        options = {}
-    model, x = little(name, **options), images()
+    divisors = {"window_size": (4, 4, 2, 1)}
+    options = {mixer: divisors for mixer in ("window", "local_window") if mixer in mixers_of(name)}
+    model, x = little(name, mixer_options=options), images()
     plain = model(x)
     faults = {leaf: "does not run" for leaf, times in calls(model, x).items() if times != 1}
     rounds, kinds = defaultdict(dict), set()
