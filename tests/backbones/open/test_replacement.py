@@ -38,7 +38,7 @@ class NormOfChannels(nn.Module):
 
 def convolution_like(conv: nn.Conv2d) -> nn.Conv2d:
     """A convolution of PyTorch with the shapes of `conv`, but other weights, padding, dilation."""
-    wide = conv.kernel_size[0] % 2 == 1 and conv.kernel_size[0] > 1
+    wide = all(side % 2 for side in conv.kernel_size) and max(conv.kernel_size) > 1
     return nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
