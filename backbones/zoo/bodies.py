@@ -3,7 +3,7 @@
 from functools import partial
 
 from ..registry import Family
-from ..skeletons import cswin, pvt, ravlt, soft, swin, vit
+from ..skeletons import care, cswin, pvt, ravlt, soft, swin, vit
 
 DEIT = partial(
     Family,
@@ -93,4 +93,12 @@ SOFT = partial(
     first_conv="stem.0.conv",
     classifier="head.fc",
     data={"crop_pct": 0.9},
+)
+
+CARE = partial(
+    Family,
+    skeleton=care.Care,
+    filter_fn=care.checkpoint_filter_fn,
+    first_conv="stem.conv",
+    classifier=("head.fc", "head.fc_dist"),
 )

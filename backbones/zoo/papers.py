@@ -229,3 +229,28 @@ CSWIN = Paper(
     "the other; over all tokens in the last stage",
     limits="stripes are as long as the image, so that cost grows faster than the pixels",
 )
+
+CARE = Paper(
+    name="CARE",
+    arxiv="2411.16170",
+    title="CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual "
+    "Interaction",
+    authors=(
+        "Zhou, Yuan",
+        "Xu, Qingshan",
+        "Cui, Jiequan",
+        "Zhou, Junbao",
+        "Zhang, Jing",
+        "Hong, Richang",
+        "Zhang, Hanwang",
+    ),
+    venue="CVPR",
+    year=2025,
+    origin="https://github.com/zhouyuan888888/CARE-Transformer",
+    license=None,
+    computes="in stages 3 and 4, linear attention on a quarter of the channels and depthwise "
+    "convolutions on two others, which networks with convolutions then mix with the last; in "
+    "stages 1 and 2, long convolutions in the attention's place",
+    limits="made for phones and narrow: in the first two stages a token sees 11 rows and columns; "
+    "batch norms everywhere, which small batches train badly; trained with a teacher",
+)
