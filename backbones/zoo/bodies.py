@@ -3,7 +3,7 @@
 from functools import partial
 
 from ..registry import Family
-from ..skeletons import care, cswin, pvt, ravlt, soft, swin, vit
+from ..skeletons import care, cswin, flowformer, pvt, ravlt, soft, swin, vit
 
 DEIT = partial(
     Family,
@@ -101,4 +101,12 @@ CARE = partial(
     filter_fn=care.checkpoint_filter_fn,
     first_conv="stem.conv",
     classifier=("head.fc", "head.fc_dist"),
+)
+
+FLOWFORMER = partial(
+    Family,
+    skeleton=flowformer.Flowformer,
+    filter_fn=flowformer.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
 )

@@ -254,3 +254,24 @@ CARE = Paper(
     limits="made for phones and narrow: in the first two stages a token sees 11 rows and columns; "
     "batch norms everywhere, which small batches train badly; trained with a teacher",
 )
+
+FLOWFORMER = Paper(
+    name="Flowformer",
+    arxiv="2202.06258",
+    title="Flowformer: Linearizing Transformers with Conservation Flows",
+    authors=(
+        "Wu, Haixu",
+        "Wu, Jialong",
+        "Xu, Jiehui",
+        "Wang, Jianmin",
+        "Long, Mingsheng",
+    ),
+    venue="ICML",
+    year=2022,
+    origin="https://github.com/thuml/Flowformer",
+    license="mit",
+    computes="linear attention between sigmoids of queries and keys, in which keys compete by a "
+    "softmax of what they give out when each query takes in one unit, in all four stages",
+    limits="narrow heads (8 channels in the first stage); one position embedding, learned at "
+    "224 px and interpolated; no results on detection or segmentation",
+)

@@ -17,6 +17,7 @@ LITTLE = {
         "num_heads": (2, 2, 2, 4),
         "mlp_ratios": (2, 2, 2, 2),
     },
+    "flowformer_19": {"embed_dim": 16, "num_heads": (2, 2, 4, 4)},
 }
 
 
