@@ -19,6 +19,7 @@ from .activations import ActLayer, resolve_act_layer
 from .context import Context
 from .layers import (
     ConvMlp,
+    DepthwiseMlp,
     ResidualDepthwise,
     add_and_norm,
     add_residual,
@@ -27,14 +28,16 @@ from .norms import LayerNorm, NormLayer, resolve_norm_layer
 
 # A class, a partial of one, or a name; called as timm's MLPs are.
 MlpLayer = str | Callable[..., nn.Module]
+# Feed-forward networks that convolve, and so need the map's size.
+MAP_MLPS = (ConvMlp, DepthwiseMlp)
 
 
 def resolve_mlp_layer(mlp_layer: MlpLayer) -> Callable[..., nn.Module]:
     """The callable that makes a feed-forward network.
 
     Args:
-        mlp_layer: 'convmlp', the name of one of timm's MLPs ('mlp', 'glumlp', 'swiglu', ...), a
-            class or a partial of one.
+        mlp_layer: 'convmlp', 'depthwisemlp', the name of one of timm's MLPs ('mlp', 'glumlp',
+            'swiglu', ...), a class or a partial of one.
 
     Raises:
         ValueError: if there is no MLP of that name.
@@ -46,11 +49,12 @@ def resolve_mlp_layer(mlp_layer: MlpLayer) -> Callable[..., nn.Module]:
         for name, layer in vars(timm.layers.mlp).items()
         if isinstance(layer, type) and layer.__module__ == timm.layers.mlp.__name__
     }
-    found = (classes | {"convmlp": ConvMlp}).get(mlp_layer.lower())
+    classes |= {layer.__name__.lower(): layer for layer in MAP_MLPS}
+    found = classes.get(mlp_layer.lower())
     if found is None:
         raise ValueError(
-            f"mlp_layer is {mlp_layer!r}, which is neither 'convmlp' nor an MLP of timm: give such "
-            "a name, a class or a partial"
+            f"mlp_layer is {mlp_layer!r}, which is neither 'convmlp' or 'depthwisemlp' nor an MLP "
+            "of timm: give such a name, a class or a partial"
         )
     return found
 
@@ -109,7 +113,7 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor, context: Context) -> Tensor:
         """The output of the feed-forward network, which gets the context if it convolves."""
-        return self.mlp(x, context) if isinstance(self.mlp, ConvMlp) else self.mlp(x)
+        return self.mlp(x, context) if isinstance(self.mlp, MAP_MLPS) else self.mlp(x)
 
     def mix(self, x: Tensor, stream: Tensor, context: Context) -> Tensor:
         """The mixer's output for the tokens `x`, which were made from the residual stream."""

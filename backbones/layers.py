@@ -471,10 +471,38 @@ class ConvMlp(nn.Module):
         return self.fc2(x.flatten(1, 2))
 
 
-class DepthwiseMlp(ConvMlp):
+class ActDepthwiseMlp(ConvMlp):
     """`ConvMlp` without its residual sum: fc2(depthwise(act(fc1(x))))."""
 
     convolution = ActDepthwise
+
+
+class DepthwiseMlp(nn.Module):
+    """PVTv2's feed-forward network, fc2(act(depthwise(fc1(x)))), with a 3 x 3 convolution.
+
+    It is built as timm's MLPs are.
+
+    Args:
+        in_features, hidden_features, act_layer: as in `ConvMlp`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.depthwise = DepthwiseConv2d(hidden_features, 3)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden_features, in_features)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B, H * W, C) to (B, H * W, C), tokens of the map of `context`."""
+        x = context.as_map(self.fc1(x), "mlp_layer DepthwiseMlp").permute(0, 3, 1, 2)
+        x = self.depthwise(x).permute(0, 2, 3, 1).flatten(1, 2)
+        return self.fc2(self.act(x))
 
 
 def add_residual(x: Tensor, branch: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -521,6 +549,26 @@ def init_linear_layers(
     init_weights = getattr(module, "init_weights", None)
     if init_weights is not None and type(module).__module__.startswith("timm."):
         init_weights()
+
+
+def init_convolutions(
+    module: nn.Module, skip: type[nn.Module] | tuple[type[nn.Module], ...] = ()
+) -> None:
+    """Draw convolutions' weights from N(0, 2 / (k^2 O / groups)), and set biases to zero.
+
+    Args:
+        module: its convolutions at any depth, of O channels, and itself if it is one.
+        skip: modules of these classes are left alone, because they initialise themselves.
+    """
+    if skip and isinstance(module, skip):
+        return
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for child in module.children():
+        init_convolutions(child, skip)
 
 
 # timm's names of the ways to pool tokens (B, P + N, C), the class token first.

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from ...kernels.linear_attention import linear_attention
 from ..context import Context, Place
 from ..layers import (
+    ActDepthwiseMlp,
     BatchNormAct2d,
     Conv2d,
     DepthwiseConv2d,
-    DepthwiseMlp,
     absorb_norm,
     init_linear_layers,
     normalize_tokens,
@@ -75,7 +75,7 @@ class Care(TokenMixer):
         self.conv7 = DepthwiseConv2d(part, 7)
         mixed = place.dim - part
         self.norm = BatchNormAct2d(mixed)
-        self.interaction = DepthwiseMlp(mixed, int(ratio * mixed))
+        self.interaction = ActDepthwiseMlp(mixed, int(ratio * mixed))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, H * W, C) to (B, H * W, C)."""

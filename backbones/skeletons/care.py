@@ -14,9 +14,9 @@ from ..blocks import Block, BlockLayers, MlpLayer, make_drop_path, make_mlp, res
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..context import Context
 from ..layers import (
+    ActDepthwiseMlp,
     BatchNormAct2d,
     Conv2d,
-    DepthwiseMlp,
     absorb_norm,
     add_residual,
     check_image,
@@ -95,7 +95,7 @@ class CareBlock(Block):
         drop_path: rate of stochastic depth.
         layer_scale: initial value of the layer scale gamma, or None for no scale.
         norm_layer, act_layer, mlp_layer: a class, a partial of one or a name, or None for a batch
-            norm, GELU and `DepthwiseMlp`. A batch norm of PyTorch's gets its tokens by
+            norm, GELU and `ActDepthwiseMlp`. A batch norm of PyTorch's gets its tokens by
             `normalize_tokens`.
     """
 
@@ -117,7 +117,7 @@ class CareBlock(Block):
         self.mixer = mixer
         self.norm = resolve_norm_layer(norm_layer, BatchNormAct2d)(dim)
         self.channels_second = isinstance(self.norm, nn.modules.batchnorm._BatchNorm)
-        self.mlp = make_mlp(mlp_layer, DepthwiseMlp, dim, int(mlp_ratio * dim), act_layer)
+        self.mlp = make_mlp(mlp_layer, ActDepthwiseMlp, dim, int(mlp_ratio * dim), act_layer)
         self.drop_path = make_drop_path(drop_path)
         # A vector, which does not decay in the authors' code.
         gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))

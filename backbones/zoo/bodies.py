@@ -3,7 +3,7 @@
 from functools import partial
 
 from ..registry import Family
-from ..skeletons import care, cswin, flowformer, pvt, ravlt, soft, swin, vit
+from ..skeletons import care, cswin, flowformer, pvt, pvtv2, ravlt, soft, swin, vit
 
 DEIT = partial(
     Family,
@@ -29,6 +29,20 @@ PVT_TINY = {"depths": (2, 2, 2, 2)}
 PVT_SMALL = {"depths": (3, 4, 6, 3)}
 PVT_MEDIUM = {"depths": (3, 4, 18, 3)}
 PVT_LARGE = {"depths": (3, 8, 27, 3)}
+
+PVTV2 = partial(
+    Family,
+    skeleton=pvtv2.PyramidVisionTransformerV2,
+    filter_fn=pvtv2.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+PVTV2_B0 = {"embed_dim": (32, 64, 160, 256), "depths": (2, 2, 2, 2)}
+PVTV2_B1 = {"depths": (2, 2, 2, 2)}
+PVTV2_B2 = {"depths": (3, 4, 6, 3)}
+PVTV2_B3 = {"depths": (3, 4, 18, 3)}
+PVTV2_B4 = {"depths": (3, 8, 27, 3)}
+PVTV2_B5 = {"depths": (3, 6, 40, 3), "mlp_ratios": (4, 4, 4, 4)}
 
 SWIN = partial(
     Family,

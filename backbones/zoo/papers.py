@@ -185,6 +185,21 @@ PVT = Paper(
     limits="the reduction is a fixed factor: cost grows with the square of the pixels",
 )
 
+PVTV2 = Paper(
+    name="PVTv2",
+    arxiv="2106.13797",
+    title="PVT v2: Improved Baselines with Pyramid Vision Transformer",
+    authors=PVT.authors,
+    venue="Computational Visual Media",
+    year=2022,
+    journal=True,
+    origin=PVT.origin,
+    license=PVT.license,
+    computes="PVT's attention in a body of overlapping patches, whose feed-forward networks "
+    "convolve in place of position embeddings",
+    limits="that of PVT",
+)
+
 SWIN = Paper(
     name="Swin",
     arxiv="2103.14030",

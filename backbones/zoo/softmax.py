@@ -1,17 +1,15 @@
-"""The baselines with softmax attention: DeiT, PVT, Swin and CSwin."""
+"""The baselines with softmax attention: DeiT, PVT, PVTv2, Swin and CSwin."""
 
 from ..registry import Model, Weights, register
 from . import bodies, papers
 
 DEIT = bodies.DEIT(paper=papers.DEIT, config={"mixer": "softmax"})
-PVT = bodies.PVT(
-    paper=papers.PVT,
-    config={
-        "mixer": ("spatial_reduction", "spatial_reduction", "spatial_reduction", "softmax"),
-        "mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}},
-        "class_token": True,
-    },
-)
+REDUCTION = {
+    "mixer": ("spatial_reduction", "spatial_reduction", "spatial_reduction", "softmax"),
+    "mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}},
+}
+PVT = bodies.PVT(paper=papers.PVT, config=REDUCTION | {"class_token": True})
+PVTV2 = bodies.PVTV2(paper=papers.PVTV2, config=REDUCTION, data={"crop_pct": 0.9})
 SWIN = bodies.SWIN(
     paper=papers.SWIN,
     # timm's order of shift and padding, which matters for a map that is no multiple of 7.
@@ -34,6 +32,18 @@ def _deit(size: str, digest: str) -> dict[str, Weights]:
 def _pvt(size: str) -> dict[str, Weights]:
     releases = "https://github.com/whai362/PVT/releases/download/v2"
     return {"in1k": Weights(url=f"{releases}/pvt_{size}.pth")}
+
+
+def _pvtv2(size: str, parameters: int, top1: float, mask_rcnn: tuple[float, float]) -> Model:
+    sizes = getattr(bodies, f"PVTV2_{size.upper()}")
+    return Model(
+        PVTV2,
+        sizes,
+        _pvt(f"v2_{size}"),
+        parameters=parameters,
+        top1=top1,
+        mask_rcnn=mask_rcnn,
+    )
 
 
 def _swin(size: str) -> dict[str, Weights]:
@@ -80,6 +90,12 @@ register(
         "softmax_pvt_large": Model(
             PVT, bodies.PVT_LARGE, _pvt("large"), parameters=61_369_320, top1=81.7
         ),
+        "softmax_pvtv2_b0": _pvtv2("b0", 3_666_760, 70.5, (38.2, 36.2)),
+        "softmax_pvtv2_b1": _pvtv2("b1", 14_009_000, 78.7, (41.8, 38.8)),
+        "softmax_pvtv2_b2": _pvtv2("b2", 25_362_856, 82.0, (45.3, 41.2)),
+        "softmax_pvtv2_b3": _pvtv2("b3", 45_238_696, 83.1, (47.0, 42.5)),
+        "softmax_pvtv2_b4": _pvtv2("b4", 62_556_072, 83.6, (47.5, 42.7)),
+        "softmax_pvtv2_b5": _pvtv2("b5", 81_956_008, 83.8, (47.4, 42.5)),
         "softmax_swin_tiny": Model(
             SWIN, bodies.SWIN_TINY, _swin("tiny"), parameters=28_288_354, top1=81.2, upernet=44.51
         ),

@@ -25,6 +25,7 @@ LITTLE = {
     "soft_vit_nano": {},
     "softmax_deit_tiny": {"embed_dim": 32, "depth": 2, "num_heads": 2},
     "softmax_pvt_tiny": {"embed_dim": (16, 32, 40, 64), "depths": (1, 1, 1, 1)},
+    "softmax_pvtv2_b0": {"embed_dim": (16, 32, 40, 64), "depths": (1, 1, 1, 1)},
     "softmax_swin_tiny": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 4)},
 }
 
