@@ -5,6 +5,7 @@ convolution's (B, C, H, W) is a view of the latter. Each class is one leaf modul
 runs whenever the layer is used, or a container of such modules.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -562,8 +563,10 @@ def init_convolutions(
     """
     if skip and isinstance(module, skip):
         return
-    if isinstance(module, nn.Conv2d):
-        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+    if isinstance(module, (nn.Conv2d, ActDepthwise)):
+        channels, _, *window = module.weight.shape
+        groups = module.groups if isinstance(module, nn.Conv2d) else channels
+        fan_out = math.prod(window) * channels // groups
         nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

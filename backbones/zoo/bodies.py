@@ -3,7 +3,7 @@
 from functools import partial
 
 from ..registry import Family
-from ..skeletons import care, cswin, flowformer, pvt, pvtv2, ravlt, soft, swin, vit
+from ..skeletons import care, cswin, flowformer, pvt, pvtv2, ravlt, soft, swin, twins, vit
 
 DEIT = partial(
     Family,
@@ -124,3 +124,14 @@ FLOWFORMER = partial(
     first_conv="stem.proj",
     classifier="head.fc",
 )
+
+TWINS = partial(
+    Family,
+    skeleton=twins.Twins,
+    filter_fn=twins.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+TWINS_SMALL = {"embed_dim": 64, "depths": (2, 2, 10, 4), "num_heads": (2, 4, 8, 16)}
+TWINS_BASE = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+TWINS_LARGE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}

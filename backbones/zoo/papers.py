@@ -290,3 +290,26 @@ FLOWFORMER = Paper(
     limits="narrow heads (8 channels in the first stage); one position embedding, learned at "
     "224 px and interpolated; no results on detection or segmentation",
 )
+
+TWINS = Paper(
+    name="Twins",
+    arxiv="2104.13840",
+    title="Twins: Revisiting the Design of Spatial Attention in Vision Transformers",
+    authors=(
+        "Chu, Xiangxiang",
+        "Tian, Zhi",
+        "Wang, Yuqing",
+        "Zhang, Bo",
+        "Ren, Haibing",
+        "Wei, Xiaolin",
+        "Xia, Huaxia",
+        "Shen, Chunhua",
+    ),
+    venue="NeurIPS",
+    year=2021,
+    origin="https://github.com/Meituan-AutoML/Twins",
+    license="apache-2.0",
+    computes="softmax attention within windows of 7 x 7 tokens, and in every odd block to keys and "
+    "values of a map that a strided convolution has made smaller; convolutions tell positions",
+    limits="the reduction is a fixed factor: cost grows with the square of the pixels",
+)

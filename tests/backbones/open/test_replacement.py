@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import FAMILIES, calls, distance, give, images, leaves, little, mixers_of, of_type, put
+from .models import FAMILIES, calls, distance, give, images, leaves, little, of_type, put
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 # Classes are compared by name, because timm has its own versions of some of PyTorch's.
@@ -125,10 +125,8 @@ def test_another_module_computes_in_the_place_of_a_leaf(name):
     that each one has an effect is shown by the poison.
     """
     # Windows that divide the map: no hook can tell what stands at the places of a padded one.
-    options = {"mixer_options": {"window": {"window_size": 4}}} if "swin" in name else {}
-    if "window" not in mixers_of(name):
-        options = {}
-    model, x = little(name, **options), images()
+    options = {"window": {"window_size": 4}, "grouped_window": {"window_size": 1}}
+    model, x = little(name, mixer_options=options), images()
     plain = model(x)
     faults = {leaf: "does not run" for leaf, times in calls(model, x).items() if times != 1}
     rounds, kinds = defaultdict(dict), set()
