@@ -313,3 +313,25 @@ TWINS = Paper(
     "values of a map that a strided convolution has made smaller; convolutions tell positions",
     limits="the reduction is a fixed factor: cost grows with the square of the pixels",
 )
+
+ECOFORMER = Paper(
+    name="EcoFormer",
+    arxiv="2209.09004",
+    title="EcoFormer: Energy-Saving Attention with Linear Complexity",
+    authors=(
+        "Liu, Jing",
+        "Pan, Zizheng",
+        "He, Haoyu",
+        "Cai, Jianfei",
+        "Zhuang, Bohan",
+    ),
+    venue="NeurIPS",
+    year=2022,
+    origin="https://github.com/ziplab/EcoFormer",
+    license="apache-2.0",
+    computes="linear attention between binary codes of 16 bits that queries and keys share "
+    "(stages 1 to 3); softmax attention over all tokens (4); in PVTv2's and Twins' bodies",
+    limits="for inference and fine-tuning of released weights: the hash functions are constants "
+    "that come with them; its additions save energy on other hardware than GPUs; a sign is exact "
+    "nowhere near zero, so that precisions differ in some bits",
+)
