@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from ..registry import Family, Weights
-from ..skeletons import cswin, pvt, pvtv2, ravlt, soft, swin, vit
+from ..skeletons import care, cswin, flowformer, pvt, pvtv2, ravlt, soft, swin, twins, vit
 
 DEIT = partial(
     Family,
@@ -110,6 +110,33 @@ SOFT = partial(
     classifier="head.fc",
     data={"crop_pct": 0.9},
 )
+
+CARE = partial(
+    Family,
+    skeleton=care.Care,
+    filter_fn=care.checkpoint_filter_fn,
+    first_conv="stem.conv",
+    classifier=("head.fc", "head.fc_dist"),
+)
+
+FLOWFORMER = partial(
+    Family,
+    skeleton=flowformer.Flowformer,
+    filter_fn=flowformer.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+
+TWINS = partial(
+    Family,
+    skeleton=twins.Twins,
+    filter_fn=twins.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+TWINS_SMALL = {"embed_dim": 64, "depths": (2, 2, 10, 4), "num_heads": (2, 4, 8, 16)}
+TWINS_BASE = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+TWINS_LARGE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
 
 
 def weights_at(

@@ -364,3 +364,94 @@ PREPBN = replace(
     limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
     "have the batch norm from the beginning, as their authors' code does",
 )
+
+CARE = Paper(
+    name="CARE",
+    arxiv="2411.16170",
+    title="CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual "
+    "Interaction",
+    authors=(
+        "Zhou, Yuan",
+        "Xu, Qingshan",
+        "Cui, Jiequan",
+        "Zhou, Junbao",
+        "Zhang, Jing",
+        "Hong, Richang",
+        "Zhang, Hanwang",
+    ),
+    venue="CVPR",
+    year=2025,
+    origin="https://github.com/zhouyuan888888/CARE-Transformer",
+    license=None,
+    computes="in stages 3 and 4, linear attention on a quarter of the channels and depthwise "
+    "convolutions on two others, which networks with convolutions then mix with the last; in "
+    "stages 1 and 2, long convolutions in the attention's place",
+    limits="made for phones and narrow: in the first two stages a token sees 11 rows and columns; "
+    "batch norms everywhere, which small batches train badly; trained with a teacher",
+)
+
+FLOWFORMER = Paper(
+    name="Flowformer",
+    arxiv="2202.06258",
+    title="Flowformer: Linearizing Transformers with Conservation Flows",
+    authors=(
+        "Wu, Haixu",
+        "Wu, Jialong",
+        "Xu, Jiehui",
+        "Wang, Jianmin",
+        "Long, Mingsheng",
+    ),
+    venue="ICML",
+    year=2022,
+    origin="https://github.com/thuml/Flowformer",
+    license="mit",
+    computes="linear attention between sigmoids of queries and keys, in which keys compete by a "
+    "softmax of what they give out when each query takes in one unit, in all four stages",
+    limits="narrow heads (8 channels in the first stage); one position embedding, learned at "
+    "224 px and interpolated; no results on detection or segmentation",
+)
+
+TWINS = Paper(
+    name="Twins",
+    arxiv="2104.13840",
+    title="Twins: Revisiting the Design of Spatial Attention in Vision Transformers",
+    authors=(
+        "Chu, Xiangxiang",
+        "Tian, Zhi",
+        "Wang, Yuqing",
+        "Zhang, Bo",
+        "Ren, Haibing",
+        "Wei, Xiaolin",
+        "Xia, Huaxia",
+        "Shen, Chunhua",
+    ),
+    venue="NeurIPS",
+    year=2021,
+    origin="https://github.com/Meituan-AutoML/Twins",
+    license="apache-2.0",
+    computes="softmax attention within windows of 7 x 7 tokens, and in every odd block to keys and "
+    "values of a map that a strided convolution has made smaller; convolutions tell positions",
+    limits="the reduction is a fixed factor: cost grows with the square of the pixels",
+)
+
+ECOFORMER = Paper(
+    name="EcoFormer",
+    arxiv="2209.09004",
+    title="EcoFormer: Energy-Saving Attention with Linear Complexity",
+    authors=(
+        "Liu, Jing",
+        "Pan, Zizheng",
+        "He, Haoyu",
+        "Cai, Jianfei",
+        "Zhuang, Bohan",
+    ),
+    venue="NeurIPS",
+    year=2022,
+    origin="https://github.com/ziplab/EcoFormer",
+    license="apache-2.0",
+    computes="linear attention between binary codes of 16 bits that queries and keys share "
+    "(stages 1 to 3); softmax attention over all tokens (4); in PVTv2's and Twins' bodies",
+    limits="for inference and fine-tuning of released weights: the hash functions are constants "
+    "that come with them; its additions save energy on other hardware than GPUs; a sign is exact "
+    "nowhere near zero, so that precisions differ in some bits",
+)

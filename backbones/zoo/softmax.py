@@ -1,4 +1,4 @@
-"""The baselines with softmax attention: DeiT, PVT, PVTv2, Swin and CSwin."""
+"""The baselines with softmax attention: DeiT, PVT, PVTv2, Swin, CSwin and Twins."""
 
 from ..registry import Model, Weights, register
 from . import bodies, papers
@@ -22,6 +22,29 @@ CSWIN = bodies.CSWIN(
         "mixer_options": {"cross_window": {"split_size": (1, 2, 7, None)}},
     },
 )
+TWINS = bodies.TWINS(
+    paper=papers.TWINS,
+    config={"mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}}},
+    data={"crop_pct": 0.9},
+)
+
+
+def _twins(size: str, parameters: int, top1: float) -> Model:
+    sizes = getattr(bodies, f"TWINS_{size.upper()}")
+    wide = ("spatial_reduction",) * 3 + ("softmax",)
+    return Model(
+        TWINS,
+        sizes
+        | {
+            "mixer": tuple(
+                ("grouped_window", name) * (depth // 2)
+                for name, depth in zip(wide, sizes["depths"], strict=True)
+            )
+        },
+        {"in1k": Weights(f"timm/twins_svt_{size}.in1k", "pytorch_model.bin")},
+        parameters=parameters,
+        top1=top1,
+    )
 
 
 def _deit(size: str, digest: str) -> dict[str, Weights]:
@@ -149,5 +172,8 @@ register(
         "softmax_cswin_large": Model(
             CSWIN, bodies.CSWIN_LARGE, _cswin("large"), parameters=173_262_664, top1=86.5
         ),
+        "softmax_twins_small": _twins("small", 24_060_776, 81.7),
+        "softmax_twins_base": _twins("base", 56_070_952, 83.2),
+        "softmax_twins_large": _twins("large", 99_271_400, 83.7),
     },
 )

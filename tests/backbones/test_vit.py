@@ -81,7 +81,9 @@ def test_any_size(size):
 
 # These mixers take a map alone, without a class token.
 MAPS_ONLY = {
+    "care",
     "cross_window",
+    "grouped_window",
     "large_kernel",
     "local_window",
     "softmax_free",

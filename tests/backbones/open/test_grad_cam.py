@@ -6,6 +6,7 @@ import pytest
 from torch import Tensor, nn
 
 from linsight.backbones.blocks import PostNormBlock
+from linsight.backbones.skeletons.care import CareBlock
 from linsight.backbones.skeletons.van import VANBlock
 
 from ..conftest import lively
@@ -25,8 +26,9 @@ def grad_cam_target(model: nn.Module, where: str) -> nn.Module:
         return last if hasattr(model, "stages") else last[-2]
     block = (last.blocks if hasattr(model, "stages") else last)[-1]
     # The norms of a post-norm block give the residual sum besides, which is no map to draw, and
-    # those of VAN's blocks give channels first.
-    return block.mlp if isinstance(block, (PostNormBlock, VANBlock)) else block.norm1
+    # those of CARE's and VAN's blocks give channels first.
+    others = (PostNormBlock, CareBlock, VANBlock)
+    return block.mlp if isinstance(block, others) else block.norm1
 
 
 @pytest.mark.parametrize("where", ["stage", "layer"])

@@ -40,7 +40,7 @@ class NormOfChannels(nn.Module):
 
 def convolution_like(conv: nn.Conv2d) -> nn.Conv2d:
     """A convolution of PyTorch with the shapes of `conv`, but other weights, padding, dilation."""
-    wide = conv.kernel_size[0] % 2 == 1 and conv.kernel_size[0] > 1
+    wide = all(side % 2 for side in conv.kernel_size) and max(conv.kernel_size) > 1
     return nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
@@ -127,8 +127,10 @@ def test_another_module_computes_in_the_place_of_a_leaf(name):
     that each one has an effect is shown by the poison.
     """
     # Windows that divide the map: no hook can tell what stands at the places of a padded one.
-    divisors = {"window_size": (4, 4, 2, 1)}
-    options = {mixer: divisors for mixer in ("window", "local_window") if mixer in mixers_of(name)}
+    sizes = {"window": (4, 4, 2, 1), "local_window": (4, 4, 2, 1), "grouped_window": 1}
+    options = {
+        mixer: {"window_size": size} for mixer, size in sizes.items() if mixer in mixers_of(name)
+    }
     model, x = little(name, mixer_options=options), images()
     plain = model(x)
     faults = {leaf: "does not run" for leaf, times in calls(model, x).items() if times != 1}
