@@ -317,3 +317,28 @@ PREPBN = replace(
     limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
     "have the batch norm from the beginning, as their authors' code does",
 )
+
+MHLA = Paper(
+    name="MHLA",
+    arxiv="2601.07832",
+    title="MHLA: Restoring Expressivity of Linear Attention via Token-Level Multi-Head",
+    authors=(
+        "Zhang, Kewei",
+        "Huang, Ye",
+        "Deng, Yufan",
+        "Yu, Jincheng",
+        "Chen, Junsong",
+        "Ling, Huan",
+        "Xie, Enze",
+        "Zhou, Daquan",
+    ),
+    venue="ICLR",
+    year=2026,
+    origin="https://github.com/DAGroup-PKU/MHLA",
+    license="mit",
+    computes="linear attention with a state for each of 4 x 4 squares of the map, which a learned "
+    "matrix mixes; in DeiT's body without a class token",
+    limits="the authors have published neither weights nor results of these classifiers; images "
+    "of 224 px are padded to 256 px; the normaliser mixes queries of other squares, so that the "
+    "weights of a query do not sum to one; one map, of stride 16",
+)

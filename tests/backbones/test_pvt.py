@@ -47,6 +47,7 @@ MAPS_ONLY = {
     "cross_window",
     "large_kernel",
     "local_window",
+    "mhla",
     "softmax_free",
     "spatial_reduction",
     "window",

@@ -84,6 +84,7 @@ MAPS_ONLY = {
     "cross_window",
     "large_kernel",
     "local_window",
+    "mhla",
     "softmax_free",
     "spatial_reduction",
     "window",
