@@ -342,3 +342,27 @@ MHLA = Paper(
     "of 224 px are padded to 256 px; the normaliser mixes queries of other squares, so that the "
     "weights of a query do not sum to one; one map, of stride 16",
 )
+
+FAVIT = Paper(
+    name="FaViT",
+    arxiv="2312.08614",
+    title="Factorization Vision Transformer: Modeling Long Range Dependency with Local Window Cost",
+    authors=(
+        "Qin, Haolin",
+        "Zhou, Daquan",
+        "Xu, Tingfa",
+        "Bian, Ziyang",
+        "Li, Jianan",
+    ),
+    venue="IEEE Transactions on Neural Networks and Learning Systems",
+    year=2023,
+    journal=True,
+    origin="https://github.com/q2479036243/FaViT",
+    license=None,
+    computes="softmax attention of shares of the channels to few keys: the 7 x 7 places of "
+    "windows, dense and dilated, averaged over the windows, and a map that a strided convolution "
+    "has made smaller; in PVTv2's body",
+    limits="the reduction of the map is a fixed factor, so that an eighth of the channels costs "
+    "with the square of the pixels; the average over windows mixes channels, as the authors' code "
+    "does; the authors have published no weights",
+)

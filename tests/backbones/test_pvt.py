@@ -45,6 +45,7 @@ def test_any_size(name, size):
 
 MAPS_ONLY = {
     "cross_window",
+    "factorized",
     "large_kernel",
     "local_window",
     "mhla",

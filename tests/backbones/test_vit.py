@@ -82,6 +82,7 @@ def test_any_size(size):
 # These mixers take a map alone, without a class token.
 MAPS_ONLY = {
     "cross_window",
+    "factorized",
     "large_kernel",
     "local_window",
     "mhla",
