@@ -46,9 +46,11 @@ def test_any_size(name, size):
 MAPS_ONLY = {
     "care",
     "cross_window",
+    "factorized",
     "grouped_window",
     "large_kernel",
     "local_window",
+    "mhla",
     "softmax_free",
     "spatial_reduction",
     "window",
