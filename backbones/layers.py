@@ -23,7 +23,7 @@ from ..kernels.runtime.activation import Activation
 from ..kernels.scaled_add import scaled_add
 from .activations import kernel_activation
 from .context import Context
-from .norms import LayerNorm
+from .norms import LayerNorm, fold_into_convolution
 
 # timm's register_notrace_function reaches what a module's own forward calls, and no further.
 torch.fx.wrap("scaled_add")
@@ -342,6 +342,11 @@ class PatchEmbed(nn.Module):
         if self.pad:
             x = pad_to_multiple(x, self.proj.stride[0])
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+    def fuse(self) -> nn.Module:
+        """This layer, whose convolution has taken in the norm, if that is constant."""
+        self.norm = fold_into_convolution(self.norm, self.proj)
+        return self
 
 
 class PatchDownsample(PatchEmbed):

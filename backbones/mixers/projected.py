@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ...kernels.depthwise_conv2d import depthwise_conv2d
 from ..context import Context, Place
+from ..layers import init_convolutions
+from ..norms import fold_into_linear
 from .base import TokenMixer
 
 
@@ -29,6 +31,9 @@ class ProjectedMixer(TokenMixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.out_proj(self.attention(self.in_proj(x), context))
+
+    def absorb_norm(self, norm: nn.Module) -> nn.Module:
+        return fold_into_linear(norm, self.in_proj)
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' `qkv` (or `q` and `kv`), `proj` and local branch, renamed."""
@@ -70,6 +75,14 @@ def rename_entries(entries: dict[str, Tensor], names: dict[str, str]) -> dict[st
     return {rename(name): value for name, value in entries.items()}
 
 
+def depthwise_parameters(place: Place, channels: int, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """Weight (C, 1, k, k) and bias (C,) of a depthwise convolution that an operator owns."""
+    conv = nn.Conv2d(channels, channels, kernel_size, groups=channels)
+    if place.fan_out:
+        init_convolutions(conv)
+    return conv.weight, conv.get_parameter("bias")
+
+
 class PackedAttention(nn.Module):
     """What attention operators on a packed projection share: heads and a local branch.
 
@@ -86,9 +99,9 @@ class PackedAttention(nn.Module):
         self.prefix_tokens = place.prefix_tokens
         self.local_weight = self.local_bias = None
         if local_kernel:
-            # PyTorch initialises a convolution's parameters; the operator owns them.
-            conv = nn.Conv2d(place.dim, place.dim, local_kernel, groups=place.dim)
-            self.local_weight, self.local_bias = conv.weight, conv.bias
+            self.local_weight, self.local_bias = depthwise_parameters(
+                place, place.dim, local_kernel
+            )
 
     def init_local(self) -> None:
         """Initialise the local branch as RAVLT's and MAViT's code initialises convolutions."""
@@ -100,12 +113,21 @@ class PackedAttention(nn.Module):
         kernel = 0 if self.local_weight is None else self.local_weight.shape[-1]
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, local_kernel={kernel}"
 
+    def local_filters(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight (C, 1, k, k) and bias (C,) of the local branch, or None if there is none."""
+        return None if self.local_weight is None else (self.local_weight, self.local_bias)
+
     def local_branch(self, value: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The convolution of the values (B, N, heads, D), zero at class tokens, or None."""
-        if self.local_weight is None:
-            return None
+        filters = self.local_filters()
+        return None if filters is None else self.convolve(value, size, *filters)
+
+    def convolve(
+        self, value: Tensor, size: tuple[int, int], weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """A depthwise convolution of the values (B, N, heads, D), zero at class tokens."""
         tokens = value.flatten(2)[:, self.prefix_tokens :].unflatten(1, size)
-        local = depthwise_conv2d(tokens, self.local_weight, self.local_bias).flatten(1, 2)
+        local = depthwise_conv2d(tokens, weight, bias).flatten(1, 2)
         if self.prefix_tokens:
             local = F.pad(local, (0, 0, self.prefix_tokens, 0))
         return local.unflatten(-1, (self.num_heads, -1))

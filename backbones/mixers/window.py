@@ -62,29 +62,44 @@ class WindowAttention(PackedAttention):
         return y.flatten(1, 2)
 
 
-class WindowedMixer(ProjectedMixer):
-    """A `ProjectedMixer` of windows, whose map is padded with zeros before it is projected.
+class PaddedWindows(ProjectedMixer):
+    """Attention within windows between projections, where a map is padded before it is projected.
 
-    Its attention says by `pads(size)` whether a map may be padded, and is called with the
-    projection, the context, and the q, k and v (3 C,) of a padded place, or None for zeros.
+    Args:
+        place: where the mixer stands.
+        attention: as in `ProjectedMixer`; it says by `pads(size)` whether a map may be padded, and
+            takes what stands at padded places.
     """
 
-    # In torch a module has no declared methods.
     attention: Any
+
+    def __init__(self, place: Place, attention: nn.Module) -> None:
+        super().__init__(place, attention)
+        # The projection of zeros after the norm, if `absorb_norm` has changed the projection.
+        self.register_buffer("fused_fill", None, persistent=False)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if not self.attention.pads(context.size):
             return self.out_proj(self.attention(self.in_proj(x), context, None))
-        if type(self.in_proj) is nn.Linear:
-            return self.out_proj(self.attention(self.in_proj(x), context, self.in_proj.bias))
+        if type(self.in_proj) is nn.Linear or self.fused_fill is not None:
+            fill = self.in_proj.bias if self.fused_fill is None else self.fused_fill
+            return self.out_proj(self.attention(self.in_proj(x), context, fill))
         # A module that has taken the layer's place projects a token of zeros besides.
         projection = self.in_proj(F.pad(x, (0, 0, 0, 1)))
         projection, fill = projection[:, :-1], projection[0, -1]
         return self.out_proj(self.attention(projection, context, fill))
 
+    def absorb_norm(self, norm: nn.Module) -> nn.Module:
+        fill = self.in_proj.bias
+        fill = None if fill is None else fill.detach().clone()
+        absorbed = super().absorb_norm(norm)
+        if absorbed is not norm:
+            self.fused_fill = fill
+        return absorbed
+
 
 @register_mixer("window")
-class Window(WindowedMixer):
+class Window(PaddedWindows):
     """Attention within windows, which each odd block of a stage shifts by half a window.
 
     A map is padded with zeros, whose q, k and v are what the projection makes of them. Along a

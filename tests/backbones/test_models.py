@@ -182,6 +182,19 @@ def test_drop_path_grows_linearly():
     assert rates == pytest.approx([0.11 * i / 11 for i in range(12)])
 
 
+def test_initial_weights_of_nalaformer_are_the_authors():
+    """Linear layers have PyTorch's initialisation, convolutions and the classifier do not."""
+    model = timm.create_model("nala_vit_xtiny")
+    block = model.stages[2].blocks[0]
+    for layer in (block.mixer.in_proj, block.mlp.fc1, model.head.projection):
+        bound = layer.in_features**-0.5
+        assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.05)
+        assert layer.bias.any()
+    convolutions = (model.stem[1].conv.weight, block.position2.weight, block.mlp.depthwise.weight)
+    for weight in (*convolutions, block.mixer.attention.local_weight, model.head.fc.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions(nano, dtype):
     x = torch.randn(2, 3, 64, 64)
@@ -327,7 +340,7 @@ def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
     assert torch.equal(other.eval()(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["rala_vit_nano", "mala_vit_nano"])
+@pytest.mark.parametrize("name", ["rala_vit_nano", "mala_vit_nano", "nala_vit_xtiny"])
 def test_a_branch_left_to_the_next_block_changes_nothing(name):
     """Without gradients blocks leave their last branch to the next; a hook sees whole outputs."""
     model = lively(timm.create_model(name, num_classes=5))
@@ -354,7 +367,10 @@ def test_a_branch_left_to_the_next_block_changes_nothing(name):
 TRACED = ("rala_vit_nano", "agent_deit_tiny", "softmax_pvt_tiny", "softmax_swin_tiny")
 
 
-@pytest.mark.parametrize("name", [*TRACED, "softmax_cswin_tiny", "soft_vit_nano"])
+@pytest.mark.parametrize(
+    "name",
+    [*TRACED, "softmax_cswin_tiny", "soft_vit_nano", "softmax_pvtv2_b0", "nala_vit_xtiny"],
+)
 def test_features_through_fx(name):
     """torch.fx traces a model, as timm's create_feature_extractor and torchvision do."""
     model = timm.create_model(name, num_classes=5, img_size=64).eval()

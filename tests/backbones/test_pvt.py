@@ -46,7 +46,8 @@ def test_any_size(name, size):
 MAPS_ONLY = {
     "care",
     "cross_window",
-    "grouped_window",
+    "large_kernel",
+    "local_window",
     "softmax_free",
     "spatial_reduction",
     "window",

@@ -7,6 +7,7 @@ matters; the name of a second reference adds a hyphen and its subject.
 """
 
 import json
+import math
 from copy import deepcopy
 from pathlib import Path
 
@@ -53,14 +54,17 @@ def run(model, manifest, case):
     dtype = next(model.parameters()).dtype
     image = torch.from_numpy(fill.image(manifest, case)).to(dtype).requires_grad_()
     count = len(manifest["cases"][case]["features"])
-    # The reference of a plain transformer is its last map, normalised.
-    features, stages = model.forward_intermediates(image, indices=count, norm=count == 1)
+    # The reference of a plain transformer is its last map, normalised unless its note denies it.
+    norm = count == 1 and "before the final norm" not in manifest.get("note", "")
+    features, stages = model.forward_intermediates(image, indices=count, norm=norm)
     return model.forward_head(features), stages, image
 
 
 def test_parameters(reference):
+    """The authors' count, less the weights that their own forward pass never uses."""
     manifest, _, model = reference
-    assert sum(p.numel() for p in model.parameters()) == manifest["parameters"]
+    unused = sum(math.prod(manifest["state"][name]["shape"]) for name in manifest.get("unused", ()))
+    assert sum(p.numel() for p in model.parameters()) == manifest["parameters"] - unused
 
 
 @torch.no_grad()
@@ -100,9 +104,15 @@ def test_gradients(reference):
         model.zero_grad()
         logits.backward(torch.from_numpy(fill.cotangent(case, logits.shape)).to(logits.dtype))
         limit = 1e-6 if exact else 100 * max(1e-6, manifest["cases"][case]["float32_error"])
-        assert error(F.avg_pool2d(image.grad, 8), expected[f"{case}.input_grad"]) < limit, case
+        # Left out where PyTorch gave the authors' code a wrong one: its backward pass of a layer
+        # norm on the CPU mistakes the layout of a single map (1, N, C) that is a transposed view.
+        if (wanted := expected.get(f"{case}.input_grad")) is not None:
+            assert error(F.avg_pool2d(image.grad, 8), wanted) < limit, case
     squares = dict.fromkeys(authors, 0.0)
     for name, parameter in model.named_parameters():
+        # A progressive norm does not use its layer norm in evaluation.
+        if parameter.grad is None:
+            continue
         for tag in tags[name].unique():
             part = parameter.grad.reshape(tags[name].shape)[tags[name] == tag]
             squares[authors[int(tag)]] += part.double().square().sum().item()

@@ -83,7 +83,8 @@ def test_any_size(size):
 MAPS_ONLY = {
     "care",
     "cross_window",
-    "grouped_window",
+    "large_kernel",
+    "local_window",
     "softmax_free",
     "spatial_reduction",
     "window",

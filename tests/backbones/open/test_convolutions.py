@@ -57,6 +57,7 @@ def test_convolutions_heed_their_own_attributes(name, attribute, change):
         shape = {
             "stride": part.stride,
             "padding": part.padding,
+            "dilation": part.dilation,
             "groups": part.groups,
             "bias": part.bias is not None,
         }

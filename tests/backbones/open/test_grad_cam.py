@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from linsight.backbones.blocks import PostNormBlock
 from linsight.backbones.skeletons.care import CareBlock
+from linsight.backbones.skeletons.van import VANBlock
 
 from ..conftest import lively
 from .models import FAMILIES, create, images
@@ -25,8 +26,8 @@ def grad_cam_target(model: nn.Module, where: str) -> nn.Module:
         return last if hasattr(model, "stages") else last[-2]
     block = (last.blocks if hasattr(model, "stages") else last)[-1]
     # The norms of a post-norm block give the residual sum besides, which is no map to draw, and
-    # CARE's norm takes and gives channels first.
-    return block.mlp if isinstance(block, (PostNormBlock, CareBlock)) else block.norm1
+    # those of CARE's and VAN's blocks give channels first.
+    return block.mlp if isinstance(block, (PostNormBlock, CareBlock, VANBlock)) else block.norm1
 
 
 @pytest.mark.parametrize("where", ["stage", "layer"])

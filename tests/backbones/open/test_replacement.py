@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linsight.backbones.norms import RepBN
+
 from .models import FAMILIES, calls, distance, give, images, leaves, little, of_type, put
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, RepBN)
 # Classes are compared by name, because timm has its own versions of some of PyTorch's.
 ACTIVATIONS = {"GELU", "GELUTanh", "ReLU", "SiLU", "Swish", "Hardswish", "HardSwish", "Tanh", "ELU"}
 
@@ -44,9 +46,9 @@ def convolution_like(conv: nn.Conv2d) -> nn.Conv2d:
         conv.out_channels,
         conv.kernel_size,
         stride=conv.stride,
-        # A dilation of two needs twice the padding for as many outputs.
+        # Twice the dilation needs twice the padding for as many outputs.
         padding=tuple(2 * side for side in conv.padding) if wide else conv.padding,
-        dilation=2 if wide else 1,
+        dilation=tuple(2 * step for step in conv.dilation) if wide else 1,
         groups=conv.groups,
         padding_mode="circular" if any(conv.padding) and not wide else "zeros",
         dtype=torch.float64,
@@ -125,7 +127,8 @@ def test_another_module_computes_in_the_place_of_a_leaf(name):
     that each one has an effect is shown by the poison.
     """
     # Windows that divide the map: no hook can tell what stands at the places of a padded one.
-    options = {"window": {"window_size": 4}, "grouped_window": {"window_size": 1}}
+    divisors = {"window_size": (4, 4, 2, 1)}
+    options = dict.fromkeys(("window", "local_window"), divisors)
     model, x = little(name, mixer_options=options), images()
     plain = model(x)
     faults = {leaf: "does not run" for leaf, times in calls(model, x).items() if times != 1}

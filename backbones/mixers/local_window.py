@@ -1,4 +1,4 @@
-"""Locally-grouped attention of Twins (arXiv:2104.13840, NeurIPS 2021)."""
+"""Attention within windows that lie side by side, without positions (L2ViT, arXiv:2501.16182)."""
 
 from timm.layers import is_exporting
 from torch import Tensor
@@ -7,15 +7,15 @@ from ...kernels.window_attention import window_attention
 from ..context import Context, Place
 from .base import refuse_prefix_tokens, register_mixer
 from .projected import PackedAttention
-from .window import WindowedMixer
+from .window import PaddedWindows
 
 
-class GroupedWindowAttention(PackedAttention):
-    """softmax(D^-0.5 q k^T) v within windows, which are not shifted and have no position biases.
+class LocalWindowAttention(PackedAttention):
+    """softmax(D^-0.5 q k^T) v within windows.
 
     Args:
         place: where the mixer stands.
-        window_size: side of the windows, in tokens.
+        window_size: side w of the windows, in tokens.
     """
 
     def __init__(self, place: Place, window_size: int) -> None:
@@ -37,16 +37,16 @@ class GroupedWindowAttention(PackedAttention):
         return y.flatten(1, 2)
 
 
-@register_mixer("grouped_window")
-class GroupedWindow(WindowedMixer):
-    """Attention within windows of a fixed size.
+@register_mixer("local_window")
+class LocalWindow(PaddedWindows):
+    """Attention within windows that are never shifted and have no table of positions.
 
-    A map is padded with zeros at the bottom and right, whose q, k and v are what the projection
-    makes of them, and which the tokens of their windows see.
+    A map is padded at its bottom and right with zeros, whose q, k and v are what the projection
+    makes of them, and which the other tokens see; a map smaller than a window as well.
 
     Args:
         place: where the mixer stands.
-        window_size: side of the windows, in tokens.
+        window_size: side w of the windows, in tokens.
 
     Raises:
         ValueError: if there are class tokens, which lie in no window.
@@ -54,4 +54,4 @@ class GroupedWindow(WindowedMixer):
 
     def __init__(self, place: Place, *, window_size: int = 7) -> None:
         refuse_prefix_tokens(place, "windows hold the tokens of a map")
-        super().__init__(place, GroupedWindowAttention(place, window_size))
+        super().__init__(place, LocalWindowAttention(place, window_size))
