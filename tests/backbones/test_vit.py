@@ -84,7 +84,6 @@ MAPS_ONLY = {
     "care",
     "cross_window",
     "factorized",
-    "grouped_window",
     "large_kernel",
     "local_window",
     "mhla",
