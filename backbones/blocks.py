@@ -11,7 +11,7 @@ from typing import Any
 
 import timm.layers.mlp
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, GluMlp, Mlp
 from torch import Tensor, nn
 
 from ..kernels.runtime.private import has_forward_hooks
@@ -24,7 +24,7 @@ from .layers import (
     add_and_norm,
     add_residual,
 )
-from .norms import LayerNorm, NormLayer, resolve_norm_layer
+from .norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
 
 # A class, a partial of one, or a name; called as timm's MLPs are.
 MlpLayer = str | Callable[..., nn.Module]
@@ -139,7 +139,23 @@ class Block(nn.Module):
         return self
 
 
-class TransformerBlock(Block):
+class PreNormBlock(Block):
+    """A block whose norms stand before its mixer and before its feed-forward network alone."""
+
+    norm1: nn.Module
+    norm2: nn.Module
+
+    def fuse(self) -> nn.Module:
+        """This block, with its layer scales and constant norms multiplied into linear layers."""
+        absorb_norm = getattr(self.mixer, "absorb_norm", None)
+        if absorb_norm is not None:
+            self.norm1 = absorb_norm(self.norm1)
+        if isinstance(self.mlp, (Mlp, GluMlp, ConvMlp)):
+            self.norm2 = fold_into_linear(self.norm2, self.mlp.fc1)
+        return super().fuse()
+
+
+class TransformerBlock(PreNormBlock):
     """Pre-norm residual block: x <- x + mixer(norm1(x)); x <- x + mlp(norm2(x)).
 
     Args:
@@ -224,7 +240,7 @@ class PostNormBlock(Block):
         return add_and_norm(self.norm2, x, branch, self.gamma2)[1]
 
 
-class PositionBlock(Block):
+class PositionBlock(PreNormBlock):
     """The block of RAVLT and MAViT: conditional positions, mixer, network with a convolution.
 
     x <- x + depthwise(x); x <- x + gamma1 mixer(norm1(x)); x <- x + gamma2 mlp(norm2(x)).
@@ -336,7 +352,7 @@ BLOCKS: dict[str, type[nn.Module]] = {
 
 # A class, a partial of one, or a key of `BLOCKS`.
 BlockLayer = str | Callable[..., nn.Module]
-# One block for all depths; one per stage; or, within a stage, one per depth.
+# One block for all depths; one per stage; within a stage, one per depth; or an `Alternate`.
 BlockLayers = BlockLayer | Sequence[BlockLayer | Sequence[BlockLayer]]
 
 
@@ -354,18 +370,24 @@ def resolve_block(block: BlockLayer) -> Callable[..., nn.Module]:
     return BLOCKS[block]
 
 
+class Alternate(tuple):
+    """Choices that the blocks of every stage take in turn, beginning with the first."""
+
+
 def choices_by_depth(name: str, choice: Any, depths: Sequence[int]) -> list[list[Any]]:
     """The choice for every depth of every stage.
 
     Args:
         name: the argument's name, for messages.
-        choice: one choice for all depths, or a sequence with one per stage, each of which may
-            itself be a sequence with one per depth.
+        choice: one choice for all depths, an `Alternate`, or a sequence with one per stage, each
+            of which may itself be a sequence with one per depth.
         depths: the number of blocks of each stage.
 
     Raises:
         ValueError: if there are not as many choices as stages, or as depths in a stage.
     """
+    if isinstance(choice, Alternate):
+        return [[choice[j % len(choice)] for j in range(depth)] for depth in depths]
     single = not isinstance(choice, (tuple, list))
     stages = [choice] * len(depths) if single else list(choice)
     if len(stages) != len(depths):

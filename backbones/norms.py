@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import get_norm_layer
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from ..kernels.batch_norm import batch_norm
 from ..kernels.layer_norm import add_layer_norm, layer_norm
+from ..kernels.scaled_add import scaled_add
 
 # A class, a partial of one, or a name; called with the number of channels.
 NormLayer = str | Callable[..., nn.Module]
@@ -44,7 +45,97 @@ class LayerNorm(nn.LayerNorm):
 register_notrace_module(LayerNorm)
 
 
-class PRepBN(nn.Module):
+# The authors' names of the parts of a norm.
+AUTHORS_NAMES = {
+    "norm1.weight": "layer_weight",
+    "norm1.bias": "layer_bias",
+    "bn.weight": "batch_weight",
+    "bn.bias": "batch_bias",
+    "bn.running_mean": "running_mean",
+    "bn.running_var": "running_var",
+}
+
+
+class RepBN(nn.Module):
+    """Re-parameterised batch normalisation (SLAB, arXiv:2405.11582, eq. 5).
+
+    BatchNorm(x) + alpha * x, with one learned scalar alpha. In evaluation it is an affine map per
+    channel, which `fuse()` of the layers around it merges into a linear layer or a convolution.
+
+    Args:
+        channels: C.
+        batch_eps: added to the variance of the batch norm.
+        momentum: weight of a batch's statistics in the running ones.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, batch_eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.num_features = channels
+        self.batch_eps, self.momentum = batch_eps, momentum
+        self.batch_weight = nn.Parameter(torch.ones(channels))
+        self.batch_bias = nn.Parameter(torch.zeros(channels))
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, batch_eps={self.batch_eps}, momentum={self.momentum}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        if self.training:
+            batch = self.batch_norm(x, self.batch_weight, self.batch_bias)
+            return scaled_add(batch, x, self.alpha.expand(x.shape[-1]))
+        # alpha * x is a part of what the batch norm computes with other weights.
+        deviation = (self.running_var + self.batch_eps).sqrt()
+        weight = self.batch_weight + self.alpha * deviation
+        bias = self.batch_bias + self.alpha * self.running_mean
+        return self.batch_norm(x, weight, bias)
+
+    def batch_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The batch norm of x (..., C) with the given weights; training moves its statistics."""
+        image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+        y = batch_norm(
+            image,
+            weight,
+            bias,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.batch_eps,
+        )
+        return y.permute(0, 2, 3, 1).reshape(x.shape)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,) that the norm applies in evaluation."""
+        with torch.no_grad():
+            scale = self.batch_weight * (self.running_var + self.batch_eps).rsqrt()
+            return scale + self.alpha, self.batch_bias - self.running_mean * scale
+
+    def fuse(self) -> nn.Module:
+        """The affine map that this norm is in evaluation, where no other layer can take it in."""
+        return ChannelAffine(*self.affine())
+
+    def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of this norm in the authors' files, or in this library's.
+
+        The authors' norm has `alpha` and `bn`; their progressive norm has a layer norm `norm1`,
+        which is not used in evaluation, beside these two in `norm2`. What this norm does not
+        have, such as the numbers of passes that their code counts, is left out.
+        """
+        names = (name.removeprefix("norm2.") for name in entries)
+        names = (AUTHORS_NAMES.get(name, name) for name in names)
+        own = self.state_dict()
+        return {
+            name: value for name, value in zip(names, entries.values(), strict=True) if name in own
+        }
+
+
+class PRepBN(RepBN):
     """Progressive re-parameterised batch normalisation (SLAB, arXiv:2405.11582, eqs. 4 and 5).
 
     lambda * LayerNorm(x) + (1 - lambda) * (BatchNorm(x) + alpha * x), with lambda = 1 - progress
@@ -59,22 +150,15 @@ class PRepBN(nn.Module):
         momentum: weight of a batch's statistics in the running ones.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
     progress: Tensor
 
     def __init__(
         self, channels: int, eps: float = 1e-6, batch_eps: float = 1e-5, momentum: float = 0.1
     ) -> None:
-        super().__init__()
-        self.eps, self.batch_eps, self.momentum = eps, batch_eps, momentum
+        super().__init__(channels, batch_eps, momentum)
+        self.eps = eps
         self.layer_weight = nn.Parameter(torch.ones(channels))
         self.layer_bias = nn.Parameter(torch.zeros(channels))
-        self.batch_weight = nn.Parameter(torch.ones(channels))
-        self.batch_bias = nn.Parameter(torch.zeros(channels))
-        self.alpha = nn.Parameter(torch.ones(1))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("progress", torch.zeros(()))
 
     def set_progress(self, progress: float) -> None:
@@ -89,22 +173,84 @@ class PRepBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C)."""
-        batch = F.batch_norm(
-            x.reshape(-1, x.shape[-1]),
-            self.running_mean,
-            self.running_var,
-            self.batch_weight,
-            self.batch_bias,
-            self.training,
-            self.momentum,
-            self.batch_eps,
-        ).view(x.shape)
-        batch = batch + self.alpha.to(x.dtype) * x
         if not self.training:
-            return batch
-        layer = F.layer_norm(x, x.shape[-1:], self.layer_weight, self.layer_bias, self.eps)
-        mixed = torch.lerp(layer, batch.to(layer.dtype), self.progress.to(layer.dtype))
-        return mixed.to(x.dtype)
+            return super().forward(x)
+        # The shares multiply the weights, which are smaller than what they make.
+        share = 1 - self.progress
+        layer = layer_norm(x, share * self.layer_weight, share * self.layer_bias, eps=self.eps)
+        weight, bias = self.progress * self.batch_weight, self.progress * self.batch_bias
+        mixed = layer + self.batch_norm(x, weight, bias)
+        return scaled_add(mixed, x, (self.progress * self.alpha).expand(x.shape[-1]))
+
+    def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `RepBN`. In the authors' files the layer norm has faded out, or does not exist."""
+        entries = super().convert_checkpoint(entries)
+        if not entries or "progress" in entries:
+            return entries
+        return {
+            "layer_weight": torch.ones_like(self.layer_weight),
+            "layer_bias": torch.zeros_like(self.layer_bias),
+            "progress": torch.ones_like(self.progress),
+            **entries,
+        }
+
+
+class ChannelAffine(nn.Module):
+    """scale * x + shift per channel: a norm in evaluation, its constants computed once.
+
+    Args:
+        scale, shift: (C,).
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.shift = nn.Parameter(shift, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C), in the dtype of x."""
+        return torch.addcmul(self.shift, x, self.scale).to(x.dtype)
+
+
+# Calls, because as decorators they would hide the classes from type checkers.
+for leaf in (RepBN, PRepBN):
+    register_notrace_module(leaf)
+
+
+def fold_into_linear(norm: nn.Module, layer: nn.Module | None) -> nn.Module:
+    """Multiply a `RepBN`, as it is in evaluation, into the linear layer after it, in place.
+
+    Returns:
+        What takes the norm's place: the identity, or the norm itself if one of the two is of
+        another class.
+    """
+    if not isinstance(norm, RepBN) or type(layer) is not nn.Linear:
+        return norm
+    scale, shift = norm.affine()
+    with torch.no_grad():
+        bias = layer.weight @ shift
+        if layer.bias is None:
+            layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+        else:
+            layer.bias.add_(bias)
+        layer.weight.mul_(scale)
+    return nn.Identity()
+
+
+def fold_into_convolution(norm: nn.Module, conv: nn.Module) -> nn.Module:
+    """Multiply a `RepBN`, as it is in evaluation, into the convolution before it, in place.
+
+    Returns:
+        What takes the norm's place: the identity, or the norm itself if one of the two is of
+        another class.
+    """
+    if not isinstance(norm, RepBN) or not isinstance(conv, nn.Conv2d) or conv.bias is None:
+        return norm
+    scale, shift = norm.affine()
+    with torch.no_grad():
+        conv.weight.mul_(scale[:, None, None, None])
+        conv.bias.mul_(scale).add_(shift)
+    return nn.Identity()
 
 
 def set_training_progress(model: nn.Module, progress: float) -> None:
@@ -120,7 +266,11 @@ def set_training_progress(model: nn.Module, progress: float) -> None:
             set_progress(progress)
 
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": LayerNorm, "prepbn": PRepBN}
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "layernorm": LayerNorm,
+    "prepbn": PRepBN,
+    "repbn": RepBN,
+}
 
 
 def resolve_norm_layer(norm_layer: NormLayer | None, default: Any) -> Callable[..., nn.Module]:

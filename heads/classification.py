@@ -71,7 +71,8 @@ class ImageClassifier(BaseModel):
     It takes images that the data set's transform has normalised, float (B, C, H, W).
 
     Args:
-        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``.
+        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``, and
+            ``checkpoint``, a file of initial weights.
         num_classes: number of classes.
         loss: a loss by its registered name, ``dict(type="BinaryCrossEntropy", ...)``. The default
             is that of timm's training script: cross-entropy with soft targets under Mixup,

@@ -1,4 +1,4 @@
-"""Hooks of a training run: seeds, validation on resuming, the progress bar.
+"""Hooks of a training run: seeds, progressive norms, validation on resuming, the progress bar.
 
 A run counts in epochs or, under mmengine's ``IterBasedTrainLoop``, in iterations.
 """
@@ -27,6 +27,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from ..backbones.norms import set_training_progress
 
 
 def training_progress(runner: Any) -> tuple[str, int, int]:
@@ -65,6 +67,37 @@ class EpochSeedHook(Hook):
             strict=True,
         ):
             seed_generator(int(seed))
+
+
+@HOOKS.register_module()
+class NormProgressHook(Hook):
+    """Move progressive norms from layer to batch normalisation, as SLAB trains them.
+
+    Before each iteration the norms of the model are told the share of the transition that is
+    done; see :func:`linsight.backbones.norms.set_training_progress`. A resumed run continues at
+    its iteration.
+
+    Args:
+        iterations: the length of the transition, after which the norms are batch norms.
+
+    Raises:
+        ValueError: if ``iterations`` is below 1.
+    """
+
+    def __init__(self, iterations: int) -> None:
+        if iterations < 1:
+            raise ValueError(
+                f"iterations is {iterations}, expected at least 1, the length of the transition"
+            )
+        self.iterations = iterations
+        self.told: float | None = None
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        progress = min(1.0, runner.iter / self.iterations)
+        # After the transition nothing changes any more.
+        if progress != self.told:
+            set_training_progress(runner.model, progress)
+            self.told = progress
 
 
 @HOOKS.register_module()

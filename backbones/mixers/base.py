@@ -33,6 +33,17 @@ class TokenMixer(nn.Module):
         """Names within this mixer of parameters, beyond vectors, that weight decay leaves out."""
         return set()
 
+    def absorb_norm(self, norm: nn.Module) -> nn.Module:
+        """Fold the norm of this mixer's input, which is constant in evaluation, into its layers.
+
+        Args:
+            norm: the norm; see `linsight.backbones.norms.fold_into_linear`.
+
+        Returns:
+            What takes the norm's place: the norm itself, where more than linear layers read it.
+        """
+        return norm
+
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's entries of this mixer, under this class's names and in its shapes.
 

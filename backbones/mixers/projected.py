@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ...kernels.depthwise_conv2d import depthwise_conv2d
 from ..context import Context, Place
 from ..layers import init_convolutions
+from ..norms import fold_into_linear
 from .base import TokenMixer
 
 
@@ -30,6 +31,9 @@ class ProjectedMixer(TokenMixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.out_proj(self.attention(self.in_proj(x), context))
+
+    def absorb_norm(self, norm: nn.Module) -> nn.Module:
+        return fold_into_linear(norm, self.in_proj)
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' `qkv` (or `q` and `kv`), `proj` and local branch, renamed."""
@@ -109,11 +113,14 @@ class PackedAttention(nn.Module):
         kernel = 0 if self.local_weight is None else self.local_weight.shape[-1]
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, local_kernel={kernel}"
 
+    def local_filters(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight (C, 1, k, k) and bias (C,) of the local branch, or None if there is none."""
+        return None if self.local_weight is None else (self.local_weight, self.local_bias)
+
     def local_branch(self, value: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The convolution of the values (B, N, heads, D), zero at class tokens, or None."""
-        if self.local_weight is None:
-            return None
-        return self.convolve(value, size, self.local_weight, self.local_bias)
+        filters = self.local_filters()
+        return None if filters is None else self.convolve(value, size, *filters)
 
     def convolve(
         self, value: Tensor, size: tuple[int, int], weight: Tensor, bias: Tensor | None

@@ -1,11 +1,13 @@
 """Spatial-reduction attention of the Pyramid Vision Transformer (arXiv:2102.12122, ICCV 2021)."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..context import Context, Place
 from ..layers import pad_to_multiple
-from ..norms import LayerNorm
+from ..norms import LayerNorm, NormLayer, fold_into_convolution, resolve_norm_layer
 from .base import TokenMixer, refuse_prefix_tokens, register_mixer
 from .projected import rename_entries
 
@@ -22,12 +24,16 @@ class SpatialReduction(TokenMixer):
     Args:
         place: where the mixer stands.
         reduction: R, at least 2 (without reduction it is the mixer 'softmax').
+        norm_layer: what stands in the place of the layer norm: a class, a partial of one or a
+            name, or None for none other.
 
     Raises:
         ValueError: if `reduction` is below 2, or if there are class tokens, which are in no map.
     """
 
-    def __init__(self, place: Place, *, reduction: int = 2) -> None:
+    def __init__(
+        self, place: Place, *, reduction: int = 2, norm_layer: NormLayer | None = None
+    ) -> None:
         super().__init__()
         if reduction < 2:
             raise ValueError(
@@ -38,7 +44,7 @@ class SpatialReduction(TokenMixer):
         self.num_heads = place.num_heads
         self.query = nn.Linear(dim, dim)
         self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction)
-        self.norm = LayerNorm(dim, eps=1e-5)
+        self.norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=1e-5))(dim)
         self.key_value = nn.Linear(dim, 2 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
@@ -54,6 +60,11 @@ class SpatialReduction(TokenMixer):
         )
         y = F.scaled_dot_product_attention(query, key, value)
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def fuse(self) -> nn.Module:
+        """This mixer, whose convolution has taken in the norm, if that is constant."""
+        self.norm = fold_into_convolution(self.norm, self.reduce)
+        return self
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' `q`, `kv`, `sr` and `proj`, renamed."""

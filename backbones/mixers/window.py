@@ -1,6 +1,7 @@
 """Attention within shifted windows (Swin; arXiv:2103.14030, ICCV 2021)."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +62,44 @@ class WindowAttention(PackedAttention):
         return y.flatten(1, 2)
 
 
+class PaddedWindows(ProjectedMixer):
+    """Attention within windows between projections, where a map is padded before it is projected.
+
+    Args:
+        place: where the mixer stands.
+        attention: as in `ProjectedMixer`; it says by `pads(size)` whether a map may be padded, and
+            takes what stands at padded places.
+    """
+
+    attention: Any
+
+    def __init__(self, place: Place, attention: nn.Module) -> None:
+        super().__init__(place, attention)
+        # The projection of zeros after the norm, if `absorb_norm` has changed the projection.
+        self.register_buffer("fused_fill", None, persistent=False)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        if not self.attention.pads(context.size):
+            return self.out_proj(self.attention(self.in_proj(x), context, None))
+        if type(self.in_proj) is nn.Linear or self.fused_fill is not None:
+            fill = self.in_proj.bias if self.fused_fill is None else self.fused_fill
+            return self.out_proj(self.attention(self.in_proj(x), context, fill))
+        # A module that has taken the layer's place projects a token of zeros besides.
+        projection = self.in_proj(F.pad(x, (0, 0, 0, 1)))
+        projection, fill = projection[:, :-1], projection[0, -1]
+        return self.out_proj(self.attention(projection, context, fill))
+
+    def absorb_norm(self, norm: nn.Module) -> nn.Module:
+        fill = self.in_proj.bias
+        fill = None if fill is None else fill.detach().clone()
+        absorbed = super().absorb_norm(norm)
+        if absorbed is not norm:
+            self.fused_fill = fill
+        return absorbed
+
+
 @register_mixer("window")
-class Window(ProjectedMixer):
+class Window(PaddedWindows):
     """Attention within windows, which each odd block of a stage shifts by half a window.
 
     A map is padded with zeros, whose q, k and v are what the projection makes of them. Along a
@@ -83,16 +120,6 @@ class Window(ProjectedMixer):
     def __init__(self, place: Place, *, window_size: int = 7, padding: Padding = "end") -> None:
         refuse_prefix_tokens(place, "windows hold the tokens of a map")
         super().__init__(place, WindowAttention(place, window_size, padding))
-
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        if not self.attention.pads(context.size):
-            return self.out_proj(self.attention(self.in_proj(x), context, None))
-        if type(self.in_proj) is nn.Linear:
-            return self.out_proj(self.attention(self.in_proj(x), context, self.in_proj.bias))
-        # A module that has taken the layer's place projects a token of zeros besides.
-        projection = self.in_proj(F.pad(x, (0, 0, 0, 1)))
-        projection, fill = projection[:, :-1], projection[0, -1]
-        return self.out_proj(self.attention(projection, context, fill))
 
     def no_weight_decay(self) -> set[str]:
         """The table, which is a matrix but does not multiply tokens."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import check_model, convert_mixers, unwrap
 from ..layers import Conv2d
+from ..norms import fold_into_convolution
 from .swin import SwinTransformer
 
 
@@ -26,6 +27,11 @@ class ConvMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+    def fuse(self) -> nn.Module:
+        """This layer, whose convolution has taken in the norm, if that is constant."""
+        self.norm = fold_into_convolution(self.norm, self.conv)
+        return self
 
 
 class CSwinTransformer(SwinTransformer):

@@ -15,7 +15,7 @@ from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..layers import PatchEmbed, init_linear_layers, pad_to_multiple
 from ..mixers import MixerNames, MixerOptions, TokenMixer
-from ..norms import LayerNorm, NormLayer, resolve_norm_layer
+from ..norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
 from .base import (
     Head,
     HierarchicalVisionTransformer,
@@ -49,6 +49,11 @@ class PatchMerging(nn.Module):
         x = pad_to_multiple(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
         return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+
+    def fuse(self) -> nn.Module:
+        """This layer, whose projection has taken in the norm, if that is constant."""
+        self.norm = fold_into_linear(self.norm, self.reduction)
+        return self
 
 
 class SwinTransformer(HierarchicalVisionTransformer):
@@ -154,9 +159,9 @@ def checkpoint_filter_fn(
         CheckpointError: if it is the checkpoint of another model.
     """
     state_dict = dict(unwrap(state_dict))
-    if "layers.0.blocks.0.norm1.weight" in state_dict:
+    if "layers.0.blocks.0.mlp.fc1.weight" in state_dict:
         # The authors end a stage with the merging that begins the next one in timm, and here.
-        late = "layers.0.downsample.norm.weight" in state_dict
+        late = "layers.0.downsample.reduction.weight" in state_dict
         state_dict = {
             _our_name(name, late): value
             for name, value in state_dict.items()

@@ -1,7 +1,7 @@
 """The plain Vision Transformer (arXiv:2010.11929) as DeiT trains it (arXiv:2012.12877)."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import global_pool_nlc, trunc_normal_
@@ -21,11 +21,12 @@ from ..layers import (
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
+from ..unused import depend_on
 from .base import VisionModel, add_tokens, build_blocks, image_size, init_tokens, run_block
 
 
 class VisionTransformer(VisionModel):
-    """Patches, a class token, blocks of one width, a norm and a linear head.
+    """Patches, perhaps a class token, blocks of one width, a norm and a linear head.
 
     Args:
         img_size: side (or height and width) of the images whose position embedding is learned;
@@ -33,7 +34,8 @@ class VisionTransformer(VisionModel):
             padded with zeros at the bottom and right.
         in_chans: channels of the images.
         num_classes: classes; 0 for no classifier.
-        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for no pooling.
+        global_pool: 'token' (the class token), 'avg', 'max', 'avgmax', or '' for no pooling; by
+            default 'token' if the model has a class token, else 'avg'.
         embed_dim, depth, num_heads: width, number of blocks, heads.
         mixer: name of the token mixer (`linsight.backbones.mixers`), or a sequence with one name
             per block.
@@ -42,25 +44,26 @@ class VisionTransformer(VisionModel):
             sequence with one per depth.
         norm_layer, act_layer, mlp_layer: a class, a partial of one or a name, or None for the
             authors' own.
+        class_token: whether a class token stands in front of the patches; or 'unused' for one that
+            the model holds, because its authors' does, and that no output depends on.
         patch_size: side of the patches in pixels.
         mlp_ratio: hidden width of the feed-forward network over its width.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
     Raises:
-        ValueError: for an unknown mixer, block, layer or pooling, or a mixer that takes no class
-            token.
+        ValueError: for an unknown mixer, block, layer or pooling, a mixer that takes no class
+            token in a model with one, or the pooling 'token' in a model without.
     """
 
     output_fmt = "NLC"
-    num_prefix_tokens = 1
 
     def __init__(
         self,
         img_size: int | tuple[int, int] | None = None,
         in_chans: int = 3,
         num_classes: int = 1000,
-        global_pool: str = "token",
+        global_pool: str | None = None,
         *,
         embed_dim: int,
         depth: int = 12,
@@ -71,6 +74,7 @@ class VisionTransformer(VisionModel):
         norm_layer: NormLayer | None = None,
         act_layer: ActLayer | None = None,
         mlp_layer: MlpLayer | None = None,
+        class_token: bool | Literal["unused"] = True,
         patch_size: int = 16,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
@@ -82,10 +86,12 @@ class VisionTransformer(VisionModel):
         self.num_features = self.embed_dim = self.head_hidden_size = embed_dim
         height, width = image_size(img_size)
         self.size = (-(-height // patch_size), -(-width // patch_size))
+        self.num_prefix_tokens = prefix = int(class_token is True)
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.size[0] * self.size[1], embed_dim))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
+        tokens = prefix + self.size[0] * self.size[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim))
         layers = {
             "mlp_ratio": mlp_ratio,
             "norm_layer": norm_layer,
@@ -103,7 +109,7 @@ class VisionTransformer(VisionModel):
             block=_of_one_stage(block),
             drop_path_rate=drop_path_rate,
             options=lambda _: layers,
-            prefix_tokens=(1,),
+            prefix_tokens=(prefix,),
         )
         self.blocks = nn.ModuleList(blocks)
         self.feature_info = [
@@ -113,11 +119,16 @@ class VisionTransformer(VisionModel):
         self.norm = resolve_norm_layer(norm_layer, LayerNorm)(embed_dim)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = make_classifier(embed_dim, num_classes)
-        self._set_pool(global_pool)
+        self._set_pool(global_pool if global_pool is not None else "token" if prefix else "avg")
         init_linear_layers(self, skip=TokenMixer)
         init_tokens(self, partial(trunc_normal_, std=0.02))
 
     def _set_pool(self, global_pool: str) -> None:
+        if global_pool == "token" and not self.num_prefix_tokens:
+            raise ValueError(
+                "global_pool is 'token', but the model has no class token: take 'avg', 'max' or "
+                "'avgmax', or class_token=True"
+            )
         self.global_pool = check_token_pool(global_pool)
 
     def no_weight_decay(self) -> set[str]:
@@ -144,14 +155,17 @@ class VisionTransformer(VisionModel):
         if global_pool is not None:
             self._set_pool(global_pool)
         self.num_classes = num_classes
-        self.head = make_classifier(self.embed_dim, num_classes, self.cls_token)
+        self.head = make_classifier(self.embed_dim, num_classes, self.pos_embed)
         self.head.train(self.training)  # new modules start in training mode
 
     def forward_tokens(self, x: Tensor) -> tuple[Tensor, Context]:
-        """Images to the first block's tokens (B, 1 + H * W, C), and their context."""
+        """Images to the first block's tokens (B, P + H * W, C), and their context."""
         announce_pass(self, x)
         x = self.patch_embed(x)
-        return add_tokens(x, self.cls_token, self.pos_embed, self.size, "bicubic")
+        token, position = self.cls_token, self.pos_embed
+        if token is not None and not self.num_prefix_tokens:
+            token, position = None, depend_on(position, token)
+        return add_tokens(x, token, position, self.size, "bicubic")
 
     def forward_intermediates(
         self,
@@ -168,7 +182,7 @@ class VisionTransformer(VisionModel):
         Args:
             x: images (B, in_chans, H, W).
             indices: which blocks: the last n for an integer, all for None.
-            return_prefix_tokens: return each output in a pair with the class token (B, 1, C).
+            return_prefix_tokens: return each output in a pair with the class token (B, P, C).
             norm: apply the final norm to every one of them.
             stop_early: do not compute the blocks after the last one in `indices`.
             output_fmt: 'NCHW' for maps or 'NLC' for tokens, of the intermediates.
@@ -186,7 +200,7 @@ class VisionTransformer(VisionModel):
             x = run_block(block, x, context, self.grad_checkpointing)
             if i in take:
                 y = self.norm(x) if norm else x
-                prefix, y = y[:, :1], y[:, 1:]
+                prefix, y = y[:, : self.num_prefix_tokens], y[:, self.num_prefix_tokens :]
                 if output_fmt == "NCHW":
                     y = y.unflatten(1, context.size).permute(0, 3, 1, 2)
                 intermediates.append((y, prefix) if return_prefix_tokens else y)
@@ -205,7 +219,7 @@ class VisionTransformer(VisionModel):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, 1 + H * W, C), the class token first."""
+        """Normalised tokens (B, P + H * W, C), the class token, if there is one, first."""
         x, context = self.forward_tokens(x)
         for block in self.blocks:
             x = run_block(block, x, context, self.grad_checkpointing)
@@ -213,7 +227,8 @@ class VisionTransformer(VisionModel):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) from tokens; (B, C) if `pre_logits`."""
-        x = self.head_drop(global_pool_nlc(x, self.global_pool, num_prefix_tokens=1))
+        pooled = global_pool_nlc(x, self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
+        x = self.head_drop(pooled)
         return x if pre_logits else self.head(x)
 
 

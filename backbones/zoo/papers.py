@@ -1,5 +1,7 @@
 """What the zoo's models were published in."""
 
+from dataclasses import replace
+
 from ..registry import Paper
 
 RALA = Paper(
@@ -290,4 +292,166 @@ CSWIN = Paper(
     computes="softmax attention within stripes, vertical for half of the heads, horizontal for "
     "the other; over all tokens in the last stage",
     limits="stripes are as long as the image, so that cost grows faster than the pixels",
+)
+
+L2VIT = Paper(
+    name="L2ViT",
+    arxiv="2501.16182",
+    title="The Linear Attention Resurrection in Vision Transformer",
+    authors=("Zheng, Chuanyang",),
+    venue="arXiv",
+    year=2025,
+    journal=True,
+    origin="https://github.com/ChuanyangZheng/L2ViT",
+    license="mit",
+    computes="softmax attention within windows of 7 x 7 tokens in even blocks, linear attention "
+    "over all tokens and a local concentration by 7 x 7 convolutions in odd ones",
+    limits="the normaliser of the linear attention has a floor of 100, an absolute number, which "
+    "acts on fewer tokens the larger the image is",
+)
+
+VAN = Paper(
+    name="VAN",
+    arxiv="2202.09741",
+    title="Visual Attention Network",
+    authors=(
+        "Guo, Meng-Hao",
+        "Lu, Cheng-Ze",
+        "Liu, Zheng-Ning",
+        "Cheng, Ming-Ming",
+        "Hu, Shi-Min",
+    ),
+    venue="Computational Visual Media",
+    year=2023,
+    journal=True,
+    origin="https://github.com/Visual-Attention-Network/VAN-Classification",
+    license="apache-2.0",
+    computes="a product of each token with what depthwise convolutions of 5 x 5 and, dilated, of "
+    "7 x 7 tokens make of its neighbourhood; no softmax and no heads",
+    limits="a block sees 23 x 23 tokens, and what is farther away only through other blocks; the "
+    "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known",
+)
+
+SLAB = Paper(
+    name="SLAB",
+    arxiv="2405.11582",
+    title="SLAB: Efficient Transformers with Simplified Linear Attention and Progressive "
+    "Re-parameterized Batch Normalization",
+    authors=(
+        "Guo, Jialong",
+        "Chen, Xinghao",
+        "Tang, Yehui",
+        "Wang, Yunhe",
+    ),
+    venue="ICML",
+    year=2024,
+    origin="https://github.com/xinghaochen/SLAB",
+    license=None,
+    computes="linear attention of rectified queries and keys, with a convolution of the values, "
+    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, Swin's and "
+    "CSwin's bodies",
+    limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
+    "and CSwin bodies keep their body's softmax attention; `reparameterize_model` merges the norms "
+    "into their neighbours, without which evaluation gains little; training needs the hook "
+    "`NormProgressHook`, or calls of `set_training_progress`",
+)
+
+PREPBN = replace(
+    SLAB,
+    name="PRepBN",
+    computes="softmax attention, and batch norms that training reaches from layer norms; in "
+    "DeiT's, PVT's and Swin's bodies",
+    limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
+    "have the batch norm from the beginning, as their authors' code does",
+)
+
+CARE = Paper(
+    name="CARE",
+    arxiv="2411.16170",
+    title="CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual "
+    "Interaction",
+    authors=(
+        "Zhou, Yuan",
+        "Xu, Qingshan",
+        "Cui, Jiequan",
+        "Zhou, Junbao",
+        "Zhang, Jing",
+        "Hong, Richang",
+        "Zhang, Hanwang",
+    ),
+    venue="CVPR",
+    year=2025,
+    origin="https://github.com/zhouyuan888888/CARE-Transformer",
+    license=None,
+    computes="in stages 3 and 4, linear attention on a quarter of the channels and depthwise "
+    "convolutions on two others, which networks with convolutions then mix with the last; in "
+    "stages 1 and 2, long convolutions in the attention's place",
+    limits="made for phones and narrow: in the first two stages a token sees 11 rows and columns; "
+    "batch norms everywhere, which small batches train badly; trained with a teacher",
+)
+
+FLOWFORMER = Paper(
+    name="Flowformer",
+    arxiv="2202.06258",
+    title="Flowformer: Linearizing Transformers with Conservation Flows",
+    authors=(
+        "Wu, Haixu",
+        "Wu, Jialong",
+        "Xu, Jiehui",
+        "Wang, Jianmin",
+        "Long, Mingsheng",
+    ),
+    venue="ICML",
+    year=2022,
+    origin="https://github.com/thuml/Flowformer",
+    license="mit",
+    computes="linear attention between sigmoids of queries and keys, in which keys compete by a "
+    "softmax of what they give out when each query takes in one unit, in all four stages",
+    limits="narrow heads (8 channels in the first stage); one position embedding, learned at "
+    "224 px and interpolated; no results on detection or segmentation",
+)
+
+TWINS = Paper(
+    name="Twins",
+    arxiv="2104.13840",
+    title="Twins: Revisiting the Design of Spatial Attention in Vision Transformers",
+    authors=(
+        "Chu, Xiangxiang",
+        "Tian, Zhi",
+        "Wang, Yuqing",
+        "Zhang, Bo",
+        "Ren, Haibing",
+        "Wei, Xiaolin",
+        "Xia, Huaxia",
+        "Shen, Chunhua",
+    ),
+    venue="NeurIPS",
+    year=2021,
+    origin="https://github.com/Meituan-AutoML/Twins",
+    license="apache-2.0",
+    computes="softmax attention within windows of 7 x 7 tokens, and in every odd block to keys and "
+    "values of a map that a strided convolution has made smaller; convolutions tell positions",
+    limits="the reduction is a fixed factor: cost grows with the square of the pixels",
+)
+
+ECOFORMER = Paper(
+    name="EcoFormer",
+    arxiv="2209.09004",
+    title="EcoFormer: Energy-Saving Attention with Linear Complexity",
+    authors=(
+        "Liu, Jing",
+        "Pan, Zizheng",
+        "He, Haoyu",
+        "Cai, Jianfei",
+        "Zhuang, Bohan",
+    ),
+    venue="NeurIPS",
+    year=2022,
+    origin="https://github.com/ziplab/EcoFormer",
+    license="apache-2.0",
+    computes="linear attention between binary codes of 16 bits that queries and keys share "
+    "(stages 1 to 3); softmax attention over all tokens (4); in PVTv2's and Twins' bodies",
+    limits="for inference and fine-tuning of released weights: the hash functions are constants "
+    "that come with them; its additions save energy on other hardware than GPUs; a sign is exact "
+    "nowhere near zero, so that precisions differ in some bits",
 )

@@ -15,6 +15,9 @@ def lively(model: nn.Module) -> nn.Module:
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
                 tensor.uniform_(0.8, 1.2)
+            elif name.endswith((".alpha", ".batch_weight")):
+                # Batch norms do not scale what grows from block to block.
+                tensor.uniform_(0.2, 0.4)
             elif tensor.ndim >= 2 and "gamma" not in name:
                 tensor.normal_(std=tensor[0].numel() ** -0.5)
             elif tensor.is_floating_point():

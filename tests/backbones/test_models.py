@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import create_feature_extractor, get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import get_graph_node_names
 
 from linsight.backbones import ZOO
 from linsight.backbones.layers import BatchNormAct2d, ConvNormAct, synchronize_batch_norms
 from linsight.backbones.mixers import MIXERS
+from linsight.kernels import force
 
 from .conftest import lively
 
@@ -41,6 +43,40 @@ def test_nano_is_small(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     assert sum(p.numel() for p in model.parameters()) <= 2_000_000
+
+
+ALL_LINEAR = [name for name in ZOO if name.endswith("_linear")]
+
+
+@pytest.mark.parametrize("name", ALL_LINEAR)
+def test_an_all_linear_model_costs_with_its_pixels(name):
+    """So many times the pixels are as many times the operations, without the classifier's."""
+    costs = []
+    with torch.device("meta"), force("triton"):
+        model = timm.create_model(name, num_classes=0).requires_grad_(False)
+        for height, width in ((224, 224), (448, 896), (4096, 8192)):
+            with FlopCounterMode(display=False) as counter:
+                assert model(torch.empty(1, 3, height, width)).shape == (1, model.head_hidden_size)
+            costs.append(counter.get_total_flops())
+    assert costs[1] == pytest.approx(8 * costs[0], rel=1e-3)
+    assert costs[2] == pytest.approx(4096 * 8192 / 224**2 * costs[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_LINEAR if "_tiny_" in name])
+@pytest.mark.parametrize("size", [(224, 224), (96, 1056), (500, 333)])
+def test_an_all_linear_model_runs_at_any_size(name, size):
+    model = lively(timm.create_model(name, num_classes=5))
+    with torch.inference_mode():
+        features = model.forward_features(torch.randn(1, 3, *size))
+        assert features.shape == (1, *(-(-side // 32) for side in size), 512)
+        assert model.forward_head(features).isfinite().all()
+
+
+def test_a_papers_weights_are_a_start_for_the_all_linear_model():
+    with torch.device("meta"):
+        theirs, ours = (timm.create_model(f"mala_vit_small{end}") for end in ("", "_linear"))
+    shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (theirs, ours)]
+    assert shapes[0] == shapes[1]
 
 
 @settings(max_examples=15, deadline=None)

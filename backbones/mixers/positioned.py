@@ -1,0 +1,68 @@
+"""What SLAB and PolaFormer share: keys with learned positions, one local branch for all heads."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from ..checkpoint import resize_position
+from ..context import Context, Place
+from .projected import PackedAttention, ProjectedMixer
+
+
+class PositionedAttention(PackedAttention):
+    """An operator that adds learned positions to the keys, and convolves the values of each head.
+
+    The positions are those of the map at the model's image size; any other size interpolates them.
+
+    Args:
+        place: where the mixer stands.
+        local_kernel: size k of the depthwise convolution of the values, odd. Its filters are
+            (D, 1, k, k), the same for every head.
+    """
+
+    local_weight: Tensor
+    local_bias: Tensor
+
+    def __init__(self, place: Place, local_kernel: int) -> None:
+        if local_kernel < 1:
+            raise ValueError("local_kernel is 0, but this attention always has a local branch")
+        super().__init__(place)
+        self.size = place.size
+        conv = nn.Conv2d(self.head_dim, self.head_dim, local_kernel, groups=self.head_dim)
+        self.local_weight, self.local_bias = conv.weight, conv.get_parameter("bias")
+        self.position = nn.Parameter(torch.zeros(1, place.size[0] * place.size[1], place.dim))
+
+    def key_positions(self, context: Context, like: Tensor) -> Tensor:
+        """The positions (1, P + H * W, heads, D) of the keys `like`, zero at class tokens."""
+        position = resample_abs_pos_embed(self.position, list(context.size), list(self.size), 0)
+        position = F.pad(position.to(like.dtype), (0, 0, self.prefix_tokens, 0))
+        return position.unflatten(-1, (self.num_heads, self.head_dim))
+
+    def local_filters(self) -> tuple[Tensor, Tensor]:
+        """Weight (C, 1, k, k) and bias (C,) of the local branch; `fuse()` computes them once."""
+        copies = self.num_heads * self.head_dim // len(self.local_weight)
+        return self.local_weight.repeat(copies, 1, 1, 1), self.local_bias.repeat(copies)
+
+    def fuse(self) -> nn.Module:
+        """This operator, which then holds the filters of all channels."""
+        with torch.no_grad():
+            weight, bias = self.local_filters()
+        self.local_weight, self.local_bias = nn.Parameter(weight), nn.Parameter(bias)
+        return self
+
+
+class PositionedMixer(ProjectedMixer):
+    """A `PositionedAttention` between projections."""
+
+    attention: PositionedAttention
+
+    def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' entries; positions of another image size are interpolated."""
+        entries = {
+            name.replace("positional_encoding", "attention.position"): value
+            for name, value in super().convert_checkpoint(entries).items()
+        }
+        if (position := entries.get("attention.position")) is not None:
+            entries["attention.position"] = resize_position(position, self.attention.size, 0)
+        return entries
