@@ -65,7 +65,8 @@ class FocusedAttention(PackedAttention):
         """The positions (P + H * W, heads, D) of a map's keys, zero at class tokens."""
         with without_autocast(self.position):
             position = resize_position(self.position, size).flatten(0, 1)
-        position = F.pad(position, (0, 0, self.prefix_tokens, 0))
+        if self.prefix_tokens:
+            position = F.pad(position, (0, 0, self.prefix_tokens, 0))
         return position.unflatten(-1, (self.num_heads, self.head_dim))
 
     def filters(self) -> tuple[Tensor, Tensor]:
