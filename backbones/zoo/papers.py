@@ -264,3 +264,25 @@ PREPBN = replace(
     limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
     "have the batch norm from the beginning, as their authors' code does",
 )
+
+POLAFORMER = Paper(
+    name="PolaFormer",
+    arxiv="2501.15061",
+    title="PolaFormer: Polarity-aware Linear Attention for Vision Transformers",
+    authors=(
+        "Meng, Weikang",
+        "Luo, Yadan",
+        "Li, Xin",
+        "Jiang, Dongmei",
+        "Zhang, Zheng",
+    ),
+    venue="ICLR",
+    year=2025,
+    origin="https://github.com/ZacharyMeng/PolaFormer",
+    license="mit",
+    computes="linear attention in which one half of the values is summed over keys of the query's "
+    "sign and the other half over keys of the opposite sign, with a learned power per channel, a "
+    "convolution of the values and a gate; in PVT's and Swin's bodies",
+    limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
+    "body keep its softmax attention; the authors offer no detection or segmentation code",
+)
