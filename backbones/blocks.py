@@ -19,6 +19,7 @@ from .activations import ActLayer, resolve_act_layer
 from .context import Context
 from .layers import (
     ConvMlp,
+    DepthwiseMlp,
     ResidualDepthwise,
     add_and_norm,
     add_residual,
@@ -27,14 +28,16 @@ from .norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
 
 # A class, a partial of one, or a name; called as timm's MLPs are.
 MlpLayer = str | Callable[..., nn.Module]
+# Feed-forward networks that convolve, and so need the map's size.
+MAP_MLPS = (ConvMlp, DepthwiseMlp)
 
 
 def resolve_mlp_layer(mlp_layer: MlpLayer) -> Callable[..., nn.Module]:
     """The callable that makes a feed-forward network.
 
     Args:
-        mlp_layer: 'convmlp', the name of one of timm's MLPs ('mlp', 'glumlp', 'swiglu', ...), a
-            class or a partial of one.
+        mlp_layer: 'convmlp', 'depthwisemlp', the name of one of timm's MLPs ('mlp', 'glumlp',
+            'swiglu', ...), a class or a partial of one.
 
     Raises:
         ValueError: if there is no MLP of that name.
@@ -46,11 +49,12 @@ def resolve_mlp_layer(mlp_layer: MlpLayer) -> Callable[..., nn.Module]:
         for name, layer in vars(timm.layers.mlp).items()
         if isinstance(layer, type) and layer.__module__ == timm.layers.mlp.__name__
     }
-    found = (classes | {"convmlp": ConvMlp}).get(mlp_layer.lower())
+    classes |= {layer.__name__.lower(): layer for layer in MAP_MLPS}
+    found = classes.get(mlp_layer.lower())
     if found is None:
         raise ValueError(
-            f"mlp_layer is {mlp_layer!r}, which is neither 'convmlp' nor an MLP of timm: give such "
-            "a name, a class or a partial"
+            f"mlp_layer is {mlp_layer!r}, which is neither 'convmlp' or 'depthwisemlp' nor an MLP "
+            "of timm: give such a name, a class or a partial"
         )
     return found
 
@@ -109,7 +113,7 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor, context: Context) -> Tensor:
         """The output of the feed-forward network, which gets the context if it convolves."""
-        return self.mlp(x, context) if isinstance(self.mlp, ConvMlp) else self.mlp(x)
+        return self.mlp(x, context) if isinstance(self.mlp, MAP_MLPS) else self.mlp(x)
 
     def mix(self, x: Tensor, stream: Tensor, context: Context) -> Tensor:
         """The mixer's output for the tokens `x`, which were made from the residual stream."""
@@ -271,20 +275,49 @@ class PositionBlock(PreNormBlock):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Tokens (B, H * W, C) of the map of `context` to tokens of the same shape."""
-        x = context.as_map(x, "block 'position'")
-        if context.pending is None:
-            x = self.position(x).flatten(1, 2)
-        else:
-            branch, scale = context.pending
-            x = self.position(x, branch.unflatten(1, context.size), scale).flatten(1, 2)
-            context.pending = None
+        x = self.add_position(x, context)
         branch = self.drop_path1(self.mix(self.norm1(x), x, context))
         x, y = add_and_norm(self.norm2, x, branch, self.gamma1)
+        return self.add_feed_forward(x, y, context)
+
+    def add_position(self, x: Tensor, context: Context) -> Tensor:
+        """The tokens with their positions, and with the branch that the block before has left."""
+        x = context.as_map(x, "a block of positions")
+        if context.pending is None:
+            return self.position(x).flatten(1, 2)
+        branch, scale = context.pending
+        context.pending = None
+        return self.position(x, branch.unflatten(1, context.size), scale).flatten(1, 2)
+
+    def add_feed_forward(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+        """The stream `x` with the feed-forward branch of `y`, or without it if it is deferred."""
         branch = self.drop_path2(self.feed_forward(y, context))
         if context.defers:
             context.pending = branch, self.gamma2
             return x
         return add_residual(x, branch, self.gamma2)
+
+
+class DoublePositionBlock(PositionBlock):
+    """NaLaFormer's block: `PositionBlock` with conditional positions before each branch.
+
+    x <- x + depthwise(x); x <- x + gamma1 mixer(norm1(x));
+    x <- x + depthwise2(x); x <- x + gamma2 mlp(norm2(x)).
+
+    Args:
+        others: as in `PositionBlock`.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, **options: Any) -> None:
+        super().__init__(dim, mixer, **options)
+        self.position2 = ResidualDepthwise(dim, 3)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = self.add_position(x, context)
+        branch = self.drop_path1(self.mix(self.norm1(x), x, context))
+        x, branch = (tokens.unflatten(1, context.size) for tokens in (x, branch))
+        x = self.position2(x, branch, self.gamma1).flatten(1, 2)
+        return self.add_feed_forward(x, self.norm2(x), context)
 
 
 def may_defer(blocks: Iterable[nn.Module]) -> bool:
@@ -294,7 +327,7 @@ def may_defer(blocks: Iterable[nn.Module]) -> bool:
     the map. Training keeps the sum anyway; and a hook must see the block's whole output.
     """
     return not torch.is_grad_enabled() and all(
-        type(block) is PositionBlock
+        type(block) in (PositionBlock, DoublePositionBlock)
         and type(block.position) is ResidualDepthwise
         and not has_forward_hooks(block)
         for block in blocks
@@ -311,6 +344,7 @@ def add_pending(x: Tensor, context: Context) -> Tensor:
 
 
 BLOCKS: dict[str, type[nn.Module]] = {
+    "double_position": DoublePositionBlock,
     "position": PositionBlock,
     "post_norm": PostNormBlock,
     "transformer": TransformerBlock,
@@ -318,7 +352,7 @@ BLOCKS: dict[str, type[nn.Module]] = {
 
 # A class, a partial of one, or a key of `BLOCKS`.
 BlockLayer = str | Callable[..., nn.Module]
-# One block for all depths; one per stage; or, within a stage, one per depth.
+# One block for all depths; one per stage; within a stage, one per depth; or an `Alternate`.
 BlockLayers = BlockLayer | Sequence[BlockLayer | Sequence[BlockLayer]]
 
 
@@ -336,18 +370,24 @@ def resolve_block(block: BlockLayer) -> Callable[..., nn.Module]:
     return BLOCKS[block]
 
 
+class Alternate(tuple):
+    """Choices that the blocks of every stage take in turn, beginning with the first."""
+
+
 def choices_by_depth(name: str, choice: Any, depths: Sequence[int]) -> list[list[Any]]:
     """The choice for every depth of every stage.
 
     Args:
         name: the argument's name, for messages.
-        choice: one choice for all depths, or a sequence with one per stage, each of which may
-            itself be a sequence with one per depth.
+        choice: one choice for all depths, an `Alternate`, or a sequence with one per stage, each
+            of which may itself be a sequence with one per depth.
         depths: the number of blocks of each stage.
 
     Raises:
         ValueError: if there are not as many choices as stages, or as depths in a stage.
     """
+    if isinstance(choice, Alternate):
+        return [[choice[j % len(choice)] for j in range(depth)] for depth in depths]
     single = not isinstance(choice, (tuple, list))
     stages = [choice] * len(depths) if single else list(choice)
     if len(stages) != len(depths):

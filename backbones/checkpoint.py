@@ -193,9 +193,11 @@ def check_model(state_dict: Mapping[str, Tensor], model: TimmModel) -> None:
         CheckpointError: see `check_fit`.
     """
     config = model.pretrained_cfg
+    classifiers = config["classifier"]
+    adapted = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     check_fit(
         state_dict,
         model,
         f"the checkpoint is not of {config['architecture']}",
-        ignore=(f"{config['classifier']}.", f"{config['first_conv']}."),
+        ignore=tuple(f"{name}." for name in (*adapted, config["first_conv"])),
     )

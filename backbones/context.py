@@ -22,6 +22,8 @@ class Place:
         prefix_tokens: number of class tokens in front of the map's tokens.
         init_std: standard deviation of the truncated normal distribution from which the weights
             of linear layers are drawn, or None for PyTorch's own initialisation.
+        fan_out: whether weights of convolutions are drawn from a normal distribution of variance
+            2 / (k^2 O / groups), O their output channels, rather than by PyTorch.
     """
 
     dim: int
@@ -31,6 +33,7 @@ class Place:
     block: int = 0
     prefix_tokens: int = 0
     init_std: float | None = 0.02
+    fan_out: bool = False
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads:

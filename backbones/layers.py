@@ -5,8 +5,9 @@ convolution's (B, C, H, W) is a view of the latter. Each class is one leaf modul
 runs whenever the layer is used, or a container of such modules.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -248,6 +249,38 @@ def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias
 
 
+def normalize_tokens(norm: nn.Module, x: Tensor) -> Tensor:
+    """The batch norm of tokens or a map (..., C), which the norm takes as (tokens, C, 1, 1).
+
+    Seen as (B, C, H, W), tokens would have `torch.export` ask whether W is above 1.
+    """
+    return norm(x.reshape(-1, x.shape[-1], 1, 1)).view(x.shape)
+
+
+def absorb_norm(norm: nn.Module, layer: nn.Module) -> nn.Module:
+    """Multiply a batch norm, as evaluation computes it, into the layer that takes its output.
+
+    Args:
+        norm: the norm.
+        layer: a linear layer, or a convolution without padding; it is changed in place.
+
+    Returns:
+        What takes the norm's place: the identity, or the norm itself if it cannot be absorbed.
+    """
+    if type(norm) is not BatchNormAct2d or norm.activation is not None:
+        return norm
+    if type(layer) is Conv2d and (layer.padding != (0, 0) or layer.groups != 1):
+        return norm
+    if type(layer) not in (nn.Linear, Conv2d) or layer.bias is None:
+        return norm
+    weight = layer.get_parameter("weight")
+    with torch.no_grad():
+        scale, shift = (t.view(-1, *(1,) * (weight.ndim - 2)) for t in batch_norm_affine(norm))
+        layer.get_parameter("bias").add_((weight * shift).flatten(1).sum(1))
+        weight.mul_(scale)
+    return nn.Identity()
+
+
 class Downsample(ConvNormAct):
     """A `ConvNormAct` of 3 x 3 pixels and stride 2, from and to a map (B, H, W, C)."""
 
@@ -356,14 +389,17 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
 
-class ResidualDepthwise(nn.Module):
-    """u + conv(u) of a map x (B, H, W, C), where u = a(x) and conv is depthwise.
+class ActDepthwise(nn.Module):
+    """conv(a(x)) of a map x (B, H, W, C), where conv is depthwise.
 
     Args:
         channels: C.
         kernel_size: k, odd.
         activation: the activation a, 'gelu', 'relu' or None for the identity.
     """
+
+    # Whether a(x) is added to the result.
+    residual: ClassVar[bool] = False
 
     def __init__(
         self, channels: int, kernel_size: int, activation: Activation | None = None
@@ -386,14 +422,20 @@ class ResidualDepthwise(nn.Module):
             self.weight,
             self.bias,
             activation=self.activation,
-            residual=True,
+            residual=self.residual,
             branch=branch,
             scale=None if scale is None else scale.flatten(),
         )
 
 
+class ResidualDepthwise(ActDepthwise):
+    """u + conv(u) of a map x (B, H, W, C), where u = a(x) and conv is depthwise."""
+
+    residual = True
+
+
 # As a decorator it would hide the classes from type checkers.
-for leaf in (Conv2d, BatchNormAct2d, DepthwiseConv2d, ResidualDepthwise):
+for leaf in (Conv2d, BatchNormAct2d, DepthwiseConv2d, ActDepthwise, ResidualDepthwise):
     register_notrace_module(leaf)
 
 
@@ -405,7 +447,49 @@ class ConvMlp(nn.Module):
     Args:
         in_features: channels of the tokens.
         hidden_features: channels between the linear layers.
+        out_features: channels of the result, or None for as many as the tokens have.
         act_layer: a callable that makes the activation.
+    """
+
+    convolution: ClassVar[type[ActDepthwise]] = ResidualDepthwise
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int | None = None,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+    ) -> None:
+        super().__init__()
+        act = act_layer()
+        activation = kernel_activation(act)
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.act = act if activation is None else None
+        self.depthwise = self.convolution(hidden_features, 3, activation)
+        self.fc2 = nn.Linear(hidden_features, out_features or in_features)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B, H * W, C) to (B, H * W, C), tokens of the map of `context`."""
+        x = self.fc1(x)
+        if self.act is not None:
+            x = self.act(x)
+        x = self.depthwise(context.as_map(x, "mlp_layer ConvMlp"))
+        return self.fc2(x.flatten(1, 2))
+
+
+class ActDepthwiseMlp(ConvMlp):
+    """`ConvMlp` without its residual sum: fc2(depthwise(act(fc1(x))))."""
+
+    convolution = ActDepthwise
+
+
+class DepthwiseMlp(nn.Module):
+    """PVTv2's feed-forward network, fc2(act(depthwise(fc1(x)))), with a 3 x 3 convolution.
+
+    It is built as timm's MLPs are.
+
+    Args:
+        in_features, hidden_features, act_layer: as in `ConvMlp`.
     """
 
     def __init__(
@@ -415,20 +499,16 @@ class ConvMlp(nn.Module):
         act_layer: Callable[..., nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
-        act = act_layer()
-        activation = kernel_activation(act)
         self.fc1 = nn.Linear(in_features, hidden_features)
-        self.act = act if activation is None else None
-        self.depthwise = ResidualDepthwise(hidden_features, 3, activation)
+        self.depthwise = DepthwiseConv2d(hidden_features, 3)
+        self.act = act_layer()
         self.fc2 = nn.Linear(hidden_features, in_features)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, H * W, C) to (B, H * W, C), tokens of the map of `context`."""
-        x = self.fc1(x)
-        if self.act is not None:
-            x = self.act(x)
-        x = self.depthwise(context.as_map(x, "mlp_layer ConvMlp"))
-        return self.fc2(x.flatten(1, 2))
+        x = context.as_map(self.fc1(x), "mlp_layer DepthwiseMlp").permute(0, 3, 1, 2)
+        x = self.depthwise(x).permute(0, 2, 3, 1).flatten(1, 2)
+        return self.fc2(self.act(x))
 
 
 def add_residual(x: Tensor, branch: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -464,7 +544,7 @@ def init_linear_layers(
     """
     if std is None or (skip and isinstance(module, skip)):
         return
-    kinds = (nn.Linear, nn.Conv2d, ResidualDepthwise) if convolutions else (nn.Linear,)
+    kinds = (nn.Linear, nn.Conv2d, ActDepthwise) if convolutions else (nn.Linear,)
     if isinstance(module, kinds):
         trunc_normal_(module.weight, std=std)
         if module.bias is not None:
@@ -475,6 +555,34 @@ def init_linear_layers(
     init_weights = getattr(module, "init_weights", None)
     if init_weights is not None and type(module).__module__.startswith("timm."):
         init_weights()
+
+
+def init_convolutions(
+    module: nn.Module, skip: type[nn.Module] | tuple[type[nn.Module], ...] = ()
+) -> None:
+    """Draw convolutions' weights from N(0, 2 / (k^2 O / groups)), and set biases to zero.
+
+    Args:
+        module: its convolutions at any depth, of O channels, and itself if it is one.
+        skip: modules of these classes are left alone, because they initialise themselves.
+    """
+    if skip and isinstance(module, skip):
+        return
+    if isinstance(module, (nn.Conv2d, ActDepthwise)):
+        channels, _, *window = module.weight.shape
+        groups = module.groups if isinstance(module, nn.Conv2d) else channels
+        fan_out = math.prod(window) * channels // groups
+        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for child in module.children():
+        init_convolutions(child, skip)
+
+
+def init_as_convolution(linear: nn.Linear) -> None:
+    """Initialise a linear layer as `init_convolutions` does a convolution of 1 x 1."""
+    nn.init.normal_(linear.weight, std=(2 / linear.out_features) ** 0.5)
+    nn.init.zeros_(linear.bias)
 
 
 # timm's names of the ways to pool tokens (B, P + N, C), the class token first.

@@ -74,7 +74,8 @@ class Family:
         skeleton: the model class.
         filter_fn: timm's checkpoint filter for the authors' files.
         paper: the paper of the mixer.
-        first_conv, classifier: parameter names that timm adapts.
+        first_conv, classifier: names of the layers that timm adapts to other channels and classes;
+            a model with a classifier for distillation has two.
         config: constructor arguments that all sizes share.
         data: the differences from timm's usual data configuration (crop_pct, ...).
         out_indices: which maps `features_only` gives by default; an integer n means the last n.
@@ -84,7 +85,7 @@ class Family:
     filter_fn: Callable
     paper: Paper
     first_conv: str
-    classifier: str
+    classifier: str | tuple[str, ...]
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     out_indices: int | tuple[int, ...] = (0, 1, 2, 3)

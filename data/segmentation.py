@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.registry import DATASETS, TRANSFORMS
@@ -76,6 +77,58 @@ class RandomClassCrop(v2.RandomCrop):
             if (counts > 0).sum() > 1 and counts.max() < self.cat_max_ratio * counts.sum():
                 break
         return params
+
+
+@TRANSFORMS.register_module()
+class PhotometricDistortion(v2.Transform):
+    """mmsegmentation's distortion of colours, in 8 bits, each of four steps with a chance of 1/2.
+
+    Brightness by up to +-32; contrast by 0.5 to 1.5, which moves the mean as well; saturation by
+    0.5 to 1.5 and hue by up to 18 of 180 steps, both in HSV. Contrast comes before saturation and
+    hue or after them, with equal chance. mmdet's transform of the name does not clip between the
+    steps, and its release 3.3 always swaps channels as well.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        brightness, contrast, saturation, hue, order = torch.rand(5).tolist()
+        steps = [
+            (_scale, {"offset": 64 * brightness - 32}),
+            (_scale, {"factor": 0.5 + contrast}),
+            (_saturate, {"factor": 0.5 + saturation}),
+            (_turn_hue, {"steps": int(36 * hue) - 18}),
+        ]
+        chosen = [
+            step if coin else None for step, coin in zip(steps, torch.rand(4) < 0.5, strict=True)
+        ]
+        if order < 0.5:
+            chosen.append(chosen.pop(1))
+        return {"steps": [step for step in chosen if step is not None]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """The distorted image, uint8 (3, H, W); other inputs as they are."""
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        pixels = inpt.permute(1, 2, 0).contiguous().numpy()
+        for function, arguments in params["steps"]:
+            pixels = function(pixels, **arguments)
+        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return tv_tensors.wrap(image, like=inpt)
+
+
+def _scale(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
+    return np.clip(values.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
+
+
+def _saturate(pixels: np.ndarray, factor: float) -> np.ndarray:
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
+    hsv[..., 1] = _scale(hsv[..., 1], factor)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def _turn_hue(pixels: np.ndarray, steps: int) -> np.ndarray:
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + steps) % 180
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 class TransformedMasks(TolerantDataset):

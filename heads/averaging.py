@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -60,6 +63,33 @@ class FusedExponentialMovingAverage(ExponentialMovingAverage):
             for copies, values in _group(zip(self.module.buffers(), model.buffers(), strict=True)):
                 torch._foreach_copy_(copies, values)
         self.steps += 1
+
+
+@HOOKS.register_module()
+class BatchScaledEMAHook(EMAHook):
+    """An exponential moving average of the weights that reaches as many images at any batch size.
+
+    At each iteration average = d * average + (1 - d) * weight, with d = decay ** (batch /
+    base_batch_size), where `batch` counts the images of one iteration on all devices.
+
+    Args:
+        decay: the decay per iteration of `base_batch_size` images, between 0 and 1.
+        base_batch_size: the batch that `decay` is for.
+        **options: further arguments of mmengine's ``EMAHook``.
+    """
+
+    def __init__(self, decay: float, base_batch_size: int, **options: Any) -> None:
+        options = {"ema_type": "FusedExponentialMovingAverage", **options}
+        super().__init__(**options)
+        if not 0 < decay < 1:
+            raise ValueError(f"decay is {decay}, expected a number between 0 and 1, such as 0.9999")
+        self.decay, self.base_batch_size = decay, base_batch_size
+
+    def before_run(self, runner: Any) -> None:
+        """Make the average, with the decay of this run's batch."""
+        batch = runner.train_dataloader.batch_size * get_world_size()
+        self.ema_cfg["momentum"] = 1 - self.decay ** (batch / self.base_batch_size)
+        super().before_run(runner)
 
 
 def _group(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:

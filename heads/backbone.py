@@ -22,13 +22,27 @@ from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 
 
-def create_backbone(model_name: str, **kwargs: Any) -> TimmModel:
+def create_backbone(
+    model_name: str, checkpoint: str | Path | None = None, **kwargs: Any
+) -> TimmModel:
     """:func:`timm.create_model`, with errors that name the nearest model or argument.
 
+    Args:
+        model_name: name for :func:`timm.create_model`.
+        checkpoint: file of initial weights, in any form that timm or the model's authors release.
+            For weights that timm fetches pass ``pretrained=True`` instead.
+        **kwargs: further arguments of :func:`timm.create_model`, such as ``drop_path_rate``.
+
     Raises:
+        FileNotFoundError: there is no such checkpoint.
         ValueError: timm has no model of this name, or the model does not take an argument.
         CheckpointError: ``pretrained`` weights cannot be fetched.
     """
+    if checkpoint is not None:
+        if not Path(checkpoint).is_file():
+            raise FileNotFoundError(f"checkpoint: there is no file {str(checkpoint)!r}")
+        overlay = {"file": str(checkpoint)}
+        kwargs = {**kwargs, "pretrained": True, "pretrained_cfg_overlay": overlay}
     architecture = model_name.split(".")[0]
     if ":" not in model_name and not timm.is_model(architecture):
         nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
@@ -122,12 +136,7 @@ class TimmBackbone(BaseModule):
                 f"init_cfg is {init_cfg}, which a TimmBackbone would not read: give a file of "
                 "weights as checkpoint=, or pretrained=True"
             )
-        if checkpoint is not None:
-            if not Path(checkpoint).is_file():
-                raise FileNotFoundError(f"checkpoint: there is no file {str(checkpoint)!r}")
-            overlay = {"file": str(checkpoint)}
-            kwargs = {**kwargs, "pretrained": True, "pretrained_cfg_overlay": overlay}
-        model = create_backbone(model_name, num_classes=0, **kwargs)
+        model = create_backbone(model_name, checkpoint, num_classes=0, **kwargs)
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(
                 f"model_name: {model_name} has no forward_intermediates, so it cannot give maps"

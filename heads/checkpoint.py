@@ -301,8 +301,11 @@ def _classifier_of(model: torch.nn.Module) -> tuple[str, ...]:
     get_classifier = getattr(getattr(model, "backbone", None), "get_classifier", None)
     if get_classifier is None:
         return ()
-    classifier = get_classifier()
-    return tuple(f"{n}." for n, m in model.named_modules() if m is classifier)
+    found = get_classifier()
+    classifiers = found if isinstance(found, tuple) else (found,)
+    return tuple(
+        f"{n}." for n, m in model.named_modules() if any(m is each for each in classifiers)
+    )
 
 
 def _check_finite(runner: Any, last: str | Path | None) -> None:

@@ -9,6 +9,7 @@ import timm.loss
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from ..backbones.graphs import capture_training
@@ -70,12 +71,15 @@ class ImageClassifier(BaseModel):
     It takes images that the data set's transform has normalised, float (B, C, H, W).
 
     Args:
-        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``.
+        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``, and
+            ``checkpoint``, a file of initial weights.
         num_classes: number of classes.
         loss: a loss by its registered name, ``dict(type="BinaryCrossEntropy", ...)``. The default
             is that of timm's training script: cross-entropy with soft targets under Mixup,
             otherwise cross-entropy with ``label_smoothing``.
         mixup: arguments of :class:`timm.data.Mixup`, applied to each training batch.
+        erasing: arguments of timm's ``RandomErasing``, applied to each training batch after Mixup,
+            the order of timm's prefetching loader. A data set's transform erases before Mixup.
         label_smoothing: smoothing of the targets, with and without Mixup.
         compile: compile the backbone in place; a dict holds arguments of ``torch.compile``.
         graph: on a GPU, and unless it is compiled, replay the backbone's training passes from CUDA
@@ -89,6 +93,7 @@ class ImageClassifier(BaseModel):
         num_classes: int,
         loss: dict | None = None,
         mixup: dict | None = None,
+        erasing: dict | None = None,
         label_smoothing: float = 0.0,
         compile: bool | dict = False,
         graph: bool = True,
@@ -102,6 +107,7 @@ class ImageClassifier(BaseModel):
         self.mixup: Any = mixup and timm.data.Mixup(
             **mixup, num_classes=num_classes, label_smoothing=label_smoothing
         )
+        self.erasing: Any = erasing and RandomErasing(**erasing)
         if loss is None and self.mixup:
             loss = {"type": "SoftTargetCrossEntropy"}
         elif loss is None:
@@ -131,6 +137,8 @@ class ImageClassifier(BaseModel):
         if mode == "loss":
             if self.mixup:
                 inputs, labels = cast(Any, self._mix)(inputs, labels)
+            if self.erasing:
+                inputs = cast(Any, self._erase)(inputs)
             return {"loss": self.loss(self.backbone(inputs).float(), labels)}
         logits = self.backbone(inputs)
         if mode == "tensor":
@@ -138,6 +146,11 @@ class ImageClassifier(BaseModel):
         if mode == "predict":
             return [{"scores": scores} for scores in logits.float().softmax(-1)]
         raise ValueError(f"mode must be 'tensor', 'predict' or 'loss', got {mode!r}")
+
+    @torch.compiler.disable
+    def _erase(self, inputs: Tensor) -> Tensor:
+        self.erasing.device = inputs.device
+        return self.erasing(inputs)
 
     # Mixup draws from numpy's generator, which torch.compile would replace by another one.
     @torch.compiler.disable

@@ -32,14 +32,19 @@ class FusionConv2d(nn.Conv2d):
 class SegformerHead(DecodeHead):
     """Each map through a linear layer, brought to the finest one's size, and fused linearly.
 
+    As in SegFormer's own code no norm and no activation follow the linear layers, which
+    mmsegmentation's head of this name has.
+
     Args:
-        channels: of every map in the head.
+        channels: of every map in the head; SegFormer-B2 to -B5 have 768.
         **kwargs: see :class:`DecodeHead`.
     """
 
     def __init__(self, *args: Any, channels: int = 256, **kwargs: Any) -> None:
         super().__init__(*args, channels=channels, **kwargs)
-        self.convs = nn.ModuleList(ConvModule(width, channels) for width in self.in_channels)
+        self.convs = nn.ModuleList(
+            ConvModule(width, channels, norm=False, act=False) for width in self.in_channels
+        )
         self.fusion_conv = ConvModule(
             len(self.in_channels) * channels, channels, conv_layer=FusionConv2d
         )

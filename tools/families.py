@@ -5,10 +5,14 @@ from collections.abc import Iterable, Mapping
 from linsight.backbones import ZOO
 from linsight.backbones.registry import Model, Paper
 
+# The end of the names of models that have linear attention in all stages, where their papers'
+# models keep softmax in some.
+ALL_LINEAR = "_linear"
+
 
 def family_name(model: str) -> str:
     """The name of a model without its size: 'agent_swin' of 'agent_swin_tiny'."""
-    return model.rpartition("_")[0]
+    return model.removesuffix(ALL_LINEAR).rpartition("_")[0]
 
 
 def mixer_name(family: str) -> str:
@@ -30,6 +34,16 @@ def braces(names: Iterable[str]) -> str:
 def is_demonstration(model: str) -> bool:
     """Whether a model is of no paper, but made for demonstrations and tests."""
     return model.endswith("_nano")
+
+
+def is_all_linear(model: str) -> bool:
+    """Whether a model is of no paper, but a paper's with its linear attention in all stages."""
+    return model.endswith(ALL_LINEAR)
+
+
+def is_ours(model: str) -> bool:
+    """Whether a model is of no paper, so that nobody has published results or weights of it."""
+    return is_demonstration(model) or is_all_linear(model)
 
 
 def models_by_paper() -> dict[Paper, dict[str, Model]]:

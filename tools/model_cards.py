@@ -3,7 +3,7 @@
 from linsight.backbones.registry import Model, Paper, Weights
 from linsight.tools.families import (
     family_name,
-    is_demonstration,
+    is_ours,
     models_by_paper,
     published_top1,
     span,
@@ -27,6 +27,9 @@ Written by `python -m linsight.tools.zoo`; do not edit it. One card a paper; the
 - **Licence** is that of the repository that releases the weights. The code of linsight is under
   Apache-2.0, which covers no weights; linsight keeps none.
 - `*_nano` models are ours, for demonstrations and tests, and have no weights.
+- `*_linear` models are ours: those of the paper with its linear attention in all stages, where the
+  authors keep softmax in some. Nobody has published results or weights of them; their weights have
+  the shapes of the paper's, which load as a start for training.
 """
 
 # Training data by a word of a tag, as in timm's tags.
@@ -75,9 +78,7 @@ def _weights(models: dict[str, Model]) -> str:
     tags = {tag: weights for model in models.values() for tag, weights in model.weights.items()}
     texts = [f"`{tag}` {_data(tag, weights)}" for tag, weights in tags.items()]
     none = [
-        f"`{name}`"
-        for name, model in models.items()
-        if not model.weights and not is_demonstration(name)
+        f"`{name}`" for name, model in models.items() if not model.weights and not is_ours(name)
     ]
     return "; ".join([*texts, *([f"none released for {', '.join(none)}"] if none else [])])
 

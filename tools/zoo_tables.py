@@ -7,7 +7,9 @@ from linsight.backbones.registry import Weights
 from linsight.tools.families import (
     braces,
     families_by_mixer,
+    is_all_linear,
     is_demonstration,
+    is_ours,
     published_top1,
     span,
 )
@@ -29,11 +31,12 @@ def summary(counts: Mapping[str, tuple[int, int]]) -> str:
     Args:
         counts: parameters and multiply-adds of each model by its name.
     """
-    rows, demonstrations = [SUMMARY], []
+    rows, demonstrations, linear = [SUMMARY], [], []
     for families in families_by_mixer().values():
         everything = {name: row for models in families.values() for name, row in models.items()}
-        models = {n: row for n, row in everything.items() if not is_demonstration(n)}
-        demonstrations += [f"`{name}`" for name in everything if name not in models]
+        models = {n: row for n, row in everything.items() if not is_ours(n)}
+        demonstrations += [f"`{name}`" for name in everything if is_demonstration(name)]
+        linear += [f"`{name}`" for name in everything if is_all_linear(name)]
         papers = dict.fromkeys(row.family.paper for row in models.values())
         cells = (
             f"`{braces(families)}_*`",
@@ -44,6 +47,7 @@ def summary(counts: Mapping[str, tuple[int, int]]) -> str:
         )
         rows.append(f"| {' | '.join(cells)} |\n")
     rows.append(f"\nMade for demonstrations and tests: {', '.join(demonstrations)}.\n")
+    rows.append(f"\nOurs, with linear attention in all stages, untrained: {', '.join(linear)}.\n")
     return "".join(rows)
 
 
@@ -57,7 +61,7 @@ def hosts() -> str:
                 _host(weights) for row in models.values() for weights in row.weights.values()
             ):
                 rows.setdefault((mixer, host, how), []).append(family)
-            bare = [n for n, row in models.items() if not row.weights and not is_demonstration(n)]
+            bare = [n for n, row in models.items() if not row.weights and not is_ours(n)]
             without += [f"`{braces(bare)}`"] if bare else []
     lines = [
         f"| `{braces(families)}_*` | {host} | {how} |\n"

@@ -8,7 +8,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..context import Context, Place
-from ..layers import init_linear_layers
+from ..layers import init_convolutions, init_linear_layers
 
 
 class TokenMixer(nn.Module):
@@ -26,6 +26,8 @@ class TokenMixer(nn.Module):
     def init_weights(self, place: Place) -> None:
         """Initialise the weights; linear layers get a truncated normal distribution."""
         init_linear_layers(self, place.init_std)
+        if place.fan_out:
+            init_convolutions(self)
 
     def no_weight_decay(self) -> set[str]:
         """Names within this mixer of parameters, beyond vectors, that weight decay leaves out."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...kernels.depthwise_conv2d import depthwise_conv2d
 from ..context import Context, Place
+from ..layers import init_convolutions
 from ..norms import fold_into_linear
 from .base import TokenMixer
 
@@ -74,6 +75,14 @@ def rename_entries(entries: dict[str, Tensor], names: dict[str, str]) -> dict[st
     return {rename(name): value for name, value in entries.items()}
 
 
+def depthwise_parameters(place: Place, channels: int, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """Weight (C, 1, k, k) and bias (C,) of a depthwise convolution that an operator owns."""
+    conv = nn.Conv2d(channels, channels, kernel_size, groups=channels)
+    if place.fan_out:
+        init_convolutions(conv)
+    return conv.weight, conv.get_parameter("bias")
+
+
 class PackedAttention(nn.Module):
     """What attention operators on a packed projection share: heads and a local branch.
 
@@ -90,9 +99,9 @@ class PackedAttention(nn.Module):
         self.prefix_tokens = place.prefix_tokens
         self.local_weight = self.local_bias = None
         if local_kernel:
-            # PyTorch initialises a convolution's parameters; the operator owns them.
-            conv = nn.Conv2d(place.dim, place.dim, local_kernel, groups=place.dim)
-            self.local_weight, self.local_bias = conv.weight, conv.bias
+            self.local_weight, self.local_bias = depthwise_parameters(
+                place, place.dim, local_kernel
+            )
 
     def init_local(self) -> None:
         """Initialise the local branch as RAVLT's and MAViT's code initialises convolutions."""
@@ -111,10 +120,14 @@ class PackedAttention(nn.Module):
     def local_branch(self, value: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The convolution of the values (B, N, heads, D), zero at class tokens, or None."""
         filters = self.local_filters()
-        if filters is None:
-            return None
+        return None if filters is None else self.convolve(value, size, *filters)
+
+    def convolve(
+        self, value: Tensor, size: tuple[int, int], weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """A depthwise convolution of the values (B, N, heads, D), zero at class tokens."""
         tokens = value.flatten(2)[:, self.prefix_tokens :].unflatten(1, size)
-        local = depthwise_conv2d(tokens, *filters).flatten(1, 2)
+        local = depthwise_conv2d(tokens, weight, bias).flatten(1, 2)
         if self.prefix_tokens:
             local = F.pad(local, (0, 0, self.prefix_tokens, 0))
         return local.unflatten(-1, (self.num_heads, -1))

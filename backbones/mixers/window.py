@@ -1,6 +1,7 @@
 """Attention within shifted windows (Swin; arXiv:2103.14030, ICCV 2021)."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,28 +62,19 @@ class WindowAttention(PackedAttention):
         return y.flatten(1, 2)
 
 
-@register_mixer("window")
-class Window(ProjectedMixer):
-    """Attention within windows, which each odd block of a stage shifts by half a window.
-
-    A map is padded with zeros, whose q, k and v are what the projection makes of them. Along a
-    side on which the map is no larger than a window, the window is the map and nothing is shifted.
+class PaddedWindows(ProjectedMixer):
+    """Attention within windows between projections, where a map is padded before it is projected.
 
     Args:
         place: where the mixer stands.
-        window_size: side w of the windows, in tokens.
-        padding: 'end' pads a map before it is shifted, as Microsoft's code for detection does,
-            'end_after_shift' afterwards, as timm does. They agree on multiples of w.
-
-    Raises:
-        ValueError: if there are class tokens, which lie in no window.
+        attention: as in `ProjectedMixer`; it says by `pads(size)` whether a map may be padded, and
+            takes what stands at padded places.
     """
 
-    attention: WindowAttention
+    attention: Any
 
-    def __init__(self, place: Place, *, window_size: int = 7, padding: Padding = "end") -> None:
-        refuse_prefix_tokens(place, "windows hold the tokens of a map")
-        super().__init__(place, WindowAttention(place, window_size, padding))
+    def __init__(self, place: Place, attention: nn.Module) -> None:
+        super().__init__(place, attention)
         # The projection of zeros after the norm, if `absorb_norm` has changed the projection.
         self.register_buffer("fused_fill", None, persistent=False)
 
@@ -104,6 +96,30 @@ class Window(ProjectedMixer):
         if absorbed is not norm:
             self.fused_fill = fill
         return absorbed
+
+
+@register_mixer("window")
+class Window(PaddedWindows):
+    """Attention within windows, which each odd block of a stage shifts by half a window.
+
+    A map is padded with zeros, whose q, k and v are what the projection makes of them. Along a
+    side on which the map is no larger than a window, the window is the map and nothing is shifted.
+
+    Args:
+        place: where the mixer stands.
+        window_size: side w of the windows, in tokens.
+        padding: 'end' pads a map before it is shifted, as Microsoft's code for detection does,
+            'end_after_shift' afterwards, as timm does. They agree on multiples of w.
+
+    Raises:
+        ValueError: if there are class tokens, which lie in no window.
+    """
+
+    attention: WindowAttention
+
+    def __init__(self, place: Place, *, window_size: int = 7, padding: Padding = "end") -> None:
+        refuse_prefix_tokens(place, "windows hold the tokens of a map")
+        super().__init__(place, WindowAttention(place, window_size, padding))
 
     def no_weight_decay(self) -> set[str]:
         """The table, which is a matrix but does not multiply tokens."""

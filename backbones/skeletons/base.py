@@ -50,6 +50,7 @@ def build_blocks(
     options: Callable[[int], dict[str, Any]],
     prefix_tokens: Sequence[int] | None = None,
     init_stds: Sequence[float | None] | None = None,
+    fan_out: bool = False,
 ) -> list[list[nn.Module]]:
     """The blocks of every stage, each with its mixer.
 
@@ -62,6 +63,7 @@ def build_blocks(
         block: the block, one for all depths, one per stage or one per depth.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         options: a function from a stage's index to further keyword arguments of its blocks.
+        fan_out: how mixers initialise their convolutions, see `Place`.
     """
     mixers = choices_by_depth("mixer", mixer, depths)
     blocks = choices_by_depth("block", block, depths)
@@ -76,7 +78,9 @@ def build_blocks(
             [
                 resolve_block(make)(
                     dim,
-                    build_mixer(name, Place(dim, heads, size, i, j, prefix, std), mixer_options),
+                    build_mixer(
+                        name, Place(dim, heads, size, i, j, prefix, std, fan_out), mixer_options
+                    ),
                     drop_path=rate,
                     **options(i),
                 )
@@ -143,6 +147,7 @@ class Stage(nn.Module):
         size: (H, W) at the model's image size if the stage has position embeddings; any other
             size interpolates them bilinearly. None for a stage without them.
         class_token: whether a class token is put in front.
+        norm: is applied to the tokens after the blocks, or None.
     """
 
     def __init__(
@@ -153,6 +158,7 @@ class Stage(nn.Module):
         dim: int = 0,
         size: Size | None = None,
         class_token: bool = False,
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
@@ -164,6 +170,7 @@ class Stage(nn.Module):
         if size is not None:
             self.pos_embed = nn.Parameter(torch.empty(1, class_token + size[0] * size[1], dim))
         self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
@@ -172,6 +179,8 @@ class Stage(nn.Module):
         for block in self.blocks:
             x = run_block(block, x, context, self.grad_checkpointing)
         x = add_pending(x, context)
+        if self.norm is not None:
+            x = self.norm(x)
         return x if self.prefix_tokens else x.unflatten(1, context.size)
 
 
@@ -297,6 +306,8 @@ class HierarchicalVisionTransformer(VisionModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm's layer decay; downsampling is in the next block's group."""
         blocks = [
+            # A number from which timm knows that a stage's last norm is in the group before it.
+            (r"^stages\.(\d+)\.norm", (99999,)),
             (r"^stages\.(\d+)\.(?!blocks)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
             (r"^(?:norm|head\.(?:projection|norm))", (99999,)),

@@ -136,14 +136,24 @@ def checkpoint_filter_fn(
     """A checkpoint under this library's names.
 
     It may be one of PVT's authors, of a mixer's authors in this body, or of this library.
-    Position embeddings and tables of another image size are interpolated.
+    Position embeddings and tables of another image size are interpolated. A model without a class
+    token leaves out what belongs to it: the token, its position and the final norm.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
     state_dict = dict(unwrap(state_dict))
     if "patch_embed1.proj.weight" in state_dict:
-        state_dict = {_our_name(name): value for name, value in state_dict.items()}
+        state_dict = {
+            _our_name(name): value
+            for name, value in state_dict.items()
+            # FLatten's authors save a final norm that their model does not apply.
+            if not (name.startswith("norm.") and isinstance(model.norm, nn.Identity))
+        }
+    if "stages.3.cls_token" in state_dict and model.output_fmt != "NLC":
+        leave = ("stages.3.cls_token", "norm.weight", "norm.bias")
+        state_dict = {name: value for name, value in state_dict.items() if name not in leave}
+        state_dict["stages.3.pos_embed"] = state_dict["stages.3.pos_embed"][:, 1:]
     state_dict = convert_mixers(state_dict, model)
     for i, stage in enumerate(model.stages):
         if (position := state_dict.get(name := f"stages.{i}.pos_embed")) is not None:

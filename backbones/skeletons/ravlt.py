@@ -1,4 +1,4 @@
-"""RAVLT's four-stage body with a convolutional stem (arXiv:2411.07635), which MAViT shares."""
+"""RAVLT's four-stage body with a convolutional stem (arXiv:2411.07635), which others share."""
 
 import re
 from collections.abc import Sequence
@@ -152,6 +152,9 @@ class RAVLT(HierarchicalVisionTransformer):
         layer_scale: initial layer scale of the residual branches, one or one per stage; None for
             no layer scales.
         head_hidden_size: channels of the head's projection.
+        init_std: standard deviation of the truncated normal distribution from which the weights
+            of linear layers are drawn; None for PyTorch's own initialisation. Convolutions and
+            the classifier, which are drawn in any case, have 0.02.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
@@ -178,6 +181,7 @@ class RAVLT(HierarchicalVisionTransformer):
         mlp_ratio: float = 3.5,
         layer_scale: float | Sequence[float] | None = 1.0,
         head_hidden_size: int = 1024,
+        init_std: float | None = 0.02,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -212,6 +216,7 @@ class RAVLT(HierarchicalVisionTransformer):
             block=block,
             drop_path_rate=drop_path_rate,
             options=lambda i: layers | {"layer_scale": scales[i]},
+            init_stds=(init_std,) * len(dims),
         )
         self.set_stages(
             [
@@ -222,12 +227,17 @@ class RAVLT(HierarchicalVisionTransformer):
         )
         self.norm = nn.Identity()
         self.head = RAVLTHead(dims[-1], head_hidden_size, num_classes, global_pool, drop_rate)
-        init_linear_layers(self, convolutions=True, skip=TokenMixer)
+        init_linear_layers(self, init_std, skip=TokenMixer)
+        init_linear_layers(self, convolutions=True, skip=(TokenMixer, nn.Linear))
+        # The authors' classifier is a convolution.
+        init_linear_layers(self.head.fc)
 
 
 AUTHORS_NAMES = {
     "layers.": "stages.",
     ".pos.": ".position.",
+    ".cpe1.": ".position.",
+    ".cpe2.": ".position2.",
     ".norm1.norm.": ".norm1.",
     ".norm2.norm.": ".norm2.",
     ".gamma_1": ".gamma1",
@@ -245,7 +255,7 @@ def checkpoint_filter_fn(
 ) -> dict[str, Tensor]:
     """A checkpoint under this library's names and in its shapes.
 
-    It may be one of RAVLT's or MAViT's authors, or of this library.
+    It may be one of RAVLT's, MAViT's or NaLaFormer's authors, or of this library.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.

@@ -1,9 +1,10 @@
 """The bodies that papers share: a skeleton with its sizes, to which a paper adds its mixer."""
 
 from functools import partial
+from typing import Any
 
-from ..registry import Family
-from ..skeletons import cswin, pvt, ravlt, soft, swin, vit
+from ..registry import Family, Weights
+from ..skeletons import care, cswin, flowformer, pvt, pvtv2, ravlt, soft, swin, twins, vit
 
 DEIT = partial(
     Family,
@@ -30,6 +31,20 @@ PVT_SMALL = {"depths": (3, 4, 6, 3)}
 PVT_MEDIUM = {"depths": (3, 4, 18, 3)}
 PVT_LARGE = {"depths": (3, 8, 27, 3)}
 
+PVTV2 = partial(
+    Family,
+    skeleton=pvtv2.PyramidVisionTransformerV2,
+    filter_fn=pvtv2.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+PVTV2_B0 = {"embed_dim": (32, 64, 160, 256), "depths": (2, 2, 2, 2)}
+PVTV2_B1 = {"depths": (2, 2, 2, 2)}
+PVTV2_B2 = {"depths": (3, 4, 6, 3)}
+PVTV2_B3 = {"depths": (3, 4, 18, 3)}
+PVTV2_B4 = {"depths": (3, 8, 27, 3)}
+PVTV2_B5 = {"depths": (3, 6, 40, 3), "mlp_ratios": (4, 4, 4, 4)}
+
 SWIN = partial(
     Family,
     skeleton=swin.SwinTransformer,
@@ -40,6 +55,7 @@ SWIN = partial(
 SWIN_TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
 SWIN_SMALL = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
 SWIN_BASE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+SWIN_LARGE = {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
 
 CSWIN = partial(
     Family,
@@ -94,3 +110,56 @@ SOFT = partial(
     classifier="head.fc",
     data={"crop_pct": 0.9},
 )
+
+CARE = partial(
+    Family,
+    skeleton=care.Care,
+    filter_fn=care.checkpoint_filter_fn,
+    first_conv="stem.conv",
+    classifier=("head.fc", "head.fc_dist"),
+)
+
+FLOWFORMER = partial(
+    Family,
+    skeleton=flowformer.Flowformer,
+    filter_fn=flowformer.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+
+TWINS = partial(
+    Family,
+    skeleton=twins.Twins,
+    filter_fn=twins.checkpoint_filter_fn,
+    first_conv="stem.proj",
+    classifier="head.fc",
+)
+TWINS_SMALL = {"embed_dim": 64, "depths": (2, 2, 10, 4), "num_heads": (2, 4, 8, 16)}
+TWINS_BASE = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+TWINS_LARGE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+
+
+def weights_at(
+    size: int,
+    url: str | None = None,
+    page: str | None = None,
+    arguments: dict[str, Any] | None = None,
+    pool_size: tuple[int, int] | None = None,
+    **config: Any,
+) -> Weights:
+    """Weights of images of size x size pixels, which are resized without a crop by default.
+
+    Args:
+        size: side of the images in pixels.
+        url, page: see `Weights`.
+        arguments: constructor arguments beyond the images' size.
+        pool_size: the last map's (H, W), by default that of stride 32.
+        **config: further differences from the family's data configuration.
+    """
+    shape = {"input_size": (3, size, size), "pool_size": pool_size or (size // 32, size // 32)}
+    return Weights(
+        url=url,
+        page=page,
+        config={"crop_pct": 1.0} | config | shape,
+        arguments={"img_size": size} | (arguments or {}),
+    )

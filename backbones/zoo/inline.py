@@ -3,15 +3,19 @@
 from ..registry import Model, Weights, register
 from . import bodies, papers
 
-DEIT = bodies.DEIT(paper=papers.INLINE, config={"mixer": "inline"})
+# Its authors resize both sides of an image, and do not keep the aspect ratio.
+DATA = {"crop_mode": "squash"}
+DEIT = bodies.DEIT(paper=papers.INLINE, config={"mixer": "inline"}, data=DATA)
 # Its authors' PVT has twice the heads of PVT, and no class token.
 PVT = bodies.PVT(
     paper=papers.INLINE,
+    data=DATA,
     config={"mixer": "inline", "num_heads": (2, 4, 10, 16)},
 )
-SWIN = bodies.SWIN(paper=papers.INLINE)
+SWIN = bodies.SWIN(paper=papers.INLINE, data=DATA)
 CSWIN = bodies.CSWIN(
     paper=papers.INLINE,
+    data=DATA,
     config={
         "mixer": ("inline", "inline", "cross_window", "cross_window"),
         "mixer_options": {

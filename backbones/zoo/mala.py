@@ -26,5 +26,10 @@ register(
             parameters=97_766_088,
             top1=86.0,
         ),
+        # Ours: the paper's models with its linear attention in all stages, where the authors keep
+        # softmax in the last two. Their weights have the shapes of the paper's.
+        "mala_vit_tiny_linear": Model(MALA, bodies.RAVLT_TINY | {"mixer": "mala"}),
+        "mala_vit_small_linear": Model(MALA, bodies.RAVLT_SMALL | {"mixer": "mala"}),
+        "mala_vit_base_linear": Model(MALA, bodies.RAVLT_BASE | {"mixer": "mala"}),
     },
 )

@@ -93,6 +93,53 @@ INLINE = Paper(
     "detection or segmentation code",
 )
 
+FLATTEN = Paper(
+    name="FLatten Transformer",
+    arxiv="2308.00442",
+    title="FLatten Transformer: Vision Transformer using Focused Linear Attention",
+    authors=(
+        "Han, Dongchen",
+        "Pan, Xuran",
+        "Han, Yizeng",
+        "Song, Shiji",
+        "Huang, Gao",
+    ),
+    venue="ICCV",
+    year=2023,
+    origin="https://github.com/LeapLabTHU/FLatten-Transformer",
+    license=None,
+    computes="linear attention whose feature map sharpens the direction of queries and keys, and a "
+    "convolution of the values whose filters all heads share; in PVT's, PVTv2's, Swin's and "
+    "CSwin's bodies",
+    limits="the keys have learned positions of the size of the map, which are interpolated for "
+    "other images; later stages of the Swin and CSwin bodies keep their body's softmax attention; "
+    "the authors offer no detection or segmentation code",
+)
+
+NALA = Paper(
+    name="NaLaFormer",
+    arxiv="2506.21137",
+    title="Norm×Direction: Restoring the Missing Query Norm in Vision Linear Attention",
+    authors=(
+        "Meng, Weikang",
+        "Luo, Yadan",
+        "Huo, Liangyu",
+        "Li, Yingjian",
+        "Wang, Yaowei",
+        "Li, Xin",
+        "Zhang, Zheng",
+    ),
+    venue="ICML",
+    year=2026,
+    origin="https://github.com/ZacharyMeng/NaLaFormer",
+    license="mit",
+    computes="linear attention of positive and negative parts of queries and keys, whose sharpness "
+    "grows with the query's norm (stages 1 and 2); softmax attention over all tokens (3 and 4); "
+    "both normalised and gated",
+    limits="stages 3 and 4 cost with the square of the pixels; after the rotation, weights of the "
+    "linear attention may be negative; no weights are released",
+)
+
 SOFT = Paper(
     name="SOFT",
     arxiv="2110.11945",
@@ -187,6 +234,21 @@ PVT = Paper(
     limits="the reduction is a fixed factor: cost grows with the square of the pixels",
 )
 
+PVTV2 = Paper(
+    name="PVTv2",
+    arxiv="2106.13797",
+    title="PVT v2: Improved Baselines with Pyramid Vision Transformer",
+    authors=PVT.authors,
+    venue="Computational Visual Media",
+    year=2022,
+    journal=True,
+    origin=PVT.origin,
+    license=PVT.license,
+    computes="PVT's attention in a body of overlapping patches, whose feed-forward networks "
+    "convolve in place of position embeddings",
+    limits="that of PVT",
+)
+
 SWIN = Paper(
     name="Swin",
     arxiv="2103.14030",
@@ -230,6 +292,44 @@ CSWIN = Paper(
     computes="softmax attention within stripes, vertical for half of the heads, horizontal for "
     "the other; over all tokens in the last stage",
     limits="stripes are as long as the image, so that cost grows faster than the pixels",
+)
+
+L2VIT = Paper(
+    name="L2ViT",
+    arxiv="2501.16182",
+    title="The Linear Attention Resurrection in Vision Transformer",
+    authors=("Zheng, Chuanyang",),
+    venue="arXiv",
+    year=2025,
+    journal=True,
+    origin="https://github.com/ChuanyangZheng/L2ViT",
+    license="mit",
+    computes="softmax attention within windows of 7 x 7 tokens in even blocks, linear attention "
+    "over all tokens and a local concentration by 7 x 7 convolutions in odd ones",
+    limits="the normaliser of the linear attention has a floor of 100, an absolute number, which "
+    "acts on fewer tokens the larger the image is",
+)
+
+VAN = Paper(
+    name="VAN",
+    arxiv="2202.09741",
+    title="Visual Attention Network",
+    authors=(
+        "Guo, Meng-Hao",
+        "Lu, Cheng-Ze",
+        "Liu, Zheng-Ning",
+        "Cheng, Ming-Ming",
+        "Hu, Shi-Min",
+    ),
+    venue="Computational Visual Media",
+    year=2023,
+    journal=True,
+    origin="https://github.com/Visual-Attention-Network/VAN-Classification",
+    license="apache-2.0",
+    computes="a product of each token with what depthwise convolutions of 5 x 5 and, dilated, of "
+    "7 x 7 tokens make of its neighbourhood; no softmax and no heads",
+    limits="a block sees 23 x 23 tokens, and what is farther away only through other blocks; the "
+    "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known",
 )
 
 SLAB = Paper(
@@ -285,4 +385,144 @@ POLAFORMER = Paper(
     "convolution of the values and a gate; in PVT's and Swin's bodies",
     limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
     "body keep its softmax attention; the authors offer no detection or segmentation code",
+)
+
+CARE = Paper(
+    name="CARE",
+    arxiv="2411.16170",
+    title="CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual "
+    "Interaction",
+    authors=(
+        "Zhou, Yuan",
+        "Xu, Qingshan",
+        "Cui, Jiequan",
+        "Zhou, Junbao",
+        "Zhang, Jing",
+        "Hong, Richang",
+        "Zhang, Hanwang",
+    ),
+    venue="CVPR",
+    year=2025,
+    origin="https://github.com/zhouyuan888888/CARE-Transformer",
+    license=None,
+    computes="in stages 3 and 4, linear attention on a quarter of the channels and depthwise "
+    "convolutions on two others, which networks with convolutions then mix with the last; in "
+    "stages 1 and 2, long convolutions in the attention's place",
+    limits="made for phones and narrow: in the first two stages a token sees 11 rows and columns; "
+    "batch norms everywhere, which small batches train badly; trained with a teacher",
+)
+
+FLOWFORMER = Paper(
+    name="Flowformer",
+    arxiv="2202.06258",
+    title="Flowformer: Linearizing Transformers with Conservation Flows",
+    authors=(
+        "Wu, Haixu",
+        "Wu, Jialong",
+        "Xu, Jiehui",
+        "Wang, Jianmin",
+        "Long, Mingsheng",
+    ),
+    venue="ICML",
+    year=2022,
+    origin="https://github.com/thuml/Flowformer",
+    license="mit",
+    computes="linear attention between sigmoids of queries and keys, in which keys compete by a "
+    "softmax of what they give out when each query takes in one unit, in all four stages",
+    limits="narrow heads (8 channels in the first stage); one position embedding, learned at "
+    "224 px and interpolated; no results on detection or segmentation",
+)
+
+TWINS = Paper(
+    name="Twins",
+    arxiv="2104.13840",
+    title="Twins: Revisiting the Design of Spatial Attention in Vision Transformers",
+    authors=(
+        "Chu, Xiangxiang",
+        "Tian, Zhi",
+        "Wang, Yuqing",
+        "Zhang, Bo",
+        "Ren, Haibing",
+        "Wei, Xiaolin",
+        "Xia, Huaxia",
+        "Shen, Chunhua",
+    ),
+    venue="NeurIPS",
+    year=2021,
+    origin="https://github.com/Meituan-AutoML/Twins",
+    license="apache-2.0",
+    computes="softmax attention within windows of 7 x 7 tokens, and in every odd block to keys and "
+    "values of a map that a strided convolution has made smaller; convolutions tell positions",
+    limits="the reduction is a fixed factor: cost grows with the square of the pixels",
+)
+
+ECOFORMER = Paper(
+    name="EcoFormer",
+    arxiv="2209.09004",
+    title="EcoFormer: Energy-Saving Attention with Linear Complexity",
+    authors=(
+        "Liu, Jing",
+        "Pan, Zizheng",
+        "He, Haoyu",
+        "Cai, Jianfei",
+        "Zhuang, Bohan",
+    ),
+    venue="NeurIPS",
+    year=2022,
+    origin="https://github.com/ziplab/EcoFormer",
+    license="apache-2.0",
+    computes="linear attention between binary codes of 16 bits that queries and keys share "
+    "(stages 1 to 3); softmax attention over all tokens (4); in PVTv2's and Twins' bodies",
+    limits="for inference and fine-tuning of released weights: the hash functions are constants "
+    "that come with them; its additions save energy on other hardware than GPUs; a sign is exact "
+    "nowhere near zero, so that precisions differ in some bits",
+)
+
+MHLA = Paper(
+    name="MHLA",
+    arxiv="2601.07832",
+    title="MHLA: Restoring Expressivity of Linear Attention via Token-Level Multi-Head",
+    authors=(
+        "Zhang, Kewei",
+        "Huang, Ye",
+        "Deng, Yufan",
+        "Yu, Jincheng",
+        "Chen, Junsong",
+        "Ling, Huan",
+        "Xie, Enze",
+        "Zhou, Daquan",
+    ),
+    venue="ICLR",
+    year=2026,
+    origin="https://github.com/DAGroup-PKU/MHLA",
+    license="mit",
+    computes="linear attention with a state for each of 4 x 4 squares of the map, which a learned "
+    "matrix mixes; in DeiT's body without a class token",
+    limits="the authors have published neither weights nor results of these classifiers; images "
+    "of 224 px are padded to 256 px; the normaliser mixes queries of other squares, so that the "
+    "weights of a query do not sum to one; one map, of stride 16",
+)
+
+FAVIT = Paper(
+    name="FaViT",
+    arxiv="2312.08614",
+    title="Factorization Vision Transformer: Modeling Long Range Dependency with Local Window Cost",
+    authors=(
+        "Qin, Haolin",
+        "Zhou, Daquan",
+        "Xu, Tingfa",
+        "Bian, Ziyang",
+        "Li, Jianan",
+    ),
+    venue="IEEE Transactions on Neural Networks and Learning Systems",
+    year=2023,
+    journal=True,
+    origin="https://github.com/q2479036243/FaViT",
+    license=None,
+    computes="softmax attention of shares of the channels to few keys: the 7 x 7 places of "
+    "windows, dense and dilated, averaged over the windows, and a map that a strided convolution "
+    "has made smaller; in PVTv2's body",
+    limits="the reduction of the map is a fixed factor, so that an eighth of the channels costs "
+    "with the square of the pixels; the average over windows mixes channels, as the authors' code "
+    "does; the authors have published no weights",
 )

@@ -52,5 +52,10 @@ register(
             mask_rcnn=(52.3, 46.4),
             upernet=53.2,
         ),
+        # Ours: the paper's models with its linear attention in all stages, where the authors keep
+        # softmax in the last two. Their weights have the shapes of the paper's.
+        "rala_vit_tiny_linear": Model(RALA, bodies.RAVLT_TINY | {"mixer": "rala"}),
+        "rala_vit_small_linear": Model(RALA, bodies.RAVLT_SMALL | {"mixer": "rala"}),
+        "rala_vit_base_linear": Model(RALA, bodies.RAVLT_BASE | {"mixer": "rala"}),
     },
 )

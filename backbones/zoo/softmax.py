@@ -1,17 +1,15 @@
-"""The baselines with softmax attention: DeiT, PVT, Swin and CSwin."""
+"""The baselines with softmax attention: DeiT, PVT, PVTv2, Swin, CSwin and Twins."""
 
 from ..registry import Model, Weights, register
 from . import bodies, papers
 
 DEIT = bodies.DEIT(paper=papers.DEIT, config={"mixer": "softmax"})
-PVT = bodies.PVT(
-    paper=papers.PVT,
-    config={
-        "mixer": ("spatial_reduction", "spatial_reduction", "spatial_reduction", "softmax"),
-        "mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}},
-        "class_token": True,
-    },
-)
+REDUCTION = {
+    "mixer": ("spatial_reduction", "spatial_reduction", "spatial_reduction", "softmax"),
+    "mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}},
+}
+PVT = bodies.PVT(paper=papers.PVT, config=REDUCTION | {"class_token": True})
+PVTV2 = bodies.PVTV2(paper=papers.PVTV2, config=REDUCTION, data={"crop_pct": 0.9})
 SWIN = bodies.SWIN(
     paper=papers.SWIN,
     # timm's order of shift and padding, which matters for a map that is no multiple of 7.
@@ -24,11 +22,38 @@ CSWIN = bodies.CSWIN(
         "mixer_options": {"cross_window": {"split_size": (1, 2, 7, None)}},
     },
 )
+TWINS = bodies.TWINS(
+    paper=papers.TWINS,
+    config={"mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}}},
+    data={"crop_pct": 0.9},
+)
+
+
+def _twins(size: str, parameters: int, top1: float) -> Model:
+    sizes = getattr(bodies, f"TWINS_{size.upper()}")
+    wide = ("spatial_reduction",) * 3 + ("softmax",)
+    return Model(
+        TWINS,
+        sizes
+        | {
+            "mixer": tuple(
+                ("grouped_window", name) * (depth // 2)
+                for name, depth in zip(wide, sizes["depths"], strict=True)
+            )
+        },
+        {"in1k": Weights(f"timm/twins_svt_{size}.in1k", "pytorch_model.bin")},
+        parameters=parameters,
+        top1=top1,
+    )
 
 
 def _deit(size: str, digest: str) -> dict[str, Weights]:
-    file = f"deit_{size}_patch16_224-{digest}.pth"
-    return {"fb_in1k": Weights(url=f"https://dl.fbaipublicfiles.com/deit/{file}")}
+    release = "https://dl.fbaipublicfiles.com/deit"
+    weights = {"fb_in1k": Weights(url=f"{release}/deit_{size}_patch16_224-{digest}.pth")}
+    if size == "base":
+        url = f"{release}/deit_base_patch16_384-8de9b5d1.pth"
+        weights["fb_in1k_384"] = bodies.weights_at(384, url=url, pool_size=(24, 24))
+    return weights
 
 
 def _pvt(size: str) -> dict[str, Weights]:
@@ -36,24 +61,61 @@ def _pvt(size: str) -> dict[str, Weights]:
     return {"in1k": Weights(url=f"{releases}/pvt_{size}.pth")}
 
 
+def _pvtv2(size: str, parameters: int, top1: float, mask_rcnn: tuple[float, float]) -> Model:
+    sizes = getattr(bodies, f"PVTV2_{size.upper()}")
+    return Model(
+        PVTV2,
+        sizes,
+        _pvt(f"v2_{size}"),
+        parameters=parameters,
+        top1=top1,
+        mask_rcnn=mask_rcnn,
+    )
+
+
 def _swin(size: str) -> dict[str, Weights]:
     release = "https://github.com/SwinTransformer/storage/releases/download"
+    old, new = f"{release}/v1.0.0", f"{release}/v1.0.8"
     file = f"swin_{size}_patch4_window7_224"
-    finetuned = {
-        "tiny": f"v1.0.8/{file}_22kto1k_finetune.pth",
-        "small": f"v1.0.8/{file}_22kto1k_finetune.pth",
-        "base": f"v1.0.0/{file}_22kto1k.pth",
+    larger = f"{old}/swin_{size}_patch4_window12_384"
+    in22k = {"num_classes": 21841}
+    windows = {"mixer_options": {"window": {"window_size": 12}}}
+    if size in ("tiny", "small"):
+        return {
+            "ms_in1k": Weights(url=f"{old}/{file}.pth"),
+            "ms_in22k_ft_in1k": Weights(url=f"{new}/{file}_22kto1k_finetune.pth"),
+            "ms_in22k": Weights(url=f"{new}/{file}_22k.pth", config=in22k),
+        }
+    weights = {
+        "ms_in22k_ft_in1k": Weights(url=f"{old}/{file}_22kto1k.pth"),
+        "ms_in22k_ft_in1k_384": bodies.weights_at(
+            384, url=f"{larger}_22kto1k.pth", arguments=windows
+        ),
+        "ms_in22k": Weights(url=f"{old}/{file}_22k.pth", config=in22k),
+        "ms_in22k_384": bodies.weights_at(
+            384, url=f"{larger}_22k.pth", arguments=windows, num_classes=21841
+        ),
     }
+    if size == "large":
+        return weights
     return {
-        "ms_in1k": Weights(url=f"{release}/v1.0.0/{file}.pth"),
-        "ms_in22k_ft_in1k": Weights(url=f"{release}/{finetuned[size]}"),
-    }
+        "ms_in1k": Weights(url=f"{old}/{file}.pth"),
+        "ms_in1k_384": bodies.weights_at(384, url=f"{larger}.pth", arguments=windows),
+    } | weights
 
 
 def _cswin(size: str) -> dict[str, Weights]:
     release = "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.1.0"
     tag = "ms_in22k_ft_in1k" if size == "large" else "ms_in1k"
-    return {tag: Weights(url=f"{release}/cswin_{size}_224.pth", config={"crop_pct": 0.9})}
+    weights = {tag: Weights(url=f"{release}/cswin_{size}_224.pth", config={"crop_pct": 0.9})}
+    if size in ("base", "large"):
+        stripes = {"mixer_options": {"cross_window": {"split_size": (1, 2, 12, None)}}}
+        url = f"{release}/cswin_{size}_384.pth"
+        weights[f"{tag}_384"] = bodies.weights_at(384, url=url, arguments=stripes)
+    if size == "large":
+        url = f"{release}/cswin_large_22k_224.pth"
+        weights["ms_in22k"] = Weights(url=url, config={"crop_pct": 0.9, "num_classes": 21841})
+    return weights
 
 
 register(
@@ -80,6 +142,12 @@ register(
         "softmax_pvt_large": Model(
             PVT, bodies.PVT_LARGE, _pvt("large"), parameters=61_369_320, top1=81.7
         ),
+        "softmax_pvtv2_b0": _pvtv2("b0", 3_666_760, 70.5, (38.2, 36.2)),
+        "softmax_pvtv2_b1": _pvtv2("b1", 14_009_000, 78.7, (41.8, 38.8)),
+        "softmax_pvtv2_b2": _pvtv2("b2", 25_362_856, 82.0, (45.3, 41.2)),
+        "softmax_pvtv2_b3": _pvtv2("b3", 45_238_696, 83.1, (47.0, 42.5)),
+        "softmax_pvtv2_b4": _pvtv2("b4", 62_556_072, 83.6, (47.5, 42.7)),
+        "softmax_pvtv2_b5": _pvtv2("b5", 81_956_008, 83.8, (47.4, 42.5)),
         "softmax_swin_tiny": Model(
             SWIN, bodies.SWIN_TINY, _swin("tiny"), parameters=28_288_354, top1=81.2, upernet=44.51
         ),
@@ -88,6 +156,9 @@ register(
         ),
         "softmax_swin_base": Model(
             SWIN, bodies.SWIN_BASE, _swin("base"), parameters=87_768_224, top1=83.5, upernet=48.13
+        ),
+        "softmax_swin_large": Model(
+            SWIN, bodies.SWIN_LARGE, _swin("large"), parameters=196_532_476, top1=86.3
         ),
         "softmax_cswin_tiny": Model(
             CSWIN, bodies.CSWIN_TINY, _cswin("tiny"), parameters=22_320_552, top1=82.8
@@ -101,5 +172,8 @@ register(
         "softmax_cswin_large": Model(
             CSWIN, bodies.CSWIN_LARGE, _cswin("large"), parameters=173_262_664, top1=86.5
         ),
+        "softmax_twins_small": _twins("small", 24_060_776, 81.7),
+        "softmax_twins_base": _twins("base", 56_070_952, 83.2),
+        "softmax_twins_large": _twins("large", 99_271_400, 83.7),
     },
 )

@@ -4,7 +4,14 @@ _base_ = "./agent_swin_tiny_300e_in1k.py"
 
 model = dict(backbone=dict(model_name="agent_cswin_tiny"))
 
-default_hooks = dict(ema=dict(type="EMAHook", momentum=1.6e-4, update_buffers=True))
+default_hooks = dict(
+    ema=dict(
+        type="EMAHook",
+        ema_type="FusedExponentialMovingAverage",
+        momentum=1.6e-4,
+        update_buffers=True,
+    )
+)
 optim_wrapper = dict(clip_grad=None)
 param_scheduler = [
     dict(type="LinearLR", start_factor=2e-3, begin=0, end=20, convert_to_iter_based=True),

@@ -1,6 +1,7 @@
 # Agent-PVT's recipe for ImageNet-1K (arXiv:2312.08874): ten epochs at the last rate follow the
-# 300. It differs from the authors' code in one point: the cosine starts at the full rate after
-# the warm-up, where theirs counts the warm-up in (0.07 % less).
+# 300. It differs from the authors' code in two points: the cosine starts at the full rate after
+# the warm-up, where theirs counts the warm-up in (0.07 % less); and training is in bfloat16, theirs
+# in float32.
 _base_ = "./agent_deit_small_300e_in1k.py"
 
 model = dict(backbone=dict(model_name="agent_pvt_tiny"))

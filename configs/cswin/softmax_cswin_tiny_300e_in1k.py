@@ -4,11 +4,23 @@
 # full rate after the warm-up, where theirs counts the warm-up in (1 % less).
 _base_ = "../swin/softmax_swin_tiny_300e_in1k.py"
 
-model = dict(backbone=dict(model_name="softmax_cswin_tiny"))
+# Images are erased after they were mixed, as timm's prefetching loader does it.
+model = dict(
+    backbone=dict(model_name="softmax_cswin_tiny"), erasing=dict(probability=0.25, mode="pixel")
+)
 
 # 256 images on each of 8 GPUs.
-default_hooks = dict(ema=dict(type="EMAHook", momentum=1.6e-4, update_buffers=True))
-train_dataloader = dict(batch_size=256)
+default_hooks = dict(
+    ema=dict(
+        type="EMAHook",
+        ema_type="FusedExponentialMovingAverage",
+        momentum=1.6e-4,
+        update_buffers=True,
+    )
+)
+train_dataloader = dict(
+    batch_size=256, dataset=dict(transform=dict(interpolation="random", re_prob=0.0))
+)
 auto_scale_lr = dict(base_batch_size=2048)
 optim_wrapper = dict(clip_grad=None, optimizer=dict(lr=2e-3))
 param_scheduler = [

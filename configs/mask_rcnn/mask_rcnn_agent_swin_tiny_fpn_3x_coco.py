@@ -1,5 +1,5 @@
-# Mask R-CNN by the recipe of Agent Attention (arXiv:2312.08874), with
-# more agents than in pretraining.
+# Mask R-CNN by the recipe of Agent Attention (arXiv:2312.08874), with more agents than
+# in pretraining. Training is in bfloat16, the authors' in float32.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance_multi_scale.py",
@@ -16,4 +16,4 @@ model = dict(
         mixer_options=dict(agent=dict(agent_grid=(9, 12, 14, 7))),
     )
 )
-optim_wrapper = dict(paramwise_cfg=_base_.paramwise_cfg)
+optim_wrapper = dict(dtype="bfloat16", loss_scale=1.0, paramwise_cfg=_base_.paramwise_cfg)

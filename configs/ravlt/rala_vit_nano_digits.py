@@ -11,7 +11,7 @@ model = dict(
 
 optim_wrapper = dict(
     constructor="TimmOptimWrapperConstructor",
-    optimizer=dict(opt="nmuon", lr=5e-3, weight_decay=0.05),
+    optimizer=dict(opt="nmuon32", lr=5e-3, weight_decay=0.05),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, begin=0, end=1, convert_to_iter_based=True),

@@ -11,5 +11,6 @@ _base_ = [
 
 model = dict(backbone=dict(model_name="rala_vit_tiny", drop_path_rate=0.1))
 
-# The decay is 0.99996 ** (batch / 512), here for a batch of 1,024.
-default_hooks = dict(ema=dict(type="EMAHook", momentum=7.99984e-5, update_buffers=True))
+default_hooks = dict(
+    ema=dict(type="BatchScaledEMAHook", decay=0.99996, base_batch_size=512, update_buffers=True)
+)

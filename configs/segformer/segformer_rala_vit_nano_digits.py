@@ -14,7 +14,7 @@ model = dict(
 
 optim_wrapper = dict(
     constructor="TimmOptimWrapperConstructor",
-    optimizer=dict(opt="nmuon", lr=8e-3, weight_decay=0.05),
+    optimizer=dict(opt="nmuon32", lr=8e-3, weight_decay=0.05),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, begin=0, end=100, by_epoch=False),

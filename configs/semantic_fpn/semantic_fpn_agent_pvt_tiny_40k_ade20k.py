@@ -1,5 +1,5 @@
-# Agent Attention's recipe (arXiv:2312.08874), with
-# more agents than in pretraining.
+# Agent Attention's recipe (arXiv:2312.08874), with more agents than
+# in pretraining.
 _base_ = [
     "../_base_/models/semantic_fpn.py",
     "../_base_/datasets/ade20k_512.py",

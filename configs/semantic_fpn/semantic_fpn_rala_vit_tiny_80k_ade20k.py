@@ -7,3 +7,5 @@ _base_ = [
 ]
 
 model = dict(backbone=dict(model_name="rala_vit_tiny", drop_path_rate=0.1, output_norm_eps=1e-6))
+train_cfg = dict(val_interval=4000)
+default_hooks = dict(checkpoint=dict(interval=4000))

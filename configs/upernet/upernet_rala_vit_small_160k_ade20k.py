@@ -9,5 +9,6 @@ _base_ = [
 ]
 
 model = dict(backbone=dict(model_name="rala_vit_small", drop_path_rate=0.15, output_norm_eps=1e-6))
+train_cfg = dict(val_interval=8000)
 
 optim_wrapper = dict(type="AmpOptimWrapper", loss_scale=512.0, paramwise_cfg=_base_.paramwise_cfg)

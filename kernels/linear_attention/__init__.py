@@ -20,7 +20,7 @@ from . import operator, reference
 
 FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity", "norm_aware"]
 KeyWeights = Literal["uniform", "global_query"]
-Readout = Literal["normalized", "magnitude_aware", "subtractive"]
+Readout = Literal["normalized", "floored", "magnitude_aware", "subtractive"]
 
 
 def linear_attention(
@@ -52,6 +52,8 @@ def linear_attention(
             D^-0.5 mean_i(phi(q_i)) . phi(k_j) (arXiv:2411.07635, eq. 5).
         readout: with n the normaliser and s = D^-0.5,
             'normalized': R(phi(q)) S / (n + 1e-6);
+            'floored': R(phi(q)) S / max(n, 100 / N), whose floor is absolute for the sum over keys
+            N n (L2ViT, arXiv:2501.16182);
             'magnitude_aware': s R(phi(q)) S (1 + 1 / (s n + 1e-6)) - s n mean(v) (MALA,
             arXiv:2507.00698, eq. 8);
             'subtractive': s R(phi(q)) S + (1 - s n) mean(v) (InLine, arXiv:2412.06590, eq. 7).

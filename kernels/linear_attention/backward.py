@@ -35,7 +35,7 @@ def _output_gradient(
     tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride, scale,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
     MAP: tl.constexpr,
-    READOUT: tl.constexpr, ROTARY: tl.constexpr,
+    READOUT: tl.constexpr, MEAN_VALUE: tl.constexpr, ROTARY: tl.constexpr,
     LOCAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
@@ -59,7 +59,7 @@ def _output_gradient(
     s_high = high_part(s, EXACT)
     s_low = low_part(s, EXACT)
     key = tl.load(state + K * P + e[None, :])
-    if READOUT != "normalized":
+    if MEAN_VALUE:
         mean_value = tl.load(state + K * P + K + d)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
@@ -77,7 +77,7 @@ def _output_gradient(
         if LOCAL:
             branch = tl.load(local + at * l_n + d, mask=ok, other=0.0)
         f = query_feature(x, MAP, EXACT)
-        a, b_, da, db = readout_factors(tl.sum(f * key, 1), scale, READOUT)
+        a, b_, da, db = readout_factors(tl.sum(f * key, 1), tokens, scale, READOUT)
         r = f
         if ROTARY:
             cosine, sine = angles(
@@ -94,7 +94,7 @@ def _output_gradient(
             y = dot_halves(r, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
             dn = da * tl.sum(dy * y, 1)
             y *= a[:, None]
-            if READOUT != "normalized":
+            if MEAN_VALUE:
                 y += b_[:, None] * mean_value
             if LOCAL:
                 y += branch.to(tl.float32)
@@ -114,7 +114,7 @@ def _output_gradient(
             dn = da * tl.sum(r * t, 1)
         if LOCAL:
             tl.store(dlocal + at * dl_n + d, dy.to(dlocal.dtype.element_ty), mask=ok)
-        if READOUT != "normalized":
+        if MEAN_VALUE:
             dn += db * tl.sum(dy * mean_value, 1)
             dvalue_sum += fold_sums(b_[:, None] * dy)
         dkey_sum += fold_sums(dn[:, None] * f)
@@ -123,7 +123,7 @@ def _output_gradient(
     parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * (K * P + K + 2 * P)
     tl.store(parts + e[None, :] * P + column[:, None], dstate)
     tl.store(parts + K * P + e, tl.sum(dkey_sum, 0))
-    if READOUT != "normalized":
+    if MEAN_VALUE:
         tl.store(parts + K * P + K + column, tl.sum(dvalue_sum, 0))
 
 
@@ -240,7 +240,8 @@ def _query_gradient(
     query_splits, scale,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
     MAP: tl.constexpr,
-    WEIGHTED: tl.constexpr, READOUT: tl.constexpr, ROTARY: tl.constexpr, GATE: tl.constexpr,
+    WEIGHTED: tl.constexpr, READOUT: tl.constexpr, MEAN_VALUE: tl.constexpr,
+    ROTARY: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
@@ -260,7 +261,7 @@ def _query_gradient(
     s_high = high_part(s, EXACT)
     s_low = low_part(s, EXACT)
     key = tl.load(state + K * P + e)
-    if READOUT != "normalized":
+    if MEAN_VALUE:
         mean_value = tl.load(state + K * P + K + d)
     if WEIGHTED:
         dquery = sum_splits(query_parts + bh.to(tl.int64) * query_splits * K, query_splits, K)
@@ -277,7 +278,7 @@ def _query_gradient(
             factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0).to(tl.float32)
             dy = (dy.to(tl.float32) * factor).to(dy.dtype)
         f = query_feature(x, MAP, EXACT)
-        a, _, da, db = readout_factors(tl.sum(f * key, 1), scale, READOUT)
+        a, _, da, db = readout_factors(tl.sum(f * key, 1), tokens, scale, READOUT)
         t = dot_halves(operand(dy, EXACT), s_high, s_low, tl.zeros((BLOCK, K), tl.float32), EXACT)
         if ROTARY:
             cosine, sine = angles(
@@ -287,7 +288,7 @@ def _query_gradient(
             t = rotate(t, cosine, -sine)
         # A rotation turned back on one factor of a product turns the other forth.
         dn = da * tl.sum(f * t, 1)
-        if READOUT != "normalized":
+        if MEAN_VALUE:
             dn += db * tl.sum(dy.to(tl.float32) * mean_value, 1)
         t = t * a[:, None] + dn[:, None] * key
         if WEIGHTED:

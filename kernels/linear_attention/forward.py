@@ -211,8 +211,8 @@ def _read(
     q_b, q_n, q_h, l_b, l_n, l_h, g_b, g_n, g_h, o_b, o_n, o_h,
     tokens, per_split, heads, width, reciprocal, shift, row_stride, column_stride, scale,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
-    MAP: tl.constexpr,
-    READOUT: tl.constexpr, ROTARY: tl.constexpr, LOCAL: tl.constexpr, GATE: tl.constexpr,
+    MAP: tl.constexpr, READOUT: tl.constexpr, MEAN_VALUE: tl.constexpr,
+    ROTARY: tl.constexpr, LOCAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(0)
     split = tl.program_id(1)
@@ -232,7 +232,7 @@ def _read(
     s_high = high_part(s, EXACT)
     s_low = low_part(s, EXACT)
     key = tl.load(state + K * P + e[None, :])
-    if READOUT != "normalized":
+    if MEAN_VALUE:
         mean_value = tl.load(state + K * P + K + d)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
@@ -247,7 +247,7 @@ def _read(
         if GATE:
             factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0)
         f = query_feature(x, MAP, EXACT)
-        a, b_, _, _ = readout_factors(tl.sum(f * key, 1), scale, READOUT)
+        a, b_, _, _ = readout_factors(tl.sum(f * key, 1), tokens, scale, READOUT)
         if ROTARY:
             cosine, sine = angles(
                 rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
@@ -255,7 +255,7 @@ def _read(
             )  # fmt: skip
             f = rotate(f, cosine, sine)
         y = dot_halves(f, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT) * a[:, None]
-        if READOUT != "normalized":
+        if MEAN_VALUE:
             y += b_[:, None] * mean_value
         if LOCAL:
             y += branch.to(tl.float32)

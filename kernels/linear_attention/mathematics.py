@@ -6,6 +6,7 @@ import triton.language as tl
 from ..runtime.mathematics import PTX, exponential, logarithm, sum_rows
 
 EPSILON = tl.constexpr(1e-6)
+FLOOR = tl.constexpr(100.0)
 
 # Sizes that change from call to call and do not need other machine code.
 SCALARS = [
@@ -138,11 +139,15 @@ def _feature_gradient(x, f, gradient, MAP: tl.constexpr):
 
 
 @triton.jit
-def readout_factors(n, scale, READOUT: tl.constexpr):
+def readout_factors(n, tokens, scale, READOUT: tl.constexpr):
     """a(n), b(n) and their derivatives, of y = a R(f(q)) S + b mean(v)."""
     if READOUT == "normalized":
         a = 1.0 / (n + EPSILON)
         return a, n * 0.0, -a * a, n * 0.0
+    elif READOUT == "floored":
+        least = FLOOR / tokens
+        a = 1.0 / tl.maximum(n, least)
+        return a, n * 0.0, tl.where(n < least, 0.0, -a * a), n * 0.0
     elif READOUT == "magnitude_aware":
         inverse = 1.0 / (scale * n + EPSILON)
         return scale * (1.0 + inverse), -scale * n, -(scale * inverse) * (scale * inverse), -scale

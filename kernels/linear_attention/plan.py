@@ -126,7 +126,8 @@ def plan(
     features = feature_width(padded, feature_map)
     # Rows of a state that are sums over tokens: of S, of mean k and of mean v.
     merged_rows = features + features // padded + 1
-    weighted, mean_value = key_weights == "global_query", readout != "normalized"
+    weighted = key_weights == "global_query"
+    mean_value = readout in ("magnitude_aware", "subtractive")
     table = _table_sizes(size, width)
     rotary = {"ROTARY": size is not None}
 
@@ -161,7 +162,8 @@ def plan(
     query_splits = query_sums.grid[1] if weighted else 0
     flags = {"WEIGHTED": weighted, "MEAN_VALUE": mean_value, **rotary}
     state = make("state", (*table, query_splits, scale), fold=True, **flags)
-    read_flags = {"READOUT": readout, "LOCAL": local, "GATE": gate, **rotary}
+    reads = {"READOUT": readout, "MEAN_VALUE": mean_value, **rotary}
+    read_flags = {"LOCAL": local, "GATE": gate, **reads}
     output_gradient = make("output_gradient", (*table, scale), **read_flags)
     merge_gradient = make_merge(output_gradient.grid[1], 0, backward=True)
     tile = choose_tile("key_gradient", features, padded, itemsize)
@@ -190,7 +192,7 @@ def plan(
         # With a local branch, its gradient is already the product with the gate.
         query_gradient=make(
             "query_gradient", (*table, key_splits, scale),
-            WEIGHTED=weighted, READOUT=readout, GATE=gate and not local, **rotary,
+            WEIGHTED=weighted, GATE=gate and not local, **reads,
         ),
     )  # fmt: skip
 

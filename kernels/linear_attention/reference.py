@@ -7,6 +7,7 @@ from ..rotary.reference import apply_rotary
 from ..runtime.dispatch import without_autocast
 
 EPSILON = 1e-6
+FLOOR = 100.0
 
 
 def elementwise(x: Tensor, feature_map: str) -> Tensor:
@@ -71,6 +72,8 @@ def linear_attention(
         y = (q.permute(0, 2, 1, 3) @ state).permute(0, 2, 1, 3)
         if readout == "normalized":
             y = y / (normalizer + EPSILON)
+        elif readout == "floored":
+            y = y / normalizer.clamp(min=FLOOR / query.shape[1])
         elif readout == "magnitude_aware":
             # MALA, eq. 8: beta = 1 + 1 / z multiplies, z times the mean value is subtracted.
             z = scale * normalizer

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import create_feature_extractor, get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import get_graph_node_names
 
 from linsight.backbones import ZOO
 from linsight.backbones.layers import BatchNormAct2d, ConvNormAct, synchronize_batch_norms
 from linsight.backbones.mixers import MIXERS
+from linsight.kernels import force
 
 from .conftest import lively
 
@@ -23,6 +25,7 @@ LITTLE = {
     "soft_vit_nano": {},
     "softmax_deit_tiny": {"embed_dim": 32, "depth": 2, "num_heads": 2},
     "softmax_pvt_tiny": {"embed_dim": (16, 32, 40, 64), "depths": (1, 1, 1, 1)},
+    "softmax_pvtv2_b0": {"embed_dim": (16, 32, 40, 64), "depths": (1, 1, 1, 1)},
     "softmax_swin_tiny": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 4)},
 }
 
@@ -40,6 +43,40 @@ def test_nano_is_small(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     assert sum(p.numel() for p in model.parameters()) <= 2_000_000
+
+
+ALL_LINEAR = [name for name in ZOO if name.endswith("_linear")]
+
+
+@pytest.mark.parametrize("name", ALL_LINEAR)
+def test_an_all_linear_model_costs_with_its_pixels(name):
+    """So many times the pixels are as many times the operations, without the classifier's."""
+    costs = []
+    with torch.device("meta"), force("triton"):
+        model = timm.create_model(name, num_classes=0).requires_grad_(False)
+        for height, width in ((224, 224), (448, 896), (4096, 8192)):
+            with FlopCounterMode(display=False) as counter:
+                assert model(torch.empty(1, 3, height, width)).shape == (1, model.head_hidden_size)
+            costs.append(counter.get_total_flops())
+    assert costs[1] == pytest.approx(8 * costs[0], rel=1e-3)
+    assert costs[2] == pytest.approx(4096 * 8192 / 224**2 * costs[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_LINEAR if "_tiny_" in name])
+@pytest.mark.parametrize("size", [(224, 224), (96, 1056), (500, 333)])
+def test_an_all_linear_model_runs_at_any_size(name, size):
+    model = lively(timm.create_model(name, num_classes=5))
+    with torch.inference_mode():
+        features = model.forward_features(torch.randn(1, 3, *size))
+        assert features.shape == (1, *(-(-side // 32) for side in size), 512)
+        assert model.forward_head(features).isfinite().all()
+
+
+def test_a_papers_weights_are_a_start_for_the_all_linear_model():
+    with torch.device("meta"):
+        theirs, ours = (timm.create_model(f"mala_vit_small{end}") for end in ("", "_linear"))
+    shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (theirs, ours)]
+    assert shapes[0] == shapes[1]
 
 
 @settings(max_examples=15, deadline=None)
@@ -143,6 +180,19 @@ def test_drop_path_grows_linearly():
     model = timm.create_model("rala_vit_tiny", drop_path_rate=0.11)
     rates = [getattr(b.drop_path1, "drop_prob", 0.0) for s in model.stages for b in s.blocks]
     assert rates == pytest.approx([0.11 * i / 11 for i in range(12)])
+
+
+def test_initial_weights_of_nalaformer_are_the_authors():
+    """Linear layers have PyTorch's initialisation, convolutions and the classifier do not."""
+    model = timm.create_model("nala_vit_xtiny")
+    block = model.stages[2].blocks[0]
+    for layer in (block.mixer.in_proj, block.mlp.fc1, model.head.projection):
+        bound = layer.in_features**-0.5
+        assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.05)
+        assert layer.bias.any()
+    convolutions = (model.stem[1].conv.weight, block.position2.weight, block.mlp.depthwise.weight)
+    for weight in (*convolutions, block.mixer.attention.local_weight, model.head.fc.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -290,7 +340,7 @@ def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
     assert torch.equal(other.eval()(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["rala_vit_nano", "mala_vit_nano"])
+@pytest.mark.parametrize("name", ["rala_vit_nano", "mala_vit_nano", "nala_vit_xtiny"])
 def test_a_branch_left_to_the_next_block_changes_nothing(name):
     """Without gradients blocks leave their last branch to the next; a hook sees whole outputs."""
     model = lively(timm.create_model(name, num_classes=5))
@@ -317,7 +367,10 @@ def test_a_branch_left_to_the_next_block_changes_nothing(name):
 TRACED = ("rala_vit_nano", "agent_deit_tiny", "softmax_pvt_tiny", "softmax_swin_tiny")
 
 
-@pytest.mark.parametrize("name", [*TRACED, "softmax_cswin_tiny", "soft_vit_nano"])
+@pytest.mark.parametrize(
+    "name",
+    [*TRACED, "softmax_cswin_tiny", "soft_vit_nano", "softmax_pvtv2_b0", "nala_vit_xtiny"],
+)
 def test_features_through_fx(name):
     """torch.fx traces a model, as timm's create_feature_extractor and torchvision do."""
     model = timm.create_model(name, num_classes=5, img_size=64).eval()

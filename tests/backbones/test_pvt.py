@@ -43,7 +43,18 @@ def test_any_size(name, size):
         torch.testing.assert_close(model(x), torch.cat([model(i[None]) for i in x]))
 
 
-MAPS_ONLY = {"cross_window", "softmax_free", "spatial_reduction", "window"}
+MAPS_ONLY = {
+    "care",
+    "cross_window",
+    "factorized",
+    "grouped_window",
+    "large_kernel",
+    "local_window",
+    "mhla",
+    "softmax_free",
+    "spatial_reduction",
+    "window",
+}
 PLACES = [(mixer, False) for mixer in sorted(set(MIXERS) - {"spatial_reduction"})]
 PLACES += [(mixer, True) for mixer in sorted(set(MIXERS) - MAPS_ONLY)]
 

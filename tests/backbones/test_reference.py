@@ -7,6 +7,7 @@ matters; the name of a second reference adds a hyphen and its subject.
 """
 
 import json
+import math
 from copy import deepcopy
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from linsight.backbones import ZOO
+from linsight.backbones.mixers.flow import Flow
 from linsight.backbones.mixers.softmax_free import SoftmaxFree
 
 from ..reference import fill
@@ -59,8 +61,10 @@ def run(model, manifest, case):
 
 
 def test_parameters(reference):
+    """The authors' count, less the weights that their own forward pass never uses."""
     manifest, _, model = reference
-    assert sum(p.numel() for p in model.parameters()) == manifest["parameters"]
+    unused = sum(math.prod(manifest["state"][name]["shape"]) for name in manifest.get("unused", ()))
+    assert sum(p.numel() for p in model.parameters()) == manifest["parameters"] - unused
 
 
 @torch.no_grad()
@@ -82,7 +86,8 @@ def test_gradients(reference):
 
     Their parameters are found through the filter, which packs, stacks and reshapes them. SOFT's
     gradients are computed in float64, as the reference's: in float32 its inverses turn rounding,
-    which differs with the number of threads, into errors of a thousandth.
+    which differs with the number of threads, into errors of a thousandth. So are Flowformer's, of
+    which rounding decides where a flow about the cut-off, 1, has a gradient.
     """
     manifest, expected, model = reference
     authors = list(manifest["state"])
@@ -91,7 +96,7 @@ def test_gradients(reference):
         for i, name in enumerate(authors)
     }
     tags = ZOO[model.pretrained_cfg["architecture"]].family.filter_fn(tags, model)
-    exact = any(isinstance(module, SoftmaxFree) for module in model.modules())
+    exact = any(isinstance(module, (Flow, SoftmaxFree)) for module in model.modules())
     model = deepcopy(model).double() if exact else model
     # The case of the norms comes last, because each case leaves its own gradients.
     for case in sorted(manifest["cases"], key="224".__eq__):
@@ -99,7 +104,10 @@ def test_gradients(reference):
         model.zero_grad()
         logits.backward(torch.from_numpy(fill.cotangent(case, logits.shape)).to(logits.dtype))
         limit = 1e-6 if exact else 100 * max(1e-6, manifest["cases"][case]["float32_error"])
-        assert error(F.avg_pool2d(image.grad, 8), expected[f"{case}.input_grad"]) < limit, case
+        # Left out where PyTorch gave the authors' code a wrong one: its backward pass of a layer
+        # norm on the CPU mistakes the layout of a single map (1, N, C) that is a transposed view.
+        if (wanted := expected.get(f"{case}.input_grad")) is not None:
+            assert error(F.avg_pool2d(image.grad, 8), wanted) < limit, case
     squares = dict.fromkeys(authors, 0.0)
     for name, parameter in model.named_parameters():
         # A progressive norm does not use its layer norm in evaluation.

@@ -80,7 +80,18 @@ def test_any_size(size):
 
 
 # These mixers take a map alone, without a class token.
-MAPS_ONLY = {"cross_window", "softmax_free", "spatial_reduction", "window"}
+MAPS_ONLY = {
+    "care",
+    "cross_window",
+    "factorized",
+    "grouped_window",
+    "large_kernel",
+    "local_window",
+    "mhla",
+    "softmax_free",
+    "spatial_reduction",
+    "window",
+}
 
 
 @pytest.mark.parametrize("mixer", sorted(MAPS_ONLY))

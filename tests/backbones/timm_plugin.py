@@ -47,7 +47,7 @@ def weights_file(hub_id, filename, url=None):
 
 
 def hub_file(hub_id, filename):
-    if not filename.endswith(".pth"):
+    if filename.endswith(".safetensors"):
         raise _hub.EntryNotFoundError(f"{hub_id} has no {filename}")
     return weights_file(hub_id, filename)
 

@@ -15,7 +15,7 @@ from .numerics import assert_as_exact_as_eager, distance, leaves, outcome, poiso
 
 FEATURES = ("elu_plus_one", "relu", "exp", "identity", "norm_aware")
 WEIGHTS = ("uniform", "global_query")
-READOUTS = ("normalized", "magnitude_aware", "subtractive")
+READOUTS = ("normalized", "floored", "magnitude_aware", "subtractive")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -43,6 +43,8 @@ def direct(q: Tensor, k: Tensor, v: Tensor, feature: str, weights: str, readout:
     n = similarity.sum(1, keepdim=True)
     if readout == "normalized":
         return similarity @ v / (n + 1e-6)
+    if readout == "floored":
+        return similarity @ v / n.clamp(min=100 / tokens)
     s = width**-0.5
     if readout == "magnitude_aware":
         beta = 1 + 1 / (s * n + 1e-6)
@@ -92,11 +94,11 @@ def test_norm_aware_attention_is_the_formula() -> None:
 
 
 def test_constant_values_come_back() -> None:
-    # The weights of a query sum to one in every readout, so equal values give that value.
+    # The weights of a query sum to one but under a floor, so equal values give that value.
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 9, 2, 8, dtype=torch.float64)
     v = torch.full_like(q, 3.0)
-    for readout in READOUTS:
+    for readout in set(READOUTS) - {"floored"}:
         y = linear_attention(q, k, v, readout=readout)
         torch.testing.assert_close(y, v, rtol=1e-4, atol=1e-4)
 
@@ -109,6 +111,7 @@ def test_constant_values_come_back() -> None:
         ("identity", "uniform", "subtractive"),
         ("exp", "global_query", "normalized"),
         ("norm_aware", "uniform", "normalized"),
+        ("relu", "uniform", "floored"),
         ("norm_aware", "global_query", "subtractive"),
     ],
 )
@@ -182,6 +185,7 @@ CASES = [
     *((RALA, dtype) for dtype in DTYPES),
     *((MALA, dtype) for dtype in DTYPES[:2]),
     (options("exp", "uniform", "subtractive"), torch.float32),
+    (options("relu", "uniform", "floored"), torch.float32),
     (options("relu", "global_query", "magnitude_aware"), torch.float16),
     *((NALA, dtype) for dtype in DTYPES),
 ]

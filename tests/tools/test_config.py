@@ -7,7 +7,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 
 from linsight.tools.config import CONFIGS, ConfigError, find_config, load_config
 
-FAMILIES = ("agent", "cswin", "deit", "pvt", "ravlt", "soft", "swin")
+FAMILIES = ("agent", "cswin", "deit", "flatten", "nala", "pvt", "pvtv2", "ravlt", "soft", "swin")
 OURS = sorted(path.stem for family in FAMILIES for path in CONFIGS.glob(f"{family}/*.py"))
 
 
@@ -16,7 +16,10 @@ def test_the_recipe_of_each_size():
     for size, rate in rates.items():
         cfg = load_config(f"rala_vit_{size}_300e_in1k")
         assert cfg.model.backbone == {"model_name": f"rala_vit_{size}", "drop_path_rate": rate}
-        assert cfg.default_hooks.ema.momentum == pytest.approx(1 - 0.99996 ** (1024 / 512))
+        assert (cfg.default_hooks.ema.decay, cfg.default_hooks.ema.base_batch_size) == (
+            0.99996,
+            512,
+        )
         assert cfg.train_cfg.max_epochs == 300
 
 
@@ -36,7 +39,7 @@ def test_the_rates_of_soft():
 @pytest.mark.parametrize("name", OURS)
 def test_builds(name, tmp_path):
     cfg = load_config(name)
-    if not re.search("medium|base|large|huge", name):
+    if not re.search("medium|base|large|huge|b[2-5]", name):
         assert MODELS.build(cfg.model).num_classes == cfg.model.num_classes
     for hook in cfg.default_hooks.values():
         assert HOOKS.build(hook)
@@ -180,6 +183,10 @@ def test_overrides_may_add_what_is_a_parameter():
         ("agent_pvt_tiny", 0.1, 1024, None, 310),
         ("agent_pvt_medium", 0.3, 1024, 1.0, 310),
         ("agent_pvt_large", 0.3, 512, 1.0, 310),
+        ("flatten_pvt_small", 0.1, 512, None, 310),
+        ("flatten_pvt_large", 0.3, 256, 1.0, 310),
+        ("flatten_pvtv2_b3", 0.3, 1024, 1.0, 310),
+        ("flatten_pvtv2_b4", 0.3, 512, 1.0, 310),
         ("softmax_deit_base", 0.1, 1024, None, 300),
         ("softmax_pvt_large", 0.3, 1024, 1.0, 300),
     ],
@@ -194,8 +201,9 @@ def test_the_recipes_of_deit_and_pvt(name, rate, batch, clip, epochs):
     warm_up, cosine = cfg.param_scheduler
     assert (warm_up.end, cosine.end) == (cosine.begin, 300)
     assert cosine.T_max == cosine.end - cosine.begin
-    assert (cfg.train_dataloader.sampler.type == "DefaultSampler") == name.startswith("agent")
-    if name.startswith("agent"):
+    scaled = name.startswith(("agent", "flatten"))
+    assert (cfg.train_dataloader.sampler.type == "DefaultSampler") == scaled
+    if scaled:
         # The rates are scaled with the batch, as the authors scale them.
         first, last = (5e-7, 5e-6) if "deit" in name else (1e-6, 1e-5)
         lr = cfg.optim_wrapper.optimizer.lr

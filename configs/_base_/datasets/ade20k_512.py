@@ -19,7 +19,7 @@ train_dataloader = dict(
             ),
             dict(type="RandomClassCrop", size=512, cat_max_ratio=0.75),
             dict(type="torchvision.transforms.v2.RandomHorizontalFlip", p=0.5),
-            _base_.photometric_distortion,
+            dict(type="PhotometricDistortion"),
         ],
     ),
 )

@@ -16,20 +16,3 @@ val_dataloader = dict(
     collate_fn=dict(type="default_collate"),
 )
 test_dataloader = val_dataloader
-
-photometric_distortion = dict(
-    type="torchvision.transforms.v2.Compose",
-    transforms=[
-        dict(
-            type="torchvision.transforms.v2.RandomApply",
-            transforms=[dict(type="torchvision.transforms.v2.ColorJitter", **jitter)],
-            p=0.5,
-        )
-        for jitter in (
-            dict(brightness=(0.875, 1.125)),
-            dict(contrast=0.5),
-            dict(saturation=0.5),
-            dict(hue=0.1),
-        )
-    ],
-)

@@ -7,7 +7,6 @@ model = dict(
     backbone=dict(_delete_=True, type="TimmBackbone", pretrained=True),
     # Without the input channels, which are the backbone's.
     neck=dict(_delete_=True, type="FPN", out_channels=256, num_outs=5),
-    rpn_head=dict(loss_bbox=dict(_delete_=True, type="L1Loss", loss_weight=1.0)),
     roi_head=dict(
         bbox_head=[
             dict(

@@ -1,5 +1,5 @@
 model = dict(
     type="SemanticSegmentor",
-    decode_head=dict(type="SegformerHead", channels=256),
+    decode_head=dict(type="SegformerHead", channels=768),
     num_classes=150,
 )

@@ -1,7 +1,7 @@
 # Training from scratch on digit scenes, in minutes. Muon needs a third of AdamW's iterations.
 optim_wrapper = dict(
     constructor="TimmOptimWrapperConstructor",
-    optimizer=dict(opt="nmuon", lr=8e-3, weight_decay=0.05),
+    optimizer=dict(opt="nmuon32", lr=8e-3, weight_decay=0.05),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, begin=0, end=200, by_epoch=False),

@@ -56,18 +56,31 @@ SKELETONS = smallest_of_each(lambda name: ZOO[name].family.skeleton)
 PARTS = smallest_with_each_part()
 
 
-def few_blocks(name: str) -> dict[str, int | tuple[int, ...]]:
+def few_blocks(name: str) -> dict[str, Any]:
     """The arguments that leave a model few blocks, two of them in a stage with shifted windows."""
     config = ZOO[name].family.config | ZOO[name].config
     mixer = config.get("mixer", "")
+    if "depths" in config:
+        return cut(mixer, (2, 1, 1, 1))
     if not isinstance(mixer, str) and any(not isinstance(names, str) for names in mixer):
         return {}  # Its mixers are listed per block.
-    return {"depths": (2, 1, 1, 1)} if "depths" in config else {"depth": 2}
+    return {"depth": 2}
 
 
-def two_blocks(name: str) -> dict[str, int | tuple[int, ...]]:
+def cut(mixer: Any, depths: tuple[int, ...]) -> dict[str, tuple]:
+    """The arguments that leave a model the first blocks of each stage, and these their mixers."""
+    per_block = not isinstance(mixer, str) and any(not isinstance(names, str) for names in mixer)
+    mixers = [
+        names if isinstance(names, str) else names[:depth]
+        for names, depth in zip(mixer, depths, strict=False)
+    ]
+    return {"depths": depths} | ({"mixer": tuple(mixers)} if per_block else {})
+
+
+def two_blocks(name: str) -> dict[str, Any]:
     """The arguments that leave a model a block of each mixer, for what takes long per layer."""
-    return {"depths": (1, 0, 0, 1)} if "depths" in few_blocks(name) else {"depth": 1}
+    config = ZOO[name].family.config | ZOO[name].config
+    return cut(config["mixer"], (1, 0, 0, 1)) if "depths" in config else {"depth": 1}
 
 
 def few_channels(name: str) -> dict[str, tuple[int, ...]]:

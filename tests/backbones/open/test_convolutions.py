@@ -31,7 +31,8 @@ def observe(model: nn.Module, names: Iterable[str], x: Tensor) -> dict[str, tupl
     ("attribute", "change"),
     [
         ("dilation", lambda conv: {"dilation": 2, "padding": tuple(2 * p for p in conv.padding)}),
-        ("padding_mode", lambda conv: {"padding_mode": "circular"}),
+        # Not circular, which PyTorch refuses where a window is larger than the map.
+        ("padding_mode", lambda conv: {"padding_mode": "replicate"}),
         ("groups", lambda conv: {"groups": 1 if conv.groups > 1 else 2}),
     ],
     ids=["dilation", "padding_mode", "groups"],
@@ -56,6 +57,7 @@ def test_convolutions_heed_their_own_attributes(name, attribute, change):
         shape = {
             "stride": part.stride,
             "padding": part.padding,
+            "dilation": part.dilation,
             "groups": part.groups,
             "bias": part.bias is not None,
         }

@@ -6,6 +6,8 @@ import pytest
 from torch import Tensor, nn
 
 from linsight.backbones.blocks import PostNormBlock
+from linsight.backbones.skeletons.care import CareBlock
+from linsight.backbones.skeletons.van import VANBlock
 
 from ..conftest import lively
 from .models import FAMILIES, create, images
@@ -23,8 +25,10 @@ def grad_cam_target(model: nn.Module, where: str) -> nn.Module:
     if where == "stage":
         return last if hasattr(model, "stages") else last[-2]
     block = (last.blocks if hasattr(model, "stages") else last)[-1]
-    # The norms of a post-norm block give the residual sum besides, which is no map to draw.
-    return block.mlp if isinstance(block, PostNormBlock) else block.norm1
+    # The norms of a post-norm block give the residual sum besides, which is no map to draw, and
+    # those of CARE's and VAN's blocks give channels first.
+    others = (PostNormBlock, CareBlock, VANBlock)
+    return block.mlp if isinstance(block, others) else block.norm1
 
 
 @pytest.mark.parametrize("where", ["stage", "layer"])

@@ -40,15 +40,15 @@ class NormOfChannels(nn.Module):
 
 def convolution_like(conv: nn.Conv2d) -> nn.Conv2d:
     """A convolution of PyTorch with the shapes of `conv`, but other weights, padding, dilation."""
-    wide = conv.kernel_size[0] % 2 == 1 and conv.kernel_size[0] > 1
+    wide = all(side % 2 for side in conv.kernel_size) and max(conv.kernel_size) > 1
     return nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
         stride=conv.stride,
-        # A dilation of two needs twice the padding for as many outputs.
+        # Twice the dilation needs twice the padding for as many outputs.
         padding=tuple(2 * side for side in conv.padding) if wide else conv.padding,
-        dilation=2 if wide else 1,
+        dilation=tuple(2 * step for step in conv.dilation) if wide else 1,
         groups=conv.groups,
         padding_mode="circular" if any(conv.padding) and not wide else "zeros",
         dtype=torch.float64,
@@ -127,10 +127,11 @@ def test_another_module_computes_in_the_place_of_a_leaf(name):
     that each one has an effect is shown by the poison.
     """
     # Windows that divide the map: no hook can tell what stands at the places of a padded one.
-    options = {"mixer_options": {"window": {"window_size": 4}}} if "swin" in name else {}
-    if "window" not in mixers_of(name):
-        options = {}
-    model, x = little(name, **options), images()
+    sizes = {"window": (4, 4, 2, 1), "local_window": (4, 4, 2, 1), "grouped_window": 1}
+    options = {
+        mixer: {"window_size": size} for mixer, size in sizes.items() if mixer in mixers_of(name)
+    }
+    model, x = little(name, mixer_options=options), images()
     plain = model(x)
     faults = {leaf: "does not run" for leaf, times in calls(model, x).items() if times != 1}
     rounds, kinds = defaultdict(dict), set()

@@ -1,0 +1,3 @@
+_base_ = "./retinanet_softmax_pvt_tiny_fpn_1x_coco.py"
+
+model = dict(backbone=dict(model_name="softmax_pvt_medium"))

@@ -1,0 +1,4 @@
+# UperNet by the recipe of Swin, as FLatten Transformer (arXiv:2308.00442) is trained.
+_base_ = "./upernet_softmax_swin_small_160k_ade20k.py"
+
+model = dict(backbone=dict(model_name="flatten_swin_small"))
