@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import is_exporting
 from torch import Tensor, nn
 
+from ...kernels.runtime.dispatch import without_autocast
 from ..checkpoint import resize_position
 from ..context import Context, Place
 from .projected import PackedAttention, ProjectedMixer
@@ -35,7 +36,14 @@ class PositionedAttention(PackedAttention):
 
     def key_positions(self, context: Context, like: Tensor) -> Tensor:
         """The positions (1, P + H * W, heads, D) of the keys `like`, zero at class tokens."""
-        position = resample_abs_pos_embed(self.position, list(context.size), list(self.size), 0)
+        position = self.position
+        # Comparing sizes would specialise an exported graph.
+        if is_exporting() or tuple(context.size) != tuple(self.size):
+            with without_autocast(position):
+                image = position.unflatten(1, self.size).permute(0, 3, 1, 2)
+                image = image.to(torch.promote_types(position.dtype, torch.float32))
+                image = F.interpolate(image, context.size, mode="bicubic", antialias=True)
+                position = image.flatten(2).transpose(1, 2)
         position = F.pad(position.to(like.dtype), (0, 0, self.prefix_tokens, 0))
         return position.unflatten(-1, (self.num_heads, self.head_dim))
 

@@ -294,6 +294,99 @@ CSWIN = Paper(
     limits="stripes are as long as the image, so that cost grows faster than the pixels",
 )
 
+L2VIT = Paper(
+    name="L2ViT",
+    arxiv="2501.16182",
+    title="The Linear Attention Resurrection in Vision Transformer",
+    authors=("Zheng, Chuanyang",),
+    venue="arXiv",
+    year=2025,
+    journal=True,
+    origin="https://github.com/ChuanyangZheng/L2ViT",
+    license="mit",
+    computes="softmax attention within windows of 7 x 7 tokens in even blocks, linear attention "
+    "over all tokens and a local concentration by 7 x 7 convolutions in odd ones",
+    limits="the normaliser of the linear attention has a floor of 100, an absolute number, which "
+    "acts on fewer tokens the larger the image is",
+)
+
+VAN = Paper(
+    name="VAN",
+    arxiv="2202.09741",
+    title="Visual Attention Network",
+    authors=(
+        "Guo, Meng-Hao",
+        "Lu, Cheng-Ze",
+        "Liu, Zheng-Ning",
+        "Cheng, Ming-Ming",
+        "Hu, Shi-Min",
+    ),
+    venue="Computational Visual Media",
+    year=2023,
+    journal=True,
+    origin="https://github.com/Visual-Attention-Network/VAN-Classification",
+    license="apache-2.0",
+    computes="a product of each token with what depthwise convolutions of 5 x 5 and, dilated, of "
+    "7 x 7 tokens make of its neighbourhood; no softmax and no heads",
+    limits="a block sees 23 x 23 tokens, and what is farther away only through other blocks; the "
+    "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known",
+)
+
+SLAB = Paper(
+    name="SLAB",
+    arxiv="2405.11582",
+    title="SLAB: Efficient Transformers with Simplified Linear Attention and Progressive "
+    "Re-parameterized Batch Normalization",
+    authors=(
+        "Guo, Jialong",
+        "Chen, Xinghao",
+        "Tang, Yehui",
+        "Wang, Yunhe",
+    ),
+    venue="ICML",
+    year=2024,
+    origin="https://github.com/xinghaochen/SLAB",
+    license=None,
+    computes="linear attention of rectified queries and keys, with a convolution of the values, "
+    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, Swin's and "
+    "CSwin's bodies",
+    limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
+    "and CSwin bodies keep their body's softmax attention; `reparameterize_model` merges the norms "
+    "into their neighbours, without which evaluation gains little; training needs the hook "
+    "`NormProgressHook`, or calls of `set_training_progress`",
+)
+
+PREPBN = replace(
+    SLAB,
+    name="PRepBN",
+    computes="softmax attention, and batch norms that training reaches from layer norms; in "
+    "DeiT's, PVT's and Swin's bodies",
+    limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
+    "have the batch norm from the beginning, as their authors' code does",
+)
+
+POLAFORMER = Paper(
+    name="PolaFormer",
+    arxiv="2501.15061",
+    title="PolaFormer: Polarity-aware Linear Attention for Vision Transformers",
+    authors=(
+        "Meng, Weikang",
+        "Luo, Yadan",
+        "Li, Xin",
+        "Jiang, Dongmei",
+        "Zhang, Zheng",
+    ),
+    venue="ICLR",
+    year=2025,
+    origin="https://github.com/ZacharyMeng/PolaFormer",
+    license="mit",
+    computes="linear attention in which one half of the values is summed over keys of the query's "
+    "sign and the other half over keys of the opposite sign, with a learned power per channel, a "
+    "convolution of the values and a gate; in PVT's and Swin's bodies",
+    limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
+    "body keep its softmax attention; the authors offer no detection or segmentation code",
+)
+
 CARE = Paper(
     name="CARE",
     arxiv="2411.16170",
@@ -383,75 +476,4 @@ ECOFORMER = Paper(
     limits="for inference and fine-tuning of released weights: the hash functions are constants "
     "that come with them; its additions save energy on other hardware than GPUs; a sign is exact "
     "nowhere near zero, so that precisions differ in some bits",
-)
-
-L2VIT = Paper(
-    name="L2ViT",
-    arxiv="2501.16182",
-    title="The Linear Attention Resurrection in Vision Transformer",
-    authors=("Zheng, Chuanyang",),
-    venue="arXiv",
-    year=2025,
-    journal=True,
-    origin="https://github.com/ChuanyangZheng/L2ViT",
-    license="mit",
-    computes="softmax attention within windows of 7 x 7 tokens in even blocks, linear attention "
-    "over all tokens and a local concentration by 7 x 7 convolutions in odd ones",
-    limits="the normaliser of the linear attention has a floor of 100, an absolute number, which "
-    "acts on fewer tokens the larger the image is",
-)
-
-VAN = Paper(
-    name="VAN",
-    arxiv="2202.09741",
-    title="Visual Attention Network",
-    authors=(
-        "Guo, Meng-Hao",
-        "Lu, Cheng-Ze",
-        "Liu, Zheng-Ning",
-        "Cheng, Ming-Ming",
-        "Hu, Shi-Min",
-    ),
-    venue="Computational Visual Media",
-    year=2023,
-    journal=True,
-    origin="https://github.com/Visual-Attention-Network/VAN-Classification",
-    license="apache-2.0",
-    computes="a product of each token with what depthwise convolutions of 5 x 5 and, dilated, of "
-    "7 x 7 tokens make of its neighbourhood; no softmax and no heads",
-    limits="a block sees 23 x 23 tokens, and what is farther away only through other blocks; the "
-    "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known",
-)
-
-SLAB = Paper(
-    name="SLAB",
-    arxiv="2405.11582",
-    title="SLAB: Efficient Transformers with Simplified Linear Attention and Progressive "
-    "Re-parameterized Batch Normalization",
-    authors=(
-        "Guo, Jialong",
-        "Chen, Xinghao",
-        "Tang, Yehui",
-        "Wang, Yunhe",
-    ),
-    venue="ICML",
-    year=2024,
-    origin="https://github.com/xinghaochen/SLAB",
-    license=None,
-    computes="linear attention of rectified queries and keys, with a convolution of the values, "
-    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, Swin's and "
-    "CSwin's bodies",
-    limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
-    "and CSwin bodies keep their body's softmax attention; `reparameterize_model` merges the norms "
-    "into their neighbours, without which evaluation gains little; training needs the hook "
-    "`NormProgressHook`, or calls of `set_training_progress`",
-)
-
-PREPBN = replace(
-    SLAB,
-    name="PRepBN",
-    computes="softmax attention, and batch norms that training reaches from layer norms; in "
-    "DeiT's, PVT's and Swin's bodies",
-    limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
-    "have the batch norm from the beginning, as their authors' code does",
 )
