@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from linsight.tools.config import CONFIGS, ConfigError, find_config, load_config
 
 FAMILIES = ("agent", "cswin", "deit", "pvt", "ravlt", "soft", "swin")
+FAMILIES += ("favit", "l2vit", "mhla", "van")
 OURS = sorted(path.stem for family in FAMILIES for path in CONFIGS.glob(f"{family}/*.py"))
 
 
