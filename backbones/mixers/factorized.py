@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import is_exporting
 from torch import Tensor, nn
 
 from ..context import Context, Place
@@ -59,8 +58,7 @@ class LocalShare(nn.Module):
         """The tokens that are read along an axis: w per square, beyond the map its reflection."""
         number = torch.arange(squares * self.window_size, device=device)
         square, step = number // self.window_size, number % self.window_size
-        # A side of one token has no reflection, and an exported graph has none of that kind.
-        period = 2 * side - 2 if is_exporting() or side > 1 else 1
+        period = 2 * side - 2 if side > 1 else 1
         place = (square * extent + step * self.dilation) % period
         return torch.minimum(place, period - place)
 
@@ -125,9 +123,8 @@ class Factorized(TokenMixer):
 
     def attend_whole(self, query: Tensor, image: Tensor) -> Tensor:
         """Attention (B, N, C) of queries (B, N, C) to a map (B, C, H, W) that is made smaller."""
-        # A map loses what a multiple of the stride leaves over, but one smaller than the window is
-        # padded; an exported graph is not prepared for it.
-        if not is_exporting() and min(image.shape[2:]) < self.reduction:
+        # A map loses what a multiple of the stride leaves over, but a smaller one is padded.
+        if min(image.shape[2:]) < self.reduction:
             bottom, right = (max(self.reduction - side, 0) for side in image.shape[2:])
             image = F.pad(image, (0, right, 0, bottom))
         reduced = self.reduce(image)

@@ -13,14 +13,25 @@ from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .vit import VisionTransformer
 
 
-@register_notrace_function
-def pad_borders(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B, C, H, W), padded with zeros on all sides up to a size that is little larger.
+class Borders(nn.Module):
+    """Images (B, in_chans, H, W), padded with zeros on all sides to a size that is little larger.
 
     Args:
-        x: images. A side that is less than 7/8 of the size is not padded.
-        size: (H, W) of the result where they are padded.
+        in_chans: channels of the images.
+        size: (H, W) of the result. A side that is less than 7/8 of it is not padded.
     """
+
+    def __init__(self, in_chans: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.in_chans, self.size = in_chans, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pad_borders(check_image(x, self.in_chans), self.size)
+
+
+@register_notrace_function
+def pad_borders(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """See `Borders`."""
     height, width = (
         max(wanted - side, 0) if 8 * side >= 7 * wanted else 0
         for side, wanted in zip(x.shape[2:], size, strict=True)
@@ -52,14 +63,14 @@ class PooledVisionTransformer(VisionTransformer):
         **options: Any,
     ) -> None:
         super().__init__(*args, norm_layer=norm_layer, class_token=class_token, **options)
+        patch = self.patch_embed.proj.stride[0]
+        self.borders = Borders(self.in_chans, (patch * self.size[0], patch * self.size[1]))
         self.norm = nn.Identity()
         self.fc_norm = resolve_norm_layer(norm_layer, LayerNorm)(self.embed_dim)
 
     def forward_tokens(self, x: Tensor) -> tuple[Tensor, Context]:
         """Images to the first block's tokens (B, H * W, C), and their context."""
-        patch = self.patch_embed.proj.stride[0]
-        size = (patch * self.size[0], patch * self.size[1])
-        return super().forward_tokens(pad_borders(check_image(x, self.in_chans), size))
+        return super().forward_tokens(self.borders(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) from tokens; (B, C) if `pre_logits`."""
