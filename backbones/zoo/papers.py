@@ -294,6 +294,77 @@ CSWIN = Paper(
     limits="stripes are as long as the image, so that cost grows faster than the pixels",
 )
 
+L2VIT = Paper(
+    name="L2ViT",
+    arxiv="2501.16182",
+    title="The Linear Attention Resurrection in Vision Transformer",
+    authors=("Zheng, Chuanyang",),
+    venue="arXiv",
+    year=2025,
+    journal=True,
+    origin="https://github.com/ChuanyangZheng/L2ViT",
+    license="mit",
+    computes="softmax attention within windows of 7 x 7 tokens in even blocks, linear attention "
+    "over all tokens and a local concentration by 7 x 7 convolutions in odd ones",
+    limits="the normaliser of the linear attention has a floor of 100, an absolute number, which "
+    "acts on fewer tokens the larger the image is",
+)
+
+VAN = Paper(
+    name="VAN",
+    arxiv="2202.09741",
+    title="Visual Attention Network",
+    authors=(
+        "Guo, Meng-Hao",
+        "Lu, Cheng-Ze",
+        "Liu, Zheng-Ning",
+        "Cheng, Ming-Ming",
+        "Hu, Shi-Min",
+    ),
+    venue="Computational Visual Media",
+    year=2023,
+    journal=True,
+    origin="https://github.com/Visual-Attention-Network/VAN-Classification",
+    license="apache-2.0",
+    computes="a product of each token with what depthwise convolutions of 5 x 5 and, dilated, of "
+    "7 x 7 tokens make of its neighbourhood; no softmax and no heads",
+    limits="a block sees 23 x 23 tokens, and what is farther away only through other blocks; the "
+    "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known",
+)
+
+SLAB = Paper(
+    name="SLAB",
+    arxiv="2405.11582",
+    title="SLAB: Efficient Transformers with Simplified Linear Attention and Progressive "
+    "Re-parameterized Batch Normalization",
+    authors=(
+        "Guo, Jialong",
+        "Chen, Xinghao",
+        "Tang, Yehui",
+        "Wang, Yunhe",
+    ),
+    venue="ICML",
+    year=2024,
+    origin="https://github.com/xinghaochen/SLAB",
+    license=None,
+    computes="linear attention of rectified queries and keys, with a convolution of the values, "
+    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, Swin's and "
+    "CSwin's bodies",
+    limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
+    "and CSwin bodies keep their body's softmax attention; `reparameterize_model` merges the norms "
+    "into their neighbours, without which evaluation gains little; training needs the hook "
+    "`NormProgressHook`, or calls of `set_training_progress`",
+)
+
+PREPBN = replace(
+    SLAB,
+    name="PRepBN",
+    computes="softmax attention, and batch norms that training reaches from layer norms; in "
+    "DeiT's, PVT's and Swin's bodies",
+    limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
+    "have the batch norm from the beginning, as their authors' code does",
+)
+
 CARE = Paper(
     name="CARE",
     arxiv="2411.16170",
@@ -385,73 +456,51 @@ ECOFORMER = Paper(
     "nowhere near zero, so that precisions differ in some bits",
 )
 
-L2VIT = Paper(
-    name="L2ViT",
-    arxiv="2501.16182",
-    title="The Linear Attention Resurrection in Vision Transformer",
-    authors=("Zheng, Chuanyang",),
-    venue="arXiv",
-    year=2025,
-    journal=True,
-    origin="https://github.com/ChuanyangZheng/L2ViT",
+MHLA = Paper(
+    name="MHLA",
+    arxiv="2601.07832",
+    title="MHLA: Restoring Expressivity of Linear Attention via Token-Level Multi-Head",
+    authors=(
+        "Zhang, Kewei",
+        "Huang, Ye",
+        "Deng, Yufan",
+        "Yu, Jincheng",
+        "Chen, Junsong",
+        "Ling, Huan",
+        "Xie, Enze",
+        "Zhou, Daquan",
+    ),
+    venue="ICLR",
+    year=2026,
+    origin="https://github.com/DAGroup-PKU/MHLA",
     license="mit",
-    computes="softmax attention within windows of 7 x 7 tokens in even blocks, linear attention "
-    "over all tokens and a local concentration by 7 x 7 convolutions in odd ones",
-    limits="the normaliser of the linear attention has a floor of 100, an absolute number, which "
-    "acts on fewer tokens the larger the image is",
+    computes="linear attention with a state for each of 4 x 4 squares of the map, which a learned "
+    "matrix mixes; in DeiT's body without a class token",
+    limits="the authors have published neither weights nor results of these classifiers; images "
+    "of 224 px are padded to 256 px; the normaliser mixes queries of other squares, so that the "
+    "weights of a query do not sum to one; one map, of stride 16",
 )
 
-VAN = Paper(
-    name="VAN",
-    arxiv="2202.09741",
-    title="Visual Attention Network",
+FAVIT = Paper(
+    name="FaViT",
+    arxiv="2312.08614",
+    title="Factorization Vision Transformer: Modeling Long Range Dependency with Local Window Cost",
     authors=(
-        "Guo, Meng-Hao",
-        "Lu, Cheng-Ze",
-        "Liu, Zheng-Ning",
-        "Cheng, Ming-Ming",
-        "Hu, Shi-Min",
+        "Qin, Haolin",
+        "Zhou, Daquan",
+        "Xu, Tingfa",
+        "Bian, Ziyang",
+        "Li, Jianan",
     ),
-    venue="Computational Visual Media",
+    venue="IEEE Transactions on Neural Networks and Learning Systems",
     year=2023,
     journal=True,
-    origin="https://github.com/Visual-Attention-Network/VAN-Classification",
-    license="apache-2.0",
-    computes="a product of each token with what depthwise convolutions of 5 x 5 and, dilated, of "
-    "7 x 7 tokens make of its neighbourhood; no softmax and no heads",
-    limits="a block sees 23 x 23 tokens, and what is farther away only through other blocks; the "
-    "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known",
-)
-
-SLAB = Paper(
-    name="SLAB",
-    arxiv="2405.11582",
-    title="SLAB: Efficient Transformers with Simplified Linear Attention and Progressive "
-    "Re-parameterized Batch Normalization",
-    authors=(
-        "Guo, Jialong",
-        "Chen, Xinghao",
-        "Tang, Yehui",
-        "Wang, Yunhe",
-    ),
-    venue="ICML",
-    year=2024,
-    origin="https://github.com/xinghaochen/SLAB",
+    origin="https://github.com/q2479036243/FaViT",
     license=None,
-    computes="linear attention of rectified queries and keys, with a convolution of the values, "
-    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, Swin's and "
-    "CSwin's bodies",
-    limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
-    "and CSwin bodies keep their body's softmax attention; `reparameterize_model` merges the norms "
-    "into their neighbours, without which evaluation gains little; training needs the hook "
-    "`NormProgressHook`, or calls of `set_training_progress`",
-)
-
-PREPBN = replace(
-    SLAB,
-    name="PRepBN",
-    computes="softmax attention, and batch norms that training reaches from layer norms; in "
-    "DeiT's, PVT's and Swin's bodies",
-    limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
-    "have the batch norm from the beginning, as their authors' code does",
+    computes="softmax attention of shares of the channels to few keys: the 7 x 7 places of "
+    "windows, dense and dilated, averaged over the windows, and a map that a strided convolution "
+    "has made smaller; in PVTv2's body",
+    limits="the reduction of the map is a fixed factor, so that an eighth of the channels costs "
+    "with the square of the pixels; the average over windows mixes channels, as the authors' code "
+    "does; the authors have published no weights",
 )
