@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from linsight.tools.config import CONFIGS, ConfigError, find_config, load_config
 
 FAMILIES = ("agent", "cswin", "deit", "flatten", "nala", "pvt", "pvtv2", "ravlt", "soft", "swin")
+FAMILIES += ("care", "ecoformer", "flowformer")
 OURS = sorted(path.stem for family in FAMILIES for path in CONFIGS.glob(f"{family}/*.py"))
 
 
@@ -21,6 +22,25 @@ def test_the_recipe_of_each_size():
             512,
         )
         assert cfg.train_cfg.max_epochs == 300
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "rate", "first", "epochs"),
+    [
+        ("care_s2_300e_in1k", 1536, 2.5e-3, 1e-6, 310),
+        ("flowformer_19_300e_in1k", 768, 7.5e-4, 1e-6, 300),
+        ("ecoformer_pvtv2_b3_30e_in1k", 256, 2.5e-5, 5e-8, 30),
+        ("ecoformer_twins_small_30e_in1k", 256, 1.25e-4, 5e-8, 30),
+    ],
+)
+def test_the_rates_of_other_bodies(name, batch, rate, first, epochs):
+    cfg = load_config(name)
+    assert cfg.auto_scale_lr.base_batch_size == batch
+    assert cfg.optim_wrapper.optimizer.lr == rate
+    warm_up, cosine = cfg.param_scheduler
+    assert warm_up.start_factor * rate == pytest.approx(first, rel=1e-4)
+    assert (cosine.begin, cosine.end - cosine.begin) == (warm_up.end, cosine.T_max)
+    assert cfg.train_cfg.max_epochs == epochs
 
 
 def test_the_rates_of_soft():
@@ -39,6 +59,7 @@ def test_the_rates_of_soft():
 @pytest.mark.parametrize("name", OURS)
 def test_builds(name, tmp_path):
     cfg = load_config(name)
+    cfg.model.backbone.pop("pretrained", None)
     if not re.search("medium|base|large|huge|b[2-5]", name):
         assert MODELS.build(cfg.model).num_classes == cfg.model.num_classes
     for hook in cfg.default_hooks.values():
