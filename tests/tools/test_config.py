@@ -23,6 +23,25 @@ def test_the_recipe_of_each_size():
         assert cfg.train_cfg.max_epochs == 300
 
 
+@pytest.mark.parametrize(
+    ("name", "batch", "rate", "first", "epochs"),
+    [
+        ("care_s2_300e_in1k", 1536, 2.5e-3, 1e-6, 310),
+        ("flowformer_19_300e_in1k", 768, 7.5e-4, 1e-6, 300),
+        ("ecoformer_pvtv2_b3_30e_in1k", 256, 2.5e-5, 5e-8, 30),
+        ("ecoformer_twins_small_30e_in1k", 256, 1.25e-4, 5e-8, 30),
+    ],
+)
+def test_the_rates_of_other_bodies(name, batch, rate, first, epochs):
+    cfg = load_config(name)
+    assert cfg.auto_scale_lr.base_batch_size == batch
+    assert cfg.optim_wrapper.optimizer.lr == rate
+    warm_up, cosine = cfg.param_scheduler
+    assert warm_up.start_factor * rate == pytest.approx(first, rel=1e-4)
+    assert (cosine.begin, cosine.end - cosine.begin) == (warm_up.end, cosine.T_max)
+    assert cfg.train_cfg.max_epochs == epochs
+
+
 def test_the_rates_of_soft():
     rates = {"soft_vit_tiny": 1e-3, "soft_vit_large": 3.3e-4, "soft_norm_vit_medium": 4e-4}
     for name, rate in rates.items():
@@ -39,6 +58,7 @@ def test_the_rates_of_soft():
 @pytest.mark.parametrize("name", OURS)
 def test_builds(name, tmp_path):
     cfg = load_config(name)
+    cfg.model.backbone.pop("pretrained", None)
     if not re.search("medium|base|large|huge|b[2-5]", name):
         assert MODELS.build(cfg.model).num_classes == cfg.model.num_classes
     for hook in cfg.default_hooks.values():
