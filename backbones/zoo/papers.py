@@ -348,8 +348,8 @@ SLAB = Paper(
     origin="https://github.com/xinghaochen/SLAB",
     license=None,
     computes="linear attention of rectified queries and keys, with a convolution of the values, "
-    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, Swin's and "
-    "CSwin's bodies",
+    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, PVTv2's, "
+    "Swin's and CSwin's bodies",
     limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
     "and CSwin bodies keep their body's softmax attention; `reparameterize_model` merges the norms "
     "into their neighbours, without which evaluation gains little; training needs the hook "
