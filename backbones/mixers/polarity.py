@@ -62,6 +62,8 @@ class PolarityAttention(PositionedAttention):
         ValueError: if a head has an odd number of channels, or there is no local branch.
     """
 
+    scale: nn.Parameter | None
+
     def __init__(self, place: Place, local_kernel: int, range_of_power: float) -> None:
         super().__init__(place, local_kernel)
         if self.head_dim % 2:
@@ -79,15 +81,16 @@ class PolarityAttention(PositionedAttention):
         query, key, value, gate = blocks.unbind(2)
         key = key + self.key_positions(context, key)
         if self.scale is not None:
-            inverse = self.inverse_scale().to(query.dtype)
+            inverse = self.inverse_scale(self.scale).to(query.dtype)
             query, key = query * inverse, key * inverse
         power = 1 + self.range_of_power * self.power.sigmoid()
         y = polarity_attention(query, key, value, power[0, :, 0])
-        return ((y + self.local_branch(value, context.size)) * gate).flatten(2)
+        y = y + self.convolve(value, context.size, *self.local_filters())
+        return (y * gate).flatten(2)
 
-    def inverse_scale(self) -> Tensor:
-        """1 / s, (heads, D), of the learned scale s = softplus(`scale`)."""
-        return 1 / F.softplus(self.scale).view(self.num_heads, self.head_dim)
+    def inverse_scale(self, scale: Tensor) -> Tensor:
+        """1 / s, (heads, D), of the scale s = softplus(`scale`) of queries and keys."""
+        return 1 / F.softplus(scale).view(self.num_heads, self.head_dim)
 
 
 @register_mixer("polarity")
@@ -112,9 +115,10 @@ class Polarity(PositionedMixer):
 
     def fuse(self) -> nn.Module:
         """This mixer, with the scale of queries and keys multiplied into their projection."""
-        if type(self.in_proj) is nn.Linear and self.attention.scale is not None:
+        scale = self.attention.scale
+        if type(self.in_proj) is nn.Linear and scale is not None:
             with torch.no_grad():
-                inverse = self.attention.inverse_scale().flatten()
+                inverse = self.attention.inverse_scale(scale).flatten()
                 rows = torch.cat((inverse, inverse))
                 self.in_proj.weight[: len(rows)].mul_(rows[:, None])
                 self.in_proj.bias[: len(rows)].mul_(rows)

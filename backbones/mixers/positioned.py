@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...kernels.runtime.dispatch import without_autocast
 from ..checkpoint import resize_position
 from ..context import Context, Place
-from .projected import PackedAttention, ProjectedMixer
+from .projected import PackedAttention, ProjectedMixer, depthwise_parameters
 
 
 class PositionedAttention(PackedAttention):
@@ -30,8 +30,9 @@ class PositionedAttention(PackedAttention):
             raise ValueError("local_kernel is 0, but this attention always has a local branch")
         super().__init__(place)
         self.size = place.size
-        conv = nn.Conv2d(self.head_dim, self.head_dim, local_kernel, groups=self.head_dim)
-        self.local_weight, self.local_bias = conv.weight, conv.get_parameter("bias")
+        self.local_weight, self.local_bias = depthwise_parameters(
+            place, self.head_dim, local_kernel
+        )
         self.position = nn.Parameter(torch.zeros(1, place.size[0] * place.size[1], place.dim))
 
     def key_positions(self, context: Context, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from ..context import Context, Place
 from ..unused import depend_on
 from .base import register_mixer
 from .positioned import PositionedAttention, PositionedMixer
-from .projected import rename_entries
+from .projected import depthwise_parameters, rename_entries
 
 
 class SimplifiedAttention(PositionedAttention):
@@ -32,8 +32,9 @@ class SimplifiedAttention(PositionedAttention):
         super().__init__(place, local_kernel)
         self.channel_weight = self.channel_bias = self.scale = None
         if channel_kernel:
-            conv = nn.Conv2d(place.dim, place.dim, channel_kernel, groups=place.dim)
-            self.channel_weight, self.channel_bias = conv.weight, conv.bias
+            self.channel_weight, self.channel_bias = depthwise_parameters(
+                place, place.dim, channel_kernel
+            )
             self.scale = nn.Parameter(torch.zeros(1, 1, place.dim))
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:

@@ -14,6 +14,7 @@ DEIT = bodies.DEIT(
     config={"mixer": "slab", "norm_layer": "prepbn", "class_token": "unused"},
 )
 PVT = bodies.PVT(paper=papers.SLAB, config={"mixer": "slab", "norm_layer": "prepbn"})
+PVTV2 = bodies.PVTV2(paper=papers.SLAB, config={"mixer": "slab", "norm_layer": "prepbn"})
 SWIN = bodies.SWIN(
     paper=papers.SLAB,
     config={"mixer": ("slab", "slab", "window", "window"), "norm_layer": SWIN_NORM},
@@ -61,6 +62,9 @@ register(
         ),
         "slab_pvt_small": Model(PVT, bodies.PVT_SMALL, parameters=21_683_788),
         "slab_pvt_medium": Model(PVT, bodies.PVT_MEDIUM, parameters=37_267_300),
+        "slab_pvtv2_b0": Model(PVTV2, bodies.PVTV2_B0, parameters=3_599_968),
+        "slab_pvtv2_b1": Model(PVTV2, bodies.PVTV2_B1, parameters=12_941_504),
+        "slab_pvtv2_b2": Model(PVTV2, bodies.PVTV2_B2, parameters=22_564_880),
         "slab_swin_tiny": Model(
             SWIN, bodies.SWIN_TINY, _release("slab_swin_tiny"), parameters=29_216_605, top1=81.8
         ),

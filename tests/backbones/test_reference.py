@@ -55,8 +55,19 @@ def run(model, manifest, case):
     image = torch.from_numpy(fill.image(manifest, case)).to(dtype).requires_grad_()
     count = len(manifest["cases"][case]["features"])
     # The reference of a plain transformer is its last map, normalised unless its note denies it.
-    norm = count == 1 and "before the final norm" not in manifest.get("note", "")
+    note = manifest.get("note", "")
+    norm = count == 1 and "before the final norm" not in note
+    unnormed, hooks = [], []
+    if "stage outputs before that norm" in note:
+        hooks = [
+            stage.norm.register_forward_pre_hook(lambda _, tokens: unnormed.append(tokens[0]))
+            for stage in model.stages
+        ]
     features, stages = model.forward_intermediates(image, indices=count, norm=norm)
+    for hook in hooks:
+        hook.remove()
+    for i, tokens in enumerate(unnormed):
+        stages[i] = tokens.transpose(1, 2).view_as(stages[i])
     return model.forward_head(features), stages, image
 
 
