@@ -150,7 +150,7 @@ class PreNormBlock(Block):
         absorb_norm = getattr(self.mixer, "absorb_norm", None)
         if absorb_norm is not None:
             self.norm1 = absorb_norm(self.norm1)
-        if isinstance(self.mlp, (Mlp, GluMlp, ConvMlp)):
+        if isinstance(self.mlp, (Mlp, GluMlp, *MAP_MLPS)):
             self.norm2 = fold_into_linear(self.norm2, self.mlp.fc1)
         return super().fuse()
 
