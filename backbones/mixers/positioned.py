@@ -1,14 +1,15 @@
-"""What SLAB and PolaFormer share: keys with learned positions, one local branch for all heads."""
+"""What FLatten, SLAB and PolaFormer share: positions of the keys, filters that all heads share."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from timm.layers import is_exporting
 from torch import Tensor, nn
 
-from ...kernels.runtime.dispatch import without_autocast
-from ..checkpoint import resize_position
+from ...kernels.runtime.dispatch import cache_constants, without_autocast
 from ..context import Context, Place
-from .projected import PackedAttention, ProjectedMixer, depthwise_parameters
+from .projected import PackedAttention, ProjectedMixer, depthwise_parameters, rename_entries
 
 
 class PositionedAttention(PackedAttention):
@@ -20,44 +21,60 @@ class PositionedAttention(PackedAttention):
         place: where the mixer stands.
         local_kernel: size k of the depthwise convolution of the values, odd. Its filters are
             (D, 1, k, k), the same for every head.
+        channel_kernel: size, odd and no larger, of a second convolution of the values, with a
+            filter of its own for each channel; 0 for no such convolution.
+
+    Raises:
+        ValueError: if there is no local branch, or `channel_kernel` is larger.
     """
 
     local_weight: Tensor
     local_bias: Tensor
 
-    def __init__(self, place: Place, local_kernel: int) -> None:
+    def __init__(self, place: Place, local_kernel: int, channel_kernel: int = 0) -> None:
         if local_kernel < 1:
             raise ValueError("local_kernel is 0, but this attention always has a local branch")
+        if channel_kernel > local_kernel:
+            raise ValueError(
+                f"channel_kernel is {channel_kernel}, expected at most local_kernel = "
+                f"{local_kernel}, with whose filters it is joined"
+            )
         super().__init__(place)
-        self.size = place.size
+        self.size = (place.size[0], place.size[1])
         self.local_weight, self.local_bias = depthwise_parameters(
             place, self.head_dim, local_kernel
         )
-        self.position = nn.Parameter(torch.zeros(1, place.size[0] * place.size[1], place.dim))
+        self.channel_weight = self.channel_bias = None
+        if channel_kernel:
+            self.channel_weight, self.channel_bias = depthwise_parameters(
+                place, place.dim, channel_kernel
+            )
+        self.position = nn.Parameter(torch.zeros(*self.size, place.dim))
 
     def key_positions(self, context: Context, like: Tensor) -> Tensor:
-        """The positions (1, P + H * W, heads, D) of the keys `like`, zero at class tokens."""
-        position = self.position
-        # Comparing sizes would specialise an exported graph.
-        if is_exporting() or tuple(context.size) != tuple(self.size):
-            with without_autocast(position):
-                image = position.unflatten(1, self.size).permute(0, 3, 1, 2)
-                image = image.to(torch.promote_types(position.dtype, torch.float32))
-                image = F.interpolate(image, context.size, mode="bicubic", antialias=True)
-                position = image.flatten(2).transpose(1, 2)
-        position = F.pad(position.to(like.dtype), (0, 0, self.prefix_tokens, 0))
-        return position.unflatten(-1, (self.num_heads, self.head_dim))
+        """The positions (P + H * W, heads, D) of the keys `like`, zero at class tokens."""
+        with without_autocast(self.position):
+            position = resize_positions(self.position, context.size).flatten(0, 1)
+        if self.prefix_tokens:
+            position = F.pad(position, (0, 0, self.prefix_tokens, 0))
+        return position.to(like.dtype).unflatten(-1, (self.num_heads, self.head_dim))
 
     def local_filters(self) -> tuple[Tensor, Tensor]:
         """Weight (C, 1, k, k) and bias (C,) of the local branch; `fuse()` computes them once."""
         copies = self.num_heads * self.head_dim // len(self.local_weight)
-        return self.local_weight.repeat(copies, 1, 1, 1), self.local_bias.repeat(copies)
+        weight, bias = self.local_weight.repeat(copies, 1, 1, 1), self.local_bias.repeat(copies)
+        if self.channel_weight is None or self.channel_bias is None:
+            return weight, bias
+        # A sum of convolutions is the convolution with the sum of their filters.
+        border = (weight.shape[-1] - self.channel_weight.shape[-1]) // 2
+        return weight + F.pad(self.channel_weight, (border,) * 4), bias + self.channel_bias
 
     def fuse(self) -> nn.Module:
         """This operator, which then holds the filters of all channels."""
         with torch.no_grad():
             weight, bias = self.local_filters()
         self.local_weight, self.local_bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.channel_weight = self.channel_bias = None
         return self
 
 
@@ -68,10 +85,38 @@ class PositionedMixer(ProjectedMixer):
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' entries; positions of another image size are interpolated."""
-        entries = {
-            name.replace("positional_encoding", "attention.position"): value
-            for name, value in super().convert_checkpoint(entries).items()
-        }
-        if (position := entries.get("attention.position")) is not None:
-            entries["attention.position"] = resize_position(position, self.attention.size, 0)
+        names = {"get_v.": "attention.channel_", "scale": "attention.scale"}
+        entries = super().convert_checkpoint(rename_entries(entries, names))
+        size, name = self.attention.size, "attention.position"
+        if (tokens := entries.pop("positional_encoding", None)) is not None:
+            # The authors' maps are square, unless they have this one's number of tokens.
+            side = math.isqrt(tokens.shape[1])
+            fits = tokens.shape[1] == size[0] * size[1]
+            entries[name] = tokens[0].unflatten(0, size if fits else (side, side))
+        if (position := entries.get(name)) is not None:
+            entries[name] = resize_positions(position.float(), size).to(position.dtype)
         return entries
+
+
+@cache_constants
+def interpolation(length: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Bicubic interpolation of `length` values to `target`, as a matrix (target, length).
+
+    The gradient of a product with it is the same in every run; on CUDA, `F.interpolate` sums its
+    gradient by atomics.
+    """
+    identity = torch.eye(length, dtype=dtype, device=device)
+    return F.interpolate(identity[None, None], (target, length), mode="bicubic")[0, 0]
+
+
+def resize_positions(position: Tensor, size: tuple[int, int]) -> Tensor:
+    """Positions (h, w, C), bicubically interpolated to (H, W, C)."""
+    # Comparing sizes would specialise an exported graph, so an export always interpolates.
+    if not is_exporting() and tuple(position.shape[:2]) == tuple(size):
+        return position
+    kind = position.dtype, position.device
+    rows, columns = (
+        interpolation(*lengths, *kind) for lengths in zip(position.shape[:2], size, strict=True)
+    )
+    position = (rows @ position.flatten(1)).unflatten(1, (-1, position.shape[2]))
+    return columns @ position

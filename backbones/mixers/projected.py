@@ -120,14 +120,10 @@ class PackedAttention(nn.Module):
     def local_branch(self, value: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The convolution of the values (B, N, heads, D), zero at class tokens, or None."""
         filters = self.local_filters()
-        return None if filters is None else self.convolve(value, size, *filters)
-
-    def convolve(
-        self, value: Tensor, size: tuple[int, int], weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        """A depthwise convolution of the values (B, N, heads, D), zero at class tokens."""
+        if filters is None:
+            return None
         tokens = value.flatten(2)[:, self.prefix_tokens :].unflatten(1, size)
-        local = depthwise_conv2d(tokens, weight, bias).flatten(1, 2)
+        local = depthwise_conv2d(tokens, *filters).flatten(1, 2)
         if self.prefix_tokens:
             local = F.pad(local, (0, 0, self.prefix_tokens, 0))
         return local.unflatten(-1, (self.num_heads, -1))

@@ -1,7 +1,6 @@
 """Simplified linear attention (SLAB; arXiv:2405.11582, ICML 2024)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.linear_attention import linear_attention
@@ -9,33 +8,22 @@ from ..context import Context, Place
 from ..unused import depend_on
 from .base import register_mixer
 from .positioned import PositionedAttention, PositionedMixer
-from .projected import depthwise_parameters, rename_entries
 
 
 class SimplifiedAttention(PositionedAttention):
     """relu(q) (sum_j relu(k_j + p_j)^T v_j) / (relu(q) . sum_j relu(k_j + p_j)) + conv(v).
 
+    With a `channel_kernel` the operator holds the `scale` of its authors' code, which no output
+    depends on.
+
     Args:
         place: where the mixer stands.
-        local_kernel: see `PositionedAttention`.
-        channel_kernel: size, odd and no larger, of a second convolution of the values, with a
-            filter of its own for each channel; 0 for no such convolution. With it, the operator
-            holds the `scale` of its authors' code, which no output depends on.
+        local_kernel, channel_kernel: see `PositionedAttention`.
     """
 
     def __init__(self, place: Place, local_kernel: int, channel_kernel: int) -> None:
-        if channel_kernel > local_kernel:
-            raise ValueError(
-                f"channel_kernel is {channel_kernel}, expected at most local_kernel = "
-                f"{local_kernel}, with whose filters it is joined"
-            )
-        super().__init__(place, local_kernel)
-        self.channel_weight = self.channel_bias = self.scale = None
-        if channel_kernel:
-            self.channel_weight, self.channel_bias = depthwise_parameters(
-                place, place.dim, channel_kernel
-            )
-            self.scale = nn.Parameter(torch.zeros(1, 1, place.dim))
+        super().__init__(place, local_kernel, channel_kernel)
+        self.scale = nn.Parameter(torch.zeros(1, 1, place.dim)) if channel_kernel else None
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
         blocks = projection.unflatten(-1, (3, self.num_heads, self.head_dim))
@@ -50,16 +38,11 @@ class SimplifiedAttention(PositionedAttention):
 
     def local_filters(self) -> tuple[Tensor, Tensor]:
         weight, bias = super().local_filters()
-        if self.channel_weight is None or self.channel_bias is None or self.scale is None:
-            return weight, bias
-        # A sum of convolutions is the convolution with the sum of their filters.
-        border = (weight.shape[-1] - self.channel_weight.shape[-1]) // 2
-        weight = weight + F.pad(self.channel_weight, (border,) * 4)
-        return weight, depend_on(bias + self.channel_bias, self.scale.flatten())
+        return weight, bias if self.scale is None else depend_on(bias, self.scale.flatten())
 
     def fuse(self) -> nn.Module:
         super().fuse()
-        self.channel_weight = self.channel_bias = self.scale = None
+        self.scale = None
         return self
 
 
@@ -83,8 +66,3 @@ class Simplified(PositionedMixer):
 
     def __init__(self, place: Place, *, local_kernel: int = 5, channel_kernel: int = 0) -> None:
         super().__init__(place, SimplifiedAttention(place, local_kernel, channel_kernel))
-
-    def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' entries, of which `get_v` is the second convolution."""
-        names = {"get_v.": "attention.channel_", "scale": "attention.scale"}
-        return super().convert_checkpoint(rename_entries(entries, names))

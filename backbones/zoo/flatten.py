@@ -20,7 +20,7 @@ CSWIN = bodies.CSWIN(
     config={
         "mixer": ("flatten", "flatten", "cross_window", "cross_window"),
         "mixer_options": {
-            "flatten": {"local_kernel": 3},
+            "flatten": {"channel_kernel": 3},
             "cross_window": {"split_size": (1, 2, 7, None)},
         },
     },
