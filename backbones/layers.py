@@ -579,6 +579,12 @@ def init_convolutions(
         init_convolutions(child, skip)
 
 
+def init_as_convolution(linear: nn.Linear) -> None:
+    """Initialise a linear layer as `init_convolutions` does a convolution of 1 x 1."""
+    nn.init.normal_(linear.weight, std=(2 / linear.out_features) ** 0.5)
+    nn.init.zeros_(linear.bias)
+
+
 # timm's names of the ways to pool tokens (B, P + N, C), the class token first.
 TOKEN_POOLS = ("", "token", "avg", "max", "avgmax")
 

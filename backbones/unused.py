@@ -3,7 +3,8 @@
 They are in the authors' files and in their counts of parameters, and so in the models of the zoo.
 """
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def depend_on(x: Tensor, *unused: Tensor) -> Tensor:
@@ -18,3 +19,23 @@ def depend_on(x: Tensor, *unused: Tensor) -> Tensor:
     for parameter in unused:
         x = x + 0 * parameter
     return x
+
+
+class UnusedNorm(nn.Module):
+    """The identity, with the weight and bias of a norm that the authors hold and do not use.
+
+    Args:
+        channels: C of the input (..., C).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depend_on(x, self.weight + self.bias)
+
+    def fuse(self) -> nn.Module:
+        """The identity."""
+        return nn.Identity()

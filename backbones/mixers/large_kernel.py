@@ -1,10 +1,9 @@
 """Large kernel attention (VAN, arXiv:2202.09741): a gate that convolutions compute."""
 
-import torch
 from torch import Tensor, nn
 
 from ..context import Context, Place
-from ..layers import Conv2d, DepthwiseConv2d, init_convolutions
+from ..layers import Conv2d, DepthwiseConv2d, init_as_convolution, init_convolutions
 from .base import refuse_prefix_tokens, register_mixer
 from .projected import ProjectedMixer, rename_entries
 
@@ -71,10 +70,3 @@ class LargeKernel(ProjectedMixer):
             name: value.flatten(1) if value.shape[2:] == (1, 1) else value
             for name, value in rename_entries(entries, names).items()
         }
-
-
-def init_as_convolution(linear: nn.Linear) -> None:
-    """Draw weights from N(0, 2 / O), of O output channels, and set the bias to zero."""
-    nn.init.normal_(linear.weight, std=(2 / linear.out_features) ** 0.5)
-    with torch.no_grad():
-        linear.bias.zero_()

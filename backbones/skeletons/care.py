@@ -27,7 +27,7 @@ from ..layers import (
     pad_to_multiple,
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
-from ..norms import LayerNorm, NormLayer, resolve_norm_layer
+from ..norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
 from .base import (
     HierarchicalVisionTransformer,
     Stage,
@@ -136,7 +136,8 @@ class CareBlock(Block):
 
     def fuse(self) -> nn.Module:
         """This block, with its batch norm multiplied into the feed-forward network."""
-        self.norm = absorb_norm(self.norm, getattr(self.mlp, "fc1", self.mlp))
+        fc1 = getattr(self.mlp, "fc1", self.mlp)
+        self.norm = fold_into_linear(absorb_norm(self.norm, fc1), fc1)
         return self
 
 

@@ -14,6 +14,7 @@ from ..checkpoint import check_model, convert_mixers, rename, resize_position, u
 from ..layers import PatchDownsample, PatchEmbed, init_linear_layers
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
+from ..unused import UnusedNorm
 from .base import (
     Head,
     HierarchicalVisionTransformer,
@@ -49,6 +50,7 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
             authors' own.
         class_token: whether the last stage has a class token, and the model a final norm, as in
             the original. Features are then tokens (B, 1 + H * W, C), otherwise a map.
+        unused_norm: whether a model without a class token holds a final norm that it does not use.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
@@ -75,6 +77,7 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
         act_layer: ActLayer | None = None,
         mlp_layer: MlpLayer | None = None,
         class_token: bool = False,
+        unused_norm: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -117,7 +120,10 @@ class PyramidVisionTransformer(HierarchicalVisionTransformer):
             dims,
         )
         make_norm = resolve_norm_layer(norm_layer, LayerNorm)
-        self.norm = make_norm(dims[-1]) if class_token else nn.Identity()
+        if class_token:
+            self.norm = make_norm(dims[-1])
+        else:
+            self.norm = UnusedNorm(dims[-1]) if unused_norm else nn.Identity()
         pool = global_pool if global_pool is not None else "token" if class_token else "avg"
         self.head = Head(dims[-1], num_classes, pool, drop_rate, class_token)
         init_linear_layers(self, skip=TokenMixer)
@@ -138,12 +144,7 @@ def checkpoint_filter_fn(
     """
     state_dict = dict(unwrap(state_dict))
     if "patch_embed1.proj.weight" in state_dict:
-        state_dict = {
-            _our_name(name): value
-            for name, value in state_dict.items()
-            # FLatten's authors save a final norm that their model does not apply.
-            if not (name.startswith("norm.") and isinstance(model.norm, nn.Identity))
-        }
+        state_dict = {_our_name(name): value for name, value in state_dict.items()}
     if "stages.3.cls_token" in state_dict and model.output_fmt != "NLC":
         leave = ("stages.3.cls_token", "norm.weight", "norm.bias")
         state_dict = {name: value for name, value in state_dict.items() if name not in leave}

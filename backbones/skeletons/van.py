@@ -19,11 +19,11 @@ from ..layers import (
     add_residual,
     batch_norm_affine,
     check_image,
+    init_as_convolution,
     init_convolutions,
     init_linear_layers,
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
-from ..mixers.large_kernel import init_as_convolution
 from ..mixers.projected import ProjectedMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (

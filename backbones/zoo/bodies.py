@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from ..registry import Family, Weights
-from ..skeletons import care, cswin, flowformer, pvt, pvtv2, ravlt, soft, swin, twins, vit
+from ..skeletons import cswin, pvt, pvtv2, ravlt, soft, swin, twins, vit
 
 DEIT = partial(
     Family,
@@ -109,22 +109,6 @@ SOFT = partial(
     first_conv="stem.0.conv",
     classifier="head.fc",
     data={"crop_pct": 0.9},
-)
-
-CARE = partial(
-    Family,
-    skeleton=care.Care,
-    filter_fn=care.checkpoint_filter_fn,
-    first_conv="stem.conv",
-    classifier=("head.fc", "head.fc_dist"),
-)
-
-FLOWFORMER = partial(
-    Family,
-    skeleton=flowformer.Flowformer,
-    filter_fn=flowformer.checkpoint_filter_fn,
-    first_conv="stem.proj",
-    classifier="head.fc",
 )
 
 TWINS = partial(

@@ -1,9 +1,17 @@
 """CARE: decoupled linear attention in a body of its own."""
 
-from ..registry import Model, Weights, register
-from . import bodies, papers
+from ..registry import Family, Model, Weights, register
+from ..skeletons import care
+from . import papers
 
-CARE = bodies.CARE(paper=papers.CARE, config={"mixer": "care"})
+CARE = Family(
+    skeleton=care.Care,
+    filter_fn=care.checkpoint_filter_fn,
+    paper=papers.CARE,
+    first_conv="stem.conv",
+    classifier=("head.fc", "head.fc_dist"),
+    config={"mixer": "care"},
+)
 
 DRIVE = "https://drive.google.com/drive/folders"
 IN1K = {"in1k": Weights(page=f"{DRIVE}/1UGRHQKjBGY8EjUtsHLsy9VBXp7rfUqkf")}

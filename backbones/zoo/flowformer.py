@@ -1,9 +1,17 @@
 """Flowformer: flow attention in a body of its own."""
 
-from ..registry import Model, Weights, register
-from . import bodies, papers
+from ..registry import Family, Model, Weights, register
+from ..skeletons import flowformer
+from . import papers
 
-FLOWFORMER = bodies.FLOWFORMER(paper=papers.FLOWFORMER, config={"mixer": "flow"})
+FLOWFORMER = Family(
+    skeleton=flowformer.Flowformer,
+    filter_fn=flowformer.checkpoint_filter_fn,
+    paper=papers.FLOWFORMER,
+    first_conv="stem.proj",
+    classifier="head.fc",
+    config={"mixer": "flow"},
+)
 
 CLOUD = "https://cloud.tsinghua.edu.cn/d/82d93375f97f4ca58886/"
 

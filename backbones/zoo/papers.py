@@ -348,8 +348,8 @@ SLAB = Paper(
     origin="https://github.com/xinghaochen/SLAB",
     license=None,
     computes="linear attention of rectified queries and keys, with a convolution of the values, "
-    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, Swin's and "
-    "CSwin's bodies",
+    "and batch norms that training reaches from layer norms (PRepBN); in DeiT's, PVT's, PVTv2's, "
+    "Swin's and CSwin's bodies",
     limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
     "and CSwin bodies keep their body's softmax attention; `reparameterize_model` merges the norms "
     "into their neighbours, without which evaluation gains little; training needs the hook "
@@ -363,6 +363,28 @@ PREPBN = replace(
     "DeiT's, PVT's and Swin's bodies",
     limits="those of the body; training as for SLAB; `prepbn_deit_tiny` and `prepbn_swin_tiny` "
     "have the batch norm from the beginning, as their authors' code does",
+)
+
+POLAFORMER = Paper(
+    name="PolaFormer",
+    arxiv="2501.15061",
+    title="PolaFormer: Polarity-aware Linear Attention for Vision Transformers",
+    authors=(
+        "Meng, Weikang",
+        "Luo, Yadan",
+        "Li, Xin",
+        "Jiang, Dongmei",
+        "Zhang, Zheng",
+    ),
+    venue="ICLR",
+    year=2025,
+    origin="https://github.com/ZacharyMeng/PolaFormer",
+    license="mit",
+    computes="linear attention in which one half of the values is summed over keys of the query's "
+    "sign and the other half over keys of the opposite sign, with a learned power per channel, a "
+    "convolution of the values and a gate; in PVT's and Swin's bodies",
+    limits="positions of the keys learned at 224 px are interpolated; stages 3 and 4 of the Swin "
+    "body keep its softmax attention; the authors offer no detection or segmentation code",
 )
 
 CARE = Paper(
@@ -454,4 +476,53 @@ ECOFORMER = Paper(
     limits="for inference and fine-tuning of released weights: the hash functions are constants "
     "that come with them; its additions save energy on other hardware than GPUs; a sign is exact "
     "nowhere near zero, so that precisions differ in some bits",
+)
+
+MHLA = Paper(
+    name="MHLA",
+    arxiv="2601.07832",
+    title="MHLA: Restoring Expressivity of Linear Attention via Token-Level Multi-Head",
+    authors=(
+        "Zhang, Kewei",
+        "Huang, Ye",
+        "Deng, Yufan",
+        "Yu, Jincheng",
+        "Chen, Junsong",
+        "Ling, Huan",
+        "Xie, Enze",
+        "Zhou, Daquan",
+    ),
+    venue="ICLR",
+    year=2026,
+    origin="https://github.com/DAGroup-PKU/MHLA",
+    license="mit",
+    computes="linear attention with a state for each of 4 x 4 squares of the map, which a learned "
+    "matrix mixes; in DeiT's body without a class token",
+    limits="the authors have published neither weights nor results of these classifiers; images "
+    "of 224 px are padded to 256 px; the normaliser mixes queries of other squares, so that the "
+    "weights of a query do not sum to one; one map, of stride 16",
+)
+
+FAVIT = Paper(
+    name="FaViT",
+    arxiv="2312.08614",
+    title="Factorization Vision Transformer: Modeling Long Range Dependency with Local Window Cost",
+    authors=(
+        "Qin, Haolin",
+        "Zhou, Daquan",
+        "Xu, Tingfa",
+        "Bian, Ziyang",
+        "Li, Jianan",
+    ),
+    venue="IEEE Transactions on Neural Networks and Learning Systems",
+    year=2023,
+    journal=True,
+    origin="https://github.com/q2479036243/FaViT",
+    license=None,
+    computes="softmax attention of shares of the channels to few keys: the 7 x 7 places of "
+    "windows, dense and dilated, averaged over the windows, and a map that a strided convolution "
+    "has made smaller; in PVTv2's body",
+    limits="the reduction of the map is a fixed factor, so that an eighth of the channels costs "
+    "with the square of the pixels; the average over windows mixes channels, as the authors' code "
+    "does; the authors have published no weights",
 )

@@ -37,7 +37,7 @@ def _twins(size: str, parameters: int, top1: float) -> Model:
         sizes
         | {
             "mixer": tuple(
-                ("grouped_window", name) * (depth // 2)
+                ("local_window", name) * (depth // 2)
                 for name, depth in zip(wide, sizes["depths"], strict=True)
             )
         },

@@ -46,9 +46,10 @@ def test_any_size(name, size):
 MAPS_ONLY = {
     "care",
     "cross_window",
-    "grouped_window",
+    "factorized",
     "large_kernel",
     "local_window",
+    "mhla",
     "softmax_free",
     "spatial_reduction",
     "window",

@@ -7,7 +7,7 @@ import torch
 from .conftest import lively
 
 LITTLE = {"depths": (2, 2, 2, 2), "num_heads": (2, 2, 4, 4), "num_classes": 5}
-MIXERS = (("grouped_window", "spatial_reduction"),) * 3 + (("grouped_window", "softmax"),)
+MIXERS = (("local_window", "spatial_reduction"),) * 3 + (("local_window", "softmax"),)
 
 
 def relative(got, wanted):

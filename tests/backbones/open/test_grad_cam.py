@@ -27,8 +27,7 @@ def grad_cam_target(model: nn.Module, where: str) -> nn.Module:
     block = (last.blocks if hasattr(model, "stages") else last)[-1]
     # The norms of a post-norm block give the residual sum besides, which is no map to draw, and
     # those of CARE's and VAN's blocks give channels first.
-    others = (PostNormBlock, CareBlock, VANBlock)
-    return block.mlp if isinstance(block, others) else block.norm1
+    return block.mlp if isinstance(block, (PostNormBlock, CareBlock, VANBlock)) else block.norm1
 
 
 @pytest.mark.parametrize("where", ["stage", "layer"])

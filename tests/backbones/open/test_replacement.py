@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from linsight.backbones.norms import RepBN
 
-from .models import FAMILIES, calls, distance, give, images, leaves, little, mixers_of, of_type, put
+from .models import FAMILIES, calls, distance, give, images, leaves, little, of_type, put
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, RepBN)
 # Classes are compared by name, because timm has its own versions of some of PyTorch's.
@@ -127,10 +127,8 @@ def test_another_module_computes_in_the_place_of_a_leaf(name):
     that each one has an effect is shown by the poison.
     """
     # Windows that divide the map: no hook can tell what stands at the places of a padded one.
-    sizes = {"window": (4, 4, 2, 1), "local_window": (4, 4, 2, 1), "grouped_window": 1}
-    options = {
-        mixer: {"window_size": size} for mixer, size in sizes.items() if mixer in mixers_of(name)
-    }
+    divisors = {"window_size": (4, 4, 2, 1)}
+    options = dict.fromkeys(("window", "local_window"), divisors)
     model, x = little(name, mixer_options=options), images()
     plain = model(x)
     faults = {leaf: "does not run" for leaf, times in calls(model, x).items() if times != 1}

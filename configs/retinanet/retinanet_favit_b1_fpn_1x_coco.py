@@ -1,0 +1,3 @@
+_base_ = "./retinanet_favit_b0_fpn_1x_coco.py"
+
+model = dict(backbone=dict(model_name="favit_b1"))

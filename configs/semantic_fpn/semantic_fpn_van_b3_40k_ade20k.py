@@ -1,0 +1,3 @@
+_base_ = "./semantic_fpn_van_b0_40k_ade20k.py"
+
+model = dict(backbone=dict(model_name="van_b3", drop_path_rate=0.2))
