@@ -7,7 +7,8 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 
 from linsight.tools.config import CONFIGS, ConfigError, find_config, load_config
 
-FAMILIES = ("agent", "cswin", "deit", "flatten", "nala", "pvt", "pvtv2", "ravlt", "soft", "swin")
+FAMILIES = ("agent", "cswin", "deit", "flatten", "nala", "pola", "pvt", "pvtv2", "ravlt")
+FAMILIES += ("slab", "soft", "swin")
 OURS = sorted(path.stem for family in FAMILIES for path in CONFIGS.glob(f"{family}/*.py"))
 
 
