@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..context import Context, Place
-from ..layers import Conv2d, DepthwiseConv2d, init_as_convolution, init_convolutions
+from ..layers import DepthwiseConv2d, init_as_convolution, init_convolutions
 from .base import refuse_prefix_tokens, register_mixer
 from .projected import ProjectedMixer, rename_entries
 
@@ -22,7 +22,7 @@ class LargeKernelGate(nn.Module):
         super().__init__()
         self.act = nn.GELU()
         self.local = DepthwiseConv2d(dim, 5)
-        self.dilated = Conv2d(dim, dim, 7, padding=9, dilation=3, groups=dim)
+        self.dilated = DepthwiseConv2d(dim, 7, dilation=3)
         self.pointwise = nn.Linear(dim, dim)
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
