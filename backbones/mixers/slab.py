@@ -33,6 +33,7 @@ class SimplifiedAttention(PositionedAttention):
             key + self.key_positions(context, key),
             value,
             feature_map="relu",
+            readout="summed",
             local=self.local_branch(value, context.size),
         ).flatten(2)
 

@@ -20,7 +20,7 @@ from . import operator, reference
 
 FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity", "norm_aware"]
 KeyWeights = Literal["uniform", "global_query"]
-Readout = Literal["normalized", "floored", "magnitude_aware", "subtractive"]
+Readout = Literal["normalized", "summed", "floored", "magnitude_aware", "subtractive"]
 
 
 def linear_attention(
@@ -52,6 +52,8 @@ def linear_attention(
             D^-0.5 mean_i(phi(q_i)) . phi(k_j) (arXiv:2411.07635, eq. 5).
         readout: with n the normaliser and s = D^-0.5,
             'normalized': R(phi(q)) S / (n + 1e-6);
+            'summed': R(phi(q)) S / (n + 1e-6 / N), whose 1e-6 is added to the sum over keys N n
+            (SLAB, arXiv:2405.11582);
             'floored': R(phi(q)) S / max(n, 100 / N), whose floor is absolute for the sum over keys
             N n (L2ViT, arXiv:2501.16182);
             'magnitude_aware': s R(phi(q)) S (1 + 1 / (s n + 1e-6)) - s n mean(v) (MALA,

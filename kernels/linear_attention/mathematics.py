@@ -144,6 +144,9 @@ def readout_factors(n, tokens, scale, READOUT: tl.constexpr):
     if READOUT == "normalized":
         a = 1.0 / (n + EPSILON)
         return a, n * 0.0, -a * a, n * 0.0
+    elif READOUT == "summed":
+        a = 1.0 / (n + EPSILON / tokens)
+        return a, n * 0.0, -a * a, n * 0.0
     elif READOUT == "floored":
         least = FLOOR / tokens
         a = 1.0 / tl.maximum(n, least)

@@ -72,6 +72,8 @@ def linear_attention(
         y = (q.permute(0, 2, 1, 3) @ state).permute(0, 2, 1, 3)
         if readout == "normalized":
             y = y / (normalizer + EPSILON)
+        elif readout == "summed":
+            y = y / (normalizer + EPSILON / query.shape[1])
         elif readout == "floored":
             y = y / normalizer.clamp(min=FLOOR / query.shape[1])
         elif readout == "magnitude_aware":

@@ -15,7 +15,7 @@ from .numerics import assert_as_exact_as_eager, distance, leaves, outcome, poiso
 
 FEATURES = ("elu_plus_one", "relu", "exp", "identity", "norm_aware")
 WEIGHTS = ("uniform", "global_query")
-READOUTS = ("normalized", "floored", "magnitude_aware", "subtractive")
+READOUTS = ("normalized", "summed", "floored", "magnitude_aware", "subtractive")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -43,6 +43,8 @@ def direct(q: Tensor, k: Tensor, v: Tensor, feature: str, weights: str, readout:
     n = similarity.sum(1, keepdim=True)
     if readout == "normalized":
         return similarity @ v / (n + 1e-6)
+    if readout == "summed":
+        return similarity @ v / (n + 1e-6 / tokens)
     if readout == "floored":
         return similarity @ v / n.clamp(min=100 / tokens)
     s = width**-0.5
@@ -112,6 +114,7 @@ def test_constant_values_come_back() -> None:
         ("exp", "global_query", "normalized"),
         ("norm_aware", "uniform", "normalized"),
         ("relu", "uniform", "floored"),
+        ("relu", "uniform", "summed"),
         ("norm_aware", "global_query", "subtractive"),
     ],
 )
@@ -186,6 +189,7 @@ CASES = [
     *((MALA, dtype) for dtype in DTYPES[:2]),
     (options("exp", "uniform", "subtractive"), torch.float32),
     (options("relu", "uniform", "floored"), torch.float32),
+    (options("relu", "uniform", "summed"), torch.float32),
     (options("relu", "global_query", "magnitude_aware"), torch.float16),
     *((NALA, dtype) for dtype in DTYPES),
 ]
