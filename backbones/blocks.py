@@ -17,13 +17,8 @@ from torch import Tensor, nn
 from ..kernels.runtime.private import has_forward_hooks
 from .activations import ActLayer, resolve_act_layer
 from .context import Context
-from .layers import (
-    ConvMlp,
-    DepthwiseMlp,
-    ResidualDepthwise,
-    add_and_norm,
-    add_residual,
-)
+from .layers import ResidualDepthwise, add_and_norm, add_residual
+from .mlps import ConvMlp, DepthwiseMlp
 from .norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
 
 # A class, a partial of one, or a name; called as timm's MLPs are.

@@ -5,14 +5,13 @@ convolution's (B, C, H, W) is a view of the latter. Each class is one leaf modul
 runs whenever the layer is used, or a container of such modules.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import is_exporting, trunc_normal_
+from timm.layers import is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
@@ -22,7 +21,6 @@ from ..kernels.depthwise_conv2d import depthwise_conv2d
 from ..kernels.runtime.activation import Activation
 from ..kernels.scaled_add import scaled_add
 from .activations import kernel_activation
-from .context import Context
 from .norms import LayerNorm, fold_into_convolution
 
 # timm's register_notrace_function reaches what a module's own forward calls, and no further.
@@ -457,78 +455,6 @@ for leaf in (Conv2d, BatchNormAct2d, DepthwiseConv2d, ActDepthwise, ResidualDept
     register_notrace_module(leaf)
 
 
-class ConvMlp(nn.Module):
-    """Feed-forward network with a depthwise 3 x 3 convolution on its hidden width.
-
-    u = act(fc1(x)), u <- u + depthwise(u), fc2(u). It is built as timm's MLPs are.
-
-    Args:
-        in_features: channels of the tokens.
-        hidden_features: channels between the linear layers.
-        out_features: channels of the result, or None for as many as the tokens have.
-        act_layer: a callable that makes the activation.
-    """
-
-    convolution: ClassVar[type[ActDepthwise]] = ResidualDepthwise
-
-    def __init__(
-        self,
-        in_features: int,
-        hidden_features: int,
-        out_features: int | None = None,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-    ) -> None:
-        super().__init__()
-        act = act_layer()
-        activation = kernel_activation(act)
-        self.fc1 = nn.Linear(in_features, hidden_features)
-        self.act = act if activation is None else None
-        self.depthwise = self.convolution(hidden_features, 3, activation)
-        self.fc2 = nn.Linear(hidden_features, out_features or in_features)
-
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """(B, H * W, C) to (B, H * W, C), tokens of the map of `context`."""
-        x = self.fc1(x)
-        if self.act is not None:
-            x = self.act(x)
-        x = self.depthwise(context.as_map(x, "mlp_layer ConvMlp"))
-        return self.fc2(x.flatten(1, 2))
-
-
-class ActDepthwiseMlp(ConvMlp):
-    """`ConvMlp` without its residual sum: fc2(depthwise(act(fc1(x))))."""
-
-    convolution = ActDepthwise
-
-
-class DepthwiseMlp(nn.Module):
-    """PVTv2's feed-forward network, fc2(act(depthwise(fc1(x)))), with a 3 x 3 convolution.
-
-    It is built as timm's MLPs are.
-
-    Args:
-        in_features, hidden_features, act_layer: as in `ConvMlp`.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        hidden_features: int,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-    ) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(in_features, hidden_features)
-        self.depthwise = DepthwiseConv2d(hidden_features, 3)
-        self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_features, in_features)
-
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """(B, H * W, C) to (B, H * W, C), tokens of the map of `context`."""
-        x = context.as_map(self.fc1(x), "mlp_layer DepthwiseMlp").permute(0, 3, 1, 2)
-        x = self.depthwise(x).permute(0, 2, 3, 1).flatten(1, 2)
-        return self.fc2(self.act(x))
-
-
 def add_residual(x: Tensor, branch: Tensor, scale: Tensor | None = None) -> Tensor:
     """x + scale * branch, with a layer scale (arXiv:2103.17239) of C elements, or None for 1."""
     return x + branch if scale is None else scaled_add(x, branch, scale.flatten())
@@ -543,64 +469,6 @@ def add_and_norm(
         return norm(x, branch, scale)
     x = add_residual(x, branch, scale)
     return x, norm(x)
-
-
-def init_linear_layers(
-    module: nn.Module,
-    std: float | None = 0.02,
-    *,
-    convolutions: bool = False,
-    skip: type[nn.Module] | tuple[type[nn.Module], ...] = (),
-) -> None:
-    """Draw linear layers' weights from a truncated normal distribution, and set biases to zero.
-
-    Args:
-        module: its linear layers at any depth, and itself if it is one, are initialised.
-        std: standard deviation, or None to leave PyTorch's own initialisation.
-        convolutions: whether convolutions are initialised in the same way.
-        skip: modules of these classes are left alone, because they initialise themselves.
-    """
-    if std is None or (skip and isinstance(module, skip)):
-        return
-    kinds = (nn.Linear, nn.Conv2d, ActDepthwise) if convolutions else (nn.Linear,)
-    if isinstance(module, kinds):
-        trunc_normal_(module.weight, std=std)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    for child in module.children():
-        init_linear_layers(child, std, convolutions=convolutions, skip=skip)
-    # timm's gated MLPs set the bias of their gates.
-    init_weights = getattr(module, "init_weights", None)
-    if init_weights is not None and type(module).__module__.startswith("timm."):
-        init_weights()
-
-
-def init_convolutions(
-    module: nn.Module, skip: type[nn.Module] | tuple[type[nn.Module], ...] = ()
-) -> None:
-    """Draw convolutions' weights from N(0, 2 / (k^2 O / groups)), and set biases to zero.
-
-    Args:
-        module: its convolutions at any depth, of O channels, and itself if it is one.
-        skip: modules of these classes are left alone, because they initialise themselves.
-    """
-    if skip and isinstance(module, skip):
-        return
-    if isinstance(module, (nn.Conv2d, ActDepthwise)):
-        channels, _, *window = module.weight.shape
-        groups = module.groups if isinstance(module, nn.Conv2d) else channels
-        fan_out = math.prod(window) * channels // groups
-        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    for child in module.children():
-        init_convolutions(child, skip)
-
-
-def init_as_convolution(linear: nn.Linear) -> None:
-    """Initialise a linear layer as `init_convolutions` does a convolution of 1 x 1."""
-    nn.init.normal_(linear.weight, std=(2 / linear.out_features) ** 0.5)
-    nn.init.zeros_(linear.bias)
 
 
 # timm's names of the ways to pool tokens (B, P + N, C), the class token first.

@@ -8,7 +8,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..context import Context, Place
-from ..layers import init_convolutions, init_linear_layers
+from ..initialization import init_convolutions, init_linear_layers
 
 
 class TokenMixer(nn.Module):

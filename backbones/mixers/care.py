@@ -7,15 +7,9 @@ from torch import Tensor, nn
 
 from ...kernels.linear_attention import linear_attention
 from ..context import Context, Place
-from ..layers import (
-    ActDepthwiseMlp,
-    BatchNormAct2d,
-    Conv2d,
-    DepthwiseConv2d,
-    absorb_norm,
-    init_linear_layers,
-    normalize_tokens,
-)
+from ..initialization import init_linear_layers
+from ..layers import BatchNormAct2d, Conv2d, DepthwiseConv2d, absorb_norm, normalize_tokens
+from ..mlps import ActDepthwiseMlp
 from .base import TokenMixer, refuse_prefix_tokens, register_mixer
 from .projected import rename_entries
 

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..context import Context, Place
-from ..layers import DepthwiseConv2d, init_as_convolution
+from ..initialization import init_as_convolution
+from ..layers import DepthwiseConv2d
 from ..norms import LayerNorm
 from .base import TokenMixer, refuse_prefix_tokens, register_mixer
 from .projected import rename_entries

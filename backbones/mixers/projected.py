@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...kernels.depthwise_conv2d import depthwise_conv2d
 from ..context import Context, Place
-from ..layers import init_convolutions
+from ..initialization import init_convolutions
 from ..norms import fold_into_linear
 from .base import TokenMixer
 

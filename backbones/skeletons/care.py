@@ -13,20 +13,20 @@ from ..activations import ActLayer
 from ..blocks import Block, BlockLayers, MlpLayer, make_drop_path, make_mlp, resolve_mlp_layer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..context import Context
+from ..initialization import init_linear_layers
 from ..layers import (
-    ActDepthwiseMlp,
     BatchNormAct2d,
     Conv2d,
     absorb_norm,
     add_residual,
     check_image,
     fuse_conv_norm,
-    init_linear_layers,
     make_classifier,
     normalize_tokens,
     pad_to_multiple,
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
+from ..mlps import ActDepthwiseMlp
 from ..norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
 from .base import (
     HierarchicalVisionTransformer,

@@ -12,6 +12,7 @@ from ..activations import ActLayer, resolve_act_layer
 from ..blocks import Alternate, BlockLayers, MlpLayer, PositionBlock, make_drop_path
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..context import Context
+from ..initialization import init_linear_layers
 from ..layers import (
     BatchNormAct2d,
     Conv2d,
@@ -21,7 +22,6 @@ from ..layers import (
     add_and_norm,
     add_residual,
     check_image,
-    init_linear_layers,
     pad_to_multiple,
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer

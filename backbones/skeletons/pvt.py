@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, resize_position, unwrap
-from ..layers import PatchDownsample, PatchEmbed, init_linear_layers
+from ..initialization import init_linear_layers
+from ..layers import PatchDownsample, PatchEmbed
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from ..unused import UnusedNorm

@@ -13,14 +13,10 @@ from torch import Tensor, nn
 from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
-from ..layers import (
-    DepthwiseMlp,
-    PatchDownsample,
-    PatchEmbed,
-    init_convolutions,
-    init_linear_layers,
-)
+from ..initialization import init_convolutions, init_linear_layers
+from ..layers import PatchDownsample, PatchEmbed
 from ..mixers import MixerNames, MixerOptions, TokenMixer
+from ..mlps import DepthwiseMlp
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (
     Head,

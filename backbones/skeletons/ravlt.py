@@ -11,14 +11,8 @@ from torch import Tensor, nn
 from ..activations import ActLayer, resolve_act_layer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
-from ..layers import (
-    ConvNormAct,
-    Downsample,
-    batch_norm_affine,
-    check_image,
-    init_linear_layers,
-    make_classifier,
-)
+from ..initialization import init_linear_layers
+from ..layers import ConvNormAct, Downsample, batch_norm_affine, check_image, make_classifier
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import NormLayer
 from .base import (

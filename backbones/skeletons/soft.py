@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..activations import ActLayer, resolve_act_layer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
-from ..layers import Downsample, init_linear_layers
+from ..initialization import init_linear_layers
+from ..layers import Downsample
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (

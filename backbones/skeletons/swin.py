@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
-from ..layers import PatchEmbed, init_linear_layers, pad_to_multiple
+from ..initialization import init_linear_layers
+from ..layers import PatchEmbed, pad_to_multiple
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
 from .base import (

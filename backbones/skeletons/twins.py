@@ -11,13 +11,8 @@ from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..context import Context
-from ..layers import (
-    PatchDownsample,
-    PatchEmbed,
-    ResidualDepthwise,
-    init_convolutions,
-    init_linear_layers,
-)
+from ..initialization import init_convolutions, init_linear_layers
+from ..layers import PatchDownsample, PatchEmbed, ResidualDepthwise
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (

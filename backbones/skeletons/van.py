@@ -11,20 +11,18 @@ from ..activations import ActLayer
 from ..blocks import Block, BlockLayers, MlpLayer, make_drop_path, make_mlp
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..context import Context
+from ..initialization import init_as_convolution, init_convolutions, init_linear_layers
 from ..layers import (
     BatchNormAct2d,
     ConvNormAct,
-    DepthwiseMlp,
     Downsample,
     add_residual,
     batch_norm_affine,
     check_image,
-    init_as_convolution,
-    init_convolutions,
-    init_linear_layers,
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..mixers.projected import ProjectedMixer
+from ..mlps import DepthwiseMlp
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from .base import (
     Head,

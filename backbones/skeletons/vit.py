@@ -13,12 +13,8 @@ from ..activations import ActLayer
 from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, resize_position, unwrap
 from ..context import Context
-from ..layers import (
-    PatchEmbed,
-    check_token_pool,
-    init_linear_layers,
-    make_classifier,
-)
+from ..initialization import init_linear_layers
+from ..layers import PatchEmbed, check_token_pool, make_classifier
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from ..unused import depend_on
