@@ -3,12 +3,8 @@
 from torch import Tensor, nn
 
 from ..context import Context, Place
-<<<<<<< HEAD
-from ..layers import DepthwiseConv2d, init_as_convolution, init_convolutions
-=======
 from ..initialization import init_as_convolution, init_convolutions
-from ..layers import Conv2d, DepthwiseConv2d
->>>>>>> forms
+from ..layers import DepthwiseConv2d
 from .base import refuse_prefix_tokens, register_mixer
 from .projected import ProjectedMixer, rename_entries
 
