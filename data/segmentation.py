@@ -112,7 +112,7 @@ class PhotometricDistortion(v2.Transform):
         for function, arguments in params["steps"]:
             pixels = function(pixels, **arguments)
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        return tv_tensors.wrap(image, like=inpt)
+        return tv_tensors.Image(image)
 
 
 def _scale(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:

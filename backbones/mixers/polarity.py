@@ -1,5 +1,7 @@
 """Polarity-aware linear attention (PolaFormer; arXiv:2501.15061, ICLR 2025)."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,7 +87,8 @@ class PolarityAttention(PositionedAttention):
             query, key = query * inverse, key * inverse
         power = 1 + self.range_of_power * self.power.sigmoid()
         y = polarity_attention(query, key, value, power[0, :, 0])
-        y = y + self.local_branch(value, context.size)
+        # There always is a local branch.
+        y = y + cast(Tensor, self.local_branch(value, context.size))
         return (y * gate).flatten(2)
 
     def inverse_scale(self, scale: Tensor) -> Tensor:
