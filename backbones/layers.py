@@ -362,17 +362,34 @@ class DepthwiseConv2d(nn.Conv2d):
     Args:
         channels: C.
         kernel_size: k, odd.
+        dilation: distance d of the tokens that it reads. It is a convolution without dilation of
+            each of d^2 maps, which have every d-th token of every d-th row.
     """
 
-    def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+    def __init__(self, channels: int, kernel_size: int, dilation: int = 1) -> None:
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            groups=channels,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W), both channels-last in memory."""
         if not self._keeps_size():
             return super().forward(x)
-        y = depthwise_conv2d(x.permute(0, 2, 3, 1), self.weight, self.bias)
-        return y.permute(0, 3, 1, 2)
+        step = self.dilation[0]
+        if step == 1:
+            y = depthwise_conv2d(x.permute(0, 2, 3, 1), self.weight, self.bias)
+            return y.permute(0, 3, 1, 2)
+        height, width = x.shape[2:]
+        x = pad_to_multiple(x, step).permute(0, 2, 3, 1)
+        x = x.unflatten(2, (-1, step)).unflatten(1, (-1, step)).permute(0, 2, 4, 1, 3, 5)
+        y = depthwise_conv2d(x.flatten(0, 2), self.weight, self.bias)
+        y = y.unflatten(0, (-1, step, step)).permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)
+        return y[:, :height, :width].permute(0, 3, 1, 2)
 
     def _keeps_size(self) -> bool:
         """Whether this is still the convolution that the class is named after."""
@@ -381,8 +398,9 @@ class DepthwiseConv2d(nn.Conv2d):
             self.groups == self.in_channels == self.out_channels
             and side % 2 == 1
             and self.kernel_size == (side, side)
-            and self.padding == (side // 2, side // 2)
-            and self.stride == self.dilation == (1, 1)
+            and self.dilation[0] == self.dilation[1]
+            and self.padding == (self.dilation[0] * (side // 2),) * 2
+            and self.stride == (1, 1)
             and self.padding_mode == "zeros"
         )
 

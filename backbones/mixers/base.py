@@ -56,7 +56,7 @@ class TokenMixer(nn.Module):
 MixerClass = TypeVar("MixerClass", bound=type[TokenMixer])
 MIXERS: dict[str, type[TokenMixer]] = {}
 
-# One mixer for all depths; one per stage; or, within a stage, one per depth.
+# One mixer for all depths; one per stage; within a stage, one per depth; or an `Alternate`.
 MixerNames = str | Sequence[str | Sequence[str]]
 # Keyword arguments by mixer; a tuple or list has one entry per stage.
 MixerOptions = Mapping[str, Mapping[str, Any]]

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ..context import Context, Place
 from ..initialization import init_as_convolution, init_convolutions
-from ..layers import Conv2d, DepthwiseConv2d
+from ..layers import DepthwiseConv2d
 from .base import refuse_prefix_tokens, register_mixer
 from .projected import ProjectedMixer, rename_entries
 
@@ -23,7 +23,7 @@ class LargeKernelGate(nn.Module):
         super().__init__()
         self.act = nn.GELU()
         self.local = DepthwiseConv2d(dim, 5)
-        self.dilated = Conv2d(dim, dim, 7, padding=9, dilation=3, groups=dim)
+        self.dilated = DepthwiseConv2d(dim, 7, dilation=3)
         self.pointwise = nn.Linear(dim, dim)
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:

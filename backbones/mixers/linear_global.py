@@ -22,7 +22,8 @@ class TemperedLinearAttention(PackedAttention):
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         # A matrix, so that weight decay acts on it as in the authors' code.
-        self.temperature = nn.Parameter(torch.full((place.num_heads, 1), self.head_dim**-0.5))
+        initial = torch.full((place.num_heads, 1), self.head_dim**-0.5)
+        self.temperature: nn.Parameter | None = nn.Parameter(initial)
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
         query, key, value = projection.unflatten(-1, (3, self.num_heads, -1)).unbind(2)

@@ -85,7 +85,7 @@ class PolarityAttention(PositionedAttention):
             query, key = query * inverse, key * inverse
         power = 1 + self.range_of_power * self.power.sigmoid()
         y = polarity_attention(query, key, value, power[0, :, 0])
-        y = y + self.convolve(value, context.size, *self.local_filters())
+        y = y + self.local_branch(value, context.size)
         return (y * gate).flatten(2)
 
     def inverse_scale(self, scale: Tensor) -> Tensor:

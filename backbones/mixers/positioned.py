@@ -94,7 +94,7 @@ class PositionedMixer(ProjectedMixer):
             fits = tokens.shape[1] == size[0] * size[1]
             entries[name] = tokens[0].unflatten(0, size if fits else (side, side))
         if (position := entries.get(name)) is not None:
-            entries[name] = resize_positions(position.float(), size).to(position.dtype)
+            entries[name] = resize_positions(position, size).to(position.dtype)
         return entries
 
 
@@ -110,10 +110,11 @@ def interpolation(length: int, target: int, dtype: torch.dtype, device: torch.de
 
 
 def resize_positions(position: Tensor, size: tuple[int, int]) -> Tensor:
-    """Positions (h, w, C), bicubically interpolated to (H, W, C)."""
+    """Positions (h, w, C), bicubically interpolated to (H, W, C) in float32 or wider."""
     # Comparing sizes would specialise an exported graph, so an export always interpolates.
     if not is_exporting() and tuple(position.shape[:2]) == tuple(size):
         return position
+    position = position.to(torch.promote_types(position.dtype, torch.float32))
     kind = position.dtype, position.device
     rows, columns = (
         interpolation(*lengths, *kind) for lengths in zip(position.shape[:2], size, strict=True)

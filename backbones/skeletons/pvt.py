@@ -145,12 +145,7 @@ def checkpoint_filter_fn(
     """
     state_dict = dict(unwrap(state_dict))
     if "patch_embed1.proj.weight" in state_dict:
-        state_dict = {
-            _our_name(name): value
-            for name, value in state_dict.items()
-            # FLatten's authors save a final norm that their model does not apply.
-            if not (name.startswith("norm.") and isinstance(model.norm, nn.Identity))
-        }
+        state_dict = {_our_name(name): value for name, value in state_dict.items()}
     if "stages.3.cls_token" in state_dict and model.output_fmt != "NLC":
         leave = ("stages.3.cls_token", "norm.weight", "norm.bias")
         state_dict = {name: value for name, value in state_dict.items() if name not in leave}

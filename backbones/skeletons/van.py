@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ class VANBlock(Block):
         return self
 
 
-def is_projected(mixer: nn.Module) -> bool:
+def is_projected(mixer: nn.Module) -> TypeGuard[ProjectedMixer]:
     """Whether linear layers alone take a mixer's input and give its output, without padding."""
     return (
         isinstance(mixer, ProjectedMixer)

@@ -1,0 +1,4 @@
+# Pola-Swin's recipe for ImageNet-1K (arXiv:2501.15061), which is that of FLatten.
+_base_ = "../flatten/flatten_swin_tiny_300e_in1k.py"
+
+model = dict(backbone=dict(model_name="pola_swin_tiny"))

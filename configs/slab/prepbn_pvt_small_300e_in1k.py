@@ -1,0 +1,3 @@
+_base_ = "./slab_pvt_small_300e_in1k.py"
+
+model = dict(backbone=dict(model_name="prepbn_pvt_small"))
