@@ -170,6 +170,37 @@ class TestRandomClassCrop:
         assert image[:, mask == IGNORE].unique(dim=1).flatten().tolist() == [123, 116, 103]
 
 
+class TestPhotometricDistortion:
+    def draw(self, image, draws=300):
+        from linsight.data.segmentation import PhotometricDistortion
+
+        distortion = PhotometricDistortion()
+        return torch.stack([distortion(image).float() for _ in range(draws)])
+
+    def test_statistics_are_mmsegmentations(self):
+        """The deviation of the mean level follows from brightness +-32 and contrast 0.5 to 1.5."""
+        level = 110.0
+        image = tv_tensors.Image(torch.full((3, 8, 8), int(level), dtype=torch.uint8))
+        means = self.draw(image, 2000).mean((1, 2, 3))
+        offset, factor = 32**2 / 3 / 2, level**2 / 12 / 2
+        assert means.std().item() == pytest.approx((offset + factor) ** 0.5, rel=0.08)
+        assert means.mean().item() == pytest.approx(level, rel=0.02)
+
+    def test_colours_change_and_masks_do_not(self):
+        from linsight.data.segmentation import PhotometricDistortion
+
+        ramp = torch.arange(3 * 64, dtype=torch.uint8).view(3, 8, 8)
+        images = self.draw(tv_tensors.Image(ramp))
+        assert images.amin() >= 0
+        assert images.amax() <= 255
+        # A quarter of the images keeps saturation and hue, and one in sixteen everything.
+        same = (images == ramp).all(3).all(2).all(1).float().mean().item()
+        assert same == pytest.approx(1 / 16, abs=0.05)
+        mask = tv_tensors.Mask(torch.arange(64, dtype=torch.uint8).view(8, 8))
+        _, kept = PhotometricDistortion()(tv_tensors.Image(ramp), mask)
+        assert torch.equal(kept, mask)
+
+
 def test_ade20k(tmp_path):
     names = "Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "".join(
         f"{i}\t0.1\t1\t1\t1\tthing {i}, other name\n" for i in range(1, 151)

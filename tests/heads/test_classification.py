@@ -222,3 +222,20 @@ def test_schedule_moves_in_each_iteration_from_1e_6_over_1e_3_to_1e_5():
         cosine = 1e-5 + (lr - 1e-5) * (1 + math.cos(math.pi * share)) / 2
         assert rates[step] == pytest.approx(cosine, rel=2e-2)
     assert wrapper.get_lr()["lr"][0] == pytest.approx(1e-5, rel=1e-2)
+
+
+def test_images_are_erased_after_they_were_mixed():
+    """A box of zeros shows the order: Mixup of erased images would leave half of the other one."""
+    classifier = ImageClassifier(
+        {"model_name": "rala_vit_nano"},
+        num_classes=2,
+        mixup={"mixup_alpha": 1.0, "cutmix_alpha": 0.0, "prob": 1.0},
+        erasing={"probability": 1.0, "mode": "const"},
+    )
+    seen = []
+    classifier.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    inputs = torch.rand(4, 3, 32, 32) + 1
+    classifier(inputs, torch.tensor([0, 1, 0, 1]), mode="loss")
+    erased = (seen[0] == 0).all(1)
+    assert erased.any(2).any(1).all()
+    assert ((seen[0] >= 1).all(1) | erased).all()
