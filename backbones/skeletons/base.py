@@ -99,11 +99,11 @@ def add_tokens(
     size: Size | None,
     interpolation: str,
 ) -> tuple[Tensor, Context]:
-    """Tokens of a map, with a class token in front and position embeddings added.
+    """Tokens of a map, with class tokens in front and position embeddings added.
 
     Args:
         x: the map (B, H, W, C).
-        cls_token: (1, 1, C), or None for no class token.
+        cls_token: the P tokens in front (1, P, C), or None for none.
         pos_embed: (1, P + h * w, C), or None.
         size: (h, w), from which position embeddings are interpolated to (H, W), or None if there
             are none.
@@ -112,7 +112,7 @@ def add_tokens(
     Returns:
         Tokens (B, P + H * W, C) and the context of the map.
     """
-    prefix = int(cls_token is not None)
+    prefix = 0 if cls_token is None else cls_token.shape[1]
     context = Context((x.shape[1], x.shape[2]), prefix)
     x = x.flatten(1, 2)
     if cls_token is not None:
@@ -259,9 +259,10 @@ class VisionModel(TimmModel):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters, beyond vectors and biases, that weight decay leaves out.
 
-        They are the class token and what mixers ask for; position embeddings decay.
+        They are class tokens and what mixers ask for; position embeddings decay.
         """
-        names = {name for name, _ in self.named_parameters() if name.endswith("cls_token")}
+        tokens = ("cls_token", "dist_token")
+        names = {name for name, _ in self.named_parameters() if name.endswith(tokens)}
         for name, module in self.named_modules():
             if isinstance(module, TokenMixer):
                 names |= {f"{name}.{parameter}" for parameter in module.no_weight_decay()}
@@ -411,5 +412,5 @@ def stage_sizes(img_size: Size, stages: int) -> list[Size]:
 def init_tokens(model: nn.Module, init: Callable[[Tensor], Any]) -> None:
     """Initialise class tokens and position embeddings by `init`."""
     for name, parameter in model.named_parameters():
-        if name.endswith(("cls_token", "pos_embed")):
+        if name.endswith(("cls_token", "dist_token", "pos_embed")):
             init(parameter)

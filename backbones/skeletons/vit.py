@@ -1,7 +1,7 @@
 """The plain Vision Transformer (arXiv:2010.11929) as DeiT trains it (arXiv:2012.12877)."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.layers import global_pool_nlc, trunc_normal_
@@ -53,6 +53,8 @@ class VisionTransformer(VisionModel):
     """
 
     output_fmt = "NLC"
+    # Whether a distillation token stands behind the class token.
+    distilled: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -82,10 +84,11 @@ class VisionTransformer(VisionModel):
         self.num_features = self.embed_dim = self.head_hidden_size = embed_dim
         height, width = image_size(img_size)
         self.size = (-(-height // patch_size), -(-width // patch_size))
-        self.num_prefix_tokens = prefix = int(class_token is True)
+        self.num_prefix_tokens = prefix = int(class_token is True) + self.distilled
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
+        self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if self.distilled else None
         tokens = prefix + self.size[0] * self.size[1]
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim))
         layers = {
@@ -115,6 +118,7 @@ class VisionTransformer(VisionModel):
         self.norm = resolve_norm_layer(norm_layer, LayerNorm)(embed_dim)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = make_classifier(embed_dim, num_classes)
+        self.head_dist = make_classifier(embed_dim, num_classes) if self.distilled else None
         self._set_pool(global_pool if global_pool is not None else "token" if prefix else "avg")
         init_linear_layers(self, skip=TokenMixer)
         init_tokens(self, partial(trunc_normal_, std=0.02))
@@ -134,7 +138,7 @@ class VisionTransformer(VisionModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm's layer decay."""
         return {
-            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "stem": r"^cls_token|^dist_token|^pos_embed|^patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
@@ -161,6 +165,8 @@ class VisionTransformer(VisionModel):
         token, position = self.cls_token, self.pos_embed
         if token is not None and not self.num_prefix_tokens:
             token, position = None, depend_on(position, token)
+        if token is not None and self.dist_token is not None:
+            token = torch.cat((token, self.dist_token), 1)
         return add_tokens(x, token, position, self.size, "bicubic")
 
     def forward_intermediates(
@@ -226,6 +232,60 @@ class VisionTransformer(VisionModel):
         pooled = global_pool_nlc(x, self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
         x = self.head_drop(pooled)
         return x if pre_logits else self.head(x)
+
+
+class DistilledVisionTransformer(VisionTransformer):
+    """DeiT with a distillation token behind the class token (section 4 of arXiv:2012.12877).
+
+    Each of the two tokens has a classifier, and logits are the mean of both.
+
+    Args:
+        others: as in `VisionTransformer`; the pooling is 'token' or ''.
+    """
+
+    distilled = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.distilled_training = False
+
+    def _set_pool(self, global_pool: str) -> None:
+        if global_pool not in ("token", ""):
+            raise ValueError(
+                f"global_pool is {global_pool!r}, but the two classifiers read the class token and "
+                "the distillation token: take 'token'"
+            )
+        super()._set_pool(global_pool)
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Give both classifiers' logits as a pair in training, as timm's distilled models do."""
+        self.distilled_training = enable
+
+    def get_classifier(self) -> Any:
+        """The linear layers of both classifiers, the second one for distillation."""
+        return self.head, self.head_dist
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace both classifiers by fresh ones, and the pooling if `global_pool` is given."""
+        super().reset_classifier(num_classes, global_pool)
+        self.head_dist = make_classifier(self.embed_dim, num_classes, self.pos_embed)
+        self.head_dist.train(self.training)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
+        """Logits (B, num_classes) from tokens, a pair of them in training with distillation.
+
+        With `pre_logits` it is the mean of both tokens (B, C).
+        """
+        if not self.global_pool:
+            x = self.head_drop(x)
+            return x if pre_logits else (self.head(x) + self.head_dist(x)) / 2
+        token, dist_token = self.head_drop(x[:, 0]), self.head_drop(x[:, 1])
+        if pre_logits:
+            return (token + dist_token) / 2
+        logits, dist_logits = self.head(token), self.head_dist(dist_token)
+        if self.distilled_training and self.training:
+            return logits, dist_logits
+        return (logits + dist_logits) / 2
 
 
 def _of_one_stage(choice: Any) -> Any:

@@ -15,6 +15,9 @@ DEIT = partial(
     # The last three blocks' maps, as in timm.
     out_indices=3,
 )
+DISTILLED_DEIT = partial(
+    DEIT, skeleton=vit.DistilledVisionTransformer, classifier=("head", "head_dist")
+)
 DEIT_TINY = {"embed_dim": 192, "num_heads": 3}
 DEIT_SMALL = {"embed_dim": 384, "num_heads": 6}
 DEIT_BASE = {"embed_dim": 768, "num_heads": 12}

@@ -4,6 +4,7 @@ from ..registry import Model, Weights, register
 from . import bodies, papers
 
 DEIT = bodies.DEIT(paper=papers.DEIT, config={"mixer": "softmax"})
+DISTILLED_DEIT = bodies.DISTILLED_DEIT(paper=papers.DEIT, config={"mixer": "softmax"})
 REDUCTION = {
     "mixer": ("spatial_reduction", "spatial_reduction", "spatial_reduction", "softmax"),
     "mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}},
@@ -47,11 +48,12 @@ def _twins(size: str, parameters: int, top1: float) -> Model:
     )
 
 
-def _deit(size: str, digest: str) -> dict[str, Weights]:
-    release = "https://dl.fbaipublicfiles.com/deit"
-    weights = {"fb_in1k": Weights(url=f"{release}/deit_{size}_patch16_224-{digest}.pth")}
-    if size == "base":
-        url = f"{release}/deit_base_patch16_384-8de9b5d1.pth"
+def _deit(size: str, digest: str, larger: str | None = None) -> dict[str, Weights]:
+    """The tags of a size, such as 'base_distilled'; `larger` is the 384 px file's digest."""
+    release = f"https://dl.fbaipublicfiles.com/deit/deit_{size}_patch16"
+    weights = {"fb_in1k": Weights(url=f"{release}_224-{digest}.pth")}
+    if larger is not None:
+        url = f"{release}_384-{larger}.pth"
         weights["fb_in1k_384"] = bodies.weights_at(384, url=url, pool_size=(24, 24))
     return weights
 
@@ -128,7 +130,32 @@ register(
             DEIT, bodies.DEIT_SMALL, _deit("small", "cd65a155"), parameters=22_050_664, top1=79.9
         ),
         "softmax_deit_base": Model(
-            DEIT, bodies.DEIT_BASE, _deit("base", "b5f2ef4d"), parameters=86_567_656, top1=81.8
+            DEIT,
+            bodies.DEIT_BASE,
+            _deit("base", "b5f2ef4d", "8de9b5d1"),
+            parameters=86_567_656,
+            top1=81.8,
+        ),
+        "softmax_deit_tiny_distilled": Model(
+            DISTILLED_DEIT,
+            bodies.DEIT_TINY,
+            _deit("tiny_distilled", "b40b3cf7"),
+            parameters=5_910_800,
+            top1=74.5,
+        ),
+        "softmax_deit_small_distilled": Model(
+            DISTILLED_DEIT,
+            bodies.DEIT_SMALL,
+            _deit("small_distilled", "649709d9"),
+            parameters=22_436_432,
+            top1=81.2,
+        ),
+        "softmax_deit_base_distilled": Model(
+            DISTILLED_DEIT,
+            bodies.DEIT_BASE,
+            _deit("base_distilled", "df68dfff", "d0272ac0"),
+            parameters=87_338_192,
+            top1=83.4,
         ),
         "softmax_pvt_tiny": Model(
             PVT, bodies.PVT_TINY, _pvt("tiny"), parameters=13_229_288, top1=75.1

@@ -7,6 +7,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch.export import Dim
 
 from linsight.backbones.mixers import MIXERS
+from linsight.backbones.skeletons.vit import checkpoint_filter_fn
 
 from .conftest import lively
 
@@ -205,3 +206,33 @@ def test_export():
         for batch, height, width in ((2, 64, 64), (1, 33, 96), (3, 97, 131)):
             x = torch.randn(batch, 3, height, width)
             torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+class TestDistilled:
+    @pytest.fixture
+    def pair(self):
+        theirs = lively(timm.create_model("deit_tiny_distilled_patch16_224", depth=2)).eval()
+        ours = timm.create_model("softmax_deit_tiny_distilled", depth=2).eval()
+        ours.load_state_dict(checkpoint_filter_fn(theirs.state_dict(), ours))
+        return ours, theirs
+
+    def test_is_timms(self, pair):
+        ours, theirs = pair
+        x = torch.randn(2, 3, 224, 224)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+        for model in pair:
+            model.train().set_distilled_training()
+        for got, wanted in zip(ours(x), theirs(x), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+    def test_classifiers_are_replaced(self, pair):
+        ours, _ = pair
+        ours.reset_classifier(7)
+        assert ours(torch.randn(1, 3, 96, 160)).shape == (1, 7)
+        assert [layer.out_features for layer in ours.get_classifier()] == [7, 7]
+        assert ours.no_weight_decay() >= {"cls_token", "dist_token", "pos_embed"}
+
+    def test_another_pooling_is_refused(self):
+        with pytest.raises(ValueError, match="global_pool is 'avg', but the two classifiers"):
+            timm.create_model("softmax_deit_tiny_distilled", global_pool="avg")
