@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import FAMILIES, PARTS, distance, images, little, of_type, one_image
+from .models import PARTS, distance, images, little, of_type, one_image
 
 
 def adapted(model: nn.Module) -> nn.Module:
@@ -40,7 +40,7 @@ def scales(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if ".lora_B." in name}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 def test_lora_trains_all_linear_layers_and_nothing_else(name):
     model = adapted(little(name)).train()
     assert len(scales(model)) == len(of_type(little(name), nn.Linear))

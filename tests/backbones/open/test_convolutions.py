@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import FAMILIES, distance, images, little, of_type, put
+from .models import PARTS, distance, images, little, of_type, put
 
 
 def observe(model: nn.Module, names: Iterable[str], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -37,7 +37,7 @@ def observe(model: nn.Module, names: Iterable[str], x: Tensor) -> dict[str, tupl
     ],
     ids=["dilation", "padding_mode", "groups"],
 )
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 @torch.inference_mode()
 def test_convolutions_heed_their_own_attributes(name, attribute, change):
     """A convolution of the model's class computes what PyTorch's with the same attributes computes.

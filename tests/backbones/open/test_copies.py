@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linsight.kernels import force
 
-from .models import FAMILIES, SIDE, create, images, little, not_once, of_type
+from .models import FAMILIES, PARTS, SIDE, create, images, little, not_once, of_type
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -21,14 +21,14 @@ def test_folded_constants_keep_the_outputs(name):
         torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 def test_each_leaf_module_runs_once_after_folding(name):
     with torch.device("meta"), force("reference"):
         model = reparameterize_model(create(name).eval())
         assert not_once(model, torch.empty(2, 3, SIDE, SIDE)) == {}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 def test_folding_leaves_no_batch_norm_after_a_convolution(name):
     """Only a batch norm that follows no convolution or linear layer directly may be left."""
     before, after = create(name).eval(), reparameterize_model(create(name).eval())
@@ -45,7 +45,7 @@ def assert_copies_agree(model: nn.Module, x: Tensor) -> None:
             assert torch.equal(other(x), wanted)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 def test_copies_agree(name):
     model, x = little(name), images()
     with torch.inference_mode():
@@ -60,7 +60,7 @@ def test_copies_agree(name):
     assert_copies_agree(folded, x)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 def test_a_copy_has_weights_of_its_own(name):
     model, x = little(name), images()
     with torch.no_grad():

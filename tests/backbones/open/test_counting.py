@@ -9,11 +9,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from linsight.backbones import ZOO
 from linsight.kernels import force
 from linsight.tools.models import read_counts
 
-from .models import PARTS, SKELETONS
+from .models import FAMILIES, PARTS, SKELETONS
 
 
 class NoInitialisation(TorchFunctionMode):
@@ -34,7 +33,7 @@ class NoInitialisation(TorchFunctionMode):
 
 @pytest.mark.parametrize(
     ("name", "kernels"),
-    [(name, "triton") for name in ZOO] + [(name, "reference") for name in SKELETONS],
+    [(name, "triton") for name in FAMILIES] + [(name, "reference") for name in SKELETONS],
 )
 def test_operations_counted_by_pytorch(name, kernels):
     """What docs/zoo.md says, from a user's call; a model in training counts the same."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..conftest import lively
-from .models import FAMILIES, create, leaves, one_image, put
+from .models import PARTS, create, leaves, one_image, put
 
 
 class Poison(nn.Module):
@@ -34,7 +34,7 @@ class Poison(nn.Module):
         )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 @torch.inference_mode()
 def test_a_poisoned_leaf_module_poisons_the_output(name):
     # Pooled over its map, a model's output depends on the last block's convolutions of the map,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..conftest import lively
 from .models import (
-    FAMILIES,
+    PARTS,
     SKELETONS,
     create,
     distance,
@@ -26,7 +26,7 @@ def float32(name: str, **arguments) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize(
     "config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"]
 )
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 @torch.inference_mode()
 def test_torchao_quantises_each_linear_layer(name, config):
     from torchao import quantization
@@ -40,7 +40,7 @@ def test_torchao_quantises_each_linear_layer(name, config):
     assert 0 < distance(model(x), wanted) < 0.1
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 @torch.inference_mode()
 def test_dynamic_quantisation_replaces_each_linear_layer(name):
     model, x = float32(name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from linsight.backbones.norms import RepBN
 
-from .models import FAMILIES, calls, distance, give, images, leaves, little, of_type, put
+from .models import PARTS, calls, distance, give, images, leaves, little, of_type, put
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, RepBN)
 # Classes are compared by name, because timm has its own versions of some of PyTorch's.
@@ -118,7 +118,7 @@ def replace(
     return faults or {", ".join(others): fault}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 @torch.inference_mode()
 def test_another_module_computes_in_the_place_of_a_leaf(name):
     """The output is what it is when a hook puts the other module's result in the leaf's place.
@@ -165,7 +165,7 @@ def test_another_projection_stands_at_padded_places():
     torch.testing.assert_close(model(x), wanted)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PARTS)
 @torch.inference_mode()
 def test_synchronised_batch_norms_keep_the_outputs(name):
     """The conversions of PyTorch and timm lose no activation together with a norm."""
