@@ -82,7 +82,7 @@ def test_what_does_not_decay():
 
     cfg = load_config("mask_rcnn_agent_swin_tiny_fpn_1x_coco")
     cfg.optim_wrapper.type = "OptimWrapper"
-    del cfg.optim_wrapper.loss_scale
+    del cfg.optim_wrapper.loss_scale, cfg.optim_wrapper.dtype
     with torch.device("meta"):
         model = torch.nn.ModuleDict({"backbone": timm.create_model("agent_swin_tiny")})
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
