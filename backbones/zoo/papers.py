@@ -16,7 +16,7 @@ RALA = Paper(
     venue="CVPR",
     year=2025,
     origin="https://github.com/qhfan/RALA",
-    license=None,
+    license="mit",
     computes="linear attention whose keys are weighted by the global query and whose output is "
     "gated (stages 1 and 2); gated softmax attention over all tokens (3 and 4)",
     limits="stages 3 and 4 cost with the square of the pixels: at 4096 px a pixel takes several "

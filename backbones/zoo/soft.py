@@ -69,6 +69,7 @@ register(
             parameters=24_110_092,
             top1=82.4,
             mask_rcnn=(43.8, 40.1),
+            upernet=46.2,
         ),
         "soft_norm_vit_medium": Model(
             SOFT_NORM,
@@ -77,6 +78,7 @@ register(
             parameters=45_812_707,
             top1=83.1,
             mask_rcnn=(46.6, 42.0),
+            upernet=48.0,
         ),
         "soft_norm_vit_large": Model(
             SOFT_NORM,

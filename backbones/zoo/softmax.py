@@ -158,16 +158,36 @@ register(
             top1=83.4,
         ),
         "softmax_pvt_tiny": Model(
-            PVT, bodies.PVT_TINY, _pvt("tiny"), parameters=13_229_288, top1=75.1
+            PVT,
+            bodies.PVT_TINY,
+            _pvt("tiny"),
+            parameters=13_229_288,
+            top1=75.1,
+            mask_rcnn=(36.7, 35.1),
         ),
         "softmax_pvt_small": Model(
-            PVT, bodies.PVT_SMALL, _pvt("small"), parameters=24_485_864, top1=79.8
+            PVT,
+            bodies.PVT_SMALL,
+            _pvt("small"),
+            parameters=24_485_864,
+            top1=79.8,
+            mask_rcnn=(40.4, 37.8),
         ),
         "softmax_pvt_medium": Model(
-            PVT, bodies.PVT_MEDIUM, _pvt("medium"), parameters=44_208_104, top1=81.2
+            PVT,
+            bodies.PVT_MEDIUM,
+            _pvt("medium"),
+            parameters=44_208_104,
+            top1=81.2,
+            mask_rcnn=(42.0, 39.0),
         ),
         "softmax_pvt_large": Model(
-            PVT, bodies.PVT_LARGE, _pvt("large"), parameters=61_369_320, top1=81.7
+            PVT,
+            bodies.PVT_LARGE,
+            _pvt("large"),
+            parameters=61_369_320,
+            top1=81.7,
+            mask_rcnn=(42.9, 39.5),
         ),
         "softmax_pvtv2_b0": _pvtv2("b0", 3_666_760, 70.5, (38.2, 36.2)),
         "softmax_pvtv2_b1": _pvtv2("b1", 14_009_000, 78.7, (41.8, 38.8)),
@@ -176,7 +196,13 @@ register(
         "softmax_pvtv2_b4": _pvtv2("b4", 62_556_072, 83.6, (47.5, 42.7)),
         "softmax_pvtv2_b5": _pvtv2("b5", 81_956_008, 83.8, (47.4, 42.5)),
         "softmax_swin_tiny": Model(
-            SWIN, bodies.SWIN_TINY, _swin("tiny"), parameters=28_288_354, top1=81.2, upernet=44.51
+            SWIN,
+            bodies.SWIN_TINY,
+            _swin("tiny"),
+            parameters=28_288_354,
+            top1=81.2,
+            mask_rcnn=(43.7, 39.8),
+            upernet=44.51,
         ),
         "softmax_swin_small": Model(
             SWIN, bodies.SWIN_SMALL, _swin("small"), parameters=49_606_258, top1=83.2, upernet=47.64
@@ -188,13 +214,18 @@ register(
             SWIN, bodies.SWIN_LARGE, _swin("large"), parameters=196_532_476, top1=86.3
         ),
         "softmax_cswin_tiny": Model(
-            CSWIN, bodies.CSWIN_TINY, _cswin("tiny"), parameters=22_320_552, top1=82.8
+            CSWIN, bodies.CSWIN_TINY, _cswin("tiny"), parameters=22_320_552, top1=82.8, upernet=49.3
         ),
         "softmax_cswin_small": Model(
-            CSWIN, bodies.CSWIN_SMALL, _cswin("small"), parameters=34_643_304, top1=83.6
+            CSWIN,
+            bodies.CSWIN_SMALL,
+            _cswin("small"),
+            parameters=34_643_304,
+            top1=83.6,
+            upernet=50.4,
         ),
         "softmax_cswin_base": Model(
-            CSWIN, bodies.CSWIN_BASE, _cswin("base"), parameters=77_382_184, top1=84.2
+            CSWIN, bodies.CSWIN_BASE, _cswin("base"), parameters=77_382_184, top1=84.2, upernet=51.1
         ),
         "softmax_cswin_large": Model(
             CSWIN, bodies.CSWIN_LARGE, _cswin("large"), parameters=173_262_664, top1=86.5

@@ -1,5 +1,6 @@
-# Agent-Swin's recipe for ImageNet-1K (arXiv:2312.08874): Swin's. Training is in
-# bfloat16, the authors' in float32.
+# Agent-Swin's recipe for ImageNet-1K (arXiv:2312.08874): Swin's. It differs from the authors' code
+# in two points: the cosine starts at the full rate after the warm-up, where theirs counts the
+# warm-up in (1 % less); and training is in bfloat16, theirs in float32.
 _base_ = "../swin/softmax_swin_tiny_300e_in1k.py"
 
 model = dict(backbone=dict(model_name="agent_swin_tiny"))

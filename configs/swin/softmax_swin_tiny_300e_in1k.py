@@ -1,6 +1,5 @@
-# Swin's recipe for ImageNet-1K (arXiv:2103.14030). It differs from the authors' code in one
-# point: the cosine starts at the full rate after the warm-up, where theirs counts the warm-up
-# in (1 % less).
+# Swin's recipe for ImageNet-1K (arXiv:2103.14030). The cosine starts at the full rate after the
+# warm-up, as by WARMUP_PREFIX in the authors' code.
 _base_ = [
     "../_base_/models/classifier_in1k.py",
     "../_base_/datasets/imagenet_224.py",
