@@ -8,7 +8,9 @@ from linsight.tools.families import models_by_paper
 
 def references() -> str:
     """The zoo's papers as the list `references` of the Citation File Format 1.2.0, in YAML."""
-    return "".join(map(_reference, models_by_paper()))
+    # One paper may have two rows of the zoo, such as SLAB and its norms under softmax attention.
+    papers = {paper.arxiv: paper for paper in reversed(models_by_paper())}
+    return "".join(map(_reference, reversed(papers.values())))
 
 
 def _reference(paper: Paper) -> str:
