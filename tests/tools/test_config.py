@@ -71,7 +71,11 @@ def test_builds(name, tmp_path):
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             loader.dataset.root = str(root)
             image, _ = DATASETS.build(loader.dataset)[0]
-            assert getattr(image, "pixels", image).shape == (3, 224, 224)
+            size = loader.dataset.transform.input_size
+            assert getattr(image, "pixels", image).shape == (3, size, size)
+        # A recipe for another size says so in its name, as weights of another size in their tag.
+        named = re.search(r"in1k_(\d+)$", name)
+        assert size == (int(named[1]) if named else 224)
 
 
 def test_a_name_is_in_one_folder():
