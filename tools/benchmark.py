@@ -160,7 +160,7 @@ def benchmark(
         raise typer.BadParameter("--peer is for 'detectors' and 'segmentors'")
     if mixer and (what != "models" or mixer not in MIXERS):
         known = ", ".join(MIXERS)
-        raise typer.BadParameter(f"--mixer is for 'models', and one of {known}; got {mixer!r}")
+        raise typer.BadParameter(f"got {mixer!r}; --mixer is for 'models', and one of {known}")
     place = _device(device)
     gpu = place.type == "cuda"
     setting = Setting(
