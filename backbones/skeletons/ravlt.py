@@ -147,8 +147,8 @@ class RAVLT(HierarchicalVisionTransformer):
             no layer scales.
         head_hidden_size: channels of the head's projection.
         init_std: standard deviation of the truncated normal distribution from which the weights
-            of linear layers are drawn; None for PyTorch's own initialisation. Convolutions and
-            the classifier, which are drawn in any case, have 0.02.
+            of linear layers and convolutions are drawn. With None linear layers keep PyTorch's own
+            initialisation, and convolutions and the classifier have 0.02.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
@@ -221,10 +221,12 @@ class RAVLT(HierarchicalVisionTransformer):
         )
         self.norm = nn.Identity()
         self.head = RAVLTHead(dims[-1], head_hidden_size, num_classes, global_pool, drop_rate)
-        init_linear_layers(self, init_std, skip=TokenMixer)
-        init_linear_layers(self, convolutions=True, skip=(TokenMixer, nn.Linear))
-        # The authors' classifier is a convolution.
-        init_linear_layers(self.head.fc)
+        # One pass, in the order of the modules: a seed gives the weights that it always gave.
+        skip = TokenMixer if init_std is not None else (TokenMixer, nn.Linear)
+        init_linear_layers(self, init_std or 0.02, convolutions=True, skip=skip)
+        if init_std is None:
+            # The authors' classifier is a convolution.
+            init_linear_layers(self.head.fc)
 
 
 AUTHORS_NAMES = {
