@@ -279,7 +279,7 @@ class DistilledVisionTransformer(VisionTransformer):
         if not self.global_pool:
             x = self.head_drop(x)
             return x if pre_logits else (self.head(x) + self.head_dist(x)) / 2
-        token, dist_token = self.head_drop(x[:, 0]), self.head_drop(x[:, 1])
+        token, dist_token = self.head_drop(x[:, :2]).unbind(1)
         if pre_logits:
             return (token + dist_token) / 2
         logits, dist_logits = self.head(token), self.head_dist(dist_token)

@@ -38,8 +38,9 @@ class Poison(nn.Module):
 @torch.inference_mode()
 def test_a_poisoned_leaf_module_poisons_the_output(name):
     # Pooled over its map, a model's output depends on the last block's convolutions of the map,
-    # which the class token, read by default, does not see.
-    model, x = lively(create(name, global_pool="avg")), one_image().float()
+    # which the class token, read by default, does not see. Distilled models read tokens only.
+    pool = {} if name.endswith("_distilled") else {"global_pool": "avg"}
+    model, x = lively(create(name, **pool)), one_image().float()
     clean, failures = [], {}
     for leaf, part in leaves(model).items():
         put(model, leaf, Poison(part))
