@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
@@ -20,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
+from linsight.backbones.initialization import shapes_only
 
 
 def create_backbone(
@@ -70,7 +70,7 @@ def create_backbone(
         if unknown is None or unknown[1] not in kwargs:
             raise
         # timm's entry function hides the class, which only a built model reveals.
-        with torch.device("meta"):
+        with shapes_only():
             accepted = inspect.signature(type(timm.create_model(model_name)).__init__).parameters
         nearest = difflib.get_close_matches(unknown[1], accepted, n=3, cutoff=0.5)
         raise ValueError(

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from linsight.backbones import ZOO, zoo
+from linsight.backbones.initialization import shapes_only
 from linsight.kernels import force
 
 # Counts of every model, written by `python -m linsight.tools.zoo`.
@@ -69,7 +70,8 @@ def count(name: str, size: int = 224) -> tuple[int, int]:
     with torch.device("meta"), force("reference"), torch.inference_mode():
         # Parameters that require a gradient would make the counter look for the modules that
         # each tensor comes from.
-        model = timm.create_model(name).eval().requires_grad_(False)
+        with shapes_only():
+            model = timm.create_model(name).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, size, size))
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2

@@ -89,7 +89,7 @@ for loader in loaders[:2]:
 """
 
 
-@pytest.mark.parametrize("kind", ["files", "bytes"])
+@pytest.mark.parametrize("kind", ["files", pytest.param("bytes", marks=pytest.mark.slow)])
 def test_hugging_faces_data_sets_from_the_repositorys_root(root, tmp_path_factory, kind):
     """There `import datasets` must be Hugging Face's package, which no folder may hide."""
     hub = pytest.importorskip("datasets")

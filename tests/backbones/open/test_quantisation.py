@@ -14,6 +14,7 @@ from .models import (
     give,
     images,
     of_type,
+    quick,
     two_blocks,
 )
 
@@ -57,7 +58,7 @@ def test_dynamic_quantisation_replaces_each_linear_layer(name):
     torch.testing.assert_close(got, model(x))
 
 
-@pytest.mark.parametrize("name", SKELETONS)
+@pytest.mark.parametrize("name", quick(SKELETONS, ["mala_vit_nano", "softmax_swin_tiny", "van_b0"]))
 def test_pt2e_quantises_each_convolution_and_linear_layer(name):
     from torchao.quantization.pt2e import quantize_pt2e as pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
