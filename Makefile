@@ -60,7 +60,7 @@ $(IMPORTS): pyproject.toml
 $(UPSTREAM)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(UPSTREAM)
 	$(UPSTREAM)/bin/python -m pip install --disable-pip-version-check --editable . \
-		mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 "setuptools<81" scikit-learn tensorboard pytest
+		mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 "setuptools<81" scikit-learn tensorboard pytest hypothesis
 	touch $@
 
 clean:
