@@ -11,7 +11,7 @@ from typing import Any
 
 import timm.layers.mlp
 import torch
-from timm.layers import DropPath, GluMlp, Mlp
+from timm.layers import DropPath, GluMlp, Mlp, SwiGLUPacked
 from torch import Tensor, nn
 
 from ..kernels.runtime.private import has_forward_hooks
@@ -45,6 +45,7 @@ def resolve_mlp_layer(mlp_layer: MlpLayer) -> Callable[..., nn.Module]:
         if isinstance(layer, type) and layer.__module__ == timm.layers.mlp.__name__
     }
     classes |= {layer.__name__.lower(): layer for layer in MAP_MLPS}
+    classes["swiglupacked"] = SwiGLUPacked  # a partial, which timm names like its classes
     found = classes.get(mlp_layer.lower())
     if found is None:
         raise ValueError(

@@ -177,6 +177,14 @@ def _merged(*configs: dict[str, Any]) -> dict[str, Any]:
     return merged | ({"mixer_options": options} if options else {})
 
 
+# Arguments that say where weights come from, or that wrap the model.
+_NOT_OF_THE_MODEL = ("pretrained", "features_only", "out_indices", "cache_dir", "scriptable")
+
+
+def _remembered(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in arguments.items() if not k.startswith(_NOT_OF_THE_MODEL)}
+
+
 def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module]:
     def create(
         pretrained: bool = False,
@@ -197,6 +205,8 @@ def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module
                 },
                 **_merged(model.family.config, model.config, tagged.arguments, kwargs),
             )
+        # What `timm.create_model` needs beside the name to build the same model again.
+        built.model_args = _remembered(tagged.arguments | kwargs)
         return built.to(dtype=dtype)
 
     create.__name__ = create.__qualname__ = name

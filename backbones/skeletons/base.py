@@ -98,16 +98,18 @@ def add_tokens(
     pos_embed: Tensor | None,
     size: Size | None,
     interpolation: str,
+    embed_prefix: bool = True,
 ) -> tuple[Tensor, Context]:
     """Tokens of a map, with class tokens in front and position embeddings added.
 
     Args:
         x: the map (B, H, W, C).
         cls_token: the P tokens in front (1, P, C), or None for none.
-        pos_embed: (1, P + h * w, C), or None.
+        pos_embed: (1, P + h * w, C), or (1, h * w, C) without `embed_prefix`, or None.
         size: (h, w), from which position embeddings are interpolated to (H, W), or None if there
             are none.
         interpolation: 'bicubic' or 'bilinear', of the position embeddings.
+        embed_prefix: whether the tokens in front have position embeddings.
 
     Returns:
         Tokens (B, P + H * W, C) and the context of the map.
@@ -115,19 +117,23 @@ def add_tokens(
     prefix = 0 if cls_token is None else cls_token.shape[1]
     context = Context((x.shape[1], x.shape[2]), prefix)
     x = x.flatten(1, 2)
+    if pos_embed is not None and not embed_prefix:
+        x = add_positions(x, pos_embed, context.size, size, 0, interpolation)
     if cls_token is not None:
         x = torch.cat((cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), 1)
-    if pos_embed is not None and size is not None:
-        position = resample_abs_pos_embed(
-            pos_embed,
-            list(context.size),
-            list(size),
-            prefix,
-            interpolation,
-            interpolation == "bicubic",
-        )
-        x = x + position.to(x.dtype)
+    if pos_embed is not None and embed_prefix:
+        x = add_positions(x, pos_embed, context.size, size, prefix, interpolation)
     return x, context
+
+
+def add_positions(
+    x: Tensor, pos_embed: Tensor, size: Size, old: Size | None, prefix: int, interpolation: str
+) -> Tensor:
+    """Tokens with position embeddings of a map of the size `old`, interpolated to `size`."""
+    position = resample_abs_pos_embed(
+        pos_embed, list(size), list(old or size), prefix, interpolation, interpolation == "bicubic"
+    )
+    return x + position.to(x.dtype)
 
 
 def run_block(block: nn.Module, x: Tensor, context: Context, recompute: bool) -> Tensor:
@@ -261,7 +267,7 @@ class VisionModel(TimmModel):
 
         They are class tokens and what mixers ask for; position embeddings decay.
         """
-        tokens = ("cls_token", "dist_token")
+        tokens = ("cls_token", "dist_token", "reg_token")
         names = {name for name, _ in self.named_parameters() if name.endswith(tokens)}
         for name, module in self.named_modules():
             if isinstance(module, TokenMixer):
@@ -412,5 +418,5 @@ def stage_sizes(img_size: Size, stages: int) -> list[Size]:
 def init_tokens(model: nn.Module, init: Callable[[Tensor], Any]) -> None:
     """Initialise class tokens and position embeddings by `init`."""
     for name, parameter in model.named_parameters():
-        if name.endswith(("cls_token", "dist_token", "pos_embed")):
+        if name.endswith(("cls_token", "dist_token", "reg_token", "pos_embed")):
             init(parameter)

@@ -1,4 +1,5 @@
-"""The plain Vision Transformer (arXiv:2010.11929) as DeiT trains it (arXiv:2012.12877)."""
+"""The plain Vision Transformer (arXiv:2010.11929), as DeiT (arXiv:2012.12877) and DINOv2
+(arXiv:2304.07193) train it."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -22,7 +23,9 @@ from .base import VisionModel, add_tokens, build_blocks, image_size, init_tokens
 
 
 class VisionTransformer(VisionModel):
-    """Patches, perhaps a class token, blocks of one width, a norm and a linear head.
+    """Patches, perhaps class and register tokens, blocks of one width, a norm and a linear head.
+
+    The tokens in front of the map are the class token, then the registers.
 
     Args:
         img_size: side (or height and width) of the images whose position embedding is learned;
@@ -42,6 +45,12 @@ class VisionTransformer(VisionModel):
             authors' own.
         class_token: whether a class token stands in front of the patches; or 'unused' for one that
             the model holds, because its authors' does, and that no output depends on.
+        reg_tokens: number of register tokens (arXiv:2309.16588) behind the class token.
+        no_embed_class: whether the map alone has position embeddings, not the tokens in front.
+        layer_scale: initial value of the layer scales of both branches, or None for no scales.
+        norm_eps: epsilon of the layer norms, unless `norm_layer` is given.
+        pre_norm: whether a norm stands before the first block, as in CLIP.
+        fc_norm: whether the last norm stands behind the pooling rather than before it.
         patch_size: side of the patches in pixels.
         mlp_ratio: hidden width of the feed-forward network over its width.
         drop_rate: dropout before the classifier.
@@ -73,6 +82,12 @@ class VisionTransformer(VisionModel):
         act_layer: ActLayer | None = None,
         mlp_layer: MlpLayer | None = None,
         class_token: bool | Literal["unused"] = True,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-6,
+        pre_norm: bool = False,
+        fc_norm: bool = False,
         patch_size: int = 16,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
@@ -84,15 +99,23 @@ class VisionTransformer(VisionModel):
         self.num_features = self.embed_dim = self.head_hidden_size = embed_dim
         height, width = image_size(img_size)
         self.size = (-(-height // patch_size), -(-width // patch_size))
-        self.num_prefix_tokens = prefix = int(class_token is True) + self.distilled
+        self.has_class_token = class_token is True
+        self.num_prefix_tokens = prefix = self.has_class_token + self.distilled + reg_tokens
+        self.no_embed_class = no_embed_class
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if self.distilled else None
-        tokens = prefix + self.size[0] * self.size[1]
+        self.reg_token = nn.Parameter(torch.empty(1, reg_tokens, embed_dim)) if reg_tokens else None
+        self.position_prefix = 0 if no_embed_class else prefix
+        tokens = self.position_prefix + self.size[0] * self.size[1]
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim))
+        make_norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=norm_eps))
+        self.norm_pre = make_norm(embed_dim) if pre_norm else None
         layers = {
             "mlp_ratio": mlp_ratio,
+            "layer_scale": layer_scale,
+            "eps": norm_eps,
             "norm_layer": norm_layer,
             "act_layer": act_layer,
             "mlp_layer": mlp_layer,
@@ -115,16 +138,19 @@ class VisionTransformer(VisionModel):
             {"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"}
             for i in range(depth)
         ]
-        self.norm = resolve_norm_layer(norm_layer, LayerNorm)(embed_dim)
+        self.norm = nn.Identity() if fc_norm else make_norm(embed_dim)
+        self.fc_norm = make_norm(embed_dim) if fc_norm else None
         self.head_drop = nn.Dropout(drop_rate)
         self.head = make_classifier(embed_dim, num_classes)
         self.head_dist = make_classifier(embed_dim, num_classes) if self.distilled else None
-        self._set_pool(global_pool if global_pool is not None else "token" if prefix else "avg")
+        self._set_pool(
+            global_pool if global_pool is not None else "token" if self.has_class_token else "avg"
+        )
         init_linear_layers(self, skip=TokenMixer)
         init_tokens(self, partial(trunc_normal_, std=0.02))
 
     def _set_pool(self, global_pool: str) -> None:
-        if global_pool == "token" and not self.num_prefix_tokens:
+        if global_pool == "token" and not self.has_class_token:
             raise ValueError(
                 "global_pool is 'token', but the model has no class token: take 'avg', 'max' or "
                 "'avgmax', or class_token=True"
@@ -138,8 +164,8 @@ class VisionTransformer(VisionModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm's layer decay."""
         return {
-            "stem": r"^cls_token|^dist_token|^pos_embed|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+            "stem": r"^cls_token|^dist_token|^reg_token|^pos_embed|^patch_embed|^norm_pre",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^(?:fc_)?norm", (99999,))],
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -162,12 +188,16 @@ class VisionTransformer(VisionModel):
         """Images to the first block's tokens (B, P + H * W, C), and their context."""
         announce_pass(self, x)
         x = self.patch_embed(x)
-        token, position = self.cls_token, self.pos_embed
-        if token is not None and not self.num_prefix_tokens:
-            token, position = None, depend_on(position, token)
-        if token is not None and self.dist_token is not None:
-            token = torch.cat((token, self.dist_token), 1)
-        return add_tokens(x, token, position, self.size, "bicubic")
+        tokens = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
+        position = self.pos_embed
+        if self.cls_token is not None and not self.has_class_token:
+            tokens.remove(self.cls_token)
+            position = depend_on(position, self.cls_token)
+        prefix = torch.cat(tokens, 1) if len(tokens) > 1 else tokens[0] if tokens else None
+        x, context = add_tokens(
+            x, prefix, position, self.size, "bicubic", embed_prefix=not self.no_embed_class
+        )
+        return x if self.norm_pre is None else self.norm_pre(x), context
 
     def forward_intermediates(
         self,
@@ -230,7 +260,7 @@ class VisionTransformer(VisionModel):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) from tokens; (B, C) if `pre_logits`."""
         pooled = global_pool_nlc(x, self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
-        x = self.head_drop(pooled)
+        x = self.head_drop(pooled if self.fc_norm is None else self.fc_norm(pooled))
         return x if pre_logits else self.head(x)
 
 
@@ -295,19 +325,42 @@ def _of_one_stage(choice: Any) -> Any:
     return choice
 
 
+# The names of the layer scales in timm's and DINOv2's checkpoints, and of the mixer.
+TIMM_NAMES = {".attn.": ".mixer.", ".ls1.gamma": ".gamma1", ".ls2.gamma": ".gamma2"}
+
+
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -> dict[str, Tensor]:
     """A checkpoint under this library's names.
 
-    It may be one of timm's ViT and DeiT, of DeiT's authors, of a mixer's authors in this body, or
-    of this library. Position embeddings and tables of another image size are interpolated.
+    It may be one of timm's ViT, DeiT and DINOv2, of DeiT's and DINOv2's authors, of a mixer's
+    authors in this body, or of this library. Position embeddings and tables of another image size
+    are interpolated.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
     state_dict = dict(unwrap(state_dict))
-    state_dict = {rename(name, {".attn.": ".mixer."}): v for name, v in state_dict.items()}
+    state_dict = {rename(name, TIMM_NAMES): v for name, v in state_dict.items()}
+    for name, value in state_dict.items():
+        if name.endswith((".gamma1", ".gamma2")) and value.ndim == 1:
+            state_dict[name] = value.view(1, 1, 1, -1)
+    take_authors_registers(state_dict)
     state_dict = convert_mixers(state_dict, model)
     if (position := state_dict.get("pos_embed")) is not None:
-        state_dict["pos_embed"] = resize_position(position, model.size, model.num_prefix_tokens)
+        state_dict["pos_embed"] = resize_position(position, model.size, model.position_prefix)
     check_model(state_dict, model)
     return state_dict
+
+
+def take_authors_registers(state_dict: dict[str, Tensor]) -> None:
+    """Bring the tokens of DINOv2's authors into timm's form, in place.
+
+    Their class token has a position, their registers have none, and a token for masked patches is
+    read in pretraining alone.
+    """
+    state_dict.pop("mask_token", None)
+    registers, position = state_dict.pop("register_tokens", None), state_dict.get("pos_embed")
+    if registers is not None and position is not None:
+        state_dict["reg_token"] = registers
+        state_dict["cls_token"] = state_dict["cls_token"] + position[:, :1]
+        state_dict["pos_embed"] = position[:, 1:]

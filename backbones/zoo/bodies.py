@@ -22,6 +22,11 @@ DEIT_TINY = {"embed_dim": 192, "num_heads": 3}
 DEIT_SMALL = {"embed_dim": 384, "num_heads": 6}
 DEIT_BASE = {"embed_dim": 768, "num_heads": 12}
 
+DINOV2 = partial(DEIT, data={"input_size": (3, 518, 518), "pool_size": (37, 37), "crop_pct": 1.0})
+DINOV2_SMALL = DEIT_SMALL | {"patch_size": 14, "layer_scale": 1e-5, "img_size": 518}
+DINOV2_BASE = DINOV2_SMALL | {"embed_dim": 768, "num_heads": 12}
+DINOV2_LARGE = DINOV2_SMALL | {"embed_dim": 1024, "num_heads": 16, "depth": 24}
+
 PVT = partial(
     Family,
     skeleton=pvt.PyramidVisionTransformer,

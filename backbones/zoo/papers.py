@@ -209,6 +209,48 @@ DEIT = Paper(
     limits="cost grows with the square of the pixels; one map, of stride 16",
 )
 
+DINOV2 = Paper(
+    name="DINOv2",
+    arxiv="2304.07193",
+    title="DINOv2: Learning Robust Visual Features without Supervision",
+    authors=(
+        "Oquab, Maxime",
+        "Darcet, Timothée",
+        "Moutakanni, Théo",
+        "Vo, Huy",
+        "Szafraniec, Marc",
+        "Khalidov, Vasil",
+        "Fernandez, Pierre",
+        "Haziza, Daniel",
+        "Massa, Francisco",
+        "El-Nouby, Alaaeldin",
+        "Assran, Mahmoud",
+        "Ballas, Nicolas",
+        "Galuba, Wojciech",
+        "Howes, Russell",
+        "Huang, Po-Yao",
+        "Li, Shang-Wen",
+        "Misra, Ishan",
+        "Rabbat, Michael",
+        "Sharma, Vasu",
+        "Synnaeve, Gabriel",
+        "Xu, Hu",
+        "Jégou, Hervé",
+        "Mairal, Julien",
+        "Labatut, Patrick",
+        "Joulin, Armand",
+        "Bojanowski, Piotr",
+    ),
+    venue="Transactions on Machine Learning Research",
+    year=2024,
+    journal=True,
+    origin="https://github.com/facebookresearch/dinov2",
+    license="apache-2.0",
+    computes="softmax attention over all tokens of 14 x 14 pixels, pretrained without labels",
+    limits="cost grows with the square of the pixels; the weights have no classifier; one map, of "
+    "stride 14",
+)
+
 PVT = Paper(
     name="PVT",
     arxiv="2102.12122",

@@ -1,10 +1,12 @@
-"""The baselines with softmax attention: DeiT, PVT, PVTv2, Swin, CSwin and Twins."""
+"""The baselines with softmax attention: DeiT, DINOv2, PVT, PVTv2, Swin, CSwin and
+Twins."""
 
 from ..registry import Model, Weights, register
 from . import bodies, papers
 
 DEIT = bodies.DEIT(paper=papers.DEIT, config={"mixer": "softmax"})
 DISTILLED_DEIT = bodies.DISTILLED_DEIT(paper=papers.DEIT, config={"mixer": "softmax"})
+DINOV2 = bodies.DINOV2(paper=papers.DINOV2, config={"mixer": "softmax"})
 REDUCTION = {
     "mixer": ("spatial_reduction", "spatial_reduction", "spatial_reduction", "softmax"),
     "mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}},
@@ -56,6 +58,19 @@ def _deit(size: str, digest: str, larger: str | None = None) -> dict[str, Weight
         url = f"{release}_384-{larger}.pth"
         weights["fb_in1k_384"] = bodies.weights_at(384, url=url, pool_size=(24, 24))
     return weights
+
+
+def _dinov2(size: str) -> dict[str, Weights]:
+    """The weights without and with four register tokens."""
+    hub = f"timm/vit_{size}_patch14"
+    file, config = "pytorch_model.bin", {"num_classes": 0}
+    registers = {"reg_tokens": 4, "no_embed_class": True}
+    return {
+        "lvd142m": Weights(f"{hub}_dinov2.lvd142m", file, config=config),
+        "lvd142m_reg4": Weights(
+            f"{hub}_reg4_dinov2.lvd142m", file, config=config, arguments=registers
+        ),
+    }
 
 
 def _pvt(size: str) -> dict[str, Weights]:
@@ -157,6 +172,9 @@ register(
             parameters=87_338_192,
             top1=83.4,
         ),
+        "softmax_dinov2_small": Model(DINOV2, bodies.DINOV2_SMALL, _dinov2("small")),
+        "softmax_dinov2_base": Model(DINOV2, bodies.DINOV2_BASE, _dinov2("base")),
+        "softmax_dinov2_large": Model(DINOV2, bodies.DINOV2_LARGE, _dinov2("large")),
         "softmax_pvt_tiny": Model(
             PVT,
             bodies.PVT_TINY,

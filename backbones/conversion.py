@@ -1,0 +1,180 @@
+"""timm's plain vision transformers as models of this library, with equal outputs."""
+
+import inspect
+from typing import Any
+
+import timm
+import timm.layers
+import timm.models.deit
+import timm.models.vision_transformer as timm_vit
+from torch import nn
+
+from .checkpoint import TimmModel, check_fit
+from .registry import ZOO
+from .skeletons.base import image_size
+from .skeletons.vit import DistilledVisionTransformer, VisionTransformer, checkpoint_filter_fn
+
+SUPPORTED = "timm's plain vit_*, deit_*, deit3_* and *_dinov2 models, and linsight's own"
+# What the models of timm's two classes become here.
+CLASSES: dict[type[nn.Module], type[VisionTransformer]] = {
+    timm_vit.VisionTransformer: VisionTransformer,
+    timm.models.deit.VisionTransformerDistilled: DistilledVisionTransformer,
+}
+# The `act_layer` of timm's activations.
+ACTIVATIONS = {
+    nn.GELU: None,
+    timm.layers.GELU: None,
+    timm.layers.GELUTanh: "gelu_tanh",
+    timm.layers.QuickGELU: "quick_gelu",
+    nn.SiLU: "silu",
+}
+
+
+def convert_timm_model(model: nn.Module) -> TimmModel:
+    """One of timm's plain vision transformers as a model of this library.
+
+    Args:
+        model: a model that timm has built: ViT, DeiT or DINOv2, with or without registers. A
+            model of this library is returned as it is.
+
+    Returns:
+        A model with copies of the weights and the same outputs, in the same mode, on the same
+        device and in the same dtype. Its name is in `pretrained_cfg["architecture"]`, and its
+        `model_args` are the arguments with which `timm.create_model` builds it.
+
+    Raises:
+        ValueError: if the model has a part that this library's body lacks.
+    """
+    if getattr(model, "pretrained_cfg", {}).get("architecture") in ZOO:
+        return model  # type: ignore[return-value]
+    name, arguments = describe_timm_model(model)
+    reference: Any = model
+    weights = reference.state_dict()
+    for i in range(len(reference.blocks)):
+        # A projection without a bias is one whose bias is zero; so is the patches' in CLIP.
+        for layer in ("attn.qkv", "attn.proj"):
+            weight = weights[f"blocks.{i}.{layer}.weight"]
+            weights.setdefault(f"blocks.{i}.{layer}.bias", weight.new_zeros(len(weight)))
+    weight = weights["patch_embed.proj.weight"]
+    weights.setdefault("patch_embed.proj.bias", weight.new_zeros(len(weight)))
+    settings = {
+        key: reference.pretrained_cfg.get(key)
+        for key in ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+        if reference.pretrained_cfg.get(key) is not None
+    }
+    with weight.device:
+        # Weights are copied in at once.
+        ours: Any = timm.create_model(name, pretrained_cfg_overlay=settings, **arguments)
+    converted = checkpoint_filter_fn(weights, ours)
+    check_fit(converted, ours, f"{type(model).__name__} of timm cannot be converted")
+    ours.load_state_dict(converted)
+    return ours.to(weight.dtype).train(model.training)
+
+
+def describe_timm_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments with which `timm.create_model` builds this library's twin of one
+    of timm's plain vision transformers.
+
+    Raises:
+        ValueError: if the model has a part that this library's body lacks.
+    """
+    skeleton = CLASSES.get(type(model))
+    if skeleton is None:
+        raise ValueError(f"model is a {type(model).__name__}; supported are {SUPPORTED}")
+    reference: Any = model
+    _check_parts(reference)
+    block = reference.blocks[0]
+    dim, hidden = reference.embed_dim, block.mlp.fc1.out_features
+    ratio = hidden / dim
+    packed = isinstance(block.mlp, timm.layers.GluMlp)
+    arguments = {
+        "img_size": tuple(reference.patch_embed.img_size),
+        "in_chans": reference.in_chans,
+        "num_classes": reference.num_classes,
+        "global_pool": reference.global_pool,
+        "embed_dim": dim,
+        "depth": len(reference.blocks),
+        "num_heads": block.attn.num_heads,
+        "patch_size": reference.patch_embed.patch_size[0],
+        # `int(ratio * dim)` must be the hidden width again.
+        "mlp_ratio": ratio if int(ratio * dim) == hidden else (hidden + 0.5) / dim,
+        "mlp_layer": "swiglupacked" if packed else None,
+        "act_layer": None if packed else ACTIVATIONS[type(block.mlp.act)],
+        "class_token": reference.has_class_token,
+        "reg_tokens": reference.num_reg_tokens,
+        "no_embed_class": reference.no_embed_class,
+        "layer_scale": None if isinstance(block.ls1, nn.Identity) else block.ls1.init_values,
+        "norm_eps": block.norm1.eps,
+        "pre_norm": not isinstance(reference.norm_pre, nn.Identity),
+        "fc_norm": not isinstance(reference.fc_norm, nn.Identity),
+    }
+    return _nearest_row(skeleton, arguments)
+
+
+def _nearest_row(
+    skeleton: type[nn.Module], arguments: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The softmax model from whose own arguments the fewest differ, and those that differ."""
+    parameters = inspect.signature(VisionTransformer).parameters.values()
+    defaults = {p.name: p.default for p in parameters}
+    candidates = []
+    for name, row in ZOO.items():
+        if row.family.skeleton is skeleton and name.startswith("softmax_"):
+            config = defaults | row.family.config | row.config
+            config["img_size"] = image_size(config["img_size"])
+            others = {k: v for k, v in arguments.items() if config[k] != v}
+            candidates.append((name, others))
+    return min(candidates, key=lambda candidate: len(candidate[1]))
+
+
+def _check_parts(model: Any) -> None:
+    """Refuse a plain vision transformer of timm with a part that this library's body lacks.
+
+    Raises:
+        ValueError: it has one; the message names it.
+    """
+    attentions = [getattr(block, "attn", None) for block in model.blocks]
+    mlps = [getattr(block, "mlp", None) for block in model.blocks]
+    norms = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
+    distilled = isinstance(model, timm.models.deit.VisionTransformerDistilled)
+    pooled_with_prefix = model.pool_include_prefix and model.global_pool not in ("", "token")
+    patch = model.patch_embed
+    faults = {
+        "blocks other than timm's Block": any(
+            type(block) is not timm_vit.Block for block in model.blocks
+        ),
+        "another patch embedding than timm's PatchEmbed": type(patch) is not timm.layers.PatchEmbed
+        or not isinstance(patch.norm, nn.Identity)
+        or patch.patch_size[0] != patch.patch_size[1],
+        "another attention than timm's Attention": any(
+            type(attn) is not timm.layers.Attention
+            or any(
+                not isinstance(getattr(attn, part, None), nn.Identity | None)
+                for part in ("q_norm", "k_norm", "norm", "gate")
+            )
+            or attn.attn_dim != model.embed_dim
+            for attn in attentions
+        ),
+        "another feed-forward network than timm's Mlp or SwiGLUPacked": not all(
+            type(mlp) in (timm.layers.Mlp, timm.layers.GluMlp)
+            and isinstance(mlp.norm, nn.Identity)
+            and not getattr(mlp, "gate_last", False)
+            and mlp.fc1.bias is not None
+            and mlp.fc2.bias is not None
+            and type(mlp.act) in ACTIVATIONS
+            and getattr(mlp.act, "approximate", "none") == "none"
+            and (type(mlp) is timm.layers.Mlp or type(mlp.act) is nn.SiLU)
+            for mlp in mlps
+        ),
+        "norms other than LayerNorm of one epsilon": len({norm.eps for norm in norms}) != 1
+        or any(not isinstance(norm, nn.LayerNorm) or norm.bias is None for norm in norms),
+        "no position embedding": model.pos_embed is None,
+        "no last norm": all(isinstance(m, nn.Identity) for m in (model.norm, model.fc_norm)),
+        "attention pooling": model.attn_pool is not None,
+        "class tokens in its pooling": pooled_with_prefix,
+        "registers beside a distillation token": distilled and bool(model.num_reg_tokens),
+    }
+    for fault, found in faults.items():
+        if found:
+            name = model.pretrained_cfg.get("architecture", type(model).__name__)
+            raise ValueError(f"model {name} has {fault}; supported are {SUPPORTED}")
