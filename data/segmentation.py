@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from .digits import DigitSegmentation
 from .loading import DataError, TolerantDataset, flags
+from .pictures import read_picture, turn
 
 IGNORE = 255
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -266,9 +267,8 @@ def SegmentationFolder(
 
     def read(index: int) -> tuple[Image.Image, np.ndarray]:
         image_file, mask_file = pairs[index]
-        with Image.open(image_file) as image, Image.open(mask_file) as mask:
-            labels = np.asarray(mask)
-            picture = image.convert("RGB")
+        labels = _read_mask(mask_file)
+        picture = read_picture(image_file, size=labels.shape[1::-1])
         if table is not None and labels.ndim == 2:
             labels = table[labels]
         return picture, labels
@@ -281,6 +281,12 @@ def SegmentationFolder(
         name_of=lambda index: str(pairs[index][0].relative_to(image_root)),
         **options,
     )
+
+
+def _read_mask(file: Path) -> np.ndarray:
+    """The numbers in the file of a mask: (H, W), or (H, W, C) where it has several channels."""
+    with Image.open(file) as mask:
+        return np.asarray(turn(mask))
 
 
 def _label_table(reduce_zero_label: bool, label_map: Mapping[int, int] | None) -> np.ndarray | None:
