@@ -14,10 +14,14 @@ from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_image_folder import ReaderImageFolder, find_images_and_targets
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 
-from .augmentation import Views, ViewTransform, create_transform
+from .augmentation import Views, ViewTransform, create_transform, effective_settings
 from .digits import DigitClassification
 from .loading import DataError, TolerantDataset
 from .pictures import prepare, read_picture
@@ -80,10 +84,7 @@ class TransformedImages(TolerantDataset):
 def _transform(
     transform: dict | None, classes: Sequence[str] | None, augment_on_device: bool
 ) -> tuple[Any, dict]:
-    settings = dict(transform or {})
-    # create_transform's own defaults, written down so that metainfo can hold them.
-    settings.setdefault("mean", timm.data.IMAGENET_DEFAULT_MEAN)
-    settings.setdefault("std", timm.data.IMAGENET_DEFAULT_STD)
+    settings = effective_settings(transform)
     metainfo = {"mean": list(settings["mean"]), "std": list(settings["std"])}
     if classes is not None:
         metainfo["classes"] = [str(name) for name in classes]
@@ -104,7 +105,8 @@ def TimmDataset(
 ) -> Dataset:
     """A data set that :func:`timm.data.create_dataset` reads, under timm's transform.
 
-    With ``name=""`` it is a folder with one sub-folder per class, or a tar file of one. A prefix
+    With ``name=""`` it is a folder with one sub-folder per class, or a tar file of one; images in
+    folders within a class's folder are of this class, unless `class_map` names them. A prefix
     of ``name`` selects another reader: ``torch/`` for torchvision's data sets, ``hfds/`` and
     ``hfids/`` for Hugging Face's, ``wds/`` for webdataset, ``tfds/`` for TensorFlow's. Streamed
     data sets (``hfids/``, ``wds/``, ``tfds/``) have an order of their own: set ``sampler=None``
@@ -123,7 +125,8 @@ def TimmDataset(
         **reader: further arguments of :func:`timm.data.create_dataset`.
 
     Raises:
-        DataError: the folder is missing, it holds no images, or one of its classes has none.
+        DataError: the folder is missing, it holds no images, one of its classes has none, or
+            images lie in no class's folder.
     """
     folder = not name or name == "folder"
     if folder and not os.path.exists(root):
@@ -166,6 +169,10 @@ def TimmDataset(
     images = cast(Any, dataset.reader)
     if folder and os.path.isdir(root):
         _check_folder(Path(root), split, images, mapped=bool(class_map))
+    if isinstance(images, ReaderImageFolder):
+        _label_by_top_folder(images, class_map)
+    elif isinstance(images, ReaderImageInTar):
+        _check_tar(images)
 
     def read(index: int) -> tuple[Image.Image, int]:
         file, label, *_ = images[index]
@@ -188,6 +195,56 @@ def TimmDataset(
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     picture = prepare(image)
     return picture.convert(mode or picture.mode)
+
+
+def _label_by_top_folder(images: ReaderImageFolder, class_map: Any) -> None:
+    """Label the images by the folders of the classes; timm's labels are the innermost folders.
+
+    Raises:
+        DataError: images lie beside the folders of the classes, or all in one folder of folders.
+    """
+    found, _ = find_images_and_targets(images.root)
+    files = [file for file, _ in found]
+    folders = [Path(os.path.relpath(file, images.root)).parts[:-1] for file in files]
+    known = load_class_map(class_map, images.root) if class_map else None
+    stray = [file for file, parts in zip(files, folders, strict=True) if not parts]
+    if stray and known is None:
+        raise DataError(
+            f"{len(stray)} of {len(files):,} images in '{images.root}' are in no class's folder: "
+            f"{', '.join(map(str, stray[:3]))}{', ...' if len(stray) > 3 else ''}; move them into "
+            "a folder per class"
+        )
+    if all(len(parts) == 1 for parts in folders):
+        return
+    tops = {parts[0] for parts in folders if parts}
+    if known is None and len(tops) == 1 and min(map(len, folders)) > 1:
+        (top,) = tops
+        raise DataError(
+            f"data set root '{images.root}' holds the one folder '{top}' of folders: set the root "
+            f"to '{images.root}/{top}' if these are the classes"
+        )
+    if known is None:
+        known = {top: label for label, top in enumerate(sorted(tops, key=natural_key))}
+    # With a class map the outermost folder that it names is the class.
+    named = (next((part for part in parts if part in known), None) for parts in folders)
+    images.samples = [
+        (file, known[name]) for file, name in zip(files, named, strict=True) if name is not None
+    ]
+    images.class_to_idx = known
+
+
+def _check_tar(images: ReaderImageInTar) -> None:
+    """Refuse a tar file whose images lie at several depths, of which timm takes the innermost.
+
+    Raises:
+        DataError: the classes are not all at one depth.
+    """
+    depths = {len(Path(info.path).parts) for info, _, within in images.samples if within is None}
+    if len(depths) > 1:
+        raise DataError(
+            f"data set root '{images.root}' has images in folders at several depths, which leaves "
+            "open which folders are the classes: unpack it, and give the folder as the root"
+        )
 
 
 def _check_folder(root: Path, split: str, images: Any, mapped: bool) -> None:

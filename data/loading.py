@@ -138,6 +138,7 @@ class DataCheckHook(Hook):
             only = sorted(training ^ validation)[:5]
             raise DataError(f"training and validation name other classes: {', '.join(only)}")
 
+        _compare_statistics(runner, loops)
         for split, loop in loops.items():
             if loop is not None:
                 _check_ignored(split, loop.dataloader.dataset, runner.model)
@@ -190,6 +191,22 @@ class DataCheckHook(Hook):
             runner.logger.warning(
                 f"{split} data: no mask has shown a pixel of {len(names)} classes: "
                 f"{', '.join(names[:5])}{more}"
+            )
+
+
+def _compare_statistics(runner: Any, loops: dict[str, Any]) -> None:
+    """Warn where training and validation images are normalised by other numbers."""
+    metas = [
+        getattr(loop.dataloader.dataset, "metainfo", {})
+        for loop in loops.values()
+        if loop is not None
+    ]
+    for key in ("mean", "std"):
+        values = [list(meta[key]) for meta in metas if key in meta]
+        if len(values) == 2 and values[0] != values[1]:
+            runner.logger.warning(
+                f"training images are normalised by {key}={values[0]}, validation images by "
+                f"{key}={values[1]}: set both to the same"
             )
 
 

@@ -146,9 +146,9 @@ def read_checkpoint(
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
     if isinstance(content, Mapping):
-        content = dict(content)
-        if "state_dict" not in content:
-            content = {"state_dict": unwrap(content)}
+        # Of timm's raw and averaged weights the averaged ones are taken.
+        kept = content if "state_dict" in content else {}
+        content = {**kept, "state_dict": unwrap(content)}
         state = content["state_dict"]
         if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
             return content
@@ -222,7 +222,10 @@ class CheckedLoadHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
         own = model.state_dict()
-        state = {re.sub(r"^module\.", "", k): v for k, v in checkpoint["state_dict"].items()}
+        state = {
+            re.sub(r"^((module|_orig_mod)\.)+", "", k): v
+            for k, v in checkpoint["state_dict"].items()
+        }
         if hasattr(model, "checkpoint_filter_fn"):
             state = model.checkpoint_filter_fn(state)
         elif all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):
