@@ -20,6 +20,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import HOOKS
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
@@ -68,12 +69,16 @@ class AtomicLocalBackend(LocalBackend):
 register_backend("atomic", AtomicLocalBackend)
 
 
-def _history_statistic(owner: type, name: str) -> Any:
-    """A `getattr` that returns the statistics of mmengine's log histories and nothing else.
+_METHODS = {
+    HistoryBuffer: ("min", "max", "mean", "current"),
+    OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
+}
 
-    mmengine pickles a reference to these methods into its checkpoints.
-    """
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+
+def _method_of_mmengine(owner: type, name: str) -> Any:
+    """A `getattr` for the methods to which mmengine pickles references into its checkpoints: the
+    statistics of its log histories, and the curves of its one-cycle schedule."""
+    if name not in _METHODS.get(owner, ()):
         raise pickle.UnpicklingError(f"it asks for {owner!r}.{name}")
     return getattr(owner, name)
 
@@ -84,8 +89,8 @@ _MAKE_SCALAR = np.float64().__reduce__()[0]
 
 # These hold data alone. mmengine's own list also allows the real getattr.
 _SAFE_GLOBALS: list[Any] = [
-    HistoryBuffer,
-    (_history_statistic, "builtins.getattr"),
+    *_METHODS,
+    (_method_of_mmengine, "builtins.getattr"),
     np.ndarray,
     np.dtype,
     type(np.dtype(np.float64)),
