@@ -20,6 +20,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import HOOKS
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
@@ -68,12 +69,16 @@ class AtomicLocalBackend(LocalBackend):
 register_backend("atomic", AtomicLocalBackend)
 
 
-def _history_statistic(owner: type, name: str) -> Any:
-    """A `getattr` that returns the statistics of mmengine's log histories and nothing else.
+_METHODS = {
+    HistoryBuffer: ("min", "max", "mean", "current"),
+    OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
+}
 
-    mmengine pickles a reference to these methods into its checkpoints.
-    """
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+
+def _method_of_mmengine(owner: type, name: str) -> Any:
+    """A `getattr` for the methods to which mmengine pickles references into its checkpoints: the
+    statistics of its log histories, and the curves of its one-cycle schedule."""
+    if name not in _METHODS.get(owner, ()):
         raise pickle.UnpicklingError(f"it asks for {owner!r}.{name}")
     return getattr(owner, name)
 
@@ -84,8 +89,8 @@ _MAKE_SCALAR = np.float64().__reduce__()[0]
 
 # These hold data alone. mmengine's own list also allows the real getattr.
 _SAFE_GLOBALS: list[Any] = [
-    HistoryBuffer,
-    (_history_statistic, "builtins.getattr"),
+    *_METHODS,
+    (_method_of_mmengine, "builtins.getattr"),
     np.ndarray,
     np.dtype,
     type(np.dtype(np.float64)),
@@ -146,9 +151,9 @@ def read_checkpoint(
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
     if isinstance(content, Mapping):
-        content = dict(content)
-        if "state_dict" not in content:
-            content = {"state_dict": unwrap(content)}
+        # Of timm's raw and averaged weights the averaged ones are taken.
+        kept = content if "state_dict" in content else {}
+        content = {**kept, "state_dict": unwrap(content)}
         state = content["state_dict"]
         if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
             return content
@@ -222,7 +227,10 @@ class CheckedLoadHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
         own = model.state_dict()
-        state = {re.sub(r"^module\.", "", k): v for k, v in checkpoint["state_dict"].items()}
+        state = {
+            re.sub(r"^((module|_orig_mod)\.)+", "", k): v
+            for k, v in checkpoint["state_dict"].items()
+        }
         if hasattr(model, "checkpoint_filter_fn"):
             state = model.checkpoint_filter_fn(state)
         elif all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):

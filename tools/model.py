@@ -15,6 +15,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from linsight.backbones.checkpoint import CheckpointError, TimmModel, check_fit, unwrap
+from linsight.data.augmentation import effective_settings
 from linsight.heads.backbone import create_backbone
 from linsight.heads.checkpoint import read_checkpoint
 from linsight.heads.sharding import is_sharded
@@ -181,8 +182,8 @@ def _open_trained(path: Path, run: Run) -> TimmModel:
     config = run.config
     if config.get("model", {}).get("type") != "ImageClassifier":
         raise CheckpointError(f"{path} is not of an image classifier of linsight")
-    overlay = dict(config.test_dataloader.dataset.get("transform", {}))
-    size = overlay.get("input_size", 224)
+    overlay = effective_settings(config.test_dataloader.dataset.get("transform"))
+    size = overlay["input_size"]
     overlay["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size[-2:])
     overlay["num_classes"] = config.model.num_classes
     if run.classes:

@@ -19,6 +19,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
 from linsight.backbones.checkpoint import CheckpointError
+from linsight.data.augmentation import effective_settings
 from linsight.data.loading import DataError
 from linsight.heads.runner import SafeRunner
 from linsight.tools.config import ConfigError, load_config
@@ -122,6 +123,11 @@ def build_runner(
         # mmengine's own way of joining the processes asks for a GPU.
         torch.distributed.init_process_group("gloo")
     adapt(cfg)
+    # The checkpoints keep these values, whatever timm's defaults will be.
+    for split in ("train", "val", "test"):
+        dataset = (cfg.get(f"{split}_dataloader") or {}).get("dataset", {})
+        if cfg.model.type == "ImageClassifier" and "transform" in dataset:
+            dataset.transform = effective_settings(dataset.transform)
     # mmengine understands None, "without this hook", only for its own default hooks.
     hooks = cfg.get("default_hooks", {})
     for name in [name for name, hook in hooks.items() if hook is None and name not in _MMENGINES]:

@@ -13,6 +13,7 @@ import torch
 from mmengine.fileio import get_file_backend
 from mmengine.logging import MessageHub
 from mmengine.runner import save_checkpoint
+from timm.models import load_state_dict
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
@@ -49,6 +50,20 @@ class TestWriting:
 
 
 class TestReading:
+    def test_averaged_weights_are_taken_before_raw_ones(self, tmp_path):
+        """As timm's own reader does, and after it every way by which weights are read here."""
+        average, path = {name: value + 1 for name, value in STATE.items()}, tmp_path / "a.pth"
+        for content in (
+            {"state_dict": STATE, "state_dict_ema": average, "epoch": 3},
+            {"state_dict": average, "state_dict_ema": None},
+            {"model": STATE, "model_ema": average},
+            average,
+        ):
+            torch.save(content, path)
+            for found in (load_state_dict(path), read_checkpoint(path)["state_dict"]):
+                assert found.keys() == average.keys()
+                assert all(torch.equal(found[name], average[name]) for name in average)
+
     def test_a_web_address_is_downloaded_once(self, tmp_path, monkeypatch):
         torch.save(STATE, tmp_path / "served.pth")
         downloads = []
