@@ -343,8 +343,9 @@ def SegmentationFolder(
         )
     ignore_index = options.get("ignore_index", IGNORE)
     table = _label_table(reduce_zero_label, label_map, ignore_index)
-    if table is None and len(classes) > 1:
-        _check_ignored([mask for _, mask in pairs], classes, ignore_index)
+    if label_map is None and len(classes) > 1:
+        mask_files = [mask for _, mask in pairs]
+        _check_ignored(mask_files, classes, ignore_index, reduce_zero_label)
 
     def read(index: int) -> tuple[Image.Image, np.ndarray]:
         image_file, mask_file = pairs[index]
@@ -386,7 +387,9 @@ def _label_table(
     return None
 
 
-def _check_ignored(masks: Sequence[Path], classes: Sequence[str], ignore_index: int) -> None:
+def _check_ignored(
+    masks: Sequence[Path], classes: Sequence[str], ignore_index: int, reduce_zero_label: bool
+) -> None:
     """Look at masks from the whole data set for a class that has the number to ignore.
 
     Raises:
@@ -397,6 +400,15 @@ def _check_ignored(masks: Sequence[Path], classes: Sequence[str], ignore_index: 
     for file in looked_at:
         with suppress(Exception):  # a damaged file is counted when its item is read
             numbers.update(np.unique(_read_mask(file)).tolist())
+    if reduce_zero_label:
+        if numbers and numbers <= {0, IGNORE}:
+            raise DataError(
+                f"the masks in '{masks[0].parent}' ({len(looked_at)} of {len(masks):,} were looked "
+                f"at) have the numbers {_some(map(str, sorted(numbers)))} alone, which "
+                "reduce_zero_label ignores: set it to False, and "
+                f"dataset.label_map={_numbers(sorted(numbers))} if these are classes"
+            )
+        return
     absent = [str(name) for label, name in enumerate(classes) if label not in numbers]
     if ignore_index not in numbers or not absent:
         return

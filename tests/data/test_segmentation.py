@@ -167,6 +167,8 @@ class TestNumbersThatAreNoClasses:
             0,
             255,
         ]
+        with pytest.raises(DataError, match="alone, which reduce_zero_label ignores"):
+            build(folder, classes="pq", reduce_zero_label=True)
         self.write(folder, 1, 255)
         with pytest.raises(DataError, match=r"label_map=\{1: 0, 255: 1\}"):
             build(folder, classes="pqr")

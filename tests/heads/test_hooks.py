@@ -92,7 +92,7 @@ class Line(BaseModel):
         self.weight = torch.nn.Parameter(torch.ones(()))
 
     def forward(self, x, mode="tensor"):
-        loss = ((self.weight * x.float() - 2) ** 2).mean()
+        loss = ((self.weight * torch.tensor(x) - 2) ** 2).mean()
         return {"loss": loss} if mode == "loss" else [{"score": self.weight.item()}]
 
 
@@ -129,14 +129,14 @@ def test_validations_count_once_over_a_kill(tmp_path, cycle, by_epoch):
     middle of an epoch has counted the validation before it already."""
 
     def train(folder, stop=None, resume=False):
-        data = {"dataset": [1.0, 2.0, 3.0, 4.0], "batch_size": 2, "num_workers": 0}
+        data = {"dataset": [{"x": float(i)} for i in range(4)], "batch_size": 2, "num_workers": 0}
         loader = {**data, "sampler": {"type": "DefaultSampler", "shuffle": False}}
         runner = SafeRunner(
             Line(),
             str(tmp_path / folder),
             train_dataloader=loader,
             val_dataloader=loader,
-            train_cfg={"by_epoch": True, "max_epochs": 8, **cycle},
+            train_cfg={"by_epoch": True, "max_epochs": 5, **cycle},
             val_cfg={},
             val_evaluator=Evaluator([Rounded()]),
             optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01}},
