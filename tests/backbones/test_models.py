@@ -328,6 +328,7 @@ def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
             old_name(key).replace("downsample.0.", "downsample."): v for key, v in weights.items()
         }
     assert old.keys() != weights.keys()
+    old = {k: v.unflatten(-1, (7, 7)) if k.endswith("map_bias") else v for k, v in old.items()}
     other = timm.create_model(name, **options)
     if way == "load_state_dict":
         other.load_state_dict(old)
