@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +15,12 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import Compose
 
 from .augmentation import Views, ViewTransform, create_transform
 from .digits import DigitClassification
 from .loading import DataError, TolerantDataset
+from .pictures import prepare, read_picture
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
 
@@ -128,19 +131,30 @@ def TimmDataset(
             f"data set root {root!r} does not exist: set data_root in the config, or "
             "train_dataloader.dataset.root and val_dataloader.dataset.root"
         )
+    mode = reader.get("input_img_mode", "RGB")
+    if name.startswith(("hfids/", "wds/")):
+        reader["input_img_mode"] = ""  # the transform converts the picture
     try:
         reader["class_map"] = class_map or ""
         dataset = timm.data.create_dataset(name, root=root, split=split, **reader)
     except RuntimeError as error:
         raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
     if isinstance(dataset, IterableDataset):
-        dataset.transform, metainfo = _transform(transform, None, augment_on_device)
+        apply, metainfo = _transform(transform, None, augment_on_device)
+        dataset.transform = Compose([partial(_convert, mode=mode), apply])
         vars(dataset)["metainfo"] = metainfo
         return dataset
     if not isinstance(dataset, timm.data.ImageDataset):
         classes = getattr(dataset, "classes", None)
+        if hasattr(dataset, "loader"):  # that of torchvision's folders loses 16 bits
+            dataset.loader = read_picture
+
+        def read_prepared(index: int) -> tuple[Image.Image, int]:
+            image, label = dataset[index]
+            return prepare(image), label
+
         return TransformedImages(
-            dataset.__getitem__,
+            read_prepared,
             len(dataset),
             transform,
             classes,
@@ -156,9 +170,9 @@ def TimmDataset(
     def read(index: int) -> tuple[Image.Image, int]:
         file, label, *_ = images[index]
         if augment_on_device:
-            return Image.open(file), label
+            return prepare(Image.open(file)), label
         with Image.open(file) as image:
-            return image.convert(dataset.input_img_mode), label
+            return _convert(image, dataset.input_img_mode), label
 
     def name_of(index: int) -> str:
         # An image that a Hugging Face data set holds as bytes may have no file name.
@@ -169,6 +183,11 @@ def TimmDataset(
     return TransformedImages(
         read, len(dataset), transform, classes, name_of, corrupt_tolerance, augment_on_device
     )
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    picture = prepare(image)
+    return picture.convert(mode or picture.mode)
 
 
 def _check_folder(root: Path, split: str, images: Any, mapped: bool) -> None:

@@ -116,9 +116,12 @@ class DataCheckHook(Hook):
     """Compare the data sets with the model before training, and report faulty images.
 
     Raises:
-        DataError: the data sets and the model have other numbers of classes, or the data sets
-            have other names for them.
+        DataError: the data sets and the model have other numbers of classes or another label of
+            pixels to ignore, or the data sets have other names of classes.
     """
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []  # data sets whose absent classes were named
 
     def before_train(self, runner: Any) -> None:
         loops = {"training": runner.train_loop, "validation": runner.val_loop}
@@ -135,7 +138,12 @@ class DataCheckHook(Hook):
             only = sorted(training ^ validation)[:5]
             raise DataError(f"training and validation name other classes: {', '.join(only)}")
 
+        for split, loop in loops.items():
+            if loop is not None:
+                _check_ignored(split, loop.dataloader.dataset, runner.model)
+
     def before_test(self, runner: Any) -> None:
+        _check_ignored("test", runner.test_dataloader.dataset, runner.model)
         classes = getattr(runner.test_dataloader.dataset, "metainfo", {}).get("classes")
         if classes:
             _check_count("test", classes, runner.model)
@@ -164,6 +172,37 @@ class DataCheckHook(Hook):
             flagged.logical_or_(counts.bool().cpu())
             if flagged.any():
                 runner.logger.warning(f"{split} data: {describe(dataset, fault)}; {consequence}")
+        self._report_absent(runner, dataset, split)
+
+    def _report_absent(self, runner: Any, dataset: Any, split: str) -> None:
+        """Say once which classes no mask has shown in the first epoch."""
+        seen = getattr(dataset, "seen", None)
+        if seen is None or dataset in self.told:
+            return
+        self.told.append(dataset)
+        counts = seen.to(torch.int32)
+        all_reduce(counts)
+        names = [
+            name for name, n in zip(dataset.metainfo["classes"], counts, strict=False) if not n
+        ]
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            runner.logger.warning(
+                f"{split} data: no mask has shown a pixel of {len(names)} classes: "
+                f"{', '.join(names[:5])}{more}"
+            )
+
+
+def _check_ignored(split: str, dataset: Any, model: torch.nn.Module) -> None:
+    """Compare the label of pixels that belong to no class with the model's."""
+    theirs = getattr(dataset, "metainfo", {}).get("ignore_index")
+    ours = getattr(getattr(model, "module", model), "ignore_index", None)
+    if None not in (theirs, ours) and theirs != ours:
+        raise DataError(
+            f"model.ignore_index is {ours}, and the {split} data set has {theirs} where a pixel "
+            f"belongs to no class: set the data loaders' dataset.ignore_index={ours}, or "
+            f"model.ignore_index={theirs}"
+        )
 
 
 def _check_count(split: str, classes: Sequence[str], model: torch.nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 import timm.data
@@ -80,7 +81,8 @@ class ImageClassifier(BaseModel):
         mixup: arguments of :class:`timm.data.Mixup`, applied to each training batch.
         erasing: arguments of timm's ``RandomErasing``, applied to each training batch after Mixup,
             the order of timm's prefetching loader. A data set's transform erases before Mixup.
-        label_smoothing: smoothing of the targets, with and without Mixup.
+        label_smoothing: smoothing of the targets, with and without Mixup. A `loss` of one's own
+            gets it as its ``label_smoothing`` or ``smoothing``.
         compile: compile the backbone in place; a dict holds arguments of ``torch.compile``.
         graph: on a GPU, and unless it is compiled, replay the backbone's training passes from CUDA
             graphs (:func:`linsight.capture_training`).
@@ -111,7 +113,9 @@ class ImageClassifier(BaseModel):
         if loss is None and self.mixup:
             loss = {"type": "SoftTargetCrossEntropy"}
         elif loss is None:
-            loss = {"type": "CrossEntropyLoss", "label_smoothing": label_smoothing}
+            loss = {"type": "CrossEntropyLoss"}
+        if label_smoothing and not self.mixup:
+            loss = _smooth(loss, label_smoothing)
         self.loss = MODELS.build(loss)
         if compile:
             self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
@@ -161,3 +165,21 @@ class ImageClassifier(BaseModel):
                 "train_dataloader.drop_last=True and an even train_dataloader.batch_size"
             )
         return self.mixup(inputs, labels)
+
+
+def _smooth(loss: dict, smoothing: float) -> dict:
+    """The settings of a loss with the smoothing of its targets.
+
+    Raises:
+        ValueError: the loss smooths no targets, or by another amount.
+    """
+    kind = MODELS.get(loss["type"]) if isinstance(loss["type"], str) else loss["type"]
+    names = inspect.signature(kind).parameters if kind else {}
+    name = next((name for name in ("label_smoothing", "smoothing") if name in names), None)
+    if name is None or loss.get(name, smoothing) != smoothing:
+        raise ValueError(
+            f"label_smoothing is {smoothing}, and the loss {loss['type']} "
+            + (f"has {name}={loss[name]}" if name else "smooths no targets")
+            + ": leave out model.label_smoothing, or change model.loss"
+        )
+    return {**loss, name: smoothing}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -46,7 +47,8 @@ class SemanticSegmentor(BaseModel):
             (``dict(type="segmentation_models_pytorch.losses.DiceLoss", mode="multiclass")``). The
             losses in a list are added. The default is cross-entropy.
         loss_weights: weights of the losses in a list.
-        ignore_index: label of pixels that belong to no class.
+        ignore_index: label of pixels that belong to no class. Losses that take one as an argument
+            get it, and the data sets' must be the same.
         window: (height, width) of the windows in which images are predicted; None predicts whole
             images.
         window_stride: distance between windows, by default two thirds of the window. The logits
@@ -105,7 +107,7 @@ class SemanticSegmentor(BaseModel):
         )
         self.auxiliary_weight = auxiliary_weight
         losses = [loss] if isinstance(loss, Mapping) else loss or [{"type": "PixelCrossEntropy"}]
-        self.losses = nn.ModuleList(map(MODELS.build, losses))
+        self.losses = nn.ModuleList(_build_loss(each, ignore_index) for each in losses)
         self.loss_weights = list(loss_weights or [1.0] * len(self.losses))
         if len(self.loss_weights) != len(self.losses):
             raise ValueError(f"loss_weights are {self.loss_weights}, for {len(self.losses)} losses")
@@ -275,6 +277,23 @@ class SemanticSegmentor(BaseModel):
                 total[part] += resize(logits, view.shape[-2:])
                 count[part] += 1
         return total.div_(count)
+
+
+def _build_loss(settings: dict, ignore_index: int) -> nn.Module:
+    """Build a loss, and give it the label to ignore if it takes one as an argument.
+
+    Raises:
+        ValueError: the loss is to ignore another label.
+    """
+    kind = MODELS.get(settings["type"]) if isinstance(settings["type"], str) else settings["type"]
+    if kind is not None and "ignore_index" in inspect.signature(kind).parameters:
+        settings = {"ignore_index": ignore_index, **settings}
+        if settings["ignore_index"] != ignore_index:
+            raise ValueError(
+                f"the loss {settings['type']} has ignore_index={settings['ignore_index']}, and the "
+                f"model {ignore_index}: set model.ignore_index alone"
+            )
+    return MODELS.build(settings)
 
 
 def _window_starts(side: int, window: int, stride: int) -> list[int]:

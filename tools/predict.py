@@ -10,7 +10,6 @@ from typing import Annotated
 import torch
 import typer
 from mmengine.config import Config
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -18,6 +17,7 @@ from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
+from linsight.data.pictures import read_picture
 from linsight.heads.checkpoint import AtomicLocalBackend
 from linsight.tools.config import ConfigError, check_config, override, quiet_mmdet
 from linsight.tools.model import open_model, read_run
@@ -164,7 +164,7 @@ def _predict(
         rows = [(f"{file}#{i}", *row) for i, frame in enumerate(frames) for row in frame]
         return f"{len(frames)} frames", rows
     try:
-        picture = Image.open(file).convert("RGB")
+        picture = read_picture(file)
     # Pillow raises OSError, SyntaxError, ValueError, struct.error, ..., depending on the format.
     except Exception as error:
         raise DataError(f"{file} ({error})") from error
