@@ -147,7 +147,10 @@ class BatchNormAct2d(nn.BatchNorm2d):
         )
 
 
-def synchronize_batch_norms(model: nn.Module) -> nn.Module:
+PYTORCHS_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def synchronize_batch_norms(model: nn.Module, convert: bool = True) -> nn.Module:
     """Let every batch norm take its statistics over all processes of a distributed training.
 
     `torch.nn.SyncBatchNorm.convert_sync_batchnorm` is for PyTorch's own layers; it would replace
@@ -155,16 +158,20 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
 
     Args:
         model: its layers are changed in place.
+        convert: whether PyTorch's own layers become `SyncBatchNorm`, which needs a GPU, or stay as
+            they are.
 
     Returns:
         The model; a new module, if the model is itself a batch norm of PyTorch's.
     """
     if isinstance(model, BatchNormAct2d):
         model.synchronized = True
-    elif isinstance(model, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+    elif isinstance(model, PYTORCHS_BATCH_NORMS):
+        if not convert:
+            return model
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, child in model.named_children():
-        setattr(model, name, synchronize_batch_norms(child))
+        setattr(model, name, synchronize_batch_norms(child, convert))
     return model
 
 
