@@ -22,7 +22,13 @@ from mmengine.runner import save_checkpoint
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
-from linsight.heads.checkpoint import CheckedLoadHook, fetch_checkpoint, read_checkpoint
+from linsight.heads.checkpoint import (
+    CheckedLoadHook,
+    SafeCheckpointHook,
+    fetch_checkpoint,
+    read_checkpoint,
+)
+from linsight.heads.classification_metric import Accuracy
 
 from ..reference import fill
 from .test_segmentation import REFERENCE, authors
@@ -175,6 +181,20 @@ class TestReading:
             read_checkpoint(tmp_path / "a.pth")
         with pytest.raises(FileNotFoundError, match=r"b\.pth does not exist"):
             read_checkpoint(tmp_path / "b.pth")
+
+
+def test_a_misspelt_best_metric_is_named_before_training():
+    metric = Accuracy(topk=(1, 5))
+    metric.dataset_meta = {"classes": list(range(10))}
+    loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[metric]))
+    runner = SimpleNamespace(val_loop=loop)
+    SafeCheckpointHook(save_best="accuracy/top1")._check_save_best(runner)
+    SafeCheckpointHook(save_best="auto")._check_save_best(runner)
+    with pytest.raises(ValueError, match=r"'accuracy/top_1', and .* accuracy/top1, accuracy/top5"):
+        SafeCheckpointHook(save_best="accuracy/top_1", rule="greater")._check_save_best(runner)
+    metric.dataset_meta = {"classes": ["a", "b"]}  # of which there are no five
+    with pytest.raises(ValueError, match="accuracy/top5"):
+        SafeCheckpointHook(save_best="accuracy/top5", rule="greater")._check_save_best(runner)
 
 
 def test_fit_names_what_differs():
