@@ -106,14 +106,14 @@ def mark_corrupt(dataset: Any, index: int, most: int, error: Exception, reason: 
             `reason`.
     """
     dataset.corrupt[index] = True
-    if dataset.corrupt.all():
-        raise DataError(
-            f"none of the {len(dataset):,} images can be read; the last error: {reason}"
-        ) from error
     if dataset.corrupt.sum() > most:
         raise DataError(
             f"{describe(dataset)}, more than corrupt_tolerance allows ({most}); the last error: "
             f"{reason}"
+        ) from error
+    if dataset.corrupt.all():
+        raise DataError(
+            f"none of the {len(dataset):,} images can be read; the last error: {reason}"
         ) from error
 
 

@@ -170,8 +170,8 @@ def _not_a_checkpoint(path: Path) -> CheckpointError:
     what = f"{path.stat().st_size} bytes"
     if start.lstrip()[:1] == b"<":
         what += "; it is a web page, so take the address of the file itself"
-    elif start.isascii() and start:
-        what += f"; it begins with the text {start.decode().splitlines()[0][:32]!r}"
+    elif (line := start.decode("latin-1").split("\n")[0]) and line.isascii() and line.isprintable():
+        what += f"; it begins with the text {line[:32]!r}"
     return CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({what})")
 
 
@@ -245,7 +245,11 @@ class CheckedLoadHook(Hook):
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
         own = model.state_dict()
         state = {re.sub(r"^module\.", "", k): v for k, v in checkpoint["state_dict"].items()}
-        state = _convert(state, model)
+        message = f"checkpoint {source} does not fit the model of the config"
+        try:
+            state = _convert(state, model)
+        except CheckpointError as error:
+            raise CheckpointError(f"{message}: {error}") from error
         checkpoint["state_dict"] = state
         if runner._resume and "optimizer" not in checkpoint:
             raise CheckpointError(
@@ -254,7 +258,6 @@ class CheckedLoadHook(Hook):
             )
 
         classifier = _classifier_of(model)
-        message = f"checkpoint {source} does not fit the model of the config"
         other = [
             key
             for key, weight in state.items()
@@ -297,9 +300,11 @@ def _convert(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tens
     if hasattr(model, "checkpoint_filter_fn"):
         return model.checkpoint_filter_fn(state)
     own, backbone = model.state_dict(), getattr(model, "backbone", None)
-    if backbone is None or any(k in own and k.startswith("backbone.") for k in state):
+    if backbone is None or any(k in own for k in state if k.startswith("backbone.")):
         return state
     if all(k.startswith("backbone.") for k in own):  # a classifier
+        if any(k.startswith("backbone.") for k in state):
+            return state
         return {f"backbone.{k}": v for k, v in convert_model(state, backbone).items()}
     return convert_backbone(state, backbone)
 

@@ -37,16 +37,15 @@ class ClassificationPredictor:
         self.model = capture_inference(reparameterize_model(model).to(device))
         self.device, self.topk = device, topk
         self.names = class_names(model)
-        channels = model.in_chans
+        data = timm.data.resolve_model_data_config(model)
+        channels = data["input_size"][0]
         if channels not in _MODES:
             raise CheckpointError(
                 f"the model takes images of {channels} channels, and a picture has "
                 f"{' or '.join(map(str, _MODES))}"
             )
         self.mode = _MODES[channels]
-        self.transform: Any = timm.data.create_transform(
-            **timm.data.resolve_model_data_config(model)
-        )
+        self.transform: Any = timm.data.create_transform(**data)
 
     @torch.inference_mode()
     def __call__(self, picture: Image.Image) -> Prediction:
