@@ -284,7 +284,7 @@ class TestDetector:
         with pytest.raises(
             CheckpointError, match=r"coco\.pth does not fit the model of the config"
         ):
-            self.load(whole, {k: v for k, v in theirs.items() if "blocks" not in k})
+            self.load(whole, dict(list(theirs.items())[::2]))
 
     def test_authors_classifiers(self):
         name = "rala_vit_tiny"
