@@ -42,6 +42,7 @@ class TransformedImages(TolerantDataset):
         augment_on_device: leave all that comes after cropping and mirroring to
             :class:`~linsight.heads.classification.LabelledImages`. The items then have
             :class:`~linsight.data.augmentation.Views` for images.
+        label_of: returns the label at an index without reading the image, or None.
 
     Raises:
         DataError: when an item is read whose label belongs to no class.
@@ -56,18 +57,14 @@ class TransformedImages(TolerantDataset):
         name_of: Callable[[int], str] = str,
         corrupt_tolerance: float = 0.01,
         augment_on_device: bool = False,
+        label_of: Callable[[int], int] | None = None,
     ) -> None:
         self.transform, self.metainfo = _transform(transform, classes, augment_on_device)
         self.augment_on_device = augment_on_device
 
-        def read_view(index: int) -> tuple[torch.Tensor, int]:
-            image, label = read(index)
-            return self.transform.decode(image), label
-
-        # A damaged file may show when it is decoded.
-        super().__init__(
-            read_view if augment_on_device else read, length, name_of, corrupt_tolerance
-        )
+        if augment_on_device:  # A damaged file may show when it is decoded.
+            read = partial(_decode, read, self.transform)
+        super().__init__(read, length, name_of, corrupt_tolerance, label_of)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor | Views, int]:
         index, (image, label) = self.read_from(index)
@@ -151,13 +148,8 @@ def TimmDataset(
         classes = getattr(dataset, "classes", None)
         if hasattr(dataset, "loader"):  # that of torchvision's folders loses 16 bits
             dataset.loader = read_picture
-
-        def read_prepared(index: int) -> tuple[Image.Image, int]:
-            image, label = dataset[index]
-            return prepare(image), label
-
         return TransformedImages(
-            read_prepared,
+            partial(_read_item, dataset),
             len(dataset),
             transform,
             classes,
@@ -174,22 +166,45 @@ def TimmDataset(
     elif isinstance(images, ReaderImageInTar):
         _check_tar(images)
 
-    def read(index: int) -> tuple[Image.Image, int]:
-        file, label, *_ = images[index]
-        if augment_on_device:
-            return prepare(Image.open(file)), label
-        with Image.open(file) as image:
-            return _convert(image, dataset.input_img_mode), label
-
-    def name_of(index: int) -> str:
-        # An image that a Hugging Face data set holds as bytes may have no file name.
-        return images.filename(index) or str(index)
-
     indices = getattr(images, "class_to_idx", None)
-    classes = sorted(indices, key=indices.get) if indices else None
     return TransformedImages(
-        read, len(dataset), transform, classes, name_of, corrupt_tolerance, augment_on_device
+        partial(_read_file, images, None if augment_on_device else dataset.input_img_mode),
+        len(dataset),
+        transform,
+        sorted(indices, key=indices.get) if indices else None,
+        partial(_name_file, images),
+        corrupt_tolerance,
+        augment_on_device,
+        partial(_label_sample, images) if hasattr(images, "samples") else None,
     )
+
+
+def _decode(read: Callable, transform: ViewTransform, index: int) -> tuple[Any, int]:
+    image, label = read(index)
+    return transform.decode(image), label
+
+
+def _read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
+    image, label = dataset[index]
+    return prepare(image), label
+
+
+def _read_file(images: Any, mode: str | None, index: int) -> tuple[Image.Image, int]:
+    """The image and label at an index of one of timm's readers; a mode of None converts none."""
+    file, label, *_ = images[index]
+    if mode is None:
+        return prepare(Image.open(file)), label
+    with Image.open(file) as image:
+        return _convert(image, mode), label
+
+
+def _name_file(images: Any, index: int) -> str:
+    # An image that a Hugging Face data set holds as bytes may have no file name.
+    return images.filename(index) or str(index)
+
+
+def _label_sample(images: Any, index: int) -> int:
+    return images.samples[index][1]
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

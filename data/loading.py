@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
@@ -30,11 +31,18 @@ class TolerantDataset(Dataset):
         length: number of items.
         name_of: returns the file name of the item at an index.
         corrupt_tolerance: the largest share of items that may be unreadable.
+        label_of: returns the class of the item at an index without reading its image; with None
+            the classes of an item are those that its label holds.
+
+    The functions are pickled where workers are not forked, and so may not be local ones.
 
     Attributes:
+        metainfo: what mmengine keeps of the data set in a checkpoint, with its ``classes``.
         corrupt: bool (length,), whether an item could not be read. It lies in shared memory, so
             that every process sees what a data worker marks.
     """
+
+    metainfo: dict[str, Any]
 
     def __init__(
         self,
@@ -42,14 +50,28 @@ class TolerantDataset(Dataset):
         length: int,
         name_of: Callable[[int], str] = str,
         corrupt_tolerance: float = 0.01,
+        label_of: Callable[[int], int] | None = None,
     ) -> None:
         self.read = read
         self.name_of = name_of
+        self.label_of = label_of
         self.most_corrupt = most_corrupt(corrupt_tolerance, length)
         self.corrupt = flags(length)
 
     def __len__(self) -> int:
         return len(self.corrupt)
+
+    def full_init(self) -> None:
+        """Does nothing: mmengine's wrappers of data sets ask whether one has been read whole."""
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        """The classes of an item, by which mmengine's ``ClassBalancedDataset`` draws it."""
+        if self.label_of is not None:
+            return [int(self.label_of(index))]
+        _, (_, label) = self.read_from(index)
+        classes = range(len(self.metainfo["classes"]))
+        ignored = self.metainfo.get("ignore_index")
+        return [int(i) for i in np.unique(label) if i in classes and i != ignored]
 
     def read_from(self, index: int) -> tuple[int, Any]:
         """The index of the first readable item from `index` on, and that item."""
@@ -80,13 +102,18 @@ def mark_corrupt(dataset: Any, index: int, most: int, error: Exception, reason: 
     """Remember an item that could not be read, in the data set's ``corrupt``.
 
     Raises:
-        DataError: more than `most` items are corrupt; the message ends with `reason`.
+        DataError: more than `most` items are corrupt, or all of them; the message ends with
+            `reason`.
     """
     dataset.corrupt[index] = True
     if dataset.corrupt.sum() > most:
         raise DataError(
             f"{describe(dataset)}, more than corrupt_tolerance allows ({most}); the last error: "
             f"{reason}"
+        ) from error
+    if dataset.corrupt.all():
+        raise DataError(
+            f"none of the {len(dataset):,} images can be read; the last error: {reason}"
         ) from error
 
 

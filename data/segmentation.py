@@ -347,22 +347,29 @@ def SegmentationFolder(
         mask_files = [mask for _, mask in pairs]
         _check_ignored(mask_files, classes, ignore_index, reduce_zero_label)
 
-    def read(index: int) -> tuple[Image.Image, np.ndarray]:
-        image_file, mask_file = pairs[index]
-        labels = _read_mask(mask_file)
-        picture = read_picture(image_file, size=labels.shape[1::-1])
-        if table is not None and labels.ndim == 2:
-            labels = table[labels]
-        return picture, labels
-
     return TransformedMasks(
-        read,
+        partial(_read_pair, pairs, table),
         len(pairs),
         transforms,
         classes,
-        name_of=lambda index: str(pairs[index][0].relative_to(image_root)),
+        name_of=partial(_name_pair, pairs, image_root),
         **options,
     )
+
+
+def _read_pair(
+    pairs: Sequence[tuple[Path, Path]], table: np.ndarray | None, index: int
+) -> tuple[Image.Image, np.ndarray]:
+    image_file, mask_file = pairs[index]
+    labels = _read_mask(mask_file)
+    picture = read_picture(image_file, size=labels.shape[1::-1])
+    if table is not None and labels.ndim == 2:
+        labels = table[labels]
+    return picture, labels
+
+
+def _name_pair(pairs: Sequence[tuple[Path, Path]], root: Path, index: int) -> str:
+    return str(pairs[index][0].relative_to(root))
 
 
 def _read_mask(file: Path) -> np.ndarray:
@@ -436,6 +443,36 @@ def _some(words: Iterable[str]) -> str:
     return ", ".join([first, *others[:4], *(["..."] if len(others) > 4 else [])])
 
 
+def named_colours(kind: str) -> tuple[tuple[str, ...], list[tuple[int, int, int]]] | None:
+    """The classes of a benchmark and the colours (R, G, B) in which its masks are usually drawn.
+
+    Args:
+        kind: ``"ADE20K"`` or ``"Cityscapes"``; of other data sets the result is None.
+    """
+    if kind == "ADE20K":
+        text = Path(__file__).with_name("ade20k.csv").read_text(encoding="utf-8")
+        rows = [line.split(",") for line in text.splitlines()[1:]]
+        colours = [(int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for _, c in rows]
+        return tuple(name for name, _ in rows), colours
+    if kind == "Cityscapes":
+        evaluated = _cityscapes()
+        return tuple(each.name for each in evaluated), [each.color for each in evaluated]
+    return None
+
+
+def _colour(dataset: TransformedMasks, kind: str) -> TransformedMasks:
+    named = named_colours(kind)
+    if named is not None:
+        dataset.metainfo["palette"] = named[1]
+    return dataset
+
+
+def _cityscapes() -> list[Any]:
+    """torchvision's entries of the 19 classes that the benchmark evaluates, by their label."""
+    evaluated = [each for each in TorchvisionCityscapes.classes if 0 <= each.train_id < IGNORE]
+    return sorted(evaluated, key=lambda each: each.train_id)
+
+
 @DATASETS.register_module()
 def ADE20K(root: str, split: str = "training", **options: Any) -> TransformedMasks:
     """ADE20K of the scene parsing benchmark: 150 classes; other pixels are ignored.
@@ -453,7 +490,7 @@ def ADE20K(root: str, split: str = "training", **options: Any) -> TransformedMas
         )
     rows = [line.split("\t") for line in names.read_text().splitlines()[1:] if line.strip()]
     classes = [row[-1].split(",")[0].strip() for row in rows]
-    return SegmentationFolder(
+    dataset = SegmentationFolder(
         root,
         f"images/{split}",
         f"annotations/{split}",
@@ -461,6 +498,7 @@ def ADE20K(root: str, split: str = "training", **options: Any) -> TransformedMas
         reduce_zero_label=True,
         **options,
     )
+    return _colour(dataset, "ADE20K")
 
 
 @DATASETS.register_module()
@@ -472,17 +510,18 @@ def Cityscapes(root: str, split: str = "train", **options: Any) -> TransformedMa
         split: ``"train"`` or ``"val"``.
         **options: further arguments of :func:`SegmentationFolder`.
     """
-    evaluated = [kind for kind in TorchvisionCityscapes.classes if 0 <= kind.train_id < IGNORE]
-    return SegmentationFolder(
+    evaluated = _cityscapes()
+    dataset = SegmentationFolder(
         root,
         f"leftImg8bit/{split}",
         f"gtFine/{split}",
-        [kind.name for kind in sorted(evaluated, key=lambda kind: kind.train_id)],
+        [kind.name for kind in evaluated],
         image_suffix="_leftimg8bit.png",
         mask_suffix="_gtFine_labelIds.png",
         label_map={kind.id: kind.train_id for kind in evaluated},
         **options,
     )
+    return _colour(dataset, "Cityscapes")
 
 
 @DATASETS.register_module(name="DigitSegmentation")
@@ -502,12 +541,8 @@ def digit_segmentation(
     """
     dataset = DigitSegmentation(**scenes)
 
-    def read(index: int) -> tuple[Image.Image, np.ndarray]:
-        image, mask = dataset[index]
-        return image, np.asarray(mask)
-
     return TransformedMasks(
-        read,
+        partial(_read_scene, dataset),
         len(dataset),
         transforms,
         dataset.classes,
@@ -515,3 +550,8 @@ def digit_segmentation(
         corrupt_tolerance=0,
         ignore_index=ignore_index,
     )
+
+
+def _read_scene(dataset: DigitSegmentation, index: int) -> tuple[Image.Image, np.ndarray]:
+    image, mask = dataset[index]
+    return image, np.asarray(mask)

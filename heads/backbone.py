@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.backbones.initialization import shapes_only
+
+from .checkpoint import read_checkpoint
 
 
 def create_backbone(
@@ -51,7 +53,7 @@ def create_backbone(
             + (f"; the nearest are {', '.join(nearest)}" if nearest else "")
         )
     try:
-        return cast(TimmModel, timm.create_model(model_name, **kwargs))
+        return cast(TimmModel, _create(model_name, checkpoint, kwargs))
     except RuntimeError as error:
         if "No pretrained weights exist" not in str(error):
             raise
@@ -79,6 +81,15 @@ def create_backbone(
         ) from None
 
 
+def _create(model_name: str, checkpoint: str | Path | None, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(model_name, **kwargs)
+    except Exception:
+        if checkpoint is not None:
+            read_checkpoint(checkpoint)  # Its error says what the file is.
+        raise
+
+
 def _weights_source(architecture: str) -> str:
     """Where to get a model's weights by hand, and how to name the file in a config."""
     weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
@@ -86,6 +97,58 @@ def _weights_source(architecture: str) -> str:
     return (
         f"get them from {' or '.join(places)}: " if places else ""
     ) + "set model.backbone.pretrained=False, and give a file as model.backbone.checkpoint=FILE"
+
+
+# Names of the norms on the outputs of a backbone in the authors' checkpoints.
+_OUTPUT_NORMS = r"(?:extra_norms\.|norm)(\d)(?:\.norm)?\.(weight|bias)"
+
+
+def convert_model(state_dict: Mapping[str, Tensor], model: TimmModel) -> dict[str, Tensor]:
+    """The weights of a timm model, with the names of its paper's authors converted.
+
+    Raises:
+        CheckpointError: the weights are those of another model.
+    """
+    architecture = model.pretrained_cfg["architecture"]
+    if architecture not in ZOO:
+        return dict(state_dict)
+    return dict(ZOO[architecture].family.filter_fn(state_dict, model))
+
+
+def convert_backbone(state_dict: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """The weights of a detector or segmentor, with the authors' names in its backbone converted.
+
+    Their heads and necks have mmdet's and mmsegmentation's names, and so have ours. The weights of
+    the backbone go through the filter function of its family, and the norms on its outputs
+    (``extra_norms.0.norm.weight`` of RAVLT and MAViT, ``norm0.weight`` of Swin) become
+    ``backbone.norms.0.weight``.
+
+    Args:
+        state_dict: the weights, of which the backbone's begin with ``backbone.``; those that
+            linsight has saved stay as they are.
+        backbone: the backbone that is to load them; for another than a `TimmBackbone` all names
+            stay as they are.
+
+    Raises:
+        CheckpointError: the backbone's weights are those of another model.
+    """
+    ours = any(name.startswith("backbone.model.") for name in state_dict)
+    theirs = any(name.startswith("backbone.") for name in state_dict)
+    if ours or not theirs or not isinstance(backbone, TimmBackbone):
+        return dict(state_dict)
+    inner, renamed = {}, {}
+    for name, value in state_dict.items():
+        part, _, rest = name.partition(".")
+        norm = re.fullmatch(_OUTPUT_NORMS, rest)
+        if part != "backbone":
+            renamed[name] = value
+        elif norm is None:
+            inner[rest] = value
+        elif int(norm[1]) in backbone.out_indices:
+            place = backbone.out_indices.index(int(norm[1]))
+            renamed[f"backbone.norms.{place}.{norm[2]}"] = value
+    converted = convert_model(inner, backbone.model)
+    return {**{f"backbone.model.{k}": v for k, v in converted.items()}, **renamed}
 
 
 @MODELS.register_module()

@@ -17,6 +17,7 @@ from ..backbones.graphs import capture_training
 from ..data.augmentation import Views, augment
 from ..data.loading import DataError
 from .backbone import create_backbone
+from .losses import build_loss
 
 for _loss in (
     nn.CrossEntropyLoss,
@@ -77,7 +78,8 @@ class ImageClassifier(BaseModel):
         num_classes: number of classes.
         loss: a loss by its registered name, ``dict(type="BinaryCrossEntropy", ...)``. The default
             is that of timm's training script: cross-entropy with soft targets under Mixup,
-            otherwise cross-entropy with ``label_smoothing``.
+            otherwise cross-entropy with ``label_smoothing``. A list is a
+            tensor where the loss takes one: ``dict(type="CrossEntropyLoss", weight=[1.0, 5.0])``.
         mixup: arguments of :class:`timm.data.Mixup`, applied to each training batch.
         erasing: arguments of timm's ``RandomErasing``, applied to each training batch after Mixup,
             the order of timm's prefetching loader. A data set's transform erases before Mixup.
@@ -116,7 +118,7 @@ class ImageClassifier(BaseModel):
             loss = {"type": "CrossEntropyLoss"}
         if label_smoothing and not self.mixup:
             loss = _smooth(loss, label_smoothing)
-        self.loss = MODELS.build(loss)
+        self.loss = build_loss(loss, num_classes)
         if compile:
             self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
         elif graph:

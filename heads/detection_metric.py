@@ -31,6 +31,14 @@ class QuietCocoMetric(CocoMetric):
             fill_areas(content)
             self._coco_api = index_annotations(content)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the values, without the prefix; with ``classwise`` there are others."""
+        ends = ("", "_50", "_75", "_s", "_m", "_l")
+        own = [f"{kind}_mAP{end}" for kind in self.metrics for end in ends]
+        classes = (self.dataset_meta or {}).get("classes") or ()
+        return own + [f"{name}_precision" for name in classes if self.classwise]
+
     def compute_metrics(self, results: list) -> dict[str, float]:
         with redirect_stdout(io.StringIO()):
             metrics = super().compute_metrics(results)

@@ -33,6 +33,8 @@ class MeanIoU(BaseMetric):
     """
 
     default_prefix = "segmentation"
+    # Names of the values, without the prefix.
+    names = ("mIoU", "mAcc", "aAcc")
 
     dataset_meta: dict[str, Any]
 

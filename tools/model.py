@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -184,7 +184,9 @@ def _open_trained(path: Path, run: Run) -> TimmModel:
         raise CheckpointError(f"{path} is not of an image classifier of linsight")
     overlay = effective_settings(config.test_dataloader.dataset.get("transform"))
     size = overlay["input_size"]
-    overlay["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size[-2:])
+    channels = config.model.backbone.get("in_chans", 3)
+    height, width = (size, size) if isinstance(size, int) else size[-2:]
+    overlay["input_size"] = (channels, height, width)
     overlay["num_classes"] = config.model.num_classes
     if run.classes:
         overlay["label_names"] = run.classes
@@ -205,13 +207,18 @@ def _open_trained(path: Path, run: Run) -> TimmModel:
     return model.eval()
 
 
-def loading_statement(name: str, path: Path, num_classes: int) -> str:
+def loading_statement(
+    name: str, path: Path, num_classes: int, input_size: Sequence[int] = (3, 224, 224)
+) -> str:
     """The statement that builds model `name` of timm with the weights in `path`."""
     # Without num_classes timm's models, and their weights, have 1000 classes.
     classes = "" if num_classes == 1000 else f", num_classes={num_classes}"
+    channels = shape = ""
+    if input_size[0] != 3:
+        channels, shape = f", in_chans={input_size[0]}", f", input_size={tuple(input_size)}"
     return (
-        f'timm.create_model("{name}", pretrained=True{classes}, '
-        f'pretrained_cfg_overlay=dict(file="{path}"{classes}))'
+        f'timm.create_model("{name}", pretrained=True{classes}{channels}, '
+        f'pretrained_cfg_overlay=dict(file="{path}"{classes}{shape}))'
     )
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from timm.utils import reparameterize_model
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
+from linsight.heads.backbone import convert_backbone
 from linsight.heads.detection_figures import detections, draw_objects
 from linsight.tools.config import tta_of
 from linsight.tools.model import Run
@@ -61,8 +62,9 @@ class DetectionPredictor:
         with DefaultScope.overwrite_default_scope("mmdet"):
             model = MODELS.build(config.model)
             self.pipeline = Compose(list(_drop_loading(pipeline)))
-        check_fit(run.state, model, f"checkpoint {source} does not fit the model that it names")
-        model.load_state_dict(run.state, strict=False)
+        state = convert_backbone(run.state, model.backbone)
+        check_fit(state, model, f"checkpoint {source} does not fit the model that it names")
+        model.load_state_dict(state, strict=False)
         reparameterize_model(model.backbone, inplace=True)
         if augmentation:
             model = MODELS.build({**augmentation, "module": model})

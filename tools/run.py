@@ -180,6 +180,16 @@ def report_errors() -> Iterator[None]:
         if not _raised_by_linsight(error):
             raise
         _leave(error)
+    except RuntimeError as error:
+        sizes = re.findall(r"\[[\d, ]+\](?= at entry)", str(error))
+        if "stack expects each tensor to be equal size" not in str(error) or not sizes:
+            raise
+        _leave(
+            DataError(
+                f"the images of a batch have the sizes {' and '.join(sizes)}: set the data "
+                "loader's batch_size=1, or transforms that give all images one size"
+            )
+        )
     except TypeError as error:
         # The check of the config cannot see arguments that **kwargs takes.
         if "unexpected keyword argument" not in str(error):

@@ -14,7 +14,8 @@ from torchvision import tv_tensors
 
 from linsight.data.digits import digit_scene
 from linsight.data.loading import DataCheckHook, DataError
-from linsight.data.segmentation import IGNORE, RandomClassCrop
+from linsight.data.segmentation import IGNORE, RandomClassCrop, named_colours
+from linsight.heads.segmentation_figures import class_colours
 
 FLIP = {"type": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1.0}
 
@@ -342,3 +343,15 @@ def test_digits():
     )
     np.testing.assert_array_equal(dataset[2][1].numpy(), scene.semantic)
     assert len(dataset) == 3
+
+
+def test_usual_colours_of_the_benchmarks():
+    names, colours = named_colours("ADE20K")
+    assert len(names) == len(colours) == 150
+    assert dict(zip(names, colours, strict=True))["sky"] == (6, 230, 230)
+    assert (names[0], names[7], names[-1]) == ("wall", "bed", "flag")
+    names, colours = named_colours("Cityscapes")
+    assert len(names) == len(colours) == 19
+    assert dict(zip(names, colours, strict=True))["road"] == (128, 64, 128)
+    assert named_colours("SegmentationFolder") is None
+    assert class_colours(names, colours)[0] == (128, 64, 128)
