@@ -24,6 +24,7 @@ COMMANDS = {
     "warm": "Compile a model's kernels into Triton's cache, for a container's image or a cluster.",
     "benchmark": "Check and time operators, mixers and models beside their peers.",
     "demo": "Train a rank-augmented linear-attention model on digit scenes, in minutes.",
+    "check": "Look through data: classes, sizes, faults; and draw some images with their labels.",
     "train": "Train; weights, logs and figures go to the work dir.",
     "test": "Print the metrics of a checkpoint on the test data, and draw some of its predictions.",
     "predict": "Predict pictures and videos, and draw the predictions.",
@@ -32,7 +33,7 @@ COMMANDS = {
     "convert": "Write a paper's released weights as safetensors under linsight's names.",
 }
 # Those of them that need more than the models do.
-TRAINING = ("demo", "train", "test", "predict", "export", "convert")
+TRAINING = ("demo", "check", "train", "test", "predict", "export", "convert")
 
 
 class Commands(TyperGroup):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +13,13 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
+from timm.data import create_dataset
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 from torch.utils.data import Dataset, IterableDataset
 
 from .augmentation import Views, ViewTransform, create_transform
 from .digits import DigitClassification
+from .lists import ListReader
 from .loading import DataError, TolerantDataset
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
@@ -97,6 +100,8 @@ def TimmDataset(
     corrupt_tolerance: float = 0.01,
     class_map: str | dict | None = None,
     augment_on_device: bool = False,
+    annotations: str | None = None,
+    classes: Sequence[str] = (),
     **reader: Any,
 ) -> Dataset:
     """A data set that :func:`timm.data.create_dataset` reads, under timm's transform.
@@ -117,12 +122,17 @@ def TimmDataset(
         class_map: a dict from class names to indices, or a file that holds one.
         augment_on_device: as for :class:`TransformedImages`. JPEGs are then decoded at a reduced
             size where the crop allows it, unless the data set is streamed.
+        annotations: a CSV file with the columns file and label, in place of a folder for each
+            class; names of files start from `root`.
+        classes: names of the classes in `annotations`, in the order of their indices.
         **reader: further arguments of :func:`timm.data.create_dataset`.
 
     Raises:
         DataError: the folder is missing, it holds no images, or one of its classes has none.
     """
-    folder = not name or name == "folder"
+    if annotations is not None:
+        reader["reader"] = ListReader(annotations, root, classes)
+    folder = (not name or name == "folder") and annotations is None
     if folder and not os.path.exists(root):
         raise DataError(
             f"data set root {root!r} does not exist: set data_root in the config, or "
@@ -130,7 +140,8 @@ def TimmDataset(
         )
     try:
         reader["class_map"] = class_map or ""
-        dataset = timm.data.create_dataset(name, root=root, split=split, **reader)
+        create = timm.data.ImageDataset if annotations else partial(create_dataset, name)
+        dataset = create(root=root, split=split, **reader)
     except RuntimeError as error:
         raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
     if isinstance(dataset, IterableDataset):

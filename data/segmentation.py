@@ -5,6 +5,7 @@ A mask holds the class of each pixel; pixels of the value :data:`IGNORE` belong 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torchvision.datasets import Cityscapes as TorchvisionCityscapes
 from torchvision.transforms import v2
 
 from .digits import DigitSegmentation
+from .lists import read_pairs
 from .loading import DataError, TolerantDataset, flags
 
 IGNORE = 255
@@ -208,39 +210,10 @@ class TransformedMasks(TolerantDataset):
             )
 
 
-@DATASETS.register_module()
-def SegmentationFolder(
-    root: str,
-    images: str,
-    masks: str,
-    classes: Sequence[str],
-    transforms: Sequence[dict] = (),
-    image_suffix: str | Sequence[str] = _IMAGES,
-    mask_suffix: str = ".png",
-    reduce_zero_label: bool = False,
-    label_map: Mapping[int, int] | None = None,
-    **options: Any,
-) -> TransformedMasks:
-    """A folder of images and a folder of masks with the same names, sub-folders included.
-
-    Args:
-        root: the folder that holds both.
-        images: sub-folder of the images.
-        masks: sub-folder of the masks, files of one channel.
-        classes: names of the classes.
-        transforms: see :func:`build_transforms`.
-        image_suffix: the ending, or the endings, of the images' names.
-        mask_suffix: the ending that a mask's name has in place of its image's.
-        reduce_zero_label: in the masks 0 means that a pixel belongs to no class, and the classes
-            count from 1.
-        label_map: the class of each number in the masks; pixels of other numbers are ignored.
-        **options: further arguments of :class:`TransformedMasks`.
-
-    Raises:
-        DataError: a folder is missing or empty, or an image has no mask.
-    """
-    suffixes = (image_suffix,) if isinstance(image_suffix, str) else tuple(image_suffix)
-    image_root, mask_root = Path(root, images), Path(root, masks)
+def _find_pairs(
+    image_root: Path, mask_root: Path, suffixes: tuple[str, ...], mask_suffix: str
+) -> list[tuple[Path, Path]]:
+    """The images in a folder, each with its mask in another."""
     for folder in (image_root, mask_root):
         if not folder.is_dir():
             raise DataError(
@@ -262,6 +235,51 @@ def SegmentationFolder(
             f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''} "
             f"{'does' if len(missing) == 1 else 'do'} not exist"
         )
+    return pairs
+
+
+@DATASETS.register_module()
+def SegmentationFolder(
+    root: str,
+    images: str = "",
+    masks: str = "",
+    classes: Sequence[str] = (),
+    transforms: Sequence[dict] = (),
+    image_suffix: str | Sequence[str] = _IMAGES,
+    mask_suffix: str = ".png",
+    reduce_zero_label: bool = False,
+    label_map: Mapping[int, int] | None = None,
+    annotations: str | None = None,
+    **options: Any,
+) -> TransformedMasks:
+    """A folder of images and a folder of masks with the same names, sub-folders included.
+
+    Args:
+        root: the folder that holds both.
+        images: sub-folder of the images.
+        masks: sub-folder of the masks, files of one channel.
+        classes: names of the classes.
+        transforms: see :func:`build_transforms`.
+        image_suffix: the ending, or the endings, of the images' names.
+        mask_suffix: the ending that a mask's name has in place of its image's.
+        reduce_zero_label: in the masks 0 means that a pixel belongs to no class, and the classes
+            count from 1.
+        label_map: the class of each number in the masks; pixels of other numbers are ignored.
+        annotations: a CSV file with the columns image and mask, in place of the two folders;
+            names of files start from `root`.
+        **options: further arguments of :class:`TransformedMasks`.
+
+    Raises:
+        DataError: a folder is missing or empty, or an image has no mask.
+    """
+    if annotations is not None:
+        image_root = Path(root)
+        listed = read_pairs(annotations, ("image", "mask"))
+        pairs = [(image_root / image, image_root / mask) for image, mask in listed]
+    else:
+        suffixes = (image_suffix,) if isinstance(image_suffix, str) else tuple(image_suffix)
+        image_root = Path(root, images)
+        pairs = _find_pairs(image_root, Path(root, masks), suffixes, mask_suffix)
     table = _label_table(reduce_zero_label, label_map)
 
     def read(index: int) -> tuple[Image.Image, np.ndarray]:
@@ -278,7 +296,7 @@ def SegmentationFolder(
         len(pairs),
         transforms,
         classes,
-        name_of=lambda index: str(pairs[index][0].relative_to(image_root)),
+        name_of=lambda index: os.path.relpath(pairs[index][0], image_root),
         **options,
     )
 

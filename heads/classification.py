@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import timm.data
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..backbones.graphs import capture_training
 from ..data.augmentation import Views, augment
 from ..data.loading import DataError
-from .backbone import create_backbone
+from .backbone import create_backbone, keep_frozen
 
 for _loss in (
     nn.CrossEntropyLoss,
@@ -71,8 +72,9 @@ class ImageClassifier(BaseModel):
     It takes images that the data set's transform has normalised, float (B, C, H, W).
 
     Args:
-        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``, and
-            ``checkpoint``, a file of initial weights.
+        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``,
+            ``checkpoint``, a file of initial weights, and ``frozen_stages``, see
+            :func:`~linsight.heads.backbone.freeze_stages`.
         num_classes: number of classes.
         loss: a loss by its registered name, ``dict(type="BinaryCrossEntropy", ...)``. The default
             is that of timm's training script: cross-entropy with soft targets under Mixup,
@@ -81,6 +83,7 @@ class ImageClassifier(BaseModel):
         erasing: arguments of timm's ``RandomErasing``, applied to each training batch after Mixup,
             the order of timm's prefetching loader. A data set's transform erases before Mixup.
         label_smoothing: smoothing of the targets, with and without Mixup.
+        class_weight: weight of each class in the default loss without Mixup.
         compile: compile the backbone in place; a dict holds arguments of ``torch.compile``.
         graph: on a GPU, and unless it is compiled, replay the backbone's training passes from CUDA
             graphs (:func:`linsight.capture_training`).
@@ -95,6 +98,7 @@ class ImageClassifier(BaseModel):
         mixup: dict | None = None,
         erasing: dict | None = None,
         label_smoothing: float = 0.0,
+        class_weight: Sequence[float] | None = None,
         compile: bool | dict = False,
         graph: bool = True,
         data_preprocessor: dict | nn.Module | None = None,
@@ -112,6 +116,8 @@ class ImageClassifier(BaseModel):
             loss = {"type": "SoftTargetCrossEntropy"}
         elif loss is None:
             loss = {"type": "CrossEntropyLoss", "label_smoothing": label_smoothing}
+            if class_weight is not None:
+                loss["weight"] = torch.tensor(class_weight, dtype=torch.float32)
         self.loss = MODELS.build(loss)
         if compile:
             self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
@@ -120,6 +126,12 @@ class ImageClassifier(BaseModel):
 
     def init_weights(self) -> None:
         """Does nothing: timm has initialised the model, or loaded its weights, on creation."""
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """Set the mode of the modules that are not frozen; frozen modules stay in evaluation."""
+        super().train(mode)
+        keep_frozen(self.backbone)
+        return self
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
         """Run the model in one of mmengine's modes.

@@ -17,6 +17,7 @@ from torch import Tensor
 from linsight.backbones.checkpoint import CheckpointError, TimmModel, check_fit, unwrap
 from linsight.heads.backbone import create_backbone
 from linsight.heads.checkpoint import read_checkpoint
+from linsight.heads.published import require_weights
 from linsight.heads.sharding import is_sharded
 from linsight.tools.config import ConfigError, load_config
 
@@ -153,6 +154,7 @@ def _open_published(name: str) -> TimmModel:
             f"{name!r} is neither a file nor a model of timm"
             + (f"; the nearest models are {', '.join(near)}" if near else "")
         )
+    require_weights(name)
     try:
         return cast(TimmModel, timm.create_model(name, pretrained=True)).eval()
     except (RuntimeError, OSError) as error:
