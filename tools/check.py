@@ -46,7 +46,7 @@ def check(
     """Look through data: classes, sizes, faults; and draw some images with their labels."""
     with report_errors():
         source = read_source(data, check_task(task), seed)
-        report = inspect(source)
+        report = inspect_data(source)
         if source.splits:
             draw_samples(source, out)
             print(f"Samples with their labels: {out}")
@@ -65,7 +65,7 @@ def check_task(task: str | None) -> Task | None:
     return task  # pyright: ignore[reportReturnType]
 
 
-def inspect(source: Source, console: Console | None = None) -> Report:
+def inspect_data(source: Source, console: Console | None = None) -> Report:
     """Check data, and print what they are and which faults they have."""
     console = console or Console()
     console.print(f"{source.path}: {source.format}, for {source.task}", highlight=False)

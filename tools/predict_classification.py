@@ -14,6 +14,7 @@ from linsight.backbones.checkpoint import TimmModel
 from linsight.backbones.graphs import capture_inference
 from linsight.tools.model import class_names
 from linsight.tools.prediction import Prediction, render
+from linsight.tools.results import Classes
 
 
 class ClassificationPredictor:
@@ -36,13 +37,13 @@ class ClassificationPredictor:
         )
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image) -> Prediction:
+    def predict(self, picture: Image.Image) -> Classes:
+        """The probability of each class."""
         scores = self.model(self.transform(picture)[None].to(self.device))[0].float().softmax(-1)
-        top = scores.topk(min(self.topk, len(self.names)))
-        best = [
-            (self.names[i], p)
-            for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
+        return Classes(self.names, scores.cpu().numpy())
+
+    def __call__(self, picture: Image.Image) -> Prediction:
+        best = self.predict(picture).top(self.topk)
         return Prediction(
             summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
             rows=[(name, f"{p:.6f}") for name, p in best],

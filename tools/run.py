@@ -74,6 +74,12 @@ class QuietRunner(SafeRunner):
                 handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
         return logger
 
+    def dump_config(self) -> None:
+        """Write the config into the work dir, unless that is where it was read from."""
+        file = self.cfg.filename
+        if not file or Path(file).resolve().parent != Path(self.work_dir).resolve():
+            super().dump_config()
+
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         loop = super().build_train_loop(loop)
         if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
 
 import typer
 from filelock import FileLock, Timeout
 from mmengine.config import Config
 
-from linsight.tools.check import TaskOption, check_task, draw_samples, inspect
-from linsight.tools.config import ConfigError
+from linsight.data.sources import read_source
+from linsight.tools.check import TaskOption, check_task, draw_samples, inspect_data
+from linsight.tools.config import ConfigError, _nearest
 from linsight.tools.recipe import FILE, Wishes, write_recipe
 from linsight.tools.run import (
     LauncherOption,
@@ -63,9 +67,11 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="cpu, or cuda:1; default: a GPU if there is one.")
     ] = None,
-    freeze: Annotated[
+    frozen_stages: Annotated[
         int | None,
-        typer.Option(min=0, help="Freeze the stem and this many stages; all: a linear probe."),
+        typer.Option(
+            "--freeze", min=0, help="Freeze the stem and this many stages; all: a linear probe."
+        ),
     ] = None,
     layer_decay: Annotated[
         float | None, typer.Option(min=0, max=1, help="Rate of a layer over that of the next.")
@@ -97,62 +103,77 @@ def train(
     cfg_options: Overrides = None,
 ) -> None:
     """Train; weights, logs and figures go to the work dir."""
-    words = list(words or [])
-    if config is not None and (data is not None or "=" in config):
+    options = dict(locals())
+    with report_errors():
+        run(**options)
+
+
+def run(**options: Any) -> Path:
+    """Train, with the options of :func:`train` by their names.
+
+    Returns:
+        The checkpoint that validated best, or else the last one.
+
+    Raises:
+        TypeError: there is no such option.
+        ConfigError: an option or the config is wrong.
+        DataError: the data are wrong.
+    """
+    known = inspect.signature(train).parameters
+    for name in options.keys() - known.keys():
+        raise TypeError(f"train takes no option {name!r}{_nearest(name, known)}")
+    given = SimpleNamespace(**{name: known[name].default for name in known} | options)
+    words, config = list(given.words or []), given.config
+    if config is not None and (given.data is not None or "=" in str(config)):
         # What stands for a config is then a word that follows --resume or changes the config.
-        words.insert(0, config)
+        words.insert(0, str(config))
         config = None
     # OpenMMLab writes `--resume [CKPT]`: the checkpoint is the word that is no KEY=VALUE.
-    checkpoints = [word for word in words if resume and "=" not in word]
-    overrides = [*(cfg_options or []), *(word for word in words if word not in checkpoints)]
+    checkpoints = [word for word in words if given.resume and "=" not in word]
+    overrides = [*(given.cfg_options or []), *(word for word in words if word not in checkpoints)]
+    work_dir = given.work_dir and Path(given.work_dir)
 
     def adapt(cfg: Config) -> None:
         locks.enter_context(_lock(Path(cfg.work_dir)))
-        cfg.resume = resume or cfg.get("resume", False)
+        cfg.resume = given.resume or cfg.get("resume", False)
         if checkpoints:
             cfg.load_from = checkpoints[-1]
-        elif resume and not Path(cfg.work_dir, "last_checkpoint").is_file():
+        elif given.resume and not Path(cfg.work_dir, "last_checkpoint").is_file():
             print(f"Nothing to resume in {cfg.work_dir}: the training starts", file=sys.stderr)
-        if amp and cfg.optim_wrapper.get("type") != "AmpOptimWrapper":
+        if given.amp and cfg.optim_wrapper.get("type") != "AmpOptimWrapper":
             cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
-        if compile:
+        if given.compile:
             # Of detectors only the backbone compiles; the work after it depends on the objects.
             whole = cfg.model.type in ("ImageClassifier", "SemanticSegmentor")
             part = cfg.model if whole else cfg.model.backbone
             part.compile = True
-        if chosen := tracker or ("tensorboard" if tensorboard else None):
-            backends = [{"type": "LocalVisBackend"}, {"type": _BACKENDS[chosen]}]
+        if tracker := given.tracker or ("tensorboard" if given.tensorboard else None):
+            backends = [{"type": "LocalVisBackend"}, {"type": _BACKENDS[tracker]}]
             cfg.visualizer = {"type": "Visualizer", "vis_backends": backends}
-        if not written:
-            _apply(cfg, epochs, batch_size, lr, seed, workers)
+        if given.data is None:
+            _apply(cfg, given)
 
-    with report_errors(), ExitStack() as locks:
-        _choose_device(device)
-        wishes = Wishes(
-            model,
-            weights,
-            epochs,
-            batch_size,
-            lr,
-            image_size,
-            seed or 0,
-            workers,
-            freeze,
-            layer_decay,
-            class_weights,
-            patience,
-        )
-        written = data is not None
-        if data is not None:
-            work_dir = work_dir or Path("work_dirs", f"{Path(data).stem}_{model or 'tuned'}")
-            config = str(_config_for(data, task, wishes, work_dir, resume))
+    names = [field.name for field in fields(Wishes)]
+    values = {name: getattr(given, name) for name in names}
+    wishes = Wishes(**values | {"seed": given.seed or 0, "weights": str(given.weights)})
+    with ExitStack() as locks:
+        _choose_device(given.device)
+        if given.data is not None:
+            data = str(given.data)
+            name = f"{Path(data).stem}_{given.model or 'tuned'}"
+            work_dir = work_dir or Path("work_dirs", name)
+            config = str(_config_for(data, given.task, wishes, work_dir, given.resume))
         elif config is None:
             raise ConfigError(
                 "name a config (linsight configs), or your data: --data PATH --model NAME"
             )
         else:
-            _refuse_without_data(wishes, task)
-        build_runner(config, overrides, work_dir, launcher, adapt).train()
+            _refuse_without_data(wishes, given.task)
+        runner = build_runner(config, overrides, work_dir, given.launcher, adapt)
+        runner.train()
+    written = sorted(Path(runner.work_dir).glob("*.pth"), key=lambda file: file.stat().st_mtime)
+    best = [file for file in written if file.name.startswith("best_")]
+    return (best or written or [Path(runner.work_dir)])[-1]
 
 
 def _refuse_without_data(wishes: Wishes, task: str | None) -> None:
@@ -175,8 +196,6 @@ def _refuse_without_data(wishes: Wishes, task: str | None) -> None:
 def _config_for(data: str, task: str | None, wishes: Wishes, work_dir: Path, resume: bool) -> Path:
     """The config for a user's data, written to the work dir; of a training that is resumed it is
     the one that is there."""
-    from linsight.data.sources import read_source
-
     file = work_dir / FILE
     if resume and file.is_file():
         return file
@@ -187,7 +206,7 @@ def _config_for(data: str, task: str | None, wishes: Wishes, work_dir: Path, res
         )
     # With several processes each reads the data, and the first one writes.
     source = read_source(data, check_task(task), wishes.seed)
-    report = inspect(source)
+    report = inspect_data(source)
     with _lock(work_dir):
         file = write_recipe(source, report, wishes, work_dir)
         if source.splits:
@@ -245,28 +264,21 @@ def _choose_device(name: str | None) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = number or "0" if kind == "cuda" else ""
 
 
-def _apply(
-    cfg: Config,
-    epochs: int | None,
-    batch_size: int | None,
-    lr: float | None,
-    seed: int | None,
-    workers: int | None,
-) -> None:
+def _apply(cfg: Config, given: Any) -> None:
     """Change the config by the plain options."""
-    if epochs is not None:
-        set_epochs(cfg, epochs)
-    if batch_size is not None:
-        cfg.train_dataloader.batch_size = batch_size
-    if lr is not None:
-        cfg.optim_wrapper.optimizer.lr = lr
-    if seed is not None:
-        cfg.randomness = {**cfg.get("randomness", {}), "seed": seed}
-    if workers is not None:
+    if given.epochs is not None:
+        set_epochs(cfg, given.epochs)
+    if given.batch_size is not None:
+        cfg.train_dataloader.batch_size = given.batch_size
+    if given.lr is not None:
+        cfg.optim_wrapper.optimizer.lr = given.lr
+    if given.seed is not None:
+        cfg.randomness = {**cfg.get("randomness", {}), "seed": given.seed}
+    if given.workers is not None:
         for split in ("train", "val", "test"):
             if loader := cfg.get(f"{split}_dataloader"):
-                loader.num_workers = workers
-                if not workers:
+                loader.num_workers = given.workers
+                if not given.workers:
                     loader.persistent_workers = False
 
 
