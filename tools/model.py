@@ -83,6 +83,8 @@ def _literals(text: str) -> dict[str, Any]:
         match node:
             case ast.Call(func=ast.Name("dict"), args=[], keywords=keywords):
                 return {word.arg: value(word.value) for word in keywords}
+            case ast.Call(func=ast.Name("dict"), args=[ast.Dict() as items], keywords=[]):
+                return value(items)  # so mmengine writes keys that are no names
             case ast.Dict(keys=keys, values=values):
                 return {value(k): value(v) for k, v in zip(keys, values, strict=True)}
             case ast.List(elts=items):

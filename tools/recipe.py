@@ -91,7 +91,7 @@ TASKS = {
     "detection": Task(
         "detection_runtime.py",
         "coco/bbox_mAP",
-        {"type": "QuietCocoMetric", "metric": "bbox", "format_only": False},
+        {"type": "QuietCocoMetric"},
         lr=4e-4,
         steps=600,
         most=(16, 4),
@@ -426,7 +426,10 @@ class Recipe:
                     for key in ("train_dataloader", "val_dataloader", "test_dataloader")
                 },
             ),
-            ("", {"val_evaluator": values["evaluator"], "test_evaluator": values["evaluator"]}),
+            (
+                "",
+                {f"{split}_evaluator": self._evaluator(values, split) for split in ("val", "test")},
+            ),
             (
                 f"{self.epochs} epochs of {self.iterations} iterations: {self.steps} in all, of "
                 f"which {self.warmup} warm up.\n"
@@ -458,6 +461,11 @@ class Recipe:
             f"# `linsight train {FILE} --work-dir ANOTHER`.\n\n"
         )
         return head + "\n".join(_lines(comment, values) for comment, values in groups)
+
+    def _evaluator(self, values: Mapping[str, Any], split: str) -> dict[str, Any]:
+        if self.source.task not in ("detection", "instances"):
+            return values["evaluator"]
+        return {**values["evaluator"], "ann_file": self.lists.get(split) or self.lists["val"]}
 
     def _loaders(self, train: dict, test: dict, collate: str, val_batch: int) -> dict[str, Any]:
         common = {
@@ -652,11 +660,7 @@ class Recipe:
         sets = {split: dataset(file, split == "train") for split, file in self.lists.items()}
         loaders = self._loaders(sets, sets, "pseudo_collate", 1)
         metric = ["bbox", "segm"] if instances else "bbox"
-        return {
-            "model": model,
-            **loaders,
-            "evaluator": {"type": "QuietCocoMetric", "metric": metric},
-        }
+        return {"model": model, **loaders, "evaluator": {**self.task.evaluator, "metric": metric}}
 
 
 def _class_weights(counts: list[int]) -> list[float]:

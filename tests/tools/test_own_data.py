@@ -184,7 +184,7 @@ class TestTraining:
 
     def test_a_detector_and_a_segmentor_train_and_predict(self, boxes, masks, tmp_path):
         options = {"model": "rala_vit_nano", "weights": "none", "epochs": 1, "workers": 0}
-        for name, data in (("boxes", boxes), ("masks", masks)):
+        for name, data in (("masks", masks), ("boxes", boxes)):
             folder = tmp_path / name
             size = {"image_size": 64, "batch_size": 2}
             best = linsight.train(data=data, work_dir=folder, **options, **size)
