@@ -22,6 +22,7 @@ from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
 from linsight.heads.runner import SafeRunner
 from linsight.tools.config import ConfigError, load_config
+from linsight.tools.schedule import schedule_faults
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
 
@@ -90,6 +91,8 @@ class QuietRunner(SafeRunner):
                 f"train_dataloader.batch_size, which is {loader.batch_size}, to that or less, or "
                 "train_dataloader.drop_last=False"
             )
+        for fault in schedule_faults(self.cfg, loop.max_iters, len(loop.dataloader)):
+            self.logger.warning(fault)
         return loop
 
 
@@ -134,7 +137,7 @@ def build_runner(
         del hooks[name]
     wrapper = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper" and not torch.cuda.is_available():
-        print("No GPU found: training in float32 on the CPU", file=sys.stderr)
+        print("No GPU found: computing in float32 on the CPU", file=sys.stderr)
         wrapper["type"] = "OptimWrapper"
         wrapper.pop("loss_scale", None)
         wrapper.pop("dtype", None)

@@ -1,10 +1,11 @@
-"""Fit a config's schedule to another length of the training."""
+"""Whether a config's schedule fits the length of the training, and how it is made to."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 
 from linsight.tools.config import ConfigError
 
@@ -45,3 +46,36 @@ def set_epochs(cfg: Config, epochs: int) -> None:
     if ema and factor < 1 and "decay" in ema:
         # It reaches back over the same share of the training as before.
         ema["decay"] = max(0.5, 1 - (1 - ema["decay"]) / factor)
+
+
+def schedule_faults(cfg: Config, iterations: int, epoch: int) -> list[str]:
+    """Sentences on a warm-up or an average of weights that outlasts half of the training.
+
+    Args:
+        cfg: the config.
+        iterations: number of iterations of the training.
+        epoch: number of iterations of an epoch.
+    """
+    faults = []
+    schedules: Any = cfg.get("param_scheduler") or []
+    for schedule in schedules if isinstance(schedules, list | tuple) else [schedules]:
+        warms_up = schedule.get("type") == "LinearLR" and schedule.get("start_factor", 1 / 3) < 1
+        end = schedule.get("end", 0) * (epoch if schedule.get("by_epoch", True) else 1)
+        if warms_up and iterations / 2 < end < float("inf"):
+            faults.append(
+                f"the learning rate warms up for {end:g} of {iterations} iterations, so that "
+                "little is learned: --epochs N fits the schedule to N epochs, or set the end of "
+                "LinearLR in param_scheduler"
+            )
+    ema = (cfg.get("default_hooks") or {}).get("ema") or {}
+    if "decay" in ema and "base_batch_size" in ema:
+        batch = cfg.train_dataloader.batch_size * get_world_size()
+        reach = 1 / (1 - ema["decay"] ** (batch / ema["base_batch_size"]))
+        if reach > iterations / 2:
+            faults.append(
+                f"the averaged weights, which are validated and saved, reach back {reach:.0f} "
+                f"iterations, and the training has {iterations}: they keep the first, random "
+                f"weights; set default_hooks.ema.decay={1 - 20 / max(40, iterations):.3g} and "
+                f"default_hooks.ema.base_batch_size={batch}, or default_hooks.ema=None"
+            )
+    return faults

@@ -104,8 +104,12 @@ def train(
 ) -> None:
     """Train; weights, logs and figures go to the work dir."""
     options = dict(locals())
-    with report_errors():
-        run(**options)
+    try:
+        with report_errors():
+            run(**options)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command with --resume goes on.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def run(**options: Any) -> Path:

@@ -19,7 +19,7 @@ from linsight.heads import published
 from linsight.heads.classification import ImageClassifier
 from linsight.tools.config import ConfigError, load_config
 from linsight.tools.recipe import Wishes, write_recipe
-from linsight.tools.schedule import set_epochs
+from linsight.tools.schedule import schedule_faults, set_epochs
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,7 +193,7 @@ class TestTraining:
             if name == "boxes":
                 assert model.names == ["disc", "square"]
                 assert result.boxes.shape == (len(result), 4)
-                assert result.boxes.max() <= 64
+                assert result.boxes.max(initial=0) <= 64
             else:
                 assert result.labels.shape == (64, 64)
                 assert sum(result.shares().values()) == pytest.approx(1)
@@ -226,6 +226,16 @@ def test_another_number_of_epochs_moves_the_whole_schedule():
     assert cfg.param_scheduler[1].milestones == [2, 3]
     with pytest.raises(ConfigError, match="counts in iterations"):
         set_epochs(load_config("segformer_rala_vit_nano_digits"), 3)
+
+
+def test_a_schedule_that_outlasts_the_training_is_said():
+    cfg = load_config("rala_vit_tiny_300e_in1k", ["train_cfg.max_epochs=3"])
+    warmup, average = schedule_faults(cfg, iterations=30, epoch=10)
+    assert "warms up for 50 of 30 iterations" in warmup
+    assert "and the training has 30: they keep the first" in average
+    assert not schedule_faults(load_config("rala_vit_nano_digits"), 9 * 66, 66)
+    detector = load_config("retinanet_rala_vit_tiny_fpn_1x_coco", ["train_cfg.max_epochs=2"])
+    assert len(schedule_faults(detector, iterations=20, epoch=10)) == 1
 
 
 class TestFrozen:
