@@ -112,13 +112,14 @@ class ImageClassifier(BaseModel):
             **mixup, num_classes=num_classes, label_smoothing=label_smoothing
         )
         self.erasing: Any = erasing and RandomErasing(**erasing)
-        if loss is None and self.mixup:
-            loss = {"type": "SoftTargetCrossEntropy"}
-        elif loss is None:
-            loss = {"type": "CrossEntropyLoss", "label_smoothing": label_smoothing}
-            if class_weight is not None:
-                loss["weight"] = torch.tensor(class_weight, dtype=torch.float32)
-        self.loss = MODELS.build(loss)
+        if loss is not None:
+            self.loss = MODELS.build(loss)
+        # Not by its name, which means mmdet's loss after a detector was trained in this process.
+        elif self.mixup:
+            self.loss = timm.loss.SoftTargetCrossEntropy()
+        else:
+            weight = None if class_weight is None else torch.tensor(class_weight).float()
+            self.loss = nn.CrossEntropyLoss(weight, label_smoothing=label_smoothing)
         if compile:
             self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
         elif graph:
