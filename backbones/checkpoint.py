@@ -41,6 +41,7 @@ class TimmModel(nn.Module):
     prune_intermediate_layers: Callable[..., Any]
     set_grad_checkpointing: Callable[..., Any]
     group_matcher: Callable[..., dict[str, Any]]
+    get_classifier: Callable[..., Any]
 
 
 class CheckpointError(ValueError):

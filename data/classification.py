@@ -13,6 +13,7 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
+from timm.data import create_dataset
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import ReaderImageFolder, find_images_and_targets
@@ -23,6 +24,7 @@ from torchvision.transforms import Compose
 
 from .augmentation import Views, ViewTransform, create_transform, effective_settings
 from .digits import DigitClassification
+from .lists import ListReader
 from .loading import DataError, TolerantDataset
 from .pictures import prepare, read_picture
 
@@ -98,6 +100,8 @@ def TimmDataset(
     corrupt_tolerance: float = 0.01,
     class_map: str | dict | None = None,
     augment_on_device: bool = False,
+    annotations: str | None = None,
+    classes: Sequence[str] = (),
     **reader: Any,
 ) -> Dataset:
     """A data set that :func:`timm.data.create_dataset` reads, under timm's transform.
@@ -119,13 +123,18 @@ def TimmDataset(
         class_map: a dict from class names to indices, or a file that holds one.
         augment_on_device: as for :class:`TransformedImages`. JPEGs are then decoded at a reduced
             size where the crop allows it, unless the data set is streamed.
+        annotations: a CSV file with the columns file and label, in place of a folder for each
+            class; names of files start from `root`.
+        classes: names of the classes in `annotations`, in the order of their indices.
         **reader: further arguments of :func:`timm.data.create_dataset`.
 
     Raises:
         DataError: the folder is missing, it holds no images, one of its classes has none, or
             images lie in no class's folder.
     """
-    folder = not name or name == "folder"
+    if annotations is not None:
+        reader["reader"] = ListReader(annotations, root, classes)
+    folder = (not name or name == "folder") and annotations is None
     if folder and not os.path.exists(root):
         raise DataError(
             f"data set root {root!r} does not exist: set data_root in the config, or "
@@ -136,7 +145,8 @@ def TimmDataset(
         reader["input_img_mode"] = ""  # the transform converts the picture
     try:
         reader["class_map"] = class_map or ""
-        dataset = timm.data.create_dataset(name, root=root, split=split, **reader)
+        create = timm.data.ImageDataset if annotations else partial(create_dataset, name)
+        dataset = create(root=root, split=split, **reader)
     except RuntimeError as error:
         raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
     if isinstance(dataset, IterableDataset):

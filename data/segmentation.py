@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -26,6 +27,7 @@ from torchvision.datasets import Cityscapes as TorchvisionCityscapes
 from torchvision.transforms import v2
 
 from .digits import DigitSegmentation
+from .lists import read_pairs
 from .loading import DataError, TolerantDataset, flags
 from .pictures import read_picture, turn
 
@@ -285,41 +287,10 @@ def _numbers(values: Iterable[int]) -> dict[int, int]:
     return {int(value): label for label, value in enumerate(values)}
 
 
-@DATASETS.register_module()
-def SegmentationFolder(
-    root: str,
-    images: str,
-    masks: str,
-    classes: Sequence[str],
-    transforms: Sequence[dict] = (),
-    image_suffix: str | Sequence[str] = _IMAGES,
-    mask_suffix: str = ".png",
-    reduce_zero_label: bool = False,
-    label_map: Mapping[int, int] | None = None,
-    **options: Any,
-) -> TransformedMasks:
-    """A folder of images and a folder of masks with the same names, sub-folders included.
-
-    Args:
-        root: the folder that holds both.
-        images: sub-folder of the images.
-        masks: sub-folder of the masks, files of one channel.
-        classes: names of the classes.
-        transforms: see :func:`build_transforms`.
-        image_suffix: the ending, or the endings, of the images' names.
-        mask_suffix: the ending that a mask's name has in place of its image's.
-        reduce_zero_label: in the masks 0 means that a pixel belongs to no class, and the classes
-            count from 1.
-        label_map: the class of each number in the masks; pixels of other numbers are ignored.
-            Masks of 0 and 255, for example, have two classes by ``{0: 0, 255: 1}``.
-        **options: further arguments of :class:`TransformedMasks`.
-
-    Raises:
-        DataError: a folder is missing or empty, an image has no mask, or the masks have no more
-            than one class beside pixels to ignore.
-    """
-    suffixes = (image_suffix,) if isinstance(image_suffix, str) else tuple(image_suffix)
-    image_root, mask_root = Path(root, images), Path(root, masks)
+def _find_pairs(
+    image_root: Path, mask_root: Path, suffixes: tuple[str, ...], mask_suffix: str
+) -> list[tuple[Path, Path]]:
+    """The images in a folder, each with its mask in another."""
     for folder in (image_root, mask_root):
         if not folder.is_dir():
             raise DataError(
@@ -341,6 +312,53 @@ def SegmentationFolder(
             f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''} "
             f"{'does' if len(missing) == 1 else 'do'} not exist"
         )
+    return pairs
+
+
+@DATASETS.register_module()
+def SegmentationFolder(
+    root: str,
+    images: str = "",
+    masks: str = "",
+    classes: Sequence[str] = (),
+    transforms: Sequence[dict] = (),
+    image_suffix: str | Sequence[str] = _IMAGES,
+    mask_suffix: str = ".png",
+    reduce_zero_label: bool = False,
+    label_map: Mapping[int, int] | None = None,
+    annotations: str | None = None,
+    **options: Any,
+) -> TransformedMasks:
+    """A folder of images and a folder of masks with the same names, sub-folders included.
+
+    Args:
+        root: the folder that holds both.
+        images: sub-folder of the images.
+        masks: sub-folder of the masks, files of one channel.
+        classes: names of the classes.
+        transforms: see :func:`build_transforms`.
+        image_suffix: the ending, or the endings, of the images' names.
+        mask_suffix: the ending that a mask's name has in place of its image's.
+        reduce_zero_label: in the masks 0 means that a pixel belongs to no class, and the classes
+            count from 1.
+        label_map: the class of each number in the masks; pixels of other numbers are ignored.
+            Masks of 0 and 255, for example, have two classes by ``{0: 0, 255: 1}``.
+        annotations: a CSV file with the columns image and mask, in place of the two folders;
+            names of files start from `root`.
+        **options: further arguments of :class:`TransformedMasks`.
+
+    Raises:
+        DataError: a folder is missing or empty, an image has no mask, or the masks have no more
+            than one class beside pixels to ignore.
+    """
+    if annotations is not None:
+        image_root = Path(root)
+        listed = read_pairs(annotations, ("image", "mask"))
+        pairs = [(image_root / image, image_root / mask) for image, mask in listed]
+    else:
+        suffixes = (image_suffix,) if isinstance(image_suffix, str) else tuple(image_suffix)
+        image_root = Path(root, images)
+        pairs = _find_pairs(image_root, Path(root, masks), suffixes, mask_suffix)
     ignore_index = options.get("ignore_index", IGNORE)
     table = _label_table(reduce_zero_label, label_map, ignore_index)
     if label_map is None and len(classes) > 1:
@@ -369,7 +387,7 @@ def _read_pair(
 
 
 def _name_pair(pairs: Sequence[tuple[Path, Path]], root: Path, index: int) -> str:
-    return str(pairs[index][0].relative_to(root))
+    return os.path.relpath(pairs[index][0], root)
 
 
 def _read_mask(file: Path) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..backbones.graphs import capture_training
 from ..data.augmentation import Views, augment
 from ..data.loading import DataError
-from .backbone import create_backbone
+from .backbone import create_backbone, keep_frozen
 from .losses import build_loss
 
 for _loss in (
@@ -73,8 +73,9 @@ class ImageClassifier(BaseModel):
     It takes images that the data set's transform has normalised, float (B, C, H, W).
 
     Args:
-        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``, and
-            ``checkpoint``, a file of initial weights.
+        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``,
+            ``checkpoint``, a file of initial weights, and ``frozen_stages``, see
+            :func:`~linsight.heads.backbone.freeze_stages`.
         num_classes: number of classes.
         loss: a loss by its registered name, ``dict(type="BinaryCrossEntropy", ...)``. The default
             is that of timm's training script: cross-entropy with soft targets under Mixup,
@@ -112,10 +113,9 @@ class ImageClassifier(BaseModel):
             **mixup, num_classes=num_classes, label_smoothing=label_smoothing
         )
         self.erasing: Any = erasing and RandomErasing(**erasing)
-        if loss is None and self.mixup:
-            loss = {"type": "SoftTargetCrossEntropy"}
-        elif loss is None:
-            loss = {"type": "CrossEntropyLoss"}
+        # Not by a name, which means mmdet's loss after a detector was trained in this process.
+        if loss is None:
+            loss = {"type": timm.loss.SoftTargetCrossEntropy if self.mixup else nn.CrossEntropyLoss}
         if label_smoothing and not self.mixup:
             loss = _smooth(loss, label_smoothing)
         self.loss = build_loss(loss, num_classes)
@@ -126,6 +126,12 @@ class ImageClassifier(BaseModel):
 
     def init_weights(self) -> None:
         """Does nothing: timm has initialised the model, or loaded its weights, on creation."""
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """Set the mode of the modules that are not frozen; frozen modules stay in evaluation."""
+        super().train(mode)
+        keep_frozen(self.backbone)
+        return self
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
         """Run the model in one of mmengine's modes.

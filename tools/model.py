@@ -18,6 +18,7 @@ from linsight.backbones.checkpoint import CheckpointError, TimmModel, check_fit,
 from linsight.data.augmentation import effective_settings
 from linsight.heads.backbone import create_backbone
 from linsight.heads.checkpoint import read_checkpoint
+from linsight.heads.published import require_weights
 from linsight.heads.sharding import is_sharded
 from linsight.tools.config import ConfigError, load_config
 
@@ -83,6 +84,8 @@ def _literals(text: str) -> dict[str, Any]:
         match node:
             case ast.Call(func=ast.Name("dict"), args=[], keywords=keywords):
                 return {word.arg: value(word.value) for word in keywords}
+            case ast.Call(func=ast.Name("dict"), args=[ast.Dict() as items], keywords=[]):
+                return value(items)  # so mmengine writes keys that are no names
             case ast.Dict(keys=keys, values=values):
                 return {value(k): value(v) for k, v in zip(keys, values, strict=True)}
             case ast.List(elts=items):
@@ -154,6 +157,7 @@ def _open_published(name: str) -> TimmModel:
             f"{name!r} is neither a file nor a model of timm"
             + (f"; the nearest models are {', '.join(near)}" if near else "")
         )
+    require_weights(name)
     try:
         return cast(TimmModel, timm.create_model(name, pretrained=True)).eval()
     except (RuntimeError, OSError) as error:

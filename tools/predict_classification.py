@@ -14,6 +14,7 @@ from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.backbones.graphs import capture_inference
 from linsight.tools.model import class_names
 from linsight.tools.prediction import Prediction, render
+from linsight.tools.results import Classes
 
 # Pillow's modes of pictures by their number of channels.
 _MODES = {1: "L", 3: "RGB"}
@@ -48,14 +49,14 @@ class ClassificationPredictor:
         self.transform: Any = timm.data.create_transform(**data)
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image) -> Prediction:
+    def predict(self, picture: Image.Image) -> Classes:
+        """The probability of each class."""
         picture = picture.convert(self.mode)
         scores = self.model(self.transform(picture)[None].to(self.device))[0].float().softmax(-1)
-        top = scores.topk(min(self.topk, len(self.names)))
-        best = [
-            (self.names[i], p)
-            for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
+        return Classes(self.names, scores.cpu().numpy())
+
+    def __call__(self, picture: Image.Image) -> Prediction:
+        best = self.predict(picture).top(self.topk)
         return Prediction(
             summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
             rows=[(name, f"{p:.6f}") for name, p in best],

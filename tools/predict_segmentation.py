@@ -22,6 +22,7 @@ from linsight.heads.segmentation import SemanticSegmentor
 from linsight.heads.segmentation_figures import Colour, legend, overlay
 from linsight.tools.model import Run
 from linsight.tools.prediction import Prediction, render
+from linsight.tools.results import Regions
 
 
 class SegmentationPredictor:
@@ -60,16 +61,21 @@ class SegmentationPredictor:
         self.std = dataset.get("std", IMAGENET_DEFAULT_STD)
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image) -> Prediction:
+    def predict(self, picture: Image.Image) -> Regions:
+        """The class of each pixel."""
         original = v2.functional.to_image(picture)
         image = v2.functional.to_dtype(self.transforms(original), torch.float32, scale=True)
         image = v2.functional.normalize(image, self.mean, self.std)
         labels = self.model(image[None].to(self.device), mode="predict", size=original.shape[-2:])[
             0
         ]["labels"].cpu()
-        counts = torch.bincount(labels.flatten(), minlength=len(self.classes))
-        order = counts.argsort(descending=True)[: int((counts > 0).sum())].tolist()
-        shares = [(self.classes[i], counts[i].item() / labels.numel()) for i in order]
+        return Regions(list(self.classes), labels.numpy())
+
+    def __call__(self, picture: Image.Image) -> Prediction:
+        regions = self.predict(picture)
+        shares = list(regions.shares().items())
+        labels = torch.from_numpy(regions.labels)
+        original = v2.functional.to_image(picture)
         return Prediction(
             summary=", ".join(f"{name} {share:.1%}" for name, share in shares[:3]),
             rows=[(name, f"{share:.6f}") for name, share in shares],

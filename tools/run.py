@@ -23,6 +23,7 @@ from linsight.data.augmentation import effective_settings
 from linsight.data.loading import DataError
 from linsight.heads.runner import SafeRunner
 from linsight.tools.config import ConfigError, load_config
+from linsight.tools.schedule import schedule_faults
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
 
@@ -75,6 +76,12 @@ class QuietRunner(SafeRunner):
                 handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
         return logger
 
+    def dump_config(self) -> None:
+        """Write the config into the work dir, unless that is where it was read from."""
+        file = self.cfg.filename
+        if not file or Path(file).resolve().parent != Path(self.work_dir).resolve():
+            super().dump_config()
+
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         loop = super().build_train_loop(loop)
         if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
@@ -85,6 +92,8 @@ class QuietRunner(SafeRunner):
                 f"train_dataloader.batch_size, which is {loader.batch_size}, to that or less, or "
                 "train_dataloader.drop_last=False"
             )
+        for fault in schedule_faults(self.cfg, loop.max_iters, len(loop.dataloader)):
+            self.logger.warning(fault)
         return loop
 
 
@@ -134,7 +143,7 @@ def build_runner(
         del hooks[name]
     wrapper = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper" and not torch.cuda.is_available():
-        print("No GPU found: training in float32 on the CPU", file=sys.stderr)
+        print("No GPU found: computing in float32 on the CPU", file=sys.stderr)
         wrapper["type"] = "OptimWrapper"
         wrapper.pop("loss_scale", None)
         wrapper.pop("dtype", None)

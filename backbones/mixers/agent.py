@@ -193,8 +193,8 @@ def pack_tables(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     packed = dict(entries)
     for ours, (first, second) in AUTHORS_TABLES.items():
-        if first not in packed:
-            continue
+        if first not in packed or second not in packed:
+            continue  # what is missing is named where the weights are loaded
         one, other = packed.pop(first), packed.pop(second)
         if ours == "map_bias":
             one, other = one.flatten(-2), other.flatten(-2)
