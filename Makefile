@@ -54,6 +54,7 @@ $(INSTALLED): pyproject.toml | $(IMPORTS)
 $(IMPORTS): pyproject.toml
 	mkdir -p $@
 	ln -sfn $(addprefix ../../../,$(wildcard linsight/*) backbones configs data heads kernels tools) $@
+	ln -sfn ../../command build/imports/linsight_command
 	touch $@
 
 # This environment is without linsight[det], whose forks have the same import names.

@@ -68,8 +68,9 @@ def export(
             print(f"For images of {size[0]} x {size[1]} pixels alone, to which its graph is tied")
         if to is Format.safetensors:
             name = opened.pretrained_cfg["architecture"]
+            shape = opened.pretrained_cfg["input_size"]
             print(f'Load it with timm.create_model("local-dir:{out}", pretrained=True), or')
-            print(f"  {loading_statement(name, path, opened.num_classes)}")
+            print(f"  {loading_statement(name, path, opened.num_classes, shape)}")
         if push_to_hub:
             push_to_hf_hub(opened, push_to_hub, model_config=_config(opened))
             print(f"Pushed to {push_to_hub}")

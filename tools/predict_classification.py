@@ -10,10 +10,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from timm.utils import reparameterize_model
 
-from linsight.backbones.checkpoint import TimmModel
+from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.backbones.graphs import capture_inference
 from linsight.tools.model import class_names
 from linsight.tools.prediction import Prediction, render
+from linsight.tools.results import Classes
+
+# Pillow's modes of pictures by their number of channels.
+_MODES = {1: "L", 3: "RGB"}
 
 
 class ClassificationPredictor:
@@ -23,6 +27,9 @@ class ClassificationPredictor:
         model: a timm model, as :func:`~linsight.tools.model.open_model` returns it.
         device: device to run it on.
         topk: number of classes per picture.
+
+    Raises:
+        CheckpointError: the model takes images that no picture is.
     """
 
     columns = ("class", "probability")
@@ -31,18 +38,25 @@ class ClassificationPredictor:
         self.model = capture_inference(reparameterize_model(model).to(device))
         self.device, self.topk = device, topk
         self.names = class_names(model)
-        self.transform: Any = timm.data.create_transform(
-            **timm.data.resolve_model_data_config(model)
-        )
+        data = timm.data.resolve_model_data_config(model)
+        channels = data["input_size"][0]
+        if channels not in _MODES:
+            raise CheckpointError(
+                f"the model takes images of {channels} channels, and a picture has "
+                f"{' or '.join(map(str, _MODES))}"
+            )
+        self.mode = _MODES[channels]
+        self.transform: Any = timm.data.create_transform(**data)
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image) -> Prediction:
+    def predict(self, picture: Image.Image) -> Classes:
+        """The probability of each class."""
+        picture = picture.convert(self.mode)
         scores = self.model(self.transform(picture)[None].to(self.device))[0].float().softmax(-1)
-        top = scores.topk(min(self.topk, len(self.names)))
-        best = [
-            (self.names[i], p)
-            for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
+        return Classes(self.names, scores.cpu().numpy())
+
+    def __call__(self, picture: Image.Image) -> Prediction:
+        best = self.predict(picture).top(self.topk)
         return Prediction(
             summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
             rows=[(name, f"{p:.6f}") for name, p in best],

@@ -23,10 +23,12 @@ from PIL import Image
 from timm.utils import reparameterize_model
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
+from linsight.heads.backbone import convert_backbone
 from linsight.heads.detection_figures import detections, draw_objects
 from linsight.tools.config import tta_of
 from linsight.tools.model import Run
 from linsight.tools.prediction import Prediction
+from linsight.tools.results import Objects
 
 _LIBRARIES = ("linsight", "mmdet", "mmengine")
 
@@ -61,17 +63,19 @@ class DetectionPredictor:
         with DefaultScope.overwrite_default_scope("mmdet"):
             model = MODELS.build(config.model)
             self.pipeline = Compose(list(_drop_loading(pipeline)))
-        check_fit(run.state, model, f"checkpoint {source} does not fit the model that it names")
-        model.load_state_dict(run.state, strict=False)
+        state = convert_backbone(run.state, model.backbone)
+        check_fit(state, model, f"checkpoint {source} does not fit the model that it names")
+        model.load_state_dict(state, strict=False)
         reparameterize_model(model.backbone, inplace=True)
         if augmentation:
             model = MODELS.build({**augmentation, "module": model})
         self.model = model.to(device).eval()
-        self.names = run.classes
+        self.names = [*map(str, run.classes or _count(config.model))]
         self.score = score
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image) -> Prediction:
+    def predict(self, picture: Image.Image) -> Objects:
+        """The objects, the surest first."""
         image = np.asarray(picture)
         shape = image.shape[:2]
         item = self.pipeline(
@@ -84,22 +88,39 @@ class DetectionPredictor:
             }
         )
         (sample,) = self.model.test_step(pseudo_collate([item]))
-        objects = detections(sample, self.score)
-        masks = objects["masks"]
+        found = detections(sample, self.score)
+        order = np.argsort(-found["scores"], kind="stable")
+        found = {key: None if value is None else value[order] for key, value in found.items()}
+        return Objects(self.names, **found)
+
+    def __call__(self, picture: Image.Image) -> Prediction:
+        objects = self.predict(picture)
         rows = []
-        for i in np.argsort(-objects["scores"], kind="stable"):
-            label = int(objects["labels"][i])
-            name = self.names[label] if self.names else label
-            box = (f"{edge:.1f}" for edge in objects["boxes"][i])
-            pixels = "" if masks is None else int(masks[i].sum())
-            rows.append((name, f"{objects['scores'][i]:.4f}", *box, pixels))
+        for i, label in enumerate(objects.labels.tolist()):
+            box = (f"{edge:.1f}" for edge in objects.boxes[i])
+            pixels = "" if objects.masks is None else int(objects.masks[i].sum())
+            rows.append((self.names[label], f"{objects.scores[i]:.4f}", *box, pixels))
         names = [str(row[0]) for row in rows]
         counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
         return Prediction(
             summary=", ".join(counts) or "nothing",
             rows=rows,
-            drawing=draw_objects(image, **objects, names=self.names),
+            drawing=draw_objects(
+                np.asarray(picture),
+                objects.boxes,
+                objects.labels,
+                objects.scores,
+                objects.masks,
+                self.names,
+            ),
         )
+
+
+def _count(model: Mapping) -> range:
+    """Numbers for the classes of a detector that names none."""
+    heads = [model.get("bbox_head"), (model.get("roi_head") or {}).get("bbox_head")]
+    heads = [h for head in heads for h in (head if isinstance(head, list | tuple) else [head])]
+    return range(max(head.get("num_classes", 0) for head in heads if head))
 
 
 def _drop_loading(pipeline: Sequence[dict]) -> Iterator[dict]:

@@ -316,6 +316,14 @@ def old_name(name):
     return re.sub(r"(stages\.\d\.downsample)\.(?=conv|norm)", r"\1.0.", name)
 
 
+def test_pytorchs_batch_norms_stay_without_a_gpu():
+    """PyTorch's `SyncBatchNorm` needs one."""
+    model = torch.nn.Sequential(BatchNormAct2d(4), torch.nn.BatchNorm2d(4))
+    synchronize_batch_norms(model, convert=False)
+    assert model[0].synchronized
+    assert type(model[1]) is torch.nn.BatchNorm2d
+
+
 @pytest.mark.parametrize("way", ["load_state_dict", "create_model"])
 @pytest.mark.parametrize("name", ["mala_vit_nano", "soft_vit_nano", "agent_deit_tiny"])
 def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
@@ -330,6 +338,7 @@ def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
             old_name(key).replace("downsample.0.", "downsample."): v for key, v in weights.items()
         }
     assert old.keys() != weights.keys()
+    old = {k: v.unflatten(-1, (7, 7)) if k.endswith("map_bias") else v for k, v in old.items()}
     other = timm.create_model(name, **options)
     if way == "load_state_dict":
         other.load_state_dict(old)

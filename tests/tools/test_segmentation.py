@@ -103,7 +103,6 @@ def test_fine_tuning_leaves_the_classifier_out(trained, tmp_path):
 
 
 def test_predictions(trained, tmp_path):
-    main.mount()
     scene = digit_scene(0, "test", size=(60, 90), digits=2, digit_size=(0.5, 0.7))
     Image.fromarray(scene.image).save(tmp_path / "scene.png")
 
@@ -130,7 +129,6 @@ def test_predictions(trained, tmp_path):
 
 
 def test_a_picture_that_is_too_small_costs_no_other(trained, tmp_path):
-    main.mount()
     for name, side in (("a_tiny", 9), ("large", 64)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
     words = ["predict", str(trained[1] / "iter_4.pth"), str(tmp_path), "--out", str(tmp_path / "o")]

@@ -43,6 +43,18 @@ def test_torchao_quantises_each_linear_layer(name, config):
 
 @pytest.mark.parametrize("name", PARTS)
 @torch.inference_mode()
+def test_a_quantised_model_is_folded(name):
+    """A quantised weight cannot be multiplied in place: what would be folded into it stays."""
+    from torchao import quantization
+
+    model, x = lively(create(name)), images(1).float()
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    wanted = model(x)
+    assert distance(reparameterize_model(model)(x), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("name", PARTS)
+@torch.inference_mode()
 def test_dynamic_quantisation_replaces_each_linear_layer(name):
     model, x = float32(name)
     wanted = model(x)
