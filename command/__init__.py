@@ -31,9 +31,11 @@ COMMANDS = {
     "export": "Write a model for other programs, and check that the written model computes "
     "the same.",
     "convert": "Write a paper's released weights as safetensors under linsight's names.",
+    "linearise": "Swap a model's softmax attention for a linear mixer, and train that to agree "
+    "with it.",
 }
 # Those of them that need more than the models do.
-TRAINING = ("demo", "check", "train", "test", "predict", "export", "convert")
+TRAINING = ("demo", "check", "train", "test", "predict", "export", "convert", "linearise")
 
 
 class Commands(TyperGroup):

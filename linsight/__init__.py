@@ -8,6 +8,7 @@ Importing the package registers every model in timm, and does nothing else::
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,44 @@ def load(
     from linsight.tools.load import LoadedModel
 
     return LoadedModel(source, model_name, device, score)
+
+
+def linearise(
+    model: Any,
+    mixer: str = "mala",
+    *,
+    blocks: Iterable[int] | None = None,
+    mixer_options: dict | None = None,
+    **options: Any,
+) -> Any:
+    """A pretrained vision transformer with linear attention in the place of its softmax attention.
+
+    ::
+
+        student = linsight.linearise(teacher, "mala", data="pictures", epochs=20)
+
+    Args:
+        model: a ViT, DeiT or DINOv2 of timm or of linsight, with its weights.
+        mixer: name of the new token mixer.
+        blocks: indices of the blocks that get it, negative ones from the end; None for all.
+        mixer_options: keyword arguments by mixer.
+        **options: of :func:`linsight.tools.linearise.train_student`: ``data``, a folder of
+            pictures, or ``config`` have the student trained; without them it is as swapped.
+
+    Returns:
+        The student, a model of timm, in evaluation mode. Its ``model_args`` are the arguments
+        with which :func:`timm.create_model` builds it.
+
+    Raises:
+        ValueError: the model is not supported, or an option is wrong.
+    """
+    if not options:
+        from linsight.backbones.linearise import swap_mixers
+
+        return swap_mixers(model, mixer, blocks, mixer_options)
+    from linsight.tools.linearise import train_student
+
+    return train_student(model, mixer, blocks, mixer_options, **options)
 
 
 __version__ = "0.1.0"

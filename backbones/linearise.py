@@ -1,0 +1,94 @@
+"""Another token mixer in the place of a trained model's softmax attention."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from .checkpoint import TimmModel
+from .conversion import convert_timm_model
+from .mixers import MixerOptions
+from .skeletons.vit import VisionTransformer
+
+
+def swap_mixers(
+    model: nn.Module,
+    mixer: str,
+    blocks: Iterable[int] | None = None,
+    mixer_options: MixerOptions | None = None,
+) -> TimmModel:
+    """A copy of a plain vision transformer with another token mixer in some of its blocks.
+
+    All other weights are the model's. A new mixer starts with the projections of the old one: q, k
+    and v, and the output's. A further block of its input projection, a gate, starts as ones.
+
+    Args:
+        model: a model that `convert_timm_model` takes.
+        mixer: name of the new mixer, a key of `linsight.backbones.mixers.MIXERS`.
+        blocks: indices of the blocks that get it, negative ones from the end; None for all.
+        mixer_options: keyword arguments by mixer.
+
+    Returns:
+        The new model in evaluation mode, of the same registered name, whose `model_args` have the
+        mixer of each block.
+
+    Raises:
+        ValueError: if the model is not supported, a block does not exist, or the mixer cannot
+            stand in this body.
+    """
+    teacher: Any = convert_timm_model(model)
+    if not isinstance(teacher, VisionTransformer):
+        raise ValueError(
+            f"model is a {type(teacher).__name__}; mixers are swapped in plain vision transformers "
+            "alone: take a ViT, a DeiT or a DINOv2"
+        )
+    depth = len(teacher.blocks)
+    chosen = set(range(depth)) if blocks is None else set(blocks)
+    if not chosen or not chosen <= set(range(-depth, depth)):
+        raise ValueError(
+            f"blocks is {sorted(chosen)}, expected at least one index from {-depth} to {depth - 1}"
+        )
+    chosen = {i % depth for i in chosen}
+    held = teacher.model_args.get("mixer", "softmax")
+    names = list(held) if isinstance(held, (tuple, list)) else [held] * depth
+    if any(names[i] != "softmax" for i in chosen):
+        raise ValueError(
+            f"mixer of the model is {held!r}; blocks with softmax attention alone are swapped"
+        )
+    names = [mixer if i in chosen else name for i, name in enumerate(names)]
+    options = dict(teacher.model_args.get("mixer_options") or {}) | dict(mixer_options or {})
+    arguments = teacher.model_args | {"mixer": names}
+    if options:
+        arguments["mixer_options"] = options
+    like = next(teacher.parameters())
+    settings = {
+        key: value
+        for key, value in teacher.pretrained_cfg.items()
+        if key in ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+        or key == "label_names"
+    }
+    with like.device:
+        student: Any = timm.create_model(
+            teacher.pretrained_cfg["architecture"], pretrained_cfg_overlay=settings, **arguments
+        )
+    weights = student.state_dict()
+    for name, value in teacher.state_dict().items():
+        if name in weights and weights[name].shape == value.shape:
+            weights[name] = value
+    for i in chosen:
+        _take_projections(weights, teacher.state_dict(), f"blocks.{i}.mixer.in_proj.")
+    student.load_state_dict(weights)
+    return student.to(like.dtype).eval()
+
+
+def _take_projections(weights: dict[str, Any], old: dict[str, Any], prefix: str) -> None:
+    """Let a wider input projection start with the old one's q, k and v, and a gate of ones."""
+    weight, bias = f"{prefix}weight", f"{prefix}bias"
+    if weight not in weights or len(weights[weight]) <= len(old[weight]):
+        return
+    rest = len(weights[weight]) - len(old[weight])
+    zeros = weights[weight].new_zeros(rest, weights[weight].shape[1])
+    weights[weight] = torch.cat((old[weight], zeros))
+    weights[bias] = torch.cat((old[bias], old[bias].new_ones(rest)))

@@ -1,0 +1,56 @@
+"""A folder of pictures without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mmengine.registry import DATASETS
+from PIL import Image
+
+from .classification import TransformedImages
+from .loading import DataError
+from .pictures import read_picture
+
+# Every tenth picture is kept apart for validation.
+APART = 10
+
+
+@DATASETS.register_module()
+def PictureFolder(
+    root: str,
+    split: Literal["train", "val"] = "train",
+    transform: dict | None = None,
+    corrupt_tolerance: float = 0.01,
+) -> TransformedImages:
+    """All pictures in a folder and its sub-folders, under timm's transform, each with the label 0.
+
+    Args:
+        root: the folder.
+        split: ``"val"`` for every tenth picture in the order of their names, beginning with the
+            first; ``"train"`` for the others. A folder of one picture has it in both.
+        transform: arguments of :func:`timm.data.create_transform`.
+        corrupt_tolerance: the largest share of pictures that may be unreadable.
+
+    Raises:
+        DataError: the folder is missing, or has no picture.
+    """
+    if not Path(root).is_dir():
+        raise DataError(f"the folder of pictures {root!r} does not exist: give one by --data")
+    endings = Image.registered_extensions()
+    files = sorted(file for file in Path(root).rglob("*") if file.suffix.lower() in endings)
+    if not files:
+        raise DataError(f"the folder {root!r} holds no pictures: give one with some by --data")
+    apart = files[::APART]
+    if split == "train" and len(files) > 1:
+        files = [file for file in files if file not in set(apart)]
+    elif split == "val":
+        files = apart
+
+    return TransformedImages(
+        lambda index: (read_picture(files[index]), 0),
+        len(files),
+        transform,
+        name_of=lambda index: str(files[index]),
+        corrupt_tolerance=corrupt_tolerance,
+    )

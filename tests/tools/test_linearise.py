@@ -1,0 +1,175 @@
+"""`linsight linearise`: a teacher with softmax attention, a student with linear attention."""
+
+import json
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+import linsight
+import linsight.heads
+from linsight.backbones.conversion import convert_timm_model
+from linsight.tools.linearise import train_student, write_model
+from linsight_command import app
+
+NANO = {"img_size": 8, "in_chans": 1, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}
+MIXERS = ("mala", "rala", "inline", "hedgehog")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Standardised handwritten digits (N, 1, 8, 8) and their labels, of training and of test."""
+    images, labels = load_digits(return_X_y=True)
+    images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    labels = torch.tensor(labels)
+    return images[:1400], labels[:1400], images[1400:], labels[1400:]
+
+
+@pytest.fixture(scope="module")
+def teacher(digits, tmp_path_factory):
+    """A folder with a softmax transformer that reads them."""
+    torch.manual_seed(0)
+    model = timm.create_model("softmax_deit_tiny", num_classes=10, drop_path_rate=0.0, **NANO)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    for _ in range(120):
+        batch = torch.randint(1400, (64,))
+        F.cross_entropy(model(digits[0][batch]), digits[1][batch]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("teacher")
+    write_model(model.eval(), folder)
+    return folder
+
+
+def student_of(teacher, mixer, **options):
+    source = {"model_name": f"local-dir:{teacher}", "pretrained": True}
+    return MODELS.build({"type": "Linearisation", "teacher": source, "mixer": mixer, **options})
+
+
+def learn(model, images, steps):
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.train()
+    for step in range(steps):
+        model.set_progress(step / steps)
+        losses = model(images[torch.randint(len(images), (32,))], mode="loss")
+        sum(value for name, value in losses.items() if "loss" in name).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    model.eval()
+
+
+@torch.no_grad()
+def distance(model, images):
+    """1 - the mean cosine of a student's features with its teacher's."""
+    return 1 - sum(r["cosine"] for r in model(images, mode="predict")) / len(images)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_student_recovers_its_teachers_features(mixer, teacher, digits):
+    torch.manual_seed(0)
+    model = student_of(teacher, mixer).eval()
+    untrained = distance(model, digits[2])
+    learn(model, digits[0], 60)
+    assert distance(model, digits[2]) < untrained / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_student_is_within_a_point_of_its_teacher(mixer, teacher, digits):
+    torch.manual_seed(0)
+    stages = {"mixers": 0.3, "features": 0.5, "logits": 0.2}
+    model = student_of(teacher, mixer, stages=stages).eval()
+    learn(model, digits[0], 1500)
+    with torch.inference_mode():
+        accuracies = [
+            (m.eval()(digits[2]).argmax(1) == digits[3]).float().mean()
+            for m in (model._teacher[0], model.backbone)
+        ]
+    assert accuracies[1] > accuracies[0] - 0.01
+
+
+def test_each_mixer_learns_from_its_own_block(teacher, digits):
+    """In the first stage a block's error reaches that block's mixer, and nothing else."""
+    model = student_of(teacher, "hedgehog", blocks=[0])
+    assert model.swapped == [0]
+    losses = model(digits[0][:4], mode="loss")
+    assert losses.keys() == {"loss", "error_00"}
+    losses["loss"].backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert touched == {n for n, _ in model.named_parameters() if ".blocks.0.mixer." in n}
+    assert not any("teacher" in name for name in model.state_dict())
+
+
+def test_a_swap_keeps_all_other_weights():
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=24)
+    teacher, student = convert_timm_model(theirs), linsight.linearise(theirs, "mala", blocks=[-2])
+    own, old = student.state_dict(), teacher.state_dict()
+    wide = own.pop("blocks.0.mixer.in_proj.weight"), own.pop("blocks.0.mixer.in_proj.bias")
+    assert torch.equal(wide[0][:72], old["blocks.0.mixer.in_proj.weight"])
+    assert torch.equal(wide[1][72:], torch.ones(24))
+    assert [name for name in own if name not in old] == [
+        "blocks.0.mixer.attention.local_weight",
+        "blocks.0.mixer.attention.local_bias",
+    ]
+    assert all(torch.equal(value, own[name]) for name, value in old.items() if name in own)
+    again = timm.create_model(student.pretrained_cfg["architecture"], **student.model_args)
+    assert again.state_dict().keys() == student.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": [2]}, "blocks is .2., expected at least one index from -2 to 1"),
+        ({"mixer": "mla"}, "there is no mixer 'mla'; did you mean"),
+        ({"mixer": "mhla"}, "class tokens stand before the map"),
+    ],
+)
+def test_an_impossible_swap_is_named(options, message):
+    model = timm.create_model("softmax_deit_tiny", **NANO)
+    with pytest.raises(ValueError, match=message):
+        linsight.linearise(model, **options)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(11):
+        Image.effect_noise((40, 40), 30 + i).convert("RGB").save(folder / f"{i:02d}.png")
+    return folder
+
+
+def test_the_command(pictures, tmp_path):
+    """It trains on pictures without labels, reports, goes on, and writes a model for timm."""
+    options = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = timm.create_model("softmax_dinov2_small.lvd142m_reg4", **options | {"img_size": 42})
+    write_model(model.eval(), tmp_path / "model")
+    words = ["linearise", str(tmp_path / "model"), "--mixer", "hedgehog", "--data", str(pictures)]
+    words += ["--image-size", "42", "--batch-size", "4", "--work-dir", str(tmp_path / "work")]
+    words += ["--cfg-options", "train_dataloader.num_workers=0"]
+    words += ["--cfg-options", "val_dataloader.num_workers=0", "--keep-last", "1"]
+    done = CliRunner().invoke(app, [*words, "--epochs", "2"])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "work/report.json").read_text())
+    assert report["blocks"] == [0]
+    assert report["trained"].keys() == {"cosine", "error_0"}
+    assert (tmp_path / "work/block_errors.png").is_file()
+    student = timm.create_model(f"local-dir:{tmp_path / 'work/student'}", pretrained=True)
+    kinds = [type(block.mixer).__name__ for block in student.blocks]
+    assert kinds == ["Hedgehog", "Softmax"]
+    assert student(torch.randn(1, 3, 56, 70)).shape == (1, 32)
+
+
+def test_data_are_asked_for(tmp_path):
+    model = timm.create_model("softmax_deit_tiny", **NANO)
+    with pytest.raises(ValueError, match="give a folder of pictures by --data"):
+        train_student(model, "mala", work_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"data_root .* does not exist"):
+        train_student(model, "mala", data=tmp_path / "none", work_dir=tmp_path)
