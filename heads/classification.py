@@ -17,6 +17,7 @@ from ..backbones.graphs import capture_training
 from ..data.augmentation import Views, augment
 from ..data.loading import DataError
 from .backbone import create_backbone, keep_frozen
+from .distillation import Distillation
 from .losses import build_loss
 
 for _loss in (
@@ -86,6 +87,9 @@ class ImageClassifier(BaseModel):
             the order of timm's prefetching loader. A data set's transform erases before Mixup.
         label_smoothing: smoothing of the targets, with and without Mixup. A `loss` of one's own
             gets it as its ``label_smoothing`` or ``smoothing``.
+        distillation: arguments of :class:`~linsight.heads.distillation.Distillation`, whose loss on
+            a teacher's logits is added. A backbone with two classifiers, a distilled DeiT, gives
+            the second one's logits to it; any other gives the only ones.
         compile: compile the backbone in place; a dict holds arguments of ``torch.compile``.
         graph: on a GPU, and unless it is compiled, replay the backbone's training passes from CUDA
             graphs (:func:`linsight.capture_training`).
@@ -100,6 +104,7 @@ class ImageClassifier(BaseModel):
         mixup: dict | None = None,
         erasing: dict | None = None,
         label_smoothing: float = 0.0,
+        distillation: dict | None = None,
         compile: bool | dict = False,
         graph: bool = True,
         data_preprocessor: dict | nn.Module | None = None,
@@ -119,6 +124,9 @@ class ImageClassifier(BaseModel):
         if label_smoothing and not self.mixup:
             loss = _smooth(loss, label_smoothing)
         self.loss = build_loss(loss, num_classes)
+        self.distillation = distillation and Distillation(**distillation, num_classes=num_classes)
+        if self.distillation and hasattr(self.backbone, "set_distilled_training"):
+            cast(Any, self.backbone).set_distilled_training(True)
         if compile:
             self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
         elif graph:
@@ -151,7 +159,13 @@ class ImageClassifier(BaseModel):
                 inputs, labels = cast(Any, self._mix)(inputs, labels)
             if self.erasing:
                 inputs = cast(Any, self._erase)(inputs)
-            return {"loss": self.loss(self.backbone(inputs).float(), labels)}
+            logits = self.backbone(inputs)
+            if not self.distillation:
+                return {"loss": self.loss(logits.float(), labels)}
+            first, second = logits if isinstance(logits, tuple) else (logits, logits)
+            taught = self.distillation(second.float(), inputs)
+            share = self.distillation.weight
+            return {"loss": (1 - share) * self.loss(first.float(), labels) + share * taught}
         logits = self.backbone(inputs)
         if mode == "tensor":
             return logits

@@ -20,6 +20,7 @@ from ..backbones.context import Context
 from ..backbones.conversion import convert_timm_model
 from ..backbones.linearise import swap_mixers
 from .backbone import create_backbone
+from .distillation import divergence
 
 STAGES = ("mixers", "features", "logits")
 
@@ -124,8 +125,8 @@ class Linearisation(BaseModel):
             got = student.forward_features(inputs)
             losses = {"loss_features": _distance(got, wanted)}
             if self.stage == "logits":
-                losses["loss_logits"] = self.divergence(
-                    student.forward_head(got), teacher.forward_head(wanted)
+                losses["loss_logits"] = divergence(
+                    student.forward_head(got), teacher.forward_head(wanted), self.temperature
                 )
             return losses
         if mode != "predict":
@@ -169,12 +170,6 @@ class Linearisation(BaseModel):
             got = cast(Any, self.backbone).blocks[i].mixer(x, context)
             errors.append(relative_error(got, wanted))
         return torch.stack(errors), features
-
-    def divergence(self, got: Tensor, wanted: Tensor) -> Tensor:
-        """The Kullback-Leibler divergence of class probabilities, averaged over images."""
-        got, wanted = ((x.float() / self.temperature).log_softmax(-1) for x in (got, wanted))
-        loss = F.kl_div(got, wanted, reduction="batchmean", log_target=True)
-        return loss * self.temperature**2
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> Tensor:

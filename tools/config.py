@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from linsight.heads.backbone import TimmBackbone
+from linsight.heads.distillation import Distillation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -191,6 +192,7 @@ _UNTYPED: dict[str, tuple[Callable, set[str]]] = {
     "env_cfg": (dict, {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"}),
     "optim_wrapper": (OptimWrapper, {"constructor", "paramwise_cfg"}),
     "model.mixup": (timm.data.Mixup, set()),
+    "model.distillation": (Distillation, set()),
     "transform": (timm.data.create_transform, set()),
 }
 # Keys that a registry's builder removes before it calls the class, by name of the registry.

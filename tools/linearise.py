@@ -10,7 +10,6 @@ from typing import Annotated, Any, cast
 import torch
 import typer
 from mmengine.config import Config
-from timm.models import save_for_hf
 from torch import nn
 
 from linsight.backbones.checkpoint import TimmModel
@@ -18,7 +17,7 @@ from linsight.backbones.conversion import convert_timm_model
 from linsight.backbones.linearise import swap_mixers
 from linsight.heads.linearisation import Agreement
 from linsight.tools.config import ConfigError
-from linsight.tools.model import open_model
+from linsight.tools.model import open_model, write_model
 from linsight.tools.run import Overrides, build_runner, report_errors
 
 
@@ -171,16 +170,6 @@ def agreement(model: Any, loader: Any) -> dict[str, float]:
     model.eval()
     results = [result for batch in loader for result in model.val_step(batch)]
     return {name: round(value, 4) for name, value in Agreement().compute_metrics(results).items()}
-
-
-def write_model(model: TimmModel, folder: Path) -> None:
-    """Write ``model.safetensors`` and timm's ``config.json``, with the model's arguments."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = {k: v for k, v in cast(Any, model).model_args.items() if k != "num_classes"}
-    entries: dict[str, Any] = {"num_classes": model.num_classes, "model_args": arguments}
-    if labels := model.pretrained_cfg.get("label_names"):
-        entries["label_names"] = list(labels)
-    save_for_hf(model, str(folder), model_config=entries, safe_serialization=True)
 
 
 if __name__ == "__main__":

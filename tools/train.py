@@ -19,6 +19,7 @@ from mmengine.config import Config
 from linsight.data.sources import read_source
 from linsight.tools.check import TaskOption, check_task, draw_samples, inspect_data
 from linsight.tools.config import ConfigError, _nearest
+from linsight.tools.model import open_model, write_model
 from linsight.tools.recipe import FILE, Wishes, write_recipe
 from linsight.tools.run import (
     LauncherOption,
@@ -91,6 +92,10 @@ def train(
             help="Go on from the last checkpoint in the work dir, or from the file named after it.",
         ),
     ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Distil a classifier's knowledge: a checkpoint, a folder, or a name."),
+    ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision; needs a GPU.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the backbone.")] = False,
     tracker: Annotated[
@@ -110,6 +115,20 @@ def train(
     except KeyboardInterrupt:
         print("\nStopped. The same command with --resume goes on.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _set_teacher(cfg: Config, source: str) -> None:
+    """Let a classifier learn from a teacher as well, whose copy is written to the work dir.
+
+    Raises:
+        ConfigError: the config is not of a classifier.
+    """
+    if cfg.model.type != "ImageClassifier":
+        raise ConfigError("--teacher is for classifiers, and the config is of another model")
+    folder = Path(cfg.work_dir, "teacher")
+    write_model(open_model(source), folder)
+    teacher = {"model_name": f"local-dir:{folder}", "pretrained": True}
+    cfg.model.distillation = {**(cfg.model.get("distillation") or {}), "teacher": teacher}
 
 
 def run(**options: Any) -> Path:
@@ -144,6 +163,8 @@ def run(**options: Any) -> Path:
             cfg.load_from = checkpoints[-1]
         elif given.resume and not Path(cfg.work_dir, "last_checkpoint").is_file():
             print(f"Nothing to resume in {cfg.work_dir}: the training starts", file=sys.stderr)
+        if given.teacher is not None:
+            _set_teacher(cfg, given.teacher)
         if given.amp and cfg.optim_wrapper.get("type") != "AmpOptimWrapper":
             cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
         if given.compile:

@@ -14,7 +14,7 @@ EPSILON = 1e-6
 class HedgehogAttention(PackedAttention):
     """phi(q_i) sum_j phi(k_j)^T v_j / (phi(q_i) . sum_j phi(k_j) + 1e-6), per head.
 
-    phi(x) is the softmax over the 2 D channels of (W x, -W x), with a matrix W (D, D) for each head,
+    phi(x) is the softmax over the 2 D channels of (W x, -W x), with a matrix W (D, D) per head,
     one for queries and one for keys. Both begin as the identity. Class tokens take part as all
     others do. Sums are in float32 or wider.
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 import linsight
 import linsight.heads
 from linsight.backbones.conversion import convert_timm_model
-from linsight.tools.linearise import train_student, write_model
+from linsight.tools.linearise import train_student
+from linsight.tools.model import write_model
 from linsight_command import app
 
 NANO = {"img_size": 8, "in_chans": 1, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}
