@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def _processes_without_transformers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         folder = Path(__file__).with_name("without_transformers")
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _names_of_mmengine() -> Iterator[None]:
+    """Names in registries mean mmengine's own, though a test before trained a detector of mmdet."""
+    if "mmengine.registry" not in sys.modules:
+        yield
+        return
+    with sys.modules["mmengine.registry"].DefaultScope.overwrite_default_scope("mmengine"):
         yield
 
 
