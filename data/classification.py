@@ -154,14 +154,14 @@ def TimmDataset(
         vars(dataset)["metainfo"] = metainfo
         return dataset
     if not isinstance(dataset, timm.data.ImageDataset):
-        classes = getattr(dataset, "classes", None)
-        if hasattr(dataset, "loader"):  # that of torchvision's folders loses 16 bits
-            dataset.loader = read_picture
+        others = cast(Any, dataset)
+        if hasattr(others, "loader"):  # that of torchvision's folders loses 16 bits
+            others.loader = read_picture
         return TransformedImages(
             partial(_read_item, dataset),
             len(dataset),
             transform,
-            classes,
+            getattr(others, "classes", None),
             str,
             corrupt_tolerance,
             augment_on_device,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -86,7 +86,7 @@ class _CenterCrop(v2.CenterCrop):
         if isinstance(inpt, tv_tensors.Mask):
             lacking = [
                 max(0, wanted - side)
-                for wanted, side in zip(self.size, inpt.shape[-2:], strict=True)
+                for wanted, side in zip(cast(Any, self.size), inpt.shape[-2:], strict=True)
             ]
             top, left = (side // 2 for side in lacking)
             padding = [left, top, lacking[1] - left, lacking[0] - top]

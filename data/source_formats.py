@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -482,7 +482,10 @@ def _read_voc(root: Path) -> Source | None:
                 box = node.find("bndbox")
                 name = (node.findtext("name") or "").strip()
                 try:
-                    edges = [float(box.findtext(k) or "") for k in ("xmin", "ymin", "xmax", "ymax")]
+                    edges = [
+                        float(cast(Any, box).findtext(k) or "")
+                        for k in ("xmin", "ymin", "xmax", "ymax")
+                    ]
                 except (AttributeError, ValueError):
                     faulty.append(file.name)
                     continue
