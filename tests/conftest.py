@@ -97,14 +97,12 @@ def _processes_without_transformers() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _names_of_mmengine() -> Iterator[None]:
-    """Names in registries mean mmengine's own, though a test before trained a detector of mmdet."""
-    if "mmengine.registry" not in sys.modules:
-        yield
-        return
-    with sys.modules["mmengine.registry"].DefaultScope.overwrite_default_scope("mmengine"):
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def _scope_of_names() -> Iterator[None]:
+    """Where a file's tests have trained, the next file's names do not mean that training's scope."""
+    yield
+    if "mmengine.registry" in sys.modules:
+        sys.modules["mmengine.registry"].DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
