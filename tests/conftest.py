@@ -99,7 +99,7 @@ def _processes_without_transformers() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _scope_of_names() -> Iterator[None]:
-    """Where a file's tests have trained, the next file's names do not mean that training's scope."""
+    """Forget the scope in which a file's trainings look up names, before the next file's tests."""
     yield
     if "mmengine.registry" in sys.modules:
         sys.modules["mmengine.registry"].DefaultScope._instance_dict.clear()
