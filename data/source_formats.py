@@ -11,10 +11,9 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from .loading import DataError
-from .pictures import turn
+from .segmentation import read_numbers
 from .sources import ENDINGS, SPLITS, Sample, Source, Task, image_size
 
 KNOWN = (
@@ -631,8 +630,7 @@ def read_mask(file: Path) -> np.ndarray:
         DataError: the file cannot be read, or has several channels.
     """
     try:
-        with Image.open(file) as image:
-            mask = np.asarray(turn(image))
+        mask = read_numbers(file)
     except Exception as error:
         raise DataError(f"mask {file} cannot be read: {error}") from None
     if mask.ndim != 2:
