@@ -49,6 +49,7 @@ def test_export(nano):
             assert relative(program.module()(x), nano(x)) < 1e-6
 
 
+@pytest.mark.slow
 def test_onnx(nano, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
