@@ -27,6 +27,8 @@ class TimmModel(nn.Module):
         num_features, head_hidden_size: channels of the features, and before the classifier.
         feature_info: per level its channels "num_chs", its stride "reduction" and its "module".
         norm: what is applied to the last level.
+        model_args: on this library's models, the arguments with which `timm.create_model` and the
+            name in `pretrained_cfg["architecture"]` build the model again.
     """
 
     pretrained_cfg: dict[str, Any]
@@ -36,6 +38,7 @@ class TimmModel(nn.Module):
     head_hidden_size: int
     feature_info: list[dict[str, Any]]
     norm: nn.Module
+    model_args: dict[str, Any]
     # They are in every skeleton, and in most models of timm.
     forward_intermediates: Callable[..., Any]
     prune_intermediate_layers: Callable[..., Any]

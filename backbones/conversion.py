@@ -45,8 +45,8 @@ def convert_timm_model(model: nn.Module) -> TimmModel:
     Raises:
         ValueError: if the model has a part that this library's body lacks.
     """
-    if getattr(model, "pretrained_cfg", {}).get("architecture") in ZOO:
-        return model  # type: ignore[return-value]
+    if isinstance(model, TimmModel) and model.pretrained_cfg["architecture"] in ZOO:
+        return model
     name, arguments = describe_timm_model(model)
     reference: Any = model
     weights = reference.state_dict()
@@ -133,8 +133,9 @@ def _check_parts(model: Any) -> None:
     Raises:
         ValueError: it has one; the message names it.
     """
-    attentions = [getattr(block, "attn", None) for block in model.blocks]
-    mlps = [getattr(block, "mlp", None) for block in model.blocks]
+    name = model.pretrained_cfg.get("architecture", type(model).__name__)
+    attentions: list[Any] = [getattr(block, "attn", None) for block in model.blocks]
+    mlps: list[Any] = [getattr(block, "mlp", None) for block in model.blocks]
     norms = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
     distilled = isinstance(model, timm.models.deit.VisionTransformerDistilled)
     pooled_with_prefix = model.pool_include_prefix and model.global_pool not in ("", "token")
@@ -176,5 +177,4 @@ def _check_parts(model: Any) -> None:
     }
     for fault, found in faults.items():
         if found:
-            name = model.pretrained_cfg.get("architecture", type(model).__name__)
             raise ValueError(f"model {name} has {fault}; supported are {SUPPORTED}")

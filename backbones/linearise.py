@@ -59,7 +59,7 @@ def swap_mixers(
         )
     names = [mixer if i in chosen else name for i, name in enumerate(names)]
     options = dict(teacher.model_args.get("mixer_options") or {}) | dict(mixer_options or {})
-    arguments = teacher.model_args | {"mixer": names}
+    arguments: dict[str, Any] = teacher.model_args | {"mixer": names}
     if options:
         arguments["mixer_options"] = options
     like = next(teacher.parameters())

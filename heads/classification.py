@@ -123,7 +123,9 @@ class ImageClassifier(BaseModel):
         if label_smoothing and not self.mixup:
             loss = _smooth(loss, label_smoothing)
         self.loss = build_loss(loss, num_classes)
-        self.distillation = distillation and Distillation(**distillation, num_classes=num_classes)
+        self.distillation: Any = distillation and Distillation(
+            **distillation, num_classes=num_classes
+        )
         if self.distillation and hasattr(self.backbone, "set_distilled_training"):
             cast(Any, self.backbone).set_distilled_training(True)
         if compile:

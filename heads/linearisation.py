@@ -112,9 +112,10 @@ class Linearisation(BaseModel):
             ValueError: the mode is unknown.
         """
         student: Any = self.backbone
+        teacher: Any = self._teacher[0]
         if mode == "tensor":
             return student.forward_features(inputs)
-        teacher = self._teacher[0].to(inputs.device)
+        teacher.to(inputs.device)
         if mode == "loss":
             if self.stage == "mixers":
                 errors = self.block_errors(teacher, inputs)[0].mean(1)

@@ -33,7 +33,7 @@ Written by `python -m linsight.tools.zoo`; do not edit it. One card a paper; the
 """
 
 # Training data by a word of a tag, as in timm's tags.
-DATA = {"in22k": "ImageNet-22K", "in1k": "ImageNet-1K"}
+DATA = {"in22k": "ImageNet-22K", "in1k": "ImageNet-1K", "lvd142m": "LVD-142M without labels"}
 
 
 def page() -> str:
@@ -72,7 +72,7 @@ def _results(models: dict[str, Model]) -> str:
         ("mask AP", [mask for _, mask in boxes_and_masks]),
         ("mIoU", [model.upernet for model in models.values() if model.upernet]),
     )
-    return ", ".join(f"{metric} {span(values)}" for metric, values in ranges if values)
+    return ", ".join(f"{metric} {span(values)}" for metric, values in ranges if values) or "none"
 
 
 def _weights(models: dict[str, Model]) -> str:

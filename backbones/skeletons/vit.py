@@ -188,11 +188,12 @@ class VisionTransformer(VisionModel):
         """Images to the first block's tokens (B, P + H * W, C), and their context."""
         announce_pass(self, x)
         x = self.patch_embed(x)
-        tokens = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
-        position = self.pos_embed
-        if self.cls_token is not None and not self.has_class_token:
-            tokens.remove(self.cls_token)
-            position = depend_on(position, self.cls_token)
+        token, position = self.cls_token, self.pos_embed
+        if token is not None and not self.has_class_token:
+            token, position = None, depend_on(position, token)
+        tokens: list[Tensor] = [
+            t for t in (token, self.dist_token, self.reg_token) if t is not None
+        ]
         prefix = torch.cat(tokens, 1) if len(tokens) > 1 else tokens[0] if tokens else None
         x, context = add_tokens(
             x, prefix, position, self.size, "bicubic", embed_prefix=not self.no_embed_class

@@ -63,7 +63,7 @@ def _deit(size: str, digest: str, larger: str | None = None) -> dict[str, Weight
 def _dinov2(size: str) -> dict[str, Weights]:
     """The weights without and with four register tokens."""
     hub = f"timm/vit_{size}_patch14"
-    file, config = "pytorch_model.bin", {"num_classes": 0}
+    file, config = "pytorch_model.bin", {"num_classes": 0, "input_size": (3, 518, 518)}
     registers = {"reg_tokens": 4, "no_embed_class": True}
     return {
         "lvd142m": Weights(f"{hub}_dinov2.lvd142m", file, config=config),
