@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -17,7 +18,8 @@ from linsight.backbones.conversion import convert_timm_model
 from linsight.backbones.linearise import swap_mixers
 from linsight.heads.linearisation import Agreement
 from linsight.tools.config import ConfigError
-from linsight.tools.model import open_model, write_model
+from linsight.tools.export import write_safetensors
+from linsight.tools.model import open_model
 from linsight.tools.run import Overrides, build_runner, report_errors
 
 
@@ -114,12 +116,16 @@ def train_student(
     """
     if data is None and config is None:
         raise ConfigError("data: give a folder of pictures by --data, or a config by --config")
-    teacher = convert_timm_model(model)
-    work_dir = Path(work_dir)
+    teacher: Any = copy(convert_timm_model(model))
+    # A model that is built for another size or other channels has the settings of its weights.
+    stride = teacher.feature_info[0]["reduction"]
+    shape = (teacher.in_chans, *(side * stride for side in teacher.size))
+    teacher.pretrained_cfg = {**teacher.pretrained_cfg, "input_size": shape}
+    work_dir = Path(work_dir).resolve()
     # A wrong mixer or block is an error before anything is written.
     swap_mixers(teacher, mixer, blocks, mixer_options)
     chosen = None if blocks is None else list(blocks)
-    write_model(teacher, work_dir / "teacher")
+    write_safetensors(teacher, work_dir / "teacher")
     size = image_size or teacher.pretrained_cfg["input_size"][-1]
     looks = {
         key: teacher.pretrained_cfg[key]
@@ -159,8 +165,8 @@ def train_student(
         "trained": agreement(runner.model, runner.val_dataloader),
     }
     (work_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    student = cast(TimmModel, cast(Any, runner.model).backbone.eval())
-    write_model(student, work_dir / "student")
+    student = cast(TimmModel, cast(Any, runner.model).backbone.cpu().eval())
+    write_safetensors(student, work_dir / "student")
     return student
 
 

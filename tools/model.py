@@ -12,7 +12,6 @@ from typing import Any, cast
 import timm
 from mmengine.config import Config
 from timm.data import ImageNetInfo
-from timm.models import save_for_hf
 from torch import Tensor
 
 from linsight.backbones.checkpoint import CheckpointError, TimmModel, check_fit, unwrap
@@ -234,13 +233,3 @@ def class_names(model: TimmModel) -> list[str]:
         info = ImageNetInfo()
         return [info.index_to_description(i) for i in range(1000)]
     return list(names or map(str, range(model.num_classes)))
-
-
-def write_model(model: TimmModel, folder: Path) -> None:
-    """Write ``model.safetensors`` and timm's ``config.json``, with the model's arguments."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = {k: v for k, v in getattr(model, "model_args", {}).items() if k != "num_classes"}
-    entries: dict[str, Any] = {"num_classes": model.num_classes, "model_args": arguments}
-    if labels := model.pretrained_cfg.get("label_names"):
-        entries["label_names"] = list(labels)
-    save_for_hf(model, str(folder), model_config=entries, safe_serialization=True)

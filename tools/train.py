@@ -19,7 +19,8 @@ from mmengine.config import Config
 from linsight.data.sources import read_source
 from linsight.tools.check import TaskOption, check_task, draw_samples, inspect_data
 from linsight.tools.config import ConfigError, _nearest
-from linsight.tools.model import open_model, write_model
+from linsight.tools.export import write_safetensors
+from linsight.tools.model import open_model
 from linsight.tools.recipe import FILE, Wishes, write_recipe
 from linsight.tools.run import (
     LauncherOption,
@@ -125,8 +126,8 @@ def _set_teacher(cfg: Config, source: str) -> None:
     """
     if cfg.model.type != "ImageClassifier":
         raise ConfigError("--teacher is for classifiers, and the config is of another model")
-    folder = Path(cfg.work_dir, "teacher")
-    write_model(open_model(source), folder)
+    folder = Path(cfg.work_dir, "teacher").resolve()
+    write_safetensors(open_model(source), folder)
     teacher = {"model_name": f"local-dir:{folder}", "pretrained": True}
     cfg.model.distillation = {**(cfg.model.get("distillation") or {}), "teacher": teacher}
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import linsight
 import linsight.heads
 from linsight.backbones.conversion import convert_timm_model
+from linsight.tools.export import write_safetensors
 from linsight.tools.linearise import train_student
-from linsight.tools.model import write_model
 from linsight_command import app
 
 NANO = {"img_size": 8, "in_chans": 1, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -35,7 +35,10 @@ def digits():
 def teacher(digits, tmp_path_factory):
     """A folder with a softmax transformer that reads them."""
     torch.manual_seed(0)
-    model = timm.create_model("softmax_deit_tiny", num_classes=10, drop_path_rate=0.0, **NANO)
+    overlay = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)}
+    model = timm.create_model(
+        "softmax_deit_tiny", num_classes=10, pretrained_cfg_overlay=overlay, **NANO
+    )
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     for _ in range(120):
         batch = torch.randint(1400, (64,))
@@ -43,7 +46,7 @@ def teacher(digits, tmp_path_factory):
         optimizer.step()
         optimizer.zero_grad()
     folder = tmp_path_factory.mktemp("teacher")
-    write_model(model.eval(), folder)
+    write_safetensors(model.eval(), folder)
     return folder
 
 
@@ -151,7 +154,7 @@ def test_the_command(pictures, tmp_path):
     """It trains on pictures without labels, reports, goes on, and writes a model for timm."""
     options = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
     model = timm.create_model("softmax_dinov2_small.lvd142m_reg4", **options | {"img_size": 42})
-    write_model(model.eval(), tmp_path / "model")
+    write_safetensors(model.eval(), tmp_path / "model")
     words = ["linearise", str(tmp_path / "model"), "--mixer", "hedgehog", "--data", str(pictures)]
     words += ["--image-size", "42", "--batch-size", "4", "--work-dir", str(tmp_path / "work")]
     words += ["--cfg-options", "train_dataloader.num_workers=0"]

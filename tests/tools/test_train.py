@@ -121,6 +121,35 @@ class TestTrain:
         )
         assert "resumed epoch: 3" in output
 
+    @pytest.mark.parametrize("kind", ["soft", "hard"])
+    def test_learns_from_a_teacher(self, trained, tmp_path, kind):
+        best = next(trained[1].glob("best*"))
+        words = ["train_cfg.max_epochs=1", f"model.distillation.kind={kind}"]
+        words += ["default_hooks.learning_curve=None", "default_hooks.predictions=None"]
+        cli_train(trained[0], "--teacher", best, "--work-dir", tmp_path, *words)
+        config = (tmp_path / "tiny.py").read_text()
+        assert f"kind='{kind}'" in config
+        assert f"local-dir:{tmp_path}/teacher" in config
+        teacher = safetensors.torch.load_file(tmp_path / "teacher" / "model.safetensors")
+        wanted = torch.load(best, weights_only=False)["state_dict"]
+        assert all(torch.equal(teacher[k.removeprefix("backbone.")], wanted[k]) for k in wanted)
+        # The teacher's weights are not learnt, and not written.
+        student = torch.load(tmp_path / "epoch_1.pth", weights_only=False)["state_dict"]
+        assert student.keys() == wanted.keys()
+
+    @pytest.mark.parametrize(
+        ("teacher", "words", "message"),
+        [
+            ("rala_vit_nanno", [], "'rala_vit_nanno' is neither a file nor a model of timm; the n"),
+            (None, ["model.num_classes=4"], "the teacher has 3 classes and the model 4: take"),
+        ],
+    )
+    def test_a_wrong_teacher_is_named(self, trained, tmp_path, teacher, words, message):
+        teacher = teacher or next(trained[1].glob("best*"))
+        words = ["--work-dir", tmp_path, *words]
+        output = cli_train(trained[0], "--teacher", teacher, *words, expect=1)
+        assert f"error: {message}" in output
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
