@@ -328,19 +328,35 @@ def _of_one_stage(choice: Any) -> Any:
 
 # The names of the layer scales in timm's and DINOv2's checkpoints, and of the mixer.
 TIMM_NAMES = {".attn.": ".mixer.", ".ls1.gamma": ".gamma1", ".ls2.gamma": ".gamma2"}
+# The names of Hugging Face's transformers for DINOv2.
+TRANSFORMERS_NAMES = {
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+    "embeddings.": "",
+    "encoder.layer.": "blocks.",
+    ".attention.output.dense.": ".mixer.out_proj.",
+    ".attention.attention.": ".mixer.",
+    ".layer_scale1.lambda1": ".gamma1",
+    ".layer_scale2.lambda1": ".gamma2",
+    ".mlp.weights_in.": ".mlp.fc1.",
+    ".mlp.weights_out.": ".mlp.fc2.",
+    "layernorm.": "norm.",
+}
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -> dict[str, Tensor]:
     """A checkpoint under this library's names.
 
-    It may be one of timm's ViT, DeiT and DINOv2, of DeiT's and DINOv2's authors, of a mixer's
-    authors in this body, or of this library. Position embeddings and tables of another image size
-    are interpolated.
+    It may be one of timm's ViT, DeiT and DINOv2, of DeiT's and DINOv2's authors, of transformers'
+    DINOv2, of a mixer's authors in this body, or of this library. Position embeddings and tables of
+    another image size are interpolated.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
     state_dict = dict(unwrap(state_dict))
+    if any("embeddings.cls_token" in name for name in state_dict):
+        state_dict = convert_transformers(state_dict)
     state_dict = {rename(name, TIMM_NAMES): v for name, v in state_dict.items()}
     for name, value in state_dict.items():
         if name.endswith((".gamma1", ".gamma2")) and value.ndim == 1:
@@ -350,6 +366,25 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
     if (position := state_dict.get("pos_embed")) is not None:
         state_dict["pos_embed"] = resize_position(position, model.size, model.position_prefix)
     check_model(state_dict, model)
+    return state_dict
+
+
+def convert_transformers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of transformers' DINOv2 alone, under the names of DINOv2's authors.
+
+    What stands on the backbone, such as a decoder, is left out.
+    """
+    (token,) = (name for name in state_dict if name.endswith("embeddings.cls_token"))
+    prefix = token.removesuffix("embeddings.cls_token")
+    state_dict = {
+        rename(name.removeprefix(prefix), TRANSFORMERS_NAMES): value
+        for name, value in state_dict.items()
+        if name.startswith(prefix)
+    }
+    for name in [name for name in state_dict if ".mixer.query." in name]:
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        packed = torch.cat([state_dict.pop(part) for part in parts])
+        state_dict[name.replace(".query.", ".in_proj.")] = packed
     return state_dict
 
 
