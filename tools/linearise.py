@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 import torch
 import typer
 from mmengine.config import Config
+from rich.console import Console
 from torch import nn
 
 from linsight.backbones.checkpoint import TimmModel
@@ -19,6 +20,7 @@ from linsight.backbones.linearise import swap_mixers
 from linsight.heads.linearisation import Agreement
 from linsight.tools.config import ConfigError
 from linsight.tools.export import write_safetensors
+from linsight.tools.linearise_report import compare_sizes, draw_features, table
 from linsight.tools.model import open_model
 from linsight.tools.run import Overrides, build_runner, report_errors
 
@@ -46,6 +48,10 @@ def linearise(
     work_dir: Annotated[
         Path, typer.Option(help="Where weights, logs, figures and the report go.")
     ] = Path("work_dirs/linearise"),
+    report_sizes: Annotated[
+        str | None,
+        typer.Option(help="Sides of images to compare the models at, such as 224,518,1036."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the work dir.")
     ] = False,
@@ -67,10 +73,14 @@ def linearise(
             batch_size=batch_size,
             config=config,
             work_dir=work_dir,
+            report_sizes=report_sizes and _sizes(report_sizes),
             resume=resume,
             cfg_options=cfg_options,
         )
-        print((work_dir / "report.json").read_text(), end="")
+        report = json.loads((work_dir / "report.json").read_text())
+        rows = report.pop("sizes")
+        print(json.dumps(report, indent=2))
+        Console().print(table(rows))
         print(f'Load it with timm.create_model("local-dir:{work_dir}/student", pretrained=True)')
 
 
@@ -86,14 +96,16 @@ def train_student(
     batch_size: int | None = None,
     config: str | None = None,
     work_dir: str | Path = "work_dirs/linearise",
+    report_sizes: Sequence[int] | None = None,
     resume: bool = False,
     cfg_options: list[str] | None = None,
 ) -> TimmModel:
     """Train a copy of a model, with another mixer, to agree with the model.
 
     The work dir gets the teacher and the student as folders that timm loads, ``report.json`` with
-    their agreement on the pictures kept apart before and after the training, ``block_errors.png``,
-    and what every training writes.
+    their agreement on the pictures kept apart before and after the training and, by image size,
+    their agreement, speed and memory; ``features.png``, the features of pictures kept apart in
+    colours; ``block_errors.png``; and what every training writes.
 
     Args:
         model, mixer, blocks, mixer_options: as for
@@ -103,6 +115,8 @@ def train_student(
         epochs, batch_size: by default the config's.
         config: name or path of a config; by default ``linearise_pictures``, which needs `data`.
         work_dir: folder for the results.
+        report_sizes: sides in pixels of the square images at which the report compares the models;
+            by default `image_size` and its double.
         resume: whether to go on from the last checkpoint in the work dir.
         cfg_options: ``key=value`` words that change the config.
 
@@ -116,14 +130,14 @@ def train_student(
     """
     if data is None and config is None:
         raise ConfigError("data: give a folder of pictures by --data, or a config by --config")
+    # A wrong model, mixer or block is an error before anything is written.
+    swap_mixers(model, mixer, blocks, mixer_options)
     teacher: Any = copy(convert_timm_model(model))
     # A model that is built for another size or other channels has the settings of its weights.
     stride = teacher.feature_info[0]["reduction"]
     shape = (teacher.in_chans, *(side * stride for side in teacher.size))
     teacher.pretrained_cfg = {**teacher.pretrained_cfg, "input_size": shape}
     work_dir = Path(work_dir).resolve()
-    # A wrong mixer or block is an error before anything is written.
-    swap_mixers(teacher, mixer, blocks, mixer_options)
     chosen = None if blocks is None else list(blocks)
     write_safetensors(teacher, work_dir / "teacher")
     size = image_size or teacher.pretrained_cfg["input_size"][-1]
@@ -164,10 +178,22 @@ def train_student(
         "swapped, untrained": before,
         "trained": agreement(runner.model, runner.val_dataloader),
     }
+    trained: Any = runner.model
+    teacher, student = trained._teacher[0], trained.backbone.eval()
+    pictures, device = runner.cfg.val_dataloader.dataset, next(student.parameters()).device
+    sizes = report_sizes or (size, 2 * size)
+    report["sizes"] = compare_sizes(teacher, student, pictures, sizes, device)
+    draw_features(teacher, student, pictures, size, device, work_dir / "features.png")
     (work_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    student = cast(TimmModel, cast(Any, runner.model).backbone.cpu().eval())
-    write_safetensors(student, work_dir / "student")
+    write_safetensors(student.cpu(), work_dir / "student")
     return student
+
+
+def _sizes(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise ConfigError(f"--report-sizes is {text!r}, expected sides such as 224,518,1036")
+    return [int(word) for word in words]
 
 
 @torch.no_grad()

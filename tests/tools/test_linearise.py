@@ -6,7 +6,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS
+from mmengine.visualization import Visualizer
 from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
@@ -159,12 +161,22 @@ def test_the_command(pictures, tmp_path):
     words += ["--image-size", "42", "--batch-size", "4", "--work-dir", str(tmp_path / "work")]
     words += ["--cfg-options", "train_dataloader.num_workers=0"]
     words += ["--cfg-options", "val_dataloader.num_workers=0", "--keep-last", "1"]
-    done = CliRunner().invoke(app, [*words, "--epochs", "2"])
-    assert done.exit_code == 0, done.output
+    words += ["--report-sizes", "28,56"]
+    for more in (["--epochs", "1"], ["--epochs", "2", "--resume"]):
+        done = CliRunner().invoke(app, [*words, *more])
+        assert done.exit_code == 0, done.output
+        for shared in (MMLogger, MessageHub, Visualizer):
+            shared._instance_dict.clear()  # mmengine finds them again by the second
+    assert "resumed epoch: 1" in done.output
     report = json.loads((tmp_path / "work/report.json").read_text())
     assert report["blocks"] == [0]
     assert report["trained"].keys() == {"cosine", "error_0"}
-    assert (tmp_path / "work/block_errors.png").is_file()
+    for row, size in zip(report["sizes"], (28, 56), strict=True):
+        assert row["size"] == size
+        assert 0 < row["cosine"] <= 100
+        assert min(row[model]["images_per_second"] for model in ("teacher", "student")) > 0
+    for figure in ("block_errors.png", "features.png"):
+        assert (tmp_path / "work" / figure).is_file()
     student = timm.create_model(f"local-dir:{tmp_path / 'work/student'}", pretrained=True)
     kinds = [type(block.mixer).__name__ for block in student.blocks]
     assert kinds == ["Hedgehog", "Softmax"]

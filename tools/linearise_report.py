@@ -1,0 +1,132 @@
+"""How a student of `linsight linearise` compares with its teacher at several image sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from mmengine.registry import DATASETS
+from rich.table import Table
+from torch import Tensor
+
+from linsight.tools.benchmark_cases import default_batch
+from linsight.tools.benchmark_timing import peak_memory, quantiles, release
+
+# Pictures that are compared at each size, and that are drawn.
+COMPARED, DRAWN = 16, 4
+SECONDS = 0.2
+
+
+@torch.inference_mode()
+def compare_sizes(
+    teacher: Any, student: Any, dataset: dict, sizes: Sequence[int], device: torch.device
+) -> list[dict[str, Any]]:
+    """Agreement, speed and memory of two models of one body at several image sizes.
+
+    Args:
+        teacher, student: the models, in evaluation mode.
+        dataset: config of a data set with a transform, whose first pictures are compared.
+        sizes: sides of square images in pixels.
+        device: where both run.
+
+    Returns:
+        For each size a dict: ``cosine``, the mean over the tokens of the map and over the pictures
+        of the cosine between the models' features in float32, in percent; ``teacher`` and
+        ``student``, each with ``images_per_second`` and ``memory`` in MiB (None on a CPU) of
+        inference in bfloat16 on a GPU, and in float32 on a CPU.
+    """
+    rows = []
+    for size in sizes:
+        pictures = load_pictures(dataset, size, COMPARED)
+        cosines = [
+            F.cosine_similarity(*(map_tokens(m, x, device) for m in (teacher, student)), dim=-1)
+            for x in pictures
+        ]
+        row: dict[str, Any] = {
+            "size": size,
+            "pictures": len(pictures),
+            "cosine": round(100 * torch.cat(cosines).mean().item(), 2),
+        }
+        batch = default_batch("inference", size, device)
+        for name, model in (("teacher", teacher), ("student", student)):
+            row[name] = measure(model, torch.randn(batch, *pictures[0].shape), device)
+        rows.append(row)
+    return rows
+
+
+def measure(model: Any, images: Tensor, device: torch.device) -> dict[str, float | None]:
+    """The images per second of a model's features, and the memory in MiB of its weights and its
+    pass."""
+    release()
+    cuda = device.type == "cuda"
+    held = torch.cuda.memory_allocated(device) / 2**20 if cuda else 0
+    # A copy, since `to` changes a model in place.
+    copy = deepcopy(model).to(device, torch.bfloat16 if cuda else torch.float32)
+    images = images.to(device, next(copy.parameters()).dtype)
+    milliseconds = quantiles(lambda: copy.forward_features(images), device, SECONDS)[1]
+    memory = peak_memory(lambda: copy.forward_features(images), device)
+    return {
+        "images_per_second": round(1000 * len(images) / milliseconds, 1),
+        "memory": None if memory is None else round(memory - held),
+    }
+
+
+def load_pictures(dataset: dict, size: int, count: int) -> list[Tensor]:
+    """The first pictures of a data set as float tensors (C, size, size)."""
+    source: Any = DATASETS.build(
+        {**dataset, "transform": {**dataset["transform"], "input_size": size}}
+    )
+    return [source[i][0] for i in range(min(count, len(source)))]
+
+
+def map_tokens(model: Any, picture: Tensor, device: torch.device) -> Tensor:
+    """The features (H * W, C) of a picture's patches, in float32."""
+    tokens = model.forward_features(picture[None].to(device))
+    return tokens[0, model.num_prefix_tokens :].float()
+
+
+@torch.inference_mode()
+def draw_features(
+    teacher: Any, student: Any, dataset: dict, size: int, device: torch.device, file: Path
+) -> None:
+    """Draw pictures, and the three principal components of their features in each of the models as
+    red, green and blue; the components are those of the teacher."""
+    pictures = load_pictures(dataset, size, DRAWN)
+    figure = Figure(figsize=(6, 2 * len(pictures)), layout="constrained")
+    axes = figure.subplots(len(pictures), 3, squeeze=False)
+    for row, picture in zip(axes, pictures, strict=True):
+        tokens = [map_tokens(m, picture, device).cpu() for m in (teacher, student)]
+        mean = tokens[0].mean(0)
+        # Signs and order are those of the singular vectors, equal for both models.
+        basis = torch.linalg.svd(tokens[0] - mean, full_matrices=False)[2][:3].T
+        colours = [(t - mean) @ basis for t in tokens]
+        low, high = colours[0].quantile(torch.tensor([0.02, 0.98]), dim=0)
+        shown = picture.permute(1, 2, 0).float()
+        shown = (shown - shown.amin()) / (shown.amax() - shown.amin()).clamp(min=1e-6)
+        row[0].imshow(shown.squeeze(-1).numpy(), cmap="gray")
+        for cell, values in zip(row[1:], colours, strict=True):
+            side = round(len(values) ** 0.5)
+            values = ((values - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+            cell.imshow(values.view(side, side, 3).numpy())
+        for cell in row:
+            cell.axis("off")
+    for cell, title in zip(axes[0], ("picture", "teacher", "student"), strict=True):
+        cell.set_title(title)
+    figure.savefig(file, dpi=120)
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """The rows of `compare_sizes` as a table of the command line."""
+    columns = ("px", "cosine %", "teacher img/s", "student img/s", "teacher MiB", "student MiB")
+    shown = Table(*columns)
+    for row in rows:
+        models = row["teacher"], row["student"]
+        rates = [f"{m['images_per_second']:g}" for m in models]
+        memory = ["-" if m["memory"] is None else f"{m['memory']}" for m in models]
+        shown.add_row(str(row["size"]), f"{row['cosine']:.2f}", *rates, *memory)
+    return shown
