@@ -21,15 +21,18 @@ def PictureFolder(
     root: str,
     split: Literal["train", "val"] = "train",
     transform: dict | None = None,
+    length: int | None = None,
     corrupt_tolerance: float = 0.01,
 ) -> TransformedImages:
     """All pictures in a folder and its sub-folders, under timm's transform, each with the label 0.
 
     Args:
-        root: the folder.
-        split: ``"val"`` for every tenth picture in the order of their names, beginning with the
-            first; ``"train"`` for the others. A folder of one picture has it in both.
+        root: the folder. If it has sub-folders ``train`` and ``val``, they are the splits.
+        split: otherwise ``"val"`` is every tenth picture in the order of their names, beginning
+            with the first, and ``"train"`` the others. A folder of one picture has it in both.
         transform: arguments of :func:`timm.data.create_transform`.
+        length: number of items; by default that of the pictures. A larger one repeats them, each
+            time with another crop.
         corrupt_tolerance: the largest share of pictures that may be unreadable.
 
     Raises:
@@ -41,16 +44,17 @@ def PictureFolder(
     files = sorted(file for file in Path(root).rglob("*") if file.suffix.lower() in endings)
     if not files:
         raise DataError(f"the folder {root!r} holds no pictures: give one with some by --data")
-    apart = files[::APART]
-    if split == "train" and len(files) > 1:
-        files = [file for file in files if file not in set(apart)]
+    own = [[f for f in files if f.relative_to(root).parts[0] == name] for name in ("train", "val")]
+    if all(own):
+        files = own[split == "val"]
     elif split == "val":
-        files = apart
-
+        files = files[::APART]
+    elif len(files) > 1:
+        files = [file for i, file in enumerate(files) if i % APART]
     return TransformedImages(
-        lambda index: (read_picture(files[index]), 0),
-        len(files),
+        lambda index: (read_picture(files[index % len(files)]), 0),
+        length or len(files),
         transform,
-        name_of=lambda index: str(files[index]),
+        name_of=lambda index: str(files[index % len(files)]),
         corrupt_tolerance=corrupt_tolerance,
     )

@@ -48,6 +48,9 @@ class Linearisation(BaseModel):
         mixer_options: keyword arguments by mixer.
         stages: the share of the training of each stage, by its name, in order.
         temperature: of the teacher's and the student's class probabilities.
+        sizes: sides of square images, of which one is drawn for each batch of the training, which
+            is resized to it; None leaves batches as they are. A student that sees several numbers
+            of tokens agrees at others as well.
 
     Raises:
         ValueError: if a stage is unknown, or the teacher has no classifier for ``logits``.
@@ -61,6 +64,7 @@ class Linearisation(BaseModel):
         mixer_options: dict | None = None,
         stages: dict[str, float] | None = None,
         temperature: float = 1.0,
+        sizes: Sequence[int] | None = None,
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
         super().__init__(data_preprocessor or BaseDataPreprocessor())
@@ -82,6 +86,7 @@ class Linearisation(BaseModel):
             if type(one.mixer) is not type(other.mixer)
         ]
         self.temperature = temperature
+        self.sizes = sizes
         self.stage = next(iter(self.stages))
 
     def init_weights(self) -> None:
@@ -117,6 +122,9 @@ class Linearisation(BaseModel):
             return student.forward_features(inputs)
         teacher.to(inputs.device)
         if mode == "loss":
+            if self.sizes:
+                side = self.sizes[int(torch.randint(len(self.sizes), ()))]
+                inputs = F.interpolate(inputs, (side, side), mode="bilinear", antialias=True)
             if self.stage == "mixers":
                 errors = self.block_errors(teacher, inputs)[0].mean(1)
                 names = [f"error_{i:02d}" for i in self.swapped]

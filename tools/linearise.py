@@ -23,6 +23,7 @@ from linsight.tools.export import write_safetensors
 from linsight.tools.linearise_report import compare_sizes, draw_features, table
 from linsight.tools.model import open_model
 from linsight.tools.run import Overrides, build_runner, report_errors
+from linsight.tools.schedule import set_epochs
 
 
 def linearise(
@@ -73,7 +74,7 @@ def linearise(
             batch_size=batch_size,
             config=config,
             work_dir=work_dir,
-            report_sizes=report_sizes and _sizes(report_sizes),
+            report_sizes=None if report_sizes is None else _sizes(report_sizes),
             resume=resume,
             cfg_options=cfg_options,
         )
@@ -160,8 +161,7 @@ def train_student(
         if batch_size is not None:
             cfg.train_dataloader.batch_size = batch_size
         if epochs is not None:
-            cfg.train_cfg.max_epochs = epochs
-            cfg.param_scheduler[-1].update(T_max=epochs, end=epochs)
+            set_epochs(cfg, epochs)
         cfg.resume = resume
 
     overrides = list(cfg_options or [])
@@ -179,8 +179,9 @@ def train_student(
         "trained": agreement(runner.model, runner.val_dataloader),
     }
     trained: Any = runner.model
-    teacher, student = trained._teacher[0], trained.backbone.eval()
+    student = trained.backbone.eval()
     pictures, device = runner.cfg.val_dataloader.dataset, next(student.parameters()).device
+    teacher = trained._teacher[0].to(device)
     sizes = report_sizes or (size, 2 * size)
     report["sizes"] = compare_sizes(teacher, student, pictures, sizes, device)
     draw_features(teacher, student, pictures, size, device, work_dir / "features.png")

@@ -1,0 +1,29 @@
+# DINOv2-S on some twenty photographs, in 8 minutes on one GPU. Each pass repeats the photographs with
+# other crops, and batches of several sizes teach the student to agree at sizes between and beyond.
+_base_ = ["linearise_pictures.py"]
+
+model = dict(sizes=(224, 392, 518, 700), stages=dict(mixers=0.3, features=0.7))
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=14,
+    persistent_workers=True,
+    dataset=dict(
+        length=1600,
+        transform=dict(input_size=518, scale=(0.1, 1.0), color_jitter=0.3, vflip=0.2),
+    ),
+)
+optim_wrapper = dict(
+    type="AmpOptimWrapper", dtype="bfloat16", loss_scale=1.0, optimizer=dict(lr=6e-4)
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-2, begin=0, end=1, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        eta_min=1e-6,
+        T_max=29,
+        begin=1,
+        end=30,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(max_epochs=30, val_interval=5)
