@@ -1,5 +1,6 @@
-# DINOv2-S on some twenty photographs, in 8 minutes on one GPU. Each pass repeats the photographs with
-# other crops, and batches of several sizes teach the student to agree at sizes between and beyond.
+# DINOv2-S on some twenty photographs, in 8 minutes on one GPU. Each pass repeats the photographs
+# with other crops, and batches of several sizes teach the student to agree at sizes between and
+# beyond.
 _base_ = ["linearise_pictures.py"]
 
 model = dict(sizes=(224, 392, 518, 700), stages=dict(mixers=0.3, features=0.7))
