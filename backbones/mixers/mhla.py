@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..context import Context, Place
 from ..layers import DepthwiseConv2d
 from ..norms import LayerNorm
-from .base import TokenMixer, refuse_prefix_tokens, register_mixer
+from .base import TokenMixer, register_mixer
 from .projected import rename_entries
 
 EPSILON = 1e-6
@@ -28,6 +28,9 @@ class MixedStates(nn.Module):
     zero where they do not divide it; so the cost is linear in the number of tokens. The entries of
     A are kept within 0 and 1: training clamps them as the authors do after each step.
 
+    Prefix tokens, which the paper does not have, lie in no square and are near to all: their state
+    is added to the mixed state of every square, and they read the sum of all states.
+
     Args:
         place: where the mixer stands.
         squares: number of squares per side of the map.
@@ -36,6 +39,7 @@ class MixedStates(nn.Module):
     def __init__(self, place: Place, squares: int) -> None:
         super().__init__()
         self.num_heads = place.num_heads
+        self.prefix_tokens = place.prefix_tokens
         self.squares = squares
         self.mixing = nn.Parameter(nearness(squares))
 
@@ -43,18 +47,30 @@ class MixedStates(nn.Module):
         return f"num_heads={self.num_heads}, squares={self.squares}"
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
-        """(B, H * W, C), each, to (B, H * W, C), tokens of the map of `context`."""
+        """(B, P + H * W, C), each, to (B, P + H * W, C); the map is that of `context`."""
         query, key = query.relu() + EPSILON, key.relu() + EPSILON
-        query, key, value = (self.split(x, context.size) for x in (query, key, value))
+        prefix = [x[:, : self.prefix_tokens] for x in (query, key, value)]
+        query, key, value = (
+            self.split(x[:, self.prefix_tokens :], context.size) for x in (query, key, value)
+        )
         if self.training and self.mixing.requires_grad:
             with torch.no_grad():
                 self.mixing.clamp_(0, 1)
         mixing = self.mixing.clamp(0, 1).to(value.dtype).expand(*value.shape[:2], -1, -1)
         states = key.transpose(-1, -2) @ value
-        states = (mixing @ states.flatten(-2)).unflatten(-1, states.shape[-2:])
+        mixed = (mixing @ states.flatten(-2)).unflatten(-1, states.shape[-2:])
         normaliser = mixing @ (query * key.sum(-2, keepdim=True)).sum(-1)
-        y = query @ states / (normaliser[..., None] + EPSILON)
-        return self.join(y, context.size)
+        if not self.prefix_tokens:
+            return self.join(query @ mixed / (normaliser[..., None] + EPSILON), context.size)
+        front, theirs, values = (
+            x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in prefix
+        )
+        state, total = theirs.transpose(-1, -2) @ values, theirs.sum(-2, keepdim=True)
+        normaliser = normaliser + (query * total[:, :, None]).sum(-1)
+        y = query @ (mixed + state[:, :, None]) / (normaliser[..., None] + EPSILON)
+        state, total = state + states.sum(2), total + key.sum((2, 3))[:, :, None]
+        front = front @ state / ((front * total).sum(-1, keepdim=True) + EPSILON)
+        return torch.cat((front.transpose(1, 2).flatten(2), self.join(y, context.size)), 1)
 
     def split(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (B, H * W, C) to squares (B, heads, squares^2, tokens of a square, D)."""
@@ -85,14 +101,11 @@ class MHLA(TokenMixer):
     Args:
         place: where the mixer stands.
         squares: number of squares per side of the map.
-
-    Raises:
-        ValueError: if there are class tokens, which lie in no square.
     """
 
     def __init__(self, place: Place, *, squares: int = 4) -> None:
         super().__init__()
-        refuse_prefix_tokens(place, "squares hold the tokens of a map")
+        self.prefix_tokens = place.prefix_tokens
         # In float32 it is PyTorch's own choice, which depends on the dtype.
         epsilon = torch.finfo(torch.float32).eps
         self.norm = LayerNorm(place.dim, eps=1e-5)
@@ -106,8 +119,11 @@ class MHLA(TokenMixer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         query, key, value = self.in_proj(self.norm(x)).chunk(3, -1)
         y = self.attention(self.query_norm(query), self.key_norm(key), value, context)
-        local = self.local(value.unflatten(1, context.size).permute(0, 3, 1, 2))
-        return self.out_proj(y + local.permute(0, 2, 3, 1).flatten(1, 2))
+        image = value[:, self.prefix_tokens :].unflatten(1, context.size)
+        local = self.local(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+        if self.prefix_tokens:
+            local = F.pad(local, (0, 0, self.prefix_tokens, 0))
+        return self.out_proj(y + local)
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' layers, renamed, and their mixing (M, M, 1, 1) as a matrix."""

@@ -11,7 +11,7 @@ from ...kernels.gaussian_attention import gaussian_attention
 from ...kernels.landmark_kernel import landmark_kernel
 from ...kernels.newton_inverse import InverseMethod, newton_inverse
 from ..context import Context, Place
-from .base import TokenMixer, refuse_prefix_tokens, register_mixer
+from .base import TokenMixer, register_mixer
 from .projected import rename_entries
 
 # SOFT's number of landmarks per side at the model's image size, unless a ratio is given.
@@ -125,6 +125,9 @@ class SoftmaxFree(TokenMixer):
     is a strided convolution of each head's queries, normalised, through a GELU; K_l is the
     landmarks' own kernel. The convolution of the values has one k x k filter per head.
 
+    The map alone has landmarks. They approximate the kernel of any two tokens, so prefix tokens,
+    which the papers do not have, are queries, keys and values as all others are.
+
     Args:
         place: where the mixer stands.
         landmark_ratio: side r, in tokens, of the window of a landmark; a map of H x W tokens has
@@ -135,9 +138,6 @@ class SoftmaxFree(TokenMixer):
             each other where the iteration does not converge) or 'unregularized' (SOFT before
             July 2022); see `linsight.kernels.newton_inverse`.
         iterations: the number of iterations of Newton's method.
-
-    Raises:
-        ValueError: for a place with class tokens, which have no landmark.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class SoftmaxFree(TokenMixer):
         iterations: int = 20,
     ) -> None:
         super().__init__()
-        refuse_prefix_tokens(place, "landmarks and their convolution need a map")
+        self.prefix_tokens = place.prefix_tokens
         self.num_heads = place.num_heads
         self.width = place.dim // place.num_heads
         self.ratio = landmark_ratio or max(1, min(place.size) // LANDMARKS)
@@ -164,7 +164,7 @@ class SoftmaxFree(TokenMixer):
         self.out_proj = nn.Linear(place.dim, place.dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Mix the tokens (B, H * W, C) of a map.
+        """Mix the tokens (B, P + H * W, C) of a map.
 
         Raises:
             ValueError: if the map holds no landmark.
@@ -173,12 +173,16 @@ class SoftmaxFree(TokenMixer):
         check_map(size, self.ratio)
         projection = self.in_proj(x)
         query, value = projection.unflatten(-1, (2, self.num_heads, self.width)).unbind(2)
-        marks = self.landmark(query.unflatten(1, size))
+        marks = self.landmark(query[:, self.prefix_tokens :].unflatten(1, size))
         landmarks = self.landmark_act(self.landmark_norm(marks)).to(query.dtype)
         inverse = newton_inverse(
             landmark_kernel(landmarks), method=self.inverse, iterations=self.iterations
         )
-        local = self.local(value.flatten(2).unflatten(1, size)).reshape(value.shape)
+        image = value.flatten(2)[:, self.prefix_tokens :].unflatten(1, size)
+        local = self.local(image).flatten(1, 2)
+        if self.prefix_tokens:
+            local = F.pad(local, (0, 0, self.prefix_tokens, 0))
+        local = local.reshape(value.shape)
         y = gaussian_attention(query, landmarks, value, inverse, local, scale=self.width**-0.25)
         return self.out_proj(y.flatten(2))
 

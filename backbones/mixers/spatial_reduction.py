@@ -2,13 +2,14 @@
 
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..context import Context, Place
 from ..layers import pad_to_multiple
 from ..norms import LayerNorm, NormLayer, fold_into_convolution, resolve_norm_layer
-from .base import TokenMixer, refuse_prefix_tokens, register_mixer
+from .base import TokenMixer, register_mixer
 from .projected import rename_entries
 
 AUTHORS_NAMES = {"q.": "query.", "kv.": "key_value.", "sr.": "reduce."}
@@ -19,7 +20,8 @@ class SpatialReduction(TokenMixer):
     """Softmax attention to keys and values of a map that a strided convolution has made smaller.
 
     softmax(D^-0.5 q k^T) v with q = x Wq and k, v = LayerNorm(conv(x)) Wkv (eqs. 1-4), where
-    conv has size and stride R; sides that R does not divide are padded with zeros.
+    conv has size and stride R; sides that R does not divide are padded with zeros. Prefix tokens
+    pass the convolution by: they stand before the reduced map, as in MViT (arXiv:2104.11227).
 
     Args:
         place: where the mixer stands.
@@ -28,7 +30,7 @@ class SpatialReduction(TokenMixer):
             name, or None for none other.
 
     Raises:
-        ValueError: if `reduction` is below 2, or if there are class tokens, which are in no map.
+        ValueError: if `reduction` is below 2.
     """
 
     def __init__(
@@ -39,8 +41,8 @@ class SpatialReduction(TokenMixer):
             raise ValueError(
                 f"reduction is {reduction}, expected at least 2: without one, use 'softmax'"
             )
-        refuse_prefix_tokens(place, "spatial reduction convolves a map alone")
         dim = place.dim
+        self.prefix_tokens = place.prefix_tokens
         self.num_heads = place.num_heads
         self.query = nn.Linear(dim, dim)
         self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction)
@@ -49,11 +51,13 @@ class SpatialReduction(TokenMixer):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """(B, H * W, C) to (B, H * W, C)."""
-        image = pad_to_multiple(
-            x.unflatten(1, context.size).permute(0, 3, 1, 2), self.reduce.stride[0]
-        )
-        reduced = self.norm(self.reduce(image).flatten(2).transpose(1, 2))
+        """(B, P + H * W, C) to (B, P + H * W, C)."""
+        image = x[:, self.prefix_tokens :].unflatten(1, context.size).permute(0, 3, 1, 2)
+        image = pad_to_multiple(image, self.reduce.stride[0])
+        reduced = self.reduce(image).flatten(2).transpose(1, 2)
+        if self.prefix_tokens:
+            reduced = torch.cat((x[:, : self.prefix_tokens].to(reduced.dtype), reduced), 1)
+        reduced = self.norm(reduced)
         query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = (
             self.key_value(reduced).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -62,7 +66,12 @@ class SpatialReduction(TokenMixer):
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def fuse(self) -> nn.Module:
-        """This mixer, whose convolution has taken in the norm, if that is constant."""
+        """This mixer, whose convolution has taken in the norm, if that is constant.
+
+        It keeps the norm where prefix tokens pass the convolution by.
+        """
+        if self.prefix_tokens:
+            return self
         self.norm = fold_into_convolution(self.norm, self.reduce)
         return self
 

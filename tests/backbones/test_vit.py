@@ -88,9 +88,6 @@ MAPS_ONLY = {
     "factorized",
     "large_kernel",
     "local_window",
-    "mhla",
-    "softmax_free",
-    "spatial_reduction",
     "window",
 }
 
@@ -114,7 +111,7 @@ def test_a_mixer_a_block_and_one_without_place():
     model = nano(["agent", "mala"])
     assert [type(b.mixer).__name__ for b in model.blocks] == ["Agent", "MagnitudeAware"]
     with pytest.raises(ValueError, match=r"1 class tokens .* take another mixer"):
-        nano("spatial_reduction")
+        nano("care")
     with pytest.raises(ValueError, match="names 3 blocks of stage 0, which has 2"):
         nano(["agent", "mala", "rala"])
 

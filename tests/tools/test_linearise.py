@@ -134,7 +134,7 @@ def test_a_swap_keeps_all_other_weights():
     [
         ({"blocks": [2]}, "blocks is .2., expected at least one index from -2 to 1"),
         ({"mixer": "mla"}, "there is no mixer 'mla'; did you mean"),
-        ({"mixer": "mhla"}, "class tokens stand before the map"),
+        ({"mixer": "care"}, "class tokens stand before the map"),
     ],
 )
 def test_an_impossible_swap_is_named(options, message):
