@@ -16,12 +16,16 @@ from typer.testing import CliRunner
 import linsight
 import linsight.heads
 from linsight.backbones.conversion import convert_timm_model
+from linsight.heads.backbone import TimmBackbone
+from linsight.heads.classification import ImageClassifier
+from linsight.kernels import force
 from linsight.tools.export import write_safetensors
 from linsight.tools.linearise import train_student
 from linsight_command import app
 
 NANO = {"img_size": 8, "in_chans": 1, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}
 MIXERS = ("mala", "rala", "inline", "hedgehog")
+STEPS = 1500
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +45,7 @@ def teacher(digits, tmp_path_factory):
     model = timm.create_model(
         "softmax_deit_tiny", num_classes=10, pretrained_cfg_overlay=overlay, **NANO
     )
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-    for _ in range(120):
-        batch = torch.randint(1400, (64,))
-        F.cross_entropy(model(digits[0][batch]), digits[1][batch]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    fit(model, digits, 120)
     folder = tmp_path_factory.mktemp("teacher")
     write_safetensors(model.eval(), folder)
     return folder
@@ -71,6 +70,23 @@ def learn(model, images, steps):
     model.eval()
 
 
+def fit(model, digits, steps):
+    """Train by labels."""
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        batch = torch.randint(1400, (64,))
+        F.cross_entropy(model(digits[0][batch]), digits[1][batch]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+
+@torch.no_grad()
+def accuracy(model, digits):
+    return (model(digits[2]).argmax(1) == digits[3]).float().mean().item()
+
+
 @torch.no_grad()
 def distance(model, images):
     """1 - the mean cosine of a student's features with its teacher's."""
@@ -89,16 +105,20 @@ def test_a_student_recovers_its_teachers_features(mixer, teacher, digits):
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_student_is_within_a_point_of_its_teacher(mixer, teacher, digits):
+    """The same model as swapped, and trained from scratch by labels in the same steps, beside it:
+    `pytest --slow -s` prints the row of docs/linearise.md."""
     torch.manual_seed(0)
     stages = {"mixers": 0.3, "features": 0.5, "logits": 0.2}
     model = student_of(teacher, mixer, stages=stages).eval()
-    learn(model, digits[0], 1500)
-    with torch.inference_mode():
-        accuracies = [
-            (m.eval()(digits[2]).argmax(1) == digits[3]).float().mean()
-            for m in (model._teacher[0], model.backbone)
-        ]
-    assert accuracies[1] > accuracies[0] - 0.01
+    scratch = timm.create_model("softmax_deit_tiny", mixer=mixer, num_classes=10, **NANO)
+    rates = [accuracy(m, digits) for m in (model._teacher[0], model.backbone)]
+    learn(model, digits[0], STEPS)
+    fit(scratch, digits, STEPS)
+    rates += [accuracy(m.eval(), digits) for m in (model.backbone, scratch)]
+    print("", f"`{mixer}`", *(f"{100 * rate:.1f}" for rate in rates), "", sep=" | ")
+    original, swapped, linear, _ = rates
+    assert swapped < original - 0.05
+    assert linear > original - 0.01
 
 
 def test_each_mixer_learns_from_its_own_block(teacher, digits):
@@ -189,3 +209,29 @@ def test_data_are_asked_for(tmp_path):
         train_student(model, "mala", work_dir=tmp_path)
     with pytest.raises(ValueError, match=r"data_root .* does not exist"):
         train_student(model, "mala", data=tmp_path / "none", work_dir=tmp_path)
+
+
+def test_the_result_is_a_model_of_timm(tmp_path):
+    """A folder that timm, predict, torch.export, classifiers and dense tasks take."""
+    options = {"img_size": 56, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 3}
+    names = ["cat", "dog", "owl"]
+    overlay = {"input_size": (3, 56, 56), "label_names": names}
+    teacher = timm.create_model(
+        "softmax_dinov2_small.lvd142m_reg4", pretrained_cfg_overlay=overlay, **options
+    )
+    student = linsight.linearise(teacher, "mhla", mixer_options={"mhla": {"squares": 2}})
+    write_safetensors(student, tmp_path)
+    source = f"local-dir:{tmp_path}"
+    images = torch.randn(2, 3, 70, 56)
+    with torch.inference_mode():
+        wanted = student(images)
+        assert torch.equal(timm.create_model(source, pretrained=True).eval()(images), wanted)
+    result = linsight.load(tmp_path, device="cpu").predict(Image.new("RGB", (80, 60)))
+    assert result.name in names
+    classifier = ImageClassifier({"model_name": source, "pretrained": True}, 5)
+    classifier(images, torch.tensor([0, 4]), mode="loss")["loss"].backward()
+    (fmap,) = TimmBackbone(source, out_indices=(0,), pretrained=True)(images)
+    assert fmap.shape == (2, 24, 5, 4)
+    with force("reference"):
+        program = torch.export.export(student, (images,)).module()
+        torch.testing.assert_close(program(images), wanted)
