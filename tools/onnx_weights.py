@@ -17,7 +17,10 @@ from torch import Tensor
 
 from linsight.tools.run import report_errors
 
+app = typer.Typer()
 
+
+@app.command()
 def main(
     file: Annotated[Path, typer.Argument(help="An ONNX file of a DINOv2 of transformers.")],
     out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
@@ -66,4 +69,4 @@ def read_onnx(file: Path) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -328,7 +328,8 @@ def _of_one_stage(choice: Any) -> Any:
 
 # The names of the layer scales in timm's and DINOv2's checkpoints, and of the mixer.
 TIMM_NAMES = {".attn.": ".mixer.", ".ls1.gamma": ".gamma1", ".ls2.gamma": ".gamma2"}
-# The names of Hugging Face's transformers for DINOv2.
+# The names of Hugging Face's transformers for DINOv2: of its files and, since version 5, of its
+# modules.
 TRANSFORMERS_NAMES = {
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
@@ -336,6 +337,10 @@ TRANSFORMERS_NAMES = {
     "encoder.layer.": "blocks.",
     ".attention.output.dense.": ".mixer.out_proj.",
     ".attention.attention.": ".mixer.",
+    ".attention.o_proj.": ".mixer.out_proj.",
+    ".attention.q_proj.": ".mixer.query.",
+    ".attention.k_proj.": ".mixer.key.",
+    ".attention.v_proj.": ".mixer.value.",
     ".layer_scale1.lambda1": ".gamma1",
     ".layer_scale2.lambda1": ".gamma2",
     ".mlp.weights_in.": ".mlp.fc1.",
