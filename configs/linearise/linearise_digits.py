@@ -43,6 +43,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(
         type="CosineAnnealingLR", eta_min=1e-5, T_max=6, begin=0, end=6, convert_to_iter_based=True

@@ -13,9 +13,7 @@ train_dataloader = dict(
         transform=dict(input_size=518, scale=(0.1, 1.0), color_jitter=0.3, vflip=0.2),
     ),
 )
-optim_wrapper = dict(
-    type="AmpOptimWrapper", dtype="bfloat16", loss_scale=1.0, optimizer=dict(lr=6e-4)
-)
+optim_wrapper = dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, begin=0, end=1, convert_to_iter_based=True),
     dict(

@@ -54,18 +54,18 @@ test_evaluator = val_evaluator
 
 optim_wrapper = dict(
     constructor="TimmOptimWrapperConstructor",
-    optimizer=dict(opt="adamw", lr=1e-3, weight_decay=0.0),
+    optimizer=dict(opt="adamw", lr=6e-4, weight_decay=0.0),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
     dict(
         type="CosineAnnealingLR",
-        eta_min=1e-5,
+        eta_min=1e-6,
         T_max=20,
         begin=0,
         end=20,
         convert_to_iter_based=True,
-    )
+    ),
 ]
 # In the first stage the weights outside of the mixers get no gradient.
 find_unused_parameters = True

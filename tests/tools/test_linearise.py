@@ -101,7 +101,7 @@ def distance(model, images):
     return 1 - sum(r["cosine"] for r in model(images, mode="predict")) / len(images)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", ["mala", "hedgehog"])
 def test_a_student_recovers_its_teachers_features(mixer, teacher, digits):
     torch.manual_seed(0)
     model = student_of(teacher, mixer).eval()
