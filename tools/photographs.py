@@ -39,12 +39,11 @@ def collect(
         (out / split).mkdir(parents=True, exist_ok=True)
         for package, names in packages.items():
             spec = find_spec(package)
-            if spec is None:
+            if spec is None or not spec.submodule_search_locations:
                 print(f"{package} is not installed: its photographs are left out")
                 continue
             for name in names.split():
-                (root,) = spec.submodule_search_locations or ()
-                files = sorted(Path(root).rglob(name))
+                files = sorted(Path(spec.submodule_search_locations[0]).rglob(name))
                 if not files:
                     print(f"{package} has no {name}: it is left out")
                     continue

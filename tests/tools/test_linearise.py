@@ -19,6 +19,7 @@ from linsight.backbones.conversion import convert_timm_model
 from linsight.heads.backbone import TimmBackbone
 from linsight.heads.classification import ImageClassifier
 from linsight.kernels import force
+from linsight.tools import linearise_report
 from linsight.tools.export import write_safetensors
 from linsight.tools.linearise import train_student
 from linsight_command import app
@@ -181,16 +182,17 @@ def pictures(tmp_path):
     return folder
 
 
-def test_the_command(pictures, tmp_path):
+def test_the_command(pictures, tmp_path, monkeypatch):
     """It trains on pictures without labels, reports, goes on, and writes a model for timm."""
-    options = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    model = timm.create_model("softmax_dinov2_small.lvd142m_reg4", **options | {"img_size": 42})
+    monkeypatch.setattr(linearise_report, "SECONDS", 0)
+    options = {"img_size": 42, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = timm.create_model("softmax_dinov2_small.lvd142m_reg4", **options)
     write_safetensors(model.eval(), tmp_path / "model")
     words = ["linearise", str(tmp_path / "model"), "--mixer", "hedgehog", "--data", str(pictures)]
     words += ["--image-size", "42", "--batch-size", "4", "--work-dir", str(tmp_path / "work")]
     words += ["--cfg-options", "train_dataloader.num_workers=0"]
     words += ["--cfg-options", "val_dataloader.num_workers=0", "--keep-last", "1"]
-    words += ["--report-sizes", "28,56"]
+    words += ["--report-sizes", "28,56", "--cfg-options", "default_hooks.learning_curve=None"]
     for more in (["--epochs", "1"], ["--epochs", "2", "--resume"]):
         done = CliRunner().invoke(app, [*words, *more])
         assert done.exit_code == 0, done.output
