@@ -41,7 +41,7 @@ def resolve_mlp_layer(mlp_layer: MlpLayer) -> Callable[..., nn.Module]:
     """
     if not isinstance(mlp_layer, str):
         return mlp_layer
-    classes = {
+    classes: dict[str, Any] = {
         name.lower(): layer
         for name, layer in vars(timm.layers.mlp).items()
         if isinstance(layer, type) and layer.__module__ == timm.layers.mlp.__name__

@@ -9,12 +9,12 @@ import timm.models.deit
 import timm.models.vision_transformer as timm_vit
 from torch import nn
 
-from .checkpoint import TimmModel, check_fit
+from .checkpoint import check_fit
 from .registry import ZOO
 from .skeletons.base import image_size
 from .skeletons.vit import DistilledVisionTransformer, VisionTransformer, checkpoint_filter_fn
 
-SUPPORTED = "timm's plain vit_*, deit_*, deit3_* and *_dinov2 models, and linsight's own"
+SUPPORTED = "timm's plain vit_*, deit_*, deit3_* and *_dinov2, and linsight's *_deit_*, *_dinov2_*"
 # What the models of timm's two classes become here.
 CLASSES: dict[type[nn.Module], type[VisionTransformer]] = {
     timm_vit.VisionTransformer: VisionTransformer,
@@ -30,12 +30,12 @@ ACTIVATIONS = {
 }
 
 
-def convert_timm_model(model: nn.Module) -> TimmModel:
+def convert_timm_model(model: nn.Module) -> VisionTransformer:
     """One of timm's plain vision transformers as a model of this library.
 
     Args:
         model: a model that timm has built: ViT, DeiT or DINOv2, with or without registers. A
-            model of this library is returned as it is.
+            vision transformer of this library is returned as it is.
 
     Returns:
         A model with copies of the weights and the same outputs, in the same mode, on the same
@@ -45,7 +45,7 @@ def convert_timm_model(model: nn.Module) -> TimmModel:
     Raises:
         ValueError: if the model has a part that this library's body lacks.
     """
-    if isinstance(model, TimmModel) and model.pretrained_cfg["architecture"] in ZOO:
+    if isinstance(model, VisionTransformer):
         return model
     name, arguments = describe_timm_model(model)
     reference: Any = model

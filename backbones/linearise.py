@@ -9,8 +9,7 @@ from torch import nn
 
 from .checkpoint import TimmModel
 from .conversion import convert_timm_model
-from .mixers import MixerOptions
-from .skeletons.vit import VisionTransformer
+from .mixers import MIXERS, MixerOptions
 
 
 def swap_mixers(
@@ -39,11 +38,6 @@ def swap_mixers(
             stand in this body.
     """
     teacher: Any = convert_timm_model(model)
-    if not isinstance(teacher, VisionTransformer):
-        raise ValueError(
-            f"model is a {type(teacher).__name__}; mixers are swapped in plain vision transformers "
-            "alone: take a ViT, a DeiT or a DINOv2"
-        )
     depth = len(teacher.blocks)
     chosen = set(range(depth)) if blocks is None else set(blocks)
     if not chosen or not chosen <= set(range(-depth, depth)):
@@ -51,11 +45,12 @@ def swap_mixers(
             f"blocks is {sorted(chosen)}, expected at least one index from {-depth} to {depth - 1}"
         )
     chosen = {i % depth for i in chosen}
-    held = teacher.model_args.get("mixer", "softmax")
-    names = list(held) if isinstance(held, (tuple, list)) else [held] * depth
-    if any(names[i] != "softmax" for i in chosen):
+    known = {kind: name for name, kind in MIXERS.items()}
+    names = [known[type(block.mixer)] for block in teacher.blocks]
+    if others := [i for i in sorted(chosen) if names[i] != "softmax"]:
         raise ValueError(
-            f"mixer of the model is {held!r}; blocks with softmax attention alone are swapped"
+            f"blocks {', '.join(map(str, others))} hold {', '.join(names[i] for i in others)}, and "
+            "softmax attention alone is swapped"
         )
     names = [mixer if i in chosen else name for i, name in enumerate(names)]
     options = dict(teacher.model_args.get("mixer_options") or {}) | dict(mixer_options or {})

@@ -197,7 +197,7 @@ def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module
     ) -> nn.Module:
         tagged = model.weights.get(str(kwargs.get("pretrained_cfg")), Weights())
         with nullcontext() if device is None else torch.device(device):
-            built = build_model_with_cfg(
+            built: Any = build_model_with_cfg(
                 model.family.skeleton,
                 name,
                 pretrained,

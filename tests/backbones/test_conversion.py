@@ -98,6 +98,7 @@ def test_the_authors_registers(tmp_path):
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
         ("vit_small_patch16_dinov3", "is a Eva"),
         ("swin_tiny_patch4_window7_224", "SwinTransformer"),
+        ("rala_vit_nano", "model is a RAVLT"),
         ("vit_small_patch16_36x1_224.untrained", None),
         ("vit_small_patch16_18x2_224", "blocks other"),
     ],

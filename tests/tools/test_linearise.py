@@ -143,6 +143,39 @@ def test_each_mixer_learns_from_its_own_block(teacher, digits):
     assert not any("teacher" in name for name in model.state_dict())
 
 
+def test_batches_are_resized(teacher, digits):
+    """The teacher and the student see the same side of those that are named."""
+    model = student_of(teacher, "mala", sizes=(4, 12), stages={"features": 1})
+    sides = set()
+    for part in (model._teacher[0], model.backbone):
+        part.patch_embed.register_forward_pre_hook(lambda _, args: sides.add(args[0].shape[-1]))
+    torch.manual_seed(0)
+    for _ in range(8):
+        model(digits[0][:2], mode="loss")
+    assert sides == {4, 12}
+    sides.clear()
+    model.eval()(digits[0][:2], mode="predict")
+    assert sides == {8}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--report-sizes", "224;518"], "--report-sizes is '224;518', expected sides such as"),
+        (["--keep-last", "2"], "--keep-last is 2, expected less than 2 blocks"),
+        (["--mixer", "care", "--data", "."], "1 class tokens stand before the map"),
+        ([], "data: give a folder of pictures by --data, or a config by --config"),
+        (["--data", "none"], "the folder data_root 'none' does not exist"),
+    ],
+)
+def test_wrong_words_are_one_line(teacher, tmp_path, words, message):
+    words = ["linearise", str(teacher), *words, "--work-dir", str(tmp_path / "work")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert done.output.startswith(f"error: {message}")
+    assert "\n" not in done.output.strip()
+
+
 def test_a_swap_keeps_all_other_weights():
     theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=24)
     teacher, student = convert_timm_model(theirs), linsight.linearise(theirs, "mala", blocks=[-2])
@@ -165,10 +198,17 @@ def test_a_swap_keeps_all_other_weights():
         ({"blocks": [2]}, "blocks is .2., expected at least one index from -2 to 1"),
         ({"mixer": "mla"}, "there is no mixer 'mla'; did you mean"),
         ({"mixer": "care"}, "class tokens stand before the map"),
+        (
+            {"name": "inline_deit_tiny"},
+            "blocks 0, 1 hold inline, inline, and softmax",
+        ),
+        ({"name": "rala_vit_nano"}, "model is a RAVLT; supported are timm's plain"),
     ],
 )
 def test_an_impossible_swap_is_named(options, message):
-    model = timm.create_model("softmax_deit_tiny", **NANO)
+    options = {"name": "softmax_deit_tiny", **options}
+    name = options.pop("name")
+    model = timm.create_model(name, **NANO if "deit" in name else {})
     with pytest.raises(ValueError, match=message):
         linsight.linearise(model, **options)
 
