@@ -35,7 +35,7 @@ COMMANDS = {
     "with it.",
 }
 # Those of them that need more than the models do.
-TRAINING = ("demo", "check", "train", "test", "predict", "export", "convert", "linearise")
+TRAINING = ("demo", "check", "linearise", "train", "test", "predict", "export", "convert")
 
 
 class Commands(TyperGroup):
