@@ -204,10 +204,10 @@ def _config(model: TimmModel) -> dict[str, Any]:
     """Entries of timm's config.json beyond the model's own configuration."""
     labels = model.pretrained_cfg.get("label_names")
     entries = {"num_classes": model.num_classes} | ({"label_names": list(labels)} if labels else {})
-    # `reset_classifier` changes the first two; rates of dropout belong to a training.
+    # `reset_classifier` changes what timm itself reads from the model; dropout is for training.
     arguments = {
-        key: getattr(model, key) if key == "global_pool" else value
+        key: value
         for key, value in getattr(model, "model_args", {}).items()
-        if key != "num_classes" and "drop" not in key
+        if key not in ("num_classes", "global_pool") and "drop" not in key
     }
     return entries | ({"model_args": arguments} if arguments else {})

@@ -286,3 +286,27 @@ def test_the_result_is_a_model_of_timm(tmp_path):
     with force("reference"):
         program = torch.export.export(student, (images,)).module()
         torch.testing.assert_close(program(images), wanted)
+
+
+def test_a_folder_keeps_a_models_arguments(tmp_path):
+    """`write_safetensors` compares what timm makes of the folder with the model."""
+    overlay = {"input_size": (3, 64, 64)}
+    model = timm.create_model(
+        "rala_vit_nano", global_pool="max", drop_path_rate=0.1, pretrained_cfg_overlay=overlay
+    )
+    model.reset_classifier(3, "avg")
+    write_safetensors(model.eval(), tmp_path / "pooled")
+    # The tag brings registers, of which timm knows nothing; and before 1.0.31 nothing of the rest.
+    model = timm.create_model(
+        "softmax_dinov2_small.lvd142m_reg4",
+        img_size=28,
+        embed_dim=24,
+        depth=1,
+        num_heads=2,
+        num_classes=0,
+        pretrained_cfg_overlay={"input_size": (3, 28, 28)},
+    )
+    vars(model).pop("_model_args", None)
+    write_safetensors(model.eval(), tmp_path / "tagged")
+    arguments = json.loads((tmp_path / "tagged/config.json").read_text())["model_args"]
+    assert arguments["reg_tokens"] == 4
