@@ -28,6 +28,8 @@ COMMANDS = {
     "train": "Train; weights, logs and figures go to the work dir.",
     "test": "Print the metrics of a checkpoint on the test data, and draw some of its predictions.",
     "predict": "Predict pictures and videos, and draw the predictions.",
+    "look": "Draw a classifier's features as colours, its attention from a point, "
+    "and a class's map.",
     "export": "Write a model for other programs, and check that the written model computes "
     "the same.",
     "convert": "Write a paper's released weights as safetensors under linsight's names.",
@@ -35,7 +37,17 @@ COMMANDS = {
     "with it.",
 }
 # Those of them that need more than the models do.
-TRAINING = ("demo", "check", "linearise", "train", "test", "predict", "export", "convert")
+TRAINING = (
+    "demo",
+    "check",
+    "linearise",
+    "train",
+    "test",
+    "predict",
+    "look",
+    "export",
+    "convert",
+)
 
 
 class Commands(TyperGroup):

@@ -9,7 +9,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -90,12 +90,24 @@ _MAKE_ARRAY = np.empty(0).__reduce__()[0]
 _MAKE_SCALAR = np.float64().__reduce__()[0]
 
 _PATHS = ("pathlib.PosixPath", "pathlib.WindowsPath")
+# Dicts of settings that training scripts save beside the weights. PyTorch's unpickler fills no
+# dicts of other classes than its own, and the packages may be missing.
+_CONFIGS = (
+    "yacs.config.CfgNode",
+    "fvcore.common.config.CfgNode",
+    "easydict.EasyDict",
+    "addict.addict.Dict",
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+)
 
 # These hold data alone. mmengine's own list also allows the real getattr.
 _SAFE_GLOBALS: list[Any] = [
     # What training scripts save of their arguments.
     argparse.Namespace,
     *((pathlib.PurePath, name) for name in _PATHS),
+    *((OrderedDict, name) for name in _CONFIGS),
+    *((set, f"{module}.set") for module in ("builtins", "__builtin__")),
     *_METHODS,
     (_method_of_mmengine, "builtins.getattr"),
     np.ndarray,
@@ -199,7 +211,7 @@ def _foreign_names(path: Path) -> list[str]:
                 strings.append(value)
     except Exception:  # the file ends early or is no pickle; the names up to there still count
         pass
-    harmless = {"argparse.Namespace", *_PATHS}
+    harmless = {"argparse.Namespace", *_PATHS, *_CONFIGS}
     data = ("torch.", "collections.", "numpy.")
     return [name for name in names if not name.startswith(data) and name not in harmless]
 

@@ -14,6 +14,9 @@ from torch import Tensor
 class Accuracy(BaseMetric):
     """Share of images whose label is among the k highest scores, in percent.
 
+    After an evaluation ``labels`` and ``guesses`` hold the label and the likeliest class of each
+    image, in the main process.
+
     Args:
         topk: values of k; a k above 1 that is not below the number of classes is left out.
         collect_device: device on which the ranks' results are gathered, ``"cpu"`` or ``"gpu"``.
@@ -30,6 +33,8 @@ class Accuracy(BaseMetric):
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.topk = tuple(topk)
+        self.labels: list[int] = []
+        self.guesses: list[int] = []
 
     @property
     def names(self) -> list[str]:
@@ -41,8 +46,13 @@ class Accuracy(BaseMetric):
         scores = torch.stack([sample["scores"] for sample in data_samples]).cpu()
         ks = [k for k in self.topk if k == 1 or k < scores.shape[1]]
         labels = data_batch[1].cpu()
-        hits = scores.topk(max(ks)).indices == labels[:, None]
-        self.results += [{k: bool(hit[:k].any()) for k in ks} for hit in hits]
+        ranks = scores.topk(max(ks)).indices
+        hits = ranks == labels[:, None]
+        self.results += [
+            ({k: bool(hit[:k].any()) for k in ks}, label, guess)
+            for hit, label, guess in zip(hits, labels.tolist(), ranks[:, 0].tolist(), strict=True)
+        ]
 
-    def compute_metrics(self, results: list[dict[int, bool]]) -> dict[str, float]:
-        return {f"top{k}": 100 * sum(hit[k] for hit in results) / len(results) for k in results[0]}
+    def compute_metrics(self, results: list[tuple[dict[int, bool], int, int]]) -> dict[str, float]:
+        hits, self.labels, self.guesses = map(list, zip(*results, strict=True))
+        return {f"top{k}": 100 * sum(hit[k] for hit in hits) / len(hits) for k in hits[0]}

@@ -37,7 +37,7 @@ WorkDir = Annotated[
     Path | None, typer.Option(help="Where the results go; default: work_dirs/<config>.")
 ]
 LauncherOption = Annotated[
-    Launcher, typer.Option(help="What started the processes of a distributed run.")
+    Launcher, typer.Option(help="What started a distributed run; torchrun is recognised.")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -116,7 +116,7 @@ def build_runner(
         config: name or path.
         overrides: ``key=value`` words.
         work_dir: folder for the results; by default ``work_dirs/`` and the config's name.
-        launcher: what started the processes of a distributed run.
+        launcher: what started the processes of a distributed run; torchrun is recognised.
         adapt: function that changes the config before the runner is built.
 
     Raises:
@@ -127,6 +127,9 @@ def build_runner(
     cfg.work_dir = str(
         work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
     )
+    if launcher == "none" and torch.distributed.is_torchelastic_launched():
+        # Without it, each process would train alone, and write over the others' checkpoints.
+        launcher = "pytorch"
     cfg.launcher = launcher
     if launcher == "pytorch" and not torch.cuda.is_available():
         # mmengine's own way of joining the processes asks for a GPU.

@@ -34,6 +34,7 @@ class CrossWindowAttention(SoftmaxAttention):
             padding="centre",
             weight=self.local_weight,
             bias=self.local_bias,
+            attn_drop=self.attn_drop,
         )
         return y.flatten(1, 2)
 

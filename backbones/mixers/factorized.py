@@ -8,6 +8,7 @@ from ..context import Context, Place
 from ..initialization import init_as_convolution
 from ..layers import DepthwiseConv2d
 from ..norms import LayerNorm
+from .attention_map import attend, make_attention_drop
 from .base import TokenMixer, refuse_prefix_tokens, register_mixer
 from .projected import rename_entries
 
@@ -32,6 +33,7 @@ class LocalShare(nn.Module):
         self.fc = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.local = DepthwiseConv2d(dim, 3)
+        self.attn_drop = make_attention_drop()
 
     def forward(self, query: Tensor, x: Tensor) -> Tensor:
         """Attention (B, N, C) of queries (B, heads, N, D) to a map x (B, H, W, C)."""
@@ -39,7 +41,7 @@ class LocalShare(nn.Module):
         window = (self.window_size, self.window_size)
         image = value.transpose(2, 3).flatten(1, 2).unflatten(2, window)
         local = self.local(image).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
-        y = F.scaled_dot_product_attention(query, key, value + local)
+        y = attend(query, key, value + local, self.attn_drop)
         return y.transpose(1, 2).flatten(2)
 
     def pool(self, x: Tensor) -> Tensor:
@@ -106,6 +108,7 @@ class Factorized(TokenMixer):
         self.shares = nn.ModuleList(
             LocalShare(share, heads, window_size, dilation) for dilation in dilations
         )
+        self.attn_drop = make_attention_drop()
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -133,7 +136,7 @@ class Factorized(TokenMixer):
         key, value = self.key_value(tokens).chunk(2, -1)
         local = self.local(value.transpose(1, 2).unflatten(2, reduced.shape[2:]))
         value = value + local.flatten(2).transpose(1, 2)
-        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+        return attend(query[:, None], key[:, None], value[:, None], self.attn_drop)[:, 0]
 
     def init_weights(self, place: Place) -> None:
         super().init_weights(place)

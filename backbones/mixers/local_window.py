@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ...kernels.window_attention import window_attention
 from ..context import Context, Place
+from .attention_map import make_attention_drop
 from .base import refuse_prefix_tokens, register_mixer
 from .projected import PackedAttention
 from .window import PaddedWindows
@@ -20,6 +21,7 @@ class LocalWindowAttention(PackedAttention):
 
     def __init__(self, place: Place, window_size: int) -> None:
         super().__init__(place)
+        self.attn_drop = make_attention_drop()
         self.window_size = window_size
 
     def pads(self, size: tuple[int, int]) -> bool:
@@ -33,6 +35,7 @@ class LocalWindowAttention(PackedAttention):
             heads=self.num_heads,
             windows=[(self.window_size, self.window_size)],
             fill=fill,
+            attn_drop=self.attn_drop,
         )
         return y.flatten(1, 2)
 

@@ -1,12 +1,12 @@
 """Softmax attention over all tokens (arXiv:1706.03762), through PyTorch's fused kernels."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.projected_softmax_attention import projected_softmax_attention
 from ...kernels.rotary import apply_rotary
 from ...kernels.runtime.private import has_forward_hooks
 from ..context import Context, Place
+from .attention_map import attend, make_attention_drop
 from .base import register_mixer
 from .projected import PackedAttention, ProjectedMixer
 
@@ -28,11 +28,12 @@ class SoftmaxAttention(PackedAttention):
         self.rotary = rotary and not place.prefix_tokens
         # With a local branch, one operator then computes all that stands between projections.
         self.packed = gate and not place.prefix_tokens
+        self.attn_drop = make_attention_drop()
 
     def forward(self, projection: Tensor, context: Context, overwrite: bool = False) -> Tensor:
         """The attention of a projection; if `overwrite`, q and k may be rotated in it in place."""
         rotary = context.rotary(self.head_dim, projection) if self.rotary else None
-        weight = self.local_weight if self.packed else None
+        weight = self.local_weight if self.packed and self.attn_drop is None else None
         if weight is not None:
             return projected_softmax_attention(
                 projection.unflatten(1, context.size),
@@ -46,8 +47,8 @@ class SoftmaxAttention(PackedAttention):
         query, key, value, *gate = blocks.unbind(2)
         if rotary is not None:
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
-        y = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        y = attend(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.attn_drop
         ).transpose(1, 2)
         local = self.local_branch(value, context.size)
         if local is not None:

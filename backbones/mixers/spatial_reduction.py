@@ -3,12 +3,12 @@
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..context import Context, Place
 from ..layers import pad_to_multiple
 from ..norms import LayerNorm, NormLayer, fold_into_convolution, resolve_norm_layer
+from .attention_map import attend, make_attention_drop
 from .base import TokenMixer, register_mixer
 from .projected import rename_entries
 
@@ -48,6 +48,7 @@ class SpatialReduction(TokenMixer):
         self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction)
         self.norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=1e-5))(dim)
         self.key_value = nn.Linear(dim, 2 * dim)
+        self.attn_drop = make_attention_drop()
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -62,7 +63,7 @@ class SpatialReduction(TokenMixer):
         key, value = (
             self.key_value(reduced).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )
-        y = F.scaled_dot_product_attention(query, key, value)
+        y = attend(query, key, value, self.attn_drop)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def fuse(self) -> nn.Module:

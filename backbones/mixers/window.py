@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...kernels.window_attention import Padding, window_attention
 from ..context import Context, Place
+from .attention_map import make_attention_drop
 from .base import refuse_prefix_tokens, register_mixer
 from .projected import PackedAttention, ProjectedMixer
 
@@ -27,6 +28,7 @@ class WindowAttention(PackedAttention):
 
     def __init__(self, place: Place, window_size: int, padding: Padding) -> None:
         super().__init__(place)
+        self.attn_drop = make_attention_drop()
         self.window_size = window_size
         self.padding: Padding = padding
         self.shift_size = window_size // 2 if place.block % 2 else 0
@@ -58,6 +60,7 @@ class WindowAttention(PackedAttention):
             padding=self.padding,
             table=self.relative_position_bias_table.view(side, side, self.num_heads),
             fill=fill,
+            attn_drop=self.attn_drop,
         )
         return y.flatten(1, 2)
 

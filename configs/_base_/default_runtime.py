@@ -15,6 +15,7 @@ default_hooks = dict(
     progress_bar=dict(type="ProgressBarHook"),
     learning_curve=dict(type="LearningCurveHook"),
     predictions=dict(type="ClassesFigureHook"),
+    class_report=dict(type="ClassReportHook"),
 )
 
 env_cfg = dict(cudnn_benchmark=True)

@@ -10,7 +10,7 @@ from ..runtime.mathematics import activate, activation_gradient
 from .plan import plan
 
 # `channels` is not among them: as a multiple of 16 it lets two channels be one load.
-SCALARS = ["height", "width", "out_height", "out_width", "rows", "strips", "groups", "blocks"]
+SCALARS = ["height", "width", "out_height", "out_width", "rows", "strips", "batch", "images"]
 
 
 @triton.jit
@@ -42,10 +42,9 @@ def _convolve(
     PAD: tl.constexpr = K // 2
     b = tl.program_id(2).to(tl.int64)
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[:, None]
-    block = lane // strips
-    c = block * BC + tl.arange(0, BC)[None, :]
+    c = (lane // strips) * BC + tl.arange(0, BC)[None, :]
     live = c < channels
-    w = (lane - block * strips) * P
+    w = (lane % strips) * P
     first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, height)
     # Rows of x above and below the map add nothing, and are left out.

@@ -2,9 +2,9 @@
 
 At stride 1 a program walks down the map over a strip of columns. The window's rows live in
 registers, as sums not yet complete, so that a pixel is loaded, converted and activated once per
-strip and not once per tap. Few channels per thread (two, for k = 5) leave room for the k * k taps.
-A program has several lanes, each with a strip of one block of channels. Which strip and which block
-they are is computed when the kernel runs, so that one machine code serves maps of every width.
+strip and not once per tap. Two channels per thread leave room for the k * k taps.
+A program has one or more lanes, each with a strip of one block of channels. Which strip and which
+block they are is computed when the kernel runs, so that one code serves maps of every width.
 At stride 2 the taps are gathered one by one.
 
 The weight gradient is summed in a fixed order, in two stages, so two runs agree bit for bit.
@@ -24,21 +24,28 @@ class Tile:
 
     Args:
         columns: columns per strip.
-        span: lanes times channels per lane, of a program.
+        warps: warps per program.
         resident: programs that a multiprocessor holds at once.
+        busy: programs of a multiprocessor whose arithmetic takes as long as the memory's answer.
     """
 
     columns: int
-    span: int
+    warps: int
     resident: int
+    busy: int
 
 
 # By kernel size, and for all widths: a tile that depends on the map is compiled anew for another
-# resolution. Four columns leave little over in any map. Residence is read off the machine code,
-# see docs/performance.md.
-CONVOLVE = {3: Tile(4, 512, 3), 5: Tile(4, 256, 3), 7: Tile(4, 256, 2), 9: Tile(4, 128, 2)}
-WEIGH = {3: Tile(4, 512, 3), 5: Tile(4, 256, 3), 7: Tile(4, 256, 2), 9: Tile(4, 128, 2)}
-WARPS = 4
+# resolution. Seven columns divide the maps of 224 px. Measured, see docs/performance.md.
+CONVOLVE = {
+    3: Tile(7, 1, 18, 30), 5: Tile(7, 1, 11, 8), 7: Tile(4, 1, 9, 9), 9: Tile(4, 1, 8, 8),
+}  # fmt: skip
+# With the gradient of an activation, whose input takes registers of its own.
+SLOPE = {
+    3: Tile(4, 1, 24, 40), 5: Tile(4, 1, 14, 14), 7: Tile(4, 1, 9, 9), 9: Tile(4, 1, 8, 8),
+}  # fmt: skip
+# Four strips side by side share what they read twice.
+WEIGH = {3: Tile(7, 4, 3, 5), 5: Tile(7, 4, 2, 3), 7: Tile(4, 4, 2, 3), 9: Tile(4, 4, 2, 2)}
 # Pixels and channels per program at stride 2, and output rows per part of the weight gradient.
 PIXELS, CHANNELS, PART_ROWS = 32, 64, 4
 # The tile that sums the programs' parts: many rows, so that many loads are under way.
@@ -91,41 +98,41 @@ def plan(
     forward = {"BIAS": bias, "BACKWARD": False}
     backward = {"BIAS": False, "BACKWARD": True}
     if stride == 1:
-        tile = CONVOLVE[kernel]
-        strips, blocks, constants = _cut_channels(tile, width, channels)
-        constants |= {"RESIDUAL": residual, **flags}
-        programs = triton.cdiv(strips * blocks, constants["LANES"])
-        rows = _choose_rows(tile, kernel, programs * batch, height, device)
-        grid, sizes = (programs, triton.cdiv(height, rows), batch), (*shape[1:], rows, strips)
+
+        def make_map(tile: Tile, flags: dict) -> Launch:
+            programs, strips, constants = _cut(tile, width, channels)
+            rows, _ = _share(tile, kernel, programs, height, batch, 1, 0, device)
+            grid = (programs, triton.cdiv(height, rows), batch)
+            constants |= {"RESIDUAL": residual, **flags}
+            return Launch(grid, (*shape[1:], rows, strips), constants)
+
+        slope = activation is not None
         maps = (
-            Launch(
-                grid,
-                sizes,
-                {"ADD": False, "BRANCH": branch, "SCALE": scale, **forward, **constants},
+            make_map(
+                CONVOLVE[kernel],
+                {"ADD": False, "BRANCH": branch, "SCALE": scale, **forward, **flags},
             ),
-            Launch(
-                grid, sizes, {"ADD": add, "BRANCH": False, "SCALE": False, **backward, **constants}
+            make_map(
+                SLOPE[kernel] if slope else CONVOLVE[kernel],
+                {"ADD": add, "BRANCH": False, "SCALE": False, **backward, **flags},
             ),
         )
         tile = WEIGH[kernel]
-        strips, blocks, constants = _cut_channels(tile, width, channels)
-        # The strips of one block, of which a program sums the products, are in one program if they
-        # fit; where several blocks fit as well, a program has several.
-        lanes = constants["LANES"]
-        groups, each = triton.cdiv(strips, lanes), max(1, lanes // strips)
-        programs = groups * triton.cdiv(blocks, each)
-        rows = _choose_rows(tile, kernel, programs * batch, height, device)
-        chunks = triton.cdiv(height, rows)
+        programs, strips, constants = _cut(tile, width, channels)
+        # The parts are float32, written and read again.
+        end = 2 * (kernel * kernel + 1) // tile.columns
+        rows, images = _share(tile, kernel, programs, height, batch, batch, end, device)
+        chunks, many = triton.cdiv(height, rows), triton.cdiv(batch, images)
         weight_gradient = Launch(
-            (programs, chunks, batch),
-            (*shape[1:], rows, min(strips, lanes), groups, each),
+            (programs, chunks, many),
+            (*shape[1:], rows, strips, batch, images),
             {**flags, **constants},
         )
-        count = batch * chunks * groups
+        count = many * chunks * strips
     else:
         small = (-(-height // 2), -(-width // 2))
         constants = {
-            "BLOCK": PIXELS, "BC": CHANNELS, "num_warps": WARPS, **flags,
+            "BLOCK": PIXELS, "BC": CHANNELS, "num_warps": 4, **flags,
         }  # fmt: skip
 
         def make(inner: tuple[int, int], outer: tuple[int, int], flags: dict) -> Launch:
@@ -148,31 +155,45 @@ def plan(
     sum_parts = Launch(
         (taps + 1, triton.cdiv(channels, SUM_COLUMNS)),
         (count, channels),
-        {"TAPS": taps, "ROWS": SUM_ROWS, "BLOCK": SUM_COLUMNS, "num_warps": WARPS},
+        {"TAPS": taps, "ROWS": SUM_ROWS, "BLOCK": SUM_COLUMNS, "num_warps": 4},
     )
     return Plan(*maps, weight_gradient, (count, taps + 1, channels), sum_parts)
 
 
-def _cut_channels(tile: Tile, width: int, channels: int) -> tuple[int, int, dict[str, int]]:
-    """Strips of the map, blocks of its channels, and the constants of a stride-1 kernel."""
-    # Whole cache lines, unless half of one pads the channels less.
+def _cut(tile: Tile, width: int, channels: int) -> tuple[int, int, dict[str, int]]:
+    """Programs per image, strips per block of channels, and the constants of a stride-1 kernel."""
+    # A warp has one strip of 64 channels, or two of 32 where that pads the channels less.
     block = min((64, 32), key=lambda block: triton.cdiv(channels, block) * block)
+    lanes = tile.warps * 64 // block
+    strips = triton.cdiv(width, tile.columns)
     constants = {
-        "P": tile.columns, "LANES": tile.span // block, "BC": block,
-        "num_warps": WARPS, "num_stages": 1,
+        "P": tile.columns, "LANES": lanes, "BC": block, "num_warps": tile.warps, "num_stages": 1,
     }  # fmt: skip
-    return triton.cdiv(width, tile.columns), triton.cdiv(channels, block), constants
+    return triton.cdiv(triton.cdiv(channels, block) * strips, lanes), strips, constants
 
 
-def _choose_rows(tile: Tile, kernel: int, programs: int, height: int, device: torch.device) -> int:
-    """The rows per program, for as many programs as walk down the whole maps."""
+def _share(
+    tile: Tile, kernel: int, programs: int, height: int, batch: int, most: int, end: int,
+    device: torch.device,
+) -> tuple[int, int]:  # fmt: skip
+    """Rows and images per program, for the shortest time of the whole device.
 
-    def time(chunks: int) -> int:
-        rows = triton.cdiv(height, chunks)
-        waves = triton.cdiv(
-            programs * triton.cdiv(height, rows), tile.resident * count_multiprocessors(device)
-        )
-        return waves * (rows + kernel + 1)
+    Args:
+        programs: those that walk down one image.
+        most: the most images per program.
+        end: what a program does at its end, in rows.
+    """
+    multiprocessors = count_multiprocessors(device)
 
-    chunks = min(range(1, max(1, height // kernel) + 1), key=time)
-    return triton.cdiv(height, chunks)
+    def time(rows: int, images: int) -> int:
+        count = programs * triton.cdiv(height, rows) * triton.cdiv(batch, images)
+        waves, rest = divmod(triton.cdiv(count, multiprocessors), tile.resident)
+        row = waves * max(tile.resident, tile.busy) + (max(rest, tile.busy) if rest else 0)
+        return row * (images * (rows + kernel + 1) + end)
+
+    choices = [
+        (triton.cdiv(height, chunks), 1 << power)
+        for chunks in range(1, max(1, height // kernel) + 1)
+        for power in range(most.bit_length())
+    ]
+    return min(choices, key=lambda choice: time(*choice))

@@ -29,81 +29,81 @@ def _load_row(
 def _weigh(
     x, grad, parts,
     x_b, x_r, x_c, g_b, g_r, g_c,
-    height, width, channels, rows, strips, groups, blocks,
+    height, width, channels, rows, strips, batch, images,
     K: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Stride 1: one program's part of the weight gradient, (K * K + 1, channels), bias last.
+    """Stride 1: each lane's part of the weight gradient, (K * K + 1, channels), bias last.
 
-    The strips partition the columns of x and the row chunks those of the gradient, so that
-    every product is counted once. The lanes are `blocks` times `strips` of one group.
+    The strips partition the columns of x, the row chunks the rows of the gradient, and the programs
+    the images, so that every product is counted once.
     """
     PAD: tl.constexpr = K // 2
-    b = tl.program_id(2).to(tl.int64)
-    group = tl.program_id(0) % groups
-    first_block = (tl.program_id(0) // groups) * blocks
-    lane = tl.arange(0, LANES)[:, None]
-    block = lane // strips
-    c = (first_block + block) * BC + tl.arange(0, BC)[None, :]
-    live = (c < channels) & (block < blocks)
-    w = (group * strips + lane - block * strips) * P
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[:, None]
+    c = (lane // strips) * BC + tl.arange(0, BC)[None, :]
+    live = c < channels
+    w = (lane % strips) * P
     first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, height)
     # Rows first - PAD .. first + PAD - 1 of x; the loop brings the K-th of its window.
-    x += b * x_b + (first - PAD).to(tl.int64) * x_r + (w * x_c + c)
-    grad += b * g_b + first.to(tl.int64) * g_r + ((w - PAD) * g_c + c)
+    b = tl.program_id(2) * images
+    x += b.to(tl.int64) * x_b + (first - PAD).to(tl.int64) * x_r + (w * x_c + c)
+    grad += b.to(tl.int64) * g_b + first.to(tl.int64) * g_r + ((w - PAD) * g_c + c)
 
     sums = ()
     for _ in tl.static_range(K * K + 1):
         sums = sums + (tl.zeros((LANES, BC), tl.float32),)
-    window = ()
-    for j in tl.static_range(K - 1):
-        row = first + (j - PAD)
-        for p in tl.static_range(P):
-            ok = live & (w + p < width) & (row >= 0) & (row < height)
-            value = tl.load(x + p * x_c, mask=ok, other=0.0).to(tl.float32)
-            value = activate(value, ACTIVATION, EXACT)
-            window = window + (value,)
-        x += x_r
-    slopes_ahead, values_ahead = _load_row(
-        x, grad, x_c, g_c, w, live, width, first + PAD < height, K, P
-    )
-    for row in range(first, last):
-        slopes = ()
-        for i in tl.static_range(P + K - 1):
-            slopes = slopes + (slopes_ahead[i].to(tl.float32),)
-        for p in tl.static_range(P):
-            value = values_ahead[p].to(tl.float32)
-            value = activate(value, ACTIVATION, EXACT)
-            window = window + (value,)
-        x += x_r
-        grad += tl.where(row + 1 < last, g_r, 0)
+    for _ in range(b, tl.minimum(b + images, batch)):
+        at = x
+        slope_at = grad
+        window = ()
+        for j in tl.static_range(K - 1):
+            row = first + (j - PAD)
+            for p in tl.static_range(P):
+                ok = live & (w + p < width) & (row >= 0) & (row < height)
+                value = tl.load(at + p * x_c, mask=ok, other=0.0).to(tl.float32)
+                value = activate(value, ACTIVATION, EXACT)
+                window = window + (value,)
+            at += x_r
         slopes_ahead, values_ahead = _load_row(
-            x, grad, x_c, g_c, w, live, width, (row + 1 + PAD < height) & (row + 1 < last), K, P
+            at, slope_at, x_c, g_c, w, live, width, first + PAD < height, K, P
         )
-        fresh = ()
-        for j in tl.static_range(K):
-            for i in tl.static_range(K):
-                total = sums[j * K + i]
-                for p in tl.static_range(P):
-                    total += window[j * P + p] * slopes[p + (K - 1 - i)]
-                fresh = fresh + (total,)
-        total = sums[K * K]
-        for p in tl.static_range(P):
-            total += slopes[p + PAD]
-        sums = fresh + (total,)
-        rest = ()
-        for p in tl.static_range(P * (K - 1)):
-            rest = rest + (window[P + p],)
-        window = rest
+        for row in range(first, last):
+            slopes = ()
+            for i in tl.static_range(P + K - 1):
+                slopes = slopes + (slopes_ahead[i].to(tl.float32),)
+            for p in tl.static_range(P):
+                value = values_ahead[p].to(tl.float32)
+                value = activate(value, ACTIVATION, EXACT)
+                window = window + (value,)
+            at += x_r
+            slope_at += tl.where(row + 1 < last, g_r, 0)
+            inside = (row + 1 + PAD < height) & (row + 1 < last)
+            slopes_ahead, values_ahead = _load_row(
+                at, slope_at, x_c, g_c, w, live, width, inside, K, P
+            )
+            fresh = ()
+            for j in tl.static_range(K):
+                for i in tl.static_range(K):
+                    total = sums[j * K + i]
+                    for p in tl.static_range(P):
+                        total += window[j * P + p] * slopes[p + (K - 1 - i)]
+                    fresh = fresh + (total,)
+            total = sums[K * K]
+            for p in tl.static_range(P):
+                total += slopes[p + PAD]
+            sums = fresh + (total,)
+            rest = ()
+            for p in tl.static_range(P * (K - 1)):
+                rest = rest + (window[P + p],)
+            window = rest
+        x += x_b
+        grad += g_b
 
-    place = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * groups + group
-    parts += place.to(tl.int64) * (K * K + 1) * channels
-    for at in range(blocks):
-        column = (first_block + at) * BC + tl.arange(0, BC)
-        for i in tl.static_range(K * K + 1):
-            part = tl.sum(tl.where(block == at, sums[i], 0.0), 0)
-            tl.store(parts + i * channels + column, part, mask=column < channels)
+    place = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * strips + lane % strips
+    parts += place.to(tl.int64) * ((K * K + 1) * channels) + c
+    for i in tl.static_range(K * K + 1):
+        tl.store(parts + i * channels, sums[i], mask=live)
 
 
 @triton.jit(do_not_specialize=SCALARS)

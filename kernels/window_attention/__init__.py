@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..runtime.dispatch import runs_triton
 from . import operator, reference
@@ -25,6 +25,7 @@ def window_attention(
     fill: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    attn_drop: nn.Module | None = None,
 ) -> Tensor:
     """softmax(D^-0.5 q k^T + table + mask) v within every window of a map.
 
@@ -51,6 +52,8 @@ def window_attention(
         weight, bias: (C, 1, k, k) and (C,) of a depthwise convolution of v, zero-padded at the
             borders of each window, that is added to the result (CSwin's locally enhanced
             position encoding). On CUDA a k of 3 or 5 runs the Triton kernel.
+        attn_drop: a module that gets each attention map (B windows, heads, tokens, tokens) and
+            returns what takes its place; the reference then runs.
 
     Returns:
         (B, H, W, C) contiguous, in the dtype of `projection`; sums are in float32 or wider.
@@ -63,11 +66,12 @@ def window_attention(
     head_dim = projection.shape[-1] // (3 * heads)
     if (
         head_dim > WIDEST_TRITON_HEAD
+        or attn_drop is not None
         or (weight is not None and weight.shape[-1] not in TRITON_KERNELS)
         or not runs_triton(projection)
     ):
         return reference.window_attention(
-            projection, table, fill, weight, bias, heads, windows, shift, padding
+            projection, table, fill, weight, bias, heads, windows, shift, padding, attn_drop
         ).contiguous()
     sizes = tuple(side for window in windows for side in window)
     return operator.window_attention(

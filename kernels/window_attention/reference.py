@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..runtime.dispatch import without_autocast
 
@@ -39,6 +39,7 @@ def window_attention(
     windows: Sequence[tuple[int, int]],
     shift: tuple[int, int],
     padding: str,
+    attn_drop: nn.Module | None = None,
 ) -> Tensor:
     """Pad, roll, partition, attend, and back again; see the public function."""
     dtype = projection.dtype
@@ -57,13 +58,13 @@ def window_attention(
             )
         )
         y = [
-            _one_window(x, table, f, w, b, heads // len(windows), window, shift, padding)
+            _one_window(x, table, f, w, b, heads // len(windows), window, shift, padding, attn_drop)
             for x, f, w, b, window in zip(parts, fills, weights, biases, windows, strict=True)
         ]
     return torch.cat(y, -1).to(dtype)
 
 
-def _one_window(x, table, fill, weight, bias, heads, window, shift, padding):
+def _one_window(x, table, fill, weight, bias, heads, window, shift, padding, attn_drop):
     """`window_attention` for one size of windows; x is (B, H, W, 3, C), fill (3, C)."""
     batch, height, width, _, channels = x.shape
     (rows, columns), (wh, ww) = ((-(-height // window[0]), -(-width // window[1])), window)
@@ -97,7 +98,11 @@ def _one_window(x, table, fill, weight, bias, heads, window, shift, padding):
         region = (2 * y + z).reshape(rows, columns, 1, wh * ww)
         apart = region[..., :, None] != region[..., None, :]
         scores = scores + MASK * apart.to(scores.dtype)
-    y = scores.softmax(-1) @ value
+    attention = scores.softmax(-1)
+    if attn_drop is not None:
+        # As in timm's models, the map has three dimensions more: windows, heads and pairs.
+        attention = attn_drop(attention.flatten(0, 2)).view_as(attention)
+    y = attention @ value
     y = y.unflatten(-2, (wh, ww))  # (B, rows, columns, heads, wh, ww, D)
     if weight is not None:
         maps = value.unflatten(-2, (wh, ww)).permute(0, 1, 2, 3, 6, 4, 5)

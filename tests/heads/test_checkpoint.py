@@ -161,6 +161,16 @@ class TestReading:
         torch.save({"model": STATE, "args": args}, tmp_path / "a.pth")
         assert torch.equal(read_checkpoint(tmp_path / "a.pth")["state_dict"]["bias"], STATE["bias"])
 
+    @pytest.mark.parametrize("package", ["addict", "mmengine", "yacs"])
+    def test_config_of_a_training_script(self, tmp_path, package):
+        """Swin's script saves a yacs node, which is a dict, and so are others' configs."""
+        module = pytest.importorskip(f"{package}.config" if package != "addict" else package)
+        make = {"addict": "Dict", "mmengine": "ConfigDict", "yacs": "CfgNode"}[package]
+        node = getattr(module, make)({"MODEL": getattr(module, make)({"DEPTHS": [2, 2, 6, 2]})})
+        torch.save({"model": STATE, "config": node}, tmp_path / "a.pth")
+        content = read_checkpoint(tmp_path / "a.pth")
+        assert torch.equal(content["state_dict"]["bias"], STATE["bias"])
+
     @pytest.mark.parametrize(
         ("content", "said"),
         [

@@ -465,5 +465,5 @@ def test_help_says_what_other_commands_need(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main.main()
     output = " ".join(capsys.readouterr().out.split())
-    assert "train, test, predict, export, convert need mmengine: pip install" in output
+    assert "train, test, predict, look, export, convert need mmengine: pip install" in output
     assert "'linsight[train]'" in output

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,8 @@ class TestTraining:
         assert text.startswith("# Written by `linsight train --data`")
         assert "# There is no validation split: 12 of 60 images" in text
         assert (trained.parent / "samples.png").stat().st_size > 10_000
+        assert "cross," in (trained.parent / "class_report.csv").read_text()
+        assert (trained.parent / "confusion_matrix.png").stat().st_size > 10_000
         with pytest.raises(ConfigError, match="holds a training: --resume goes on with it"):
             linsight.train(data="elsewhere", model="rala_vit_nano", work_dir=trained.parent)
 
@@ -196,6 +200,18 @@ class TestTraining:
             else:
                 assert result.labels.shape == (64, 64)
                 assert sum(result.shares().values()) == pytest.approx(1)
+
+
+def test_scripts_of_timm_know_the_models(tmp_path):
+    """By the line of docs/your_own_data.md."""
+    text = (ROOT / "docs" / "your_own_data.md").read_text()
+    (line,) = re.findall(r"^python -c \"(import runpy, linsight;.*)\" ", text, re.MULTILINE)
+    (tmp_path / "train.py").write_text(
+        "import sys, timm\nif __name__ == '__main__':\n    print(timm.is_model(sys.argv[2]))\n"
+    )
+    words = [sys.executable, "-c", line, "--model", "rala_vit_tiny"]
+    run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"
 
 
 def test_a_work_dir_has_one_training(photos, tmp_path):

@@ -64,3 +64,28 @@ def test_operations_counted_by_fvcore(name):
 
 def has_weights(model: nn.Module, name: str) -> bool:
     return any(True for _ in model.get_submodule(name).parameters(recurse=False))
+
+
+@pytest.mark.parametrize("name", ["softmax_deit_tiny", "rala_vit_nano"])
+def test_operations_counted_by_thop(name):
+    """thop goes by a layer's class: told that ours convolve, it counts every layer with weights."""
+    thop = pytest.importorskip("thop")
+    from thop.vision.basic_hooks import count_convNd
+
+    model = timm.create_model(name).eval()
+    products = 0
+
+    def count(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        nonlocal products
+        products += output.numel() * layer.get_parameter("weight")[0].numel()
+
+    x = torch.randn(1, 3, 224, 224)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    rules = {type(m): count_convNd for m in layers if isinstance(m, nn.Conv2d)}
+    counted, _ = thop.profile(model, (x,), custom_ops=rules, verbose=False)
+    # Norms and attention have no such weights; thop counts some of the former.
+    assert counted == pytest.approx(products, rel=0.02)

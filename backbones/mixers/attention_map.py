@@ -1,0 +1,23 @@
+"""Softmax attention whose attention map a module sees, where timm's fused attention is off."""
+
+import torch.nn.functional as F
+from timm.layers import use_fused_attn
+from torch import Tensor, nn
+
+
+def make_attention_drop() -> nn.Dropout | None:
+    """The module `attn_drop` of a softmax mixer, which gets its attention map, or None.
+
+    Fused attention never has the map in memory. As timm's models do, those that are built after
+    ``timm.layers.set_fused_attn(False)`` compute it, so that hooks on `attn_drop` see it, timm's
+    `AttentionExtract` among them.
+    """
+    return None if use_fused_attn() else nn.Dropout(0.0)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, attn_drop: nn.Module | None) -> Tensor:
+    """softmax(D^-0.5 q k^T) v of tensors (..., N, D); `attn_drop` gets the map (..., N, N)."""
+    if attn_drop is None:
+        return F.scaled_dot_product_attention(query, key, value)
+    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    return attn_drop(scores.softmax(-1)) @ value

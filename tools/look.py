@@ -1,0 +1,261 @@
+"""See what a classifier sees: `linsight look PICTURE --model MODEL`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import timm.data
+import torch
+import torch.nn.functional as F
+import typer
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from linsight.backbones.checkpoint import TimmModel
+from linsight.backbones.mixers.projected import PackedAttention, ProjectedMixer
+from linsight.data.pictures import read_picture
+from linsight.tools.config import ConfigError
+from linsight.tools.model import class_names, open_model
+from linsight.tools.run import report_errors
+
+
+def look(
+    picture: Annotated[Path, typer.Argument(help="A picture.")],
+    model: Annotated[
+        str, typer.Option(help="A checkpoint, an exported folder, or a model's name.")
+    ],
+    model_name: Annotated[
+        str | None, typer.Option(help="timm's name, for files that do not name their model.")
+    ] = None,
+    point: Annotated[
+        str, typer.Option(help="Where attention looks from: X,Y as shares of the image.")
+    ] = "0.5,0.5",
+    label: Annotated[
+        str | None, typer.Option(help="A class's name or number; default: the likeliest.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=32, help="Side in pixels; default: the model's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The drawing.")] = Path("look.png"),
+) -> None:
+    """Draw a classifier's features as colours, its attention from a point, and a class's map."""
+    with report_errors():
+        net = open_model(model, model_name)
+        settings = timm.data.resolve_model_data_config(net)
+        if image_size is not None:
+            settings["input_size"] = (settings["input_size"][0], image_size, image_size)
+        mode = {1: "L", 3: "RGB"}[settings["input_size"][0]]
+        transform: Any = timm.data.create_transform(**settings)
+        x = transform(read_picture(picture).convert(mode))[None]
+        place = _point(point)
+        names = class_names(net)
+        scores, chosen = _choose(net, x, names, label)
+        figure = draw_look(
+            x, settings, compute_stages(net, x), attend_from(net, x, place), place,
+            locate_class(net, x, chosen) if chosen is not None else None,
+            None if chosen is None else f"{names[chosen]} {scores[chosen]:.1%}",
+        )  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=150)
+        print(f"Drawn: {out}")
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        x = y = -1.0
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise ConfigError(f"--point is {text!r}, expected two shares such as 0.5,0.25")
+    return x, y
+
+
+def _choose(
+    model: TimmModel, x: Tensor, names: Sequence[str], label: str | None
+) -> tuple[list[float], int | None]:
+    """The probabilities of the classes, and the class to look for, None without a classifier."""
+    if not model.num_classes:
+        return [], None
+    with torch.no_grad():
+        scores = model(x)[0].float().softmax(-1).tolist()
+    if label is None:
+        return scores, int(np.argmax(scores))
+    if label in names:
+        return scores, list(names).index(label)
+    if label.isdecimal() and int(label) < len(scores):
+        return scores, int(label)
+    raise ConfigError(
+        f"--label is {label!r}, expected the name of a class or a number below {len(scores)}"
+    )
+
+
+class Attention(NamedTuple):
+    """What a token takes of the others, by one block.
+
+    Attributes:
+        name: the block.
+        weights: (H, W), the mean over heads.
+    """
+
+    name: str
+    weights: Tensor
+
+
+@torch.no_grad()
+def compute_stages(model: TimmModel, x: Tensor) -> list[Tensor]:
+    """The features (C, H, W) of an image (1, C, H, W) at each resolution, in float32."""
+    maps = model.forward_intermediates(x, intermediates_only=True)
+    last = {tuple(m.shape[-2:]): m[0].float() for m in maps}
+    return list(last.values())
+
+
+def attend_from(model: nn.Module, x: Tensor, point: tuple[float, float]) -> list[Attention]:
+    """The effective attention of the token at a point, by the last block of each resolution.
+
+    The result of a mixer for token i, y_i, is linear in the values v_j, whatever attention it is:
+    y_i = sum_j A_ij v_j. A_ij is the derivative of y_i by v_j, which autograd gives exactly as the
+    model computes it, from its state or from its softmax, gate and local branch included.
+
+    Args:
+        model: a model of linsight.
+        x: image (1, C, H, W).
+        point: (x, y), as shares of the image's width and height.
+
+    Returns:
+        One for each resolution whose last block projects values.
+    """
+    found: dict[tuple[int, int], Attention] = {}
+    handles = []
+    projected: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        projected[module] = output.detach().requires_grad_()
+        return projected[module]
+
+    def differentiate(name: str, mixer: ProjectedMixer) -> Any:
+        def hook(attention: Any, args: tuple, y: Tensor) -> Tensor:
+            projection, context = projected.pop(mixer.in_proj), args[1]
+            height, width = context.size
+            prefix = context.prefix_tokens
+            column, row = (
+                min(int(share * side), side - 1)
+                for share, side in zip(point, (width, height), strict=True)
+            )
+            token = prefix + row * width + column
+            # The first channel of each head: the heads' derivatives do not meet.
+            first = slice(None, None, attention.head_dim)
+            (slope,) = torch.autograd.grad(y[0, token, first].sum(), projection)
+            dim = y.shape[-1]
+            # Queries and keys come first; where they are one block, the values are the second.
+            start = dim * min(2, projection.shape[-1] // dim - 1)
+            weights = slope[0, prefix:, start : start + dim][:, first].mean(-1)
+            found[context.size] = Attention(name, weights.view(height, width).float())
+            return y.detach()
+
+        return hook
+
+    for name, mixer in model.named_modules():
+        packed = isinstance(mixer, ProjectedMixer) and isinstance(mixer.attention, PackedAttention)
+        if packed and isinstance(mixer, ProjectedMixer):
+            handles.append(mixer.in_proj.register_forward_hook(keep))
+            where = name.removesuffix(".mixer")
+            handles.append(mixer.attention.register_forward_hook(differentiate(where, mixer)))
+    try:
+        with torch.enable_grad():
+            model.eval()(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())
+
+
+def locate_class(model: Any, x: Tensor, label: int) -> Tensor:
+    """Where a class is seen: Grad-CAM (arXiv:1610.02391) of what the last block gets, (H, W).
+
+    Behind the last block a class token has what it takes of the map, so that no derivative by the
+    map is left.
+
+    Args:
+        model: a classifier of linsight.
+        x: image (1, C, H, W).
+        label: number of the class.
+    """
+    kept: list[Tensor] = []
+    sizes: list[tuple[int, int]] = []
+
+    def hook(block: nn.Module, args: tuple) -> tuple:
+        kept.append(args[0].detach().requires_grad_())
+        sizes.append(args[1].size)
+        return (kept[0], *args[1:])
+
+    block = (model.stages[-1].blocks if hasattr(model, "stages") else model.blocks)[-1]
+    handle = block.register_forward_pre_hook(hook)
+    try:
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(model.eval()(x)[0, label], kept[0])
+    finally:
+        handle.remove()
+    height, width = sizes[0]
+    # Tokens (N, C), or a map (H, W, C); class tokens are left out.
+    values, slope = (
+        t[0].detach().flatten(0, -2)[-height * width :].float() for t in (kept[0], slope)
+    )
+    return (values * slope.mean(0)).sum(-1).relu().view(height, width)
+
+
+def colour_features(features: Tensor) -> np.ndarray:
+    """The three principal components of features (C, H, W) as red, green and blue (H, W, 3)."""
+    tokens = features.flatten(1).T.double()
+    tokens = tokens - tokens.mean(0)
+    basis = torch.linalg.svd(tokens, full_matrices=False)[2][:3].T
+    colours = tokens @ basis
+    low, high = colours.quantile(torch.tensor([0.02, 0.98]).double(), dim=0)
+    colours = ((colours - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    colours = F.pad(colours, (0, 3 - colours.shape[1]))
+    return colours.view(*features.shape[1:], 3).numpy()
+
+
+def draw_look(
+    x: Tensor,
+    settings: dict,
+    stages: list[Tensor],
+    attentions: list[Attention],
+    point: tuple[float, float],
+    class_map: Tensor | None,
+    class_name: str | None,
+) -> Figure:
+    """The picture and the class's map, then features and attention, a column per resolution."""
+    mean, std = (torch.tensor(settings[k])[:, None, None] for k in ("mean", "std"))
+    picture = (x[0].float() * std + mean).clamp(0, 1)
+    picture = picture.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    height, width = picture.shape[:2]
+    shown = {tuple(a.weights.shape): a for a in attentions}
+    columns = max(2, len(stages))
+    figure = Figure(figsize=(2.4 * columns, 7.6), layout="constrained")
+    grid = figure.subplots(3, columns, squeeze=False)
+    for cell in grid.flat:
+        cell.axis("off")
+    grid[0, 0].imshow(picture)
+    grid[0, 0].plot(point[0] * width, point[1] * height, "r+", markersize=12)
+    grid[0, 0].set_title("as the model gets it", fontsize=9)
+
+    def overlay(cell: Any, weights: Tensor, title: str) -> None:
+        big = F.interpolate(weights[None, None], (height, width), mode="bilinear")[0, 0]
+        most = big.abs().max().clamp(min=1e-12)
+        cell.imshow(picture.mean(-1), cmap="gray", alpha=0.6)
+        cell.imshow(big / most, cmap="seismic", vmin=-1, vmax=1, alpha=0.6)
+        cell.set_title(title, fontsize=9)
+
+    if class_map is not None:
+        overlay(grid[0, 1], class_map, f"what says {class_name}")
+    for column, features in enumerate(stages):
+        size = tuple(features.shape[-2:])
+        grid[1, column].imshow(colour_features(features))
+        grid[1, column].set_title(f"features {size[0]} × {size[1]}", fontsize=9)
+        if size in shown:
+            overlay(grid[2, column], shown[size].weights, f"attention\n{shown[size].name}")
+            grid[2, column].plot(point[0] * width, point[1] * height, "k+", markersize=10)
+    return figure
