@@ -23,7 +23,7 @@ from linsight.data.augmentation import effective_settings
 from linsight.data.loading import DataError
 from linsight.heads.runner import SafeRunner
 from linsight.tools.config import ConfigError, load_config
-from linsight.tools.schedule import schedule_faults
+from linsight.tools.schedule import drop_empty_schedules, schedule_faults
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
 
@@ -94,6 +94,7 @@ class QuietRunner(SafeRunner):
             )
         for fault in schedule_faults(self.cfg, cast(Any, loop).max_iters, len(loop.dataloader)):
             self.logger.warning(fault)
+        self.param_schedulers = drop_empty_schedules(self.param_schedulers, len(loop.dataloader))
         return loop
 
 

@@ -48,6 +48,27 @@ def set_epochs(cfg: Config, epochs: int) -> None:
         ema["decay"] = max(0.5, 1 - (1 - ema["decay"]) / factor)
 
 
+def drop_empty_schedules(schedules: Any, epoch: int) -> Any:
+    """The schedules without those of parts of an epoch that make no iteration.
+
+    mmengine raises a ValueError for them, and a warm-up of no iteration is none.
+
+    Args:
+        schedules: what `param_scheduler` in a config says.
+        epoch: number of iterations of an epoch.
+    """
+
+    def makes_a_step(schedule: Any) -> bool:
+        if not isinstance(schedule, dict) or not schedule.get("convert_to_iter_based"):
+            return True
+        begin, end = schedule.get("begin", 0), schedule.get("end", float("inf"))
+        return end == float("inf") or int(begin * epoch) < int(end * epoch)
+
+    if not isinstance(schedules, list):
+        return schedules
+    return [schedule for schedule in schedules if makes_a_step(schedule)]
+
+
 def schedule_faults(cfg: Config, iterations: int, epoch: int) -> list[str]:
     """Sentences on a warm-up or an average of weights that outlasts half of the training.
 

@@ -20,7 +20,7 @@ from linsight.heads import published
 from linsight.heads.classification import ImageClassifier
 from linsight.tools.config import ConfigError, load_config
 from linsight.tools.recipe import Wishes, write_recipe
-from linsight.tools.schedule import schedule_faults, set_epochs
+from linsight.tools.schedule import drop_empty_schedules, schedule_faults, set_epochs
 
 ROOT = Path(__file__).parents[2]
 
@@ -241,6 +241,14 @@ def test_another_number_of_epochs_moves_the_whole_schedule():
     assert cfg.param_scheduler[1].milestones == [2, 3]
     with pytest.raises(ConfigError, match="counts in iterations"):
         set_epochs(load_config("segformer_rala_vit_nano_digits"), 3)
+
+
+def test_a_warm_up_of_no_iteration_is_left_out():
+    cfg = load_config("rala_vit_tiny_300e_in1k")
+    set_epochs(cfg, 1)
+    (cosine,) = drop_empty_schedules(cfg.param_scheduler, 4)
+    assert cosine.type == "CosineAnnealingLR"
+    assert len(drop_empty_schedules(cfg.param_scheduler, 400)) == 2
 
 
 def test_a_schedule_that_outlasts_the_training_is_said():
