@@ -261,7 +261,7 @@ class SemanticSegmentor(BaseModel):
         if self.window is None:
             return resize(self._decode(self.backbone(inputs)).float(), (height, width))
         rows, columns = (
-            _window_starts(*each)
+            window_starts(*each)
             for each in zip((height, width), self.window, self.window_stride, strict=True)
         )
         total = inputs.new_zeros(len(inputs), self.num_classes, height, width, dtype=torch.float32)
@@ -277,7 +277,7 @@ class SemanticSegmentor(BaseModel):
         return total.div_(count)
 
 
-def _window_starts(side: int, window: int, stride: int) -> list[int]:
+def window_starts(side: int, window: int, stride: int) -> list[int]:
     """Starts of the windows along a side; the last window is moved back into the image."""
     count = max(side - window + stride - 1, 0) // stride + 1
     return [max(min(i * stride, side - window), 0) for i in range(count)]

@@ -20,6 +20,7 @@ from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
 from linsight.heads.checkpoint import AtomicLocalBackend
 from linsight.tools.config import ConfigError, check_config, override, quiet_mmdet
+from linsight.tools.export_file import is_exported_file
 from linsight.tools.model import open_model, read_run
 from linsight.tools.predict_video import SUFFIXES, predict_video
 from linsight.tools.prediction import Predictor
@@ -29,7 +30,9 @@ from linsight.tools.run import Overrides, report_errors
 def predict(
     model: Annotated[
         str,
-        typer.Argument(help="A checkpoint, an exported folder, or a model with published weights."),
+        typer.Argument(
+            help="A checkpoint, an exported folder or file, or a model with published weights."
+        ),
     ],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, folders of them, or videos.")],
     model_name: Annotated[
@@ -55,7 +58,7 @@ def predict(
     with report_errors():
         place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         predictor = open_predictor(model, model_name, place, topk, score, tta, cfg_options or ())
-        files = _pictures(pictures)
+        files = find_pictures(pictures)
         out.mkdir(parents=True, exist_ok=True)
         console = Console()
         table = Table("picture", "prediction")
@@ -109,7 +112,7 @@ def open_predictor(
     Args:
         source, model_name: as for :func:`~linsight.tools.model.open_model`; or a checkpoint of
             `linsight train` for any task; or a checkpoint of another origin with the name of the
-            config that it fits.
+            config that it fits; or a file of `linsight export`, .onnx or .pt2.
         device: device to run it on.
         topk: number of classes that a classifier reports.
         score: lowest score of the objects that a detector reports.
@@ -121,6 +124,12 @@ def open_predictor(
         FileNotFoundError: `source` is neither a file nor the name of a model.
         CheckpointError: the file is damaged, or holds a model of another kind.
     """
+    if is_exported_file(source):
+        from linsight.tools.predict_exported import ExportedPredictor
+
+        if tta or overrides:
+            raise ConfigError(f"--tta and --cfg-options change no prediction of a file, {source}")
+        return ExportedPredictor(source, topk, score)
     run = read_run(source, model_name)
     kind = run.config.model.type if run else "ImageClassifier"
     if run and run.config.get("default_scope") == "mmdet":
@@ -163,11 +172,7 @@ def _predict(
         frames = predict_video(predictor, file, drawing.with_suffix(".mp4"), progress)
         rows = [(f"{file}#{i}", *row) for i, frame in enumerate(frames) for row in frame]
         return f"{len(frames)} frames", rows
-    try:
-        picture = Image.open(file).convert("RGB")
-    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ..., depending on the format.
-    except Exception as error:
-        raise DataError(f"{file} ({error})") from error
+    picture = open_picture(file)
     try:
         prediction = predictor(picture)
     except ValueError as error:  # for example, the picture is too small for the model
@@ -178,11 +183,25 @@ def _predict(
     return prediction.summary, [(str(file), *row) for row in prediction.rows]
 
 
+def open_picture(file: Path) -> Image.Image:
+    """Read a picture (RGB).
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return Image.open(file).convert("RGB")
+    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ..., depending on the format.
+    except Exception as error:
+        raise DataError(f"{file} ({error})") from error
+
+
 def _is_video(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
-def _pictures(sources: list[Path]) -> list[Path]:
+def find_pictures(sources: list[Path]) -> list[Path]:
+    """Pictures and videos among files and in folders."""
     files: list[Path] = []
     for source in sources:
         if source.is_dir():

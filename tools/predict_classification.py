@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm.data
@@ -9,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from timm.utils import reparameterize_model
+from torch import Tensor
 
 from linsight.backbones.checkpoint import TimmModel
 from linsight.backbones.graphs import capture_inference
@@ -37,17 +39,21 @@ class ClassificationPredictor:
 
     @torch.inference_mode()
     def __call__(self, picture: Image.Image) -> Prediction:
-        scores = self.model(self.transform(picture)[None].to(self.device))[0].float().softmax(-1)
-        top = scores.topk(min(self.topk, len(self.names)))
-        best = [
-            (self.names[i], p)
-            for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
-        return Prediction(
-            summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
-            rows=[(name, f"{p:.6f}") for name, p in best],
-            drawing=render(draw_classes(picture, best)),
-        )
+        logits = self.model(self.transform(picture)[None].to(self.device))[0]
+        return describe_logits(picture, logits, self.names, self.topk)
+
+
+def describe_logits(
+    picture: Image.Image, logits: Tensor, names: Sequence[str], topk: int
+) -> Prediction:
+    """The prediction of a classifier for a picture (RGB), of its logits (num_classes,)."""
+    top = logits.float().softmax(-1).topk(min(topk, len(names)))
+    best = [(names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    return Prediction(
+        summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
+        rows=[(name, f"{p:.6f}") for name, p in best],
+        drawing=render(draw_classes(picture, best)),
+    )
 
 
 def draw_classes(picture: Image.Image, best: list[tuple[str, float]]) -> Figure:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 # Registers what the configs of detectors name; mmdet follows them.
 import linsight.data.coco
 import linsight.data.digits_detection
-import linsight.heads  # noqa: F401
+import linsight.heads.detection  # noqa: F401
 
 # isort: split
 import numpy as np
@@ -21,6 +21,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from PIL import Image
 from timm.utils import reparameterize_model
+from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
 from linsight.heads.detection_figures import detections, draw_objects
@@ -54,16 +55,9 @@ class DetectionPredictor:
     ) -> None:
         config = run.config
         augmentation = tta_of(config) if tta else None
-        _check_libraries(config, source)
-        # The checkpoint holds the weights, so that nothing is downloaded or read from other files.
-        config.model.backbone.update(pretrained=False, checkpoint=None)
+        model: Any = build_detector(run, source)
         pipeline = config.tta_pipeline if tta else config.test_dataloader.dataset.pipeline
-        with DefaultScope.overwrite_default_scope("mmdet"):
-            model = MODELS.build(config.model)
-            self.pipeline = Compose(list(_drop_loading(pipeline)))
-        check_fit(run.state, model, f"checkpoint {source} does not fit the model that it names")
-        model.load_state_dict(run.state, strict=False)
-        reparameterize_model(model.backbone, inplace=True)
+        self.pipeline = build_pipeline(pipeline)
         if augmentation:
             model = MODELS.build({**augmentation, "module": model})
         self.model = model.to(device).eval()
@@ -72,34 +66,75 @@ class DetectionPredictor:
 
     @torch.inference_mode()
     def __call__(self, picture: Image.Image) -> Prediction:
-        image = np.asarray(picture)
-        shape = image.shape[:2]
-        item = self.pipeline(
-            {
-                "img": np.ascontiguousarray(image[..., ::-1]),  # BGR
-                "img_id": 0,
-                "img_shape": shape,
-                "ori_shape": shape,
-                "scale_factor": (1.0, 1.0),
-            }
-        )
+        item = self.pipeline(unprepared(picture))
         (sample,) = self.model.test_step(pseudo_collate([item]))
-        objects = detections(sample, self.score)
-        masks = objects["masks"]
-        rows = []
-        for i in np.argsort(-objects["scores"], kind="stable"):
-            label = int(objects["labels"][i])
-            name = self.names[label] if self.names else label
-            box = (f"{edge:.1f}" for edge in objects["boxes"][i])
-            pixels = "" if masks is None else int(masks[i].sum())
-            rows.append((name, f"{objects['scores'][i]:.4f}", *box, pixels))
-        names = [str(row[0]) for row in rows]
-        counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
-        return Prediction(
-            summary=", ".join(counts) or "nothing",
-            rows=rows,
-            drawing=draw_objects(image, **objects, names=self.names),
-        )
+        return describe_objects(picture, detections(sample, self.score), self.names)
+
+
+def describe_objects(
+    picture: Image.Image, objects: Mapping[str, Any], names: Sequence[str] | None
+) -> Prediction:
+    """The prediction of a detector for a picture.
+
+    Args:
+        picture: the picture (RGB).
+        objects: ``boxes``, ``labels``, ``scores`` and ``masks``, as
+            :func:`~linsight.heads.detection_figures.draw_objects` takes them.
+        names: names of the classes.
+    """
+    masks = objects["masks"]
+    rows = []
+    for i in np.argsort(-objects["scores"], kind="stable"):
+        label = int(objects["labels"][i])
+        name = names[label] if names else label
+        box = (f"{edge:.1f}" for edge in objects["boxes"][i])
+        pixels = "" if masks is None else int(masks[i].sum())
+        rows.append((name, f"{objects['scores'][i]:.4f}", *box, pixels))
+    found = [str(row[0]) for row in rows]
+    counts = [f"{found.count(name)} x {name}" for name in dict.fromkeys(found)]
+    return Prediction(
+        summary=", ".join(counts) or "nothing",
+        rows=rows,
+        drawing=draw_objects(np.asarray(picture), **objects, names=names),
+    )
+
+
+def build_detector(run: Run, source: str) -> nn.Module:
+    """The detector of a checkpoint, in evaluation mode, its backbone's constants folded.
+
+    Raises:
+        CheckpointError: the weights do not fit the model that the checkpoint names, or it names
+            a type of another library than linsight, mmdet and mmengine.
+    """
+    config = run.config
+    _check_libraries(config, source)
+    # The checkpoint holds the weights, so that nothing is downloaded or read from other files.
+    config.model.backbone.update(pretrained=False, checkpoint=None)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(config.model)
+    check_fit(run.state, model, f"checkpoint {source} does not fit the model that it names")
+    model.load_state_dict(run.state, strict=False)
+    reparameterize_model(model.backbone, inplace=True)
+    return model.eval()
+
+
+def build_pipeline(settings: Sequence[Mapping[str, Any]]) -> Compose:
+    """mmdet's transforms for a picture that is loaded, without those that load it."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return Compose(list(_drop_loading(settings)))
+
+
+def unprepared(picture: Image.Image) -> dict[str, Any]:
+    """What mmdet's transforms take of a picture."""
+    image = np.asarray(picture)
+    shape = image.shape[:2]
+    return {
+        "img": np.ascontiguousarray(image[..., ::-1]),  # BGR
+        "img_id": 0,
+        "img_shape": shape,
+        "ori_shape": shape,
+        "scale_factor": (1.0, 1.0),
+    }
 
 
 def _drop_loading(pipeline: Sequence[dict]) -> Iterator[dict]:

@@ -38,13 +38,7 @@ class SegmentationPredictor:
     columns = ("class", "share of the pixels")
 
     def __init__(self, run: Run, source: str | Path, device: torch.device) -> None:
-        settings: dict[str, Any] = dict(run.config.model) | {"checkpoint": None}
-        settings["backbone"] = settings["backbone"] | {"pretrained": False, "checkpoint": None}
-        self.model: SemanticSegmentor = MODELS.build(settings).eval()
-        state = self.model.checkpoint_filter_fn(run.state)
-        check_fit(state, self.model, f"checkpoint {source} does not fit the model that it names")
-        self.model.load_state_dict(state)
-        reparameterize_model(self.model, inplace=True).to(device)
+        self.model = build_segmentor(run, source).to(device)
         for part in (self.model.backbone, self.model.neck, self.model.decode_head):
             if part is not None:
                 capture_inference(part)
@@ -63,14 +57,40 @@ class SegmentationPredictor:
         labels = self.model(image[None].to(self.device), mode="predict", size=original.shape[-2:])[
             0
         ]["labels"].cpu()
-        counts = torch.bincount(labels.flatten(), minlength=len(self.classes))
-        order = counts.argsort(descending=True)[: int((counts > 0).sum())].tolist()
-        shares = [(self.classes[i], counts[i].item() / labels.numel()) for i in order]
-        return Prediction(
-            summary=", ".join(f"{name} {share:.1%}" for name, share in shares[:3]),
-            rows=[(name, f"{share:.6f}") for name, share in shares],
-            drawing=render(draw_classes(original, labels, self.classes)),
-        )
+        return describe_labels(original, labels, self.classes)
+
+
+def build_segmentor(run: Run, source: str | Path) -> SemanticSegmentor:
+    """The segmentor of a checkpoint, in evaluation mode, its constants folded.
+
+    Raises:
+        CheckpointError: the weights do not fit the model that the checkpoint names.
+    """
+    settings: dict[str, Any] = dict(run.config.model) | {"checkpoint": None}
+    settings["backbone"] = settings["backbone"] | {"pretrained": False, "checkpoint": None}
+    model: SemanticSegmentor = MODELS.build(settings).eval()
+    state = model.checkpoint_filter_fn(run.state)
+    check_fit(state, model, f"checkpoint {source} does not fit the model that it names")
+    model.load_state_dict(state)
+    return reparameterize_model(model, inplace=True)
+
+
+def describe_labels(picture: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Prediction:
+    """The prediction of a segmentor for a picture.
+
+    Args:
+        picture: uint8 (3, H, W).
+        labels: class of each pixel, (H, W).
+        classes: names of the classes.
+    """
+    counts = torch.bincount(labels.flatten(), minlength=len(classes))
+    order = counts.argsort(descending=True)[: int((counts > 0).sum())].tolist()
+    shares = [(classes[i], counts[i].item() / labels.numel()) for i in order]
+    return Prediction(
+        summary=", ".join(f"{name} {share:.1%}" for name, share in shares[:3]),
+        rows=[(name, f"{share:.6f}") for name, share in shares],
+        drawing=render(draw_classes(picture, labels, classes)),
+    )
 
 
 def draw_classes(picture: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:

@@ -1,0 +1,104 @@
+"""Detectors as files: what mmdet predicts, computed for a batch at once, and as a graph."""
+
+import pytest
+
+pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+
+from linsight.heads.deployment_detection import DeployedDetector
+from linsight.tools.config import load_config
+from linsight.tools.export import Format, write_file
+from linsight.tools.export_check import EXACT, match_objects
+from linsight.tools.export_file import open_file
+from linsight.tools.export_subject import dense_subject
+from linsight.tools.model import Run
+
+SMALL = ["model.backbone.depths=(1,0,0,1)"]
+CONFIGS = {
+    "retinanet": "retinanet_rala_vit_nano_fpn_digits",
+    "mask_rcnn": "mask_rcnn_rala_vit_nano_fpn_digits",
+    "cascade": "cascade_mask_rcnn_rala_vit_nano_fpn_digits",
+    "dino": "dino_4scale_rala_vit_nano_digits",
+}
+
+
+def config_of(name: str):
+    return load_config(CONFIGS[name], SMALL)
+
+
+def detector_of(name: str) -> torch.nn.Module:
+    """A detector of random weights, so drawn that the objects of an image differ in score."""
+    torch.manual_seed(0)
+    detector = MODELS.build(config_of(name).model).eval()
+    for key, weight in detector.named_parameters():
+        if weight.ndim == 1 or any(word in key for word in ("cls", "reg", "sampling")):
+            weight.data += 0.03 * torch.randn(weight.shape)
+    return detector
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_a_batch_is_what_mmdet_predicts_one_by_one(name):
+    """Of images whose sides the stride does not divide, so that they are padded."""
+    detector = detector_of(name)
+    pixels = images(2, 3, 70, 101)
+    meta = {"img_shape": (70, 101), "ori_shape": (70, 101), "scale_factor": (1.0, 1.0)}
+    samples = [DetDataSample(metainfo=meta | {"img_id": i}) for i in range(2)]
+    bgr = [image.flip(0) for image in pixels]
+    wanted = detector.test_step({"inputs": bgr, "data_samples": samples})
+    found = DeployedDetector(detector)(pixels)
+    for i, sample in enumerate(wanted):
+        objects = sample.pred_instances
+        expected = {
+            "boxes": objects.bboxes,
+            "labels": objects.labels,
+            "scores": objects.scores,
+        } | ({"masks": torch.as_tensor(objects.masks)} if "masks" in objects else {})
+        there = found["labels"][i] >= 0
+        assert there.sum() == len(objects) > 0
+        match = match_objects(expected, {key: value[i][there] for key, value in found.items()})
+        assert match["objects"] == match["found"] > 0
+        assert match["iou"] > 0.999
+        assert match["score"] < 1e-4
+        assert match["masks"] > 0.999
+
+
+def test_an_image_without_objects_has_rows_of_nothing():
+    detector = detector_of("mask_rcnn")
+    detector.roi_head.test_cfg.score_thr = 1.0
+    with torch.inference_mode():
+        found = DeployedDetector(detector)(images(1, 3, 64, 64))
+    assert (found["labels"] == -1).all()
+    assert not any(found[name].any() for name in ("boxes", "scores", "masks"))
+
+
+def test_what_no_graph_computes_is_refused_by_name():
+    detector = detector_of("retinanet")
+    detector.bbox_head.test_cfg.nms.type = "soft_nms"
+    with pytest.raises(ValueError, match="suppressed by soft_nms, not by nms"):
+        DeployedDetector(detector)
+
+
+def test_mask_rcnn_as_onnx(tmp_path):
+    """Suppression is ONNX's own operator, and objects and masks are those of the model."""
+    onnx = pytest.importorskip("onnx")
+    run = Run(config_of("mask_rcnn"), tuple("0123456789"), detector_of("mask_rcnn").state_dict())
+    subject = dense_subject(run, "mask_rcnn", onnx=True).with_size((64, 96))
+    written = write_file(subject, tmp_path, Format.onnx)
+    assert written.difference.values["objects"] > 10
+    assert written.difference.values["share found again"] >= EXACT.objects
+    assert written.difference.values["mean IoU of masks"] >= EXACT.objects
+    model = onnx.load(written.path)
+    assert [node.op_type for node in model.graph.node].count("NonMaxSuppression") == 2
+    assert [output.name for output in model.graph.output] == ["boxes", "labels", "scores", "masks"]
+    opened = open_file(written.path)
+    assert opened.description["classes"] == list("0123456789")
+    assert opened.sides == (64, 96)
+    assert opened.run(images(1, 3, 64, 96))["masks"].shape == (1, 20, 64, 96)

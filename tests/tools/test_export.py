@@ -1,0 +1,212 @@
+"""Exported files: what they hold, what they compute, and what becomes of those that fail."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmengine.registry import MODELS
+from PIL import Image
+from typer.testing import CliRunner
+
+from linsight.heads import segmentation  # noqa: F401  registers what the config names
+from linsight.tools import export_check, main
+from linsight.tools.config import load_config
+from linsight.tools.export import Format, write_file
+from linsight.tools.export_file import open_file
+from linsight.tools.export_quantize import Bits
+from linsight.tools.export_subject import classifier_subject, open_subject
+
+from ..backbones.conftest import lively
+from .conftest import full_disk
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """The smallest classifier: one block."""
+    return classifier_subject(
+        lively(timm.create_model("rala_vit_nano", num_classes=10, depths=(1, 0, 0, 0), img_size=64))
+    )
+
+
+@pytest.fixture(scope="module")
+def segmentor(tmp_path_factory):
+    """A checkpoint of a small segmentor that nobody has trained."""
+    words = ["model.backbone.depths=(1,0,0,1)"]
+    config = load_config("segformer_rala_vit_nano_digits", words)
+    model = MODELS.build(config.model)
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(part.weight)
+    torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+    path = tmp_path_factory.mktemp("run") / "segmentor.pth"
+    names = tuple(f"class {i}" for i in range(model.num_classes))
+    meta = {"cfg": config.pretty_text, "dataset_meta": {"classes": names}}
+    torch.save({"meta": meta, "state_dict": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(segmentor, tmp_path_factory):
+    """The segmentor as ONNX, by the command, under a mask that lets the group read."""
+    folder = tmp_path_factory.mktemp("files")
+    main.mount()
+    mask = os.umask(0o027)
+    try:
+        words = ["export", str(segmentor), "--out", str(folder), "--to", "onnx"]
+        result = CliRunner().invoke(main.app, words)
+    finally:
+        os.umask(mask)
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def test_a_segmentor_as_onnx(files, segmentor):
+    """Any batch and size, the description and readable names, and what the command says."""
+    folder, output = files
+    path = folder / "model.onnx"
+    assert path.stat().st_mode & 0o777 == 0o640
+    for phase in ("tracing the graph", "writing model.onnx", "comparing it with the model"):
+        assert phase in output
+    model = onnx.load(path)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(entries["classes"])[3] == "class 3"
+    assert entries["task"] == "segmentation"
+    assert {"mean", "std", "linsight_version", "preparation", "inputs"} <= set(entries)
+    (images,) = model.graph.input
+    dims = [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim]
+    assert dims == ["batch", 3, "height", "width"]
+    assert [o.name for o in model.graph.output] == ["labels", "logits"]
+    wanted, found = open_subject(str(segmentor)).module, open_file(path).run
+    batches = [pixels(1, 3, 96, 96), pixels(3, 3, 64, 130)]
+    difference = export_check.compare(wanted, found, batches, export_check.EXACT)
+    assert difference.faults == ()
+    assert len(found(batches[0])["labels"].unique()) > 1
+
+
+def test_a_file_predicts_what_its_checkpoint_predicts(files, segmentor, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (70, 110, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    rows = []
+    for source in (segmentor, files[0] / "model.onnx"):
+        words = ["predict", source, tmp_path / "noise.png", "--out", tmp_path, "--device", "cpu"]
+        result = CliRunner().invoke(main.app, list(map(str, words)))
+        assert result.exit_code == 0, result.output
+        with open(tmp_path / "predictions.csv", newline="") as file:
+            rows.append(list(csv.reader(file)))
+    shares = [{row[1]: float(row[2]) for row in each[1:]} for each in rows]
+    assert shares[0].keys() == shares[1].keys()
+    assert shares[0] == pytest.approx(shares[1], abs=1e-3)
+
+
+def test_pt2_without_linsight(classifier, tmp_path):
+    """A process that cannot import linsight runs the file, at a size and batch of its own."""
+    path = write_file(classifier, tmp_path, Format.torch).path
+    images = pixels(3, 3, 70, 100)
+    torch.save(images, tmp_path / "images.pt")
+    code = f"""
+        import sys
+        sys.modules["linsight"] = None
+        import torch, torchvision
+        run = torch.export.load({str(path)!r}).module()
+        torch.save(run(torch.load({str(tmp_path / "images.pt")!r}))["logits"],
+                   {str(tmp_path / "logits.pt")!r})
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+    with torch.inference_mode():
+        wanted = classifier.module(images)["logits"]
+    assert export_check.relative(torch.load(tmp_path / "logits.pt"), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("to", [Format.torch, Format.onnx])
+def test_static_int8_takes_every_layer(classifier, to, tmp_path):
+    pytest.importorskip("torchao")
+    fixed = classifier.with_size((64, 64))
+    written = write_file(fixed, tmp_path, to, int8=Bits.static)
+    assert 0 < written.difference.values["relative error of the logits"] < 0.2
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    layers = sum(isinstance(part, kinds) for part in classifier.module.modules())
+    assert layers > 8
+    if to is Format.onnx:
+        nodes = onnx.load(written.path).graph.node
+        names = {n.output[0] for n in nodes if n.op_type == "DequantizeLinear"}
+        weighted = [n for n in nodes if n.op_type in ("Conv", "Gemm", "MatMul")]
+        assert sum(n.input[1] in names for n in weighted) >= layers
+    else:
+        text = str(torch.export.load(str(written.path)).graph)
+        assert text.count("quantized_decomposed.dequantize_per_channel") >= layers
+
+
+def test_a_failure_leaves_the_old_file(classifier, tmp_path, monkeypatch):
+    fixed = classifier.with_size((64, 64))
+    (tmp_path / "model.pt2").write_text("before")
+    with full_disk(100_000), pytest.raises(ValueError, match="cannot write to"):
+        write_file(fixed, tmp_path, Format.torch)
+    limits = export_check.Limits(logits=-1.0, labels=1.0, objects=1.0)
+    monkeypatch.setattr("linsight.tools.export.EXACT", limits)
+    with pytest.raises(ValueError, match="differs from the model: the logits differ by"):
+        write_file(fixed, tmp_path, Format.torch)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+    assert (tmp_path / "model.pt2").read_text() == "before"
+
+
+def test_objects_that_are_lost_or_moved_are_seen():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 0, 60, 10]])
+    wanted = {
+        "boxes": boxes,
+        "labels": torch.tensor([1, 2, 3]),
+        "scores": torch.tensor([0.9, 0.8, 0.1]),
+    }
+    same = export_check.match_objects(wanted, wanted)
+    assert (same["objects"], same["found"], same["iou"]) == (2, 2, 1.0)
+    moved = wanted | {"boxes": boxes + torch.tensor([[0.0], [3.0], [0.0]])}
+    assert export_check.match_objects(wanted, moved)["found"] == 1
+    other = wanted | {"labels": torch.tensor([2, 2, 3])}
+    assert export_check.match_objects(wanted, other)["found"] == 1
+    weaker = wanted | {"scores": torch.tensor([0.7, 0.8, 0.1])}
+    assert export_check.match_objects(wanted, weaker)["found"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--to", "onnx", "--size", "64"], "--size is '64', expected HEIGHTxWIDTH"),
+        (["--int8", "static"], "are for --to onnx, torch and aoti"),
+        (["--to", "onnx", "--int8", "static"], "--int8 static needs --pictures"),
+        (["--to", "onnx", "--push-to-hub", "a/b"], "--push-to-hub pushes safetensors"),
+    ],
+)
+def test_wrong_words_are_one_line(segmentor, words, message):
+    main.mount()
+    result = CliRunner().invoke(main.app, ["export", str(segmentor), *words])
+    assert result.exit_code == 1
+    assert message in result.output
+    assert result.output.splitlines()[-1].startswith("error: ")
+
+
+def test_without_a_compiler(segmentor, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+    main.mount()
+    result = CliRunner().invoke(main.app, ["export", str(segmentor), "--to", "aoti"])
+    assert result.exit_code == 1
+    assert "error: --to aoti compiles C++, and there is no compiler" in result.output
