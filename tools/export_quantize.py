@@ -72,7 +72,7 @@ def _layer_quantizer(bits: Bits) -> Any:
         quant_max=255,
         qscheme=torch.per_tensor_affine,
         is_dynamic=dynamic,
-        observer_or_fake_quant_ctr=observer.with_args(eps=2**-12),
+        observer_or_fake_quant_ctr=observer,
     )
     weight = QuantizationSpec(
         dtype=torch.int8,
@@ -80,7 +80,7 @@ def _layer_quantizer(bits: Bits) -> Any:
         quant_max=127,
         qscheme=torch.per_channel_symmetric,
         ch_axis=0,
-        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=2**-12),
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
     )
 
     class LayerQuantizer(Quantizer):

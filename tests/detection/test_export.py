@@ -34,8 +34,8 @@ def detector_of(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     detector = MODELS.build(config_of(name).model).eval()
     for key, weight in detector.named_parameters():
-        if weight.ndim == 1 or any(word in key for word in ("cls", "reg", "sampling")):
-            weight.data += 0.03 * torch.randn(weight.shape)
+        if weight.ndim == 1 or any(word in key for word in ("_cls", "_reg", "sampling")):
+            weight.data += (0.01 if "retina" in key else 0.03) * torch.randn(weight.shape)
     return detector
 
 
