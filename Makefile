@@ -10,7 +10,7 @@ IMPORTS := build/imports/linsight
 # Threads that wait by spinning slow everything down as soon as two processes share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-detection demo-segmentation test test-upstream lint clean
+.PHONY: demo demo-detection demo-segmentation test test-all test-upstream lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/linsight demo
@@ -22,8 +22,16 @@ demo-segmentation: $(INSTALLED)
 	$(VENV)/bin/linsight demo segmentation
 
 # Files run in parallel, the tests of one file in its order: the README's build on one another.
+# Kernels run in a second run, because Triton's interpreter is chosen when Triton is imported.
+PYTEST = $(VENV)/bin/python -m pytest -n auto
+
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --dist loadfile --no-loadscope-reorder $(SLOW)
+	TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= $(PYTEST) -m triton tests/kernels $(SLOW)
+
+# With the tests that try at more sizes and models what `make test` tries at some.
+test-all:
+	$(MAKE) test SLOW=--slow
 
 # Tests of detection on OpenMMLab's own packages, in place of the forks that linsight declares.
 test-upstream: $(UPSTREAM)/.installed
@@ -46,13 +54,14 @@ $(INSTALLED): pyproject.toml | $(IMPORTS)
 $(IMPORTS): pyproject.toml
 	mkdir -p $@
 	ln -sfn $(addprefix ../../../,$(wildcard linsight/*) backbones configs data heads kernels tools) $@
+	ln -sfn ../../command build/imports/linsight_command
 	touch $@
 
 # This environment is without linsight[det], whose forks have the same import names.
 $(UPSTREAM)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(UPSTREAM)
 	$(UPSTREAM)/bin/python -m pip install --disable-pip-version-check --editable . \
-		mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 "setuptools<81" scikit-learn tensorboard pytest
+		mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 "setuptools<81" scikit-learn tensorboard pytest hypothesis
 	touch $@
 
 clean:

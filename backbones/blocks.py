@@ -13,13 +13,15 @@ import timm.layers.mlp
 import torch
 from timm.layers import DropPath, GluMlp, Mlp
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..kernels.runtime.private import has_forward_hooks
 from .activations import ActLayer, resolve_act_layer
 from .context import Context
 from .layers import ResidualDepthwise, add_and_norm, add_residual
 from .mlps import ConvMlp, DepthwiseMlp
-from .norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
+from .norms import LayerNorm, NormLayer, fold_into_linear, is_plain, resolve_norm_layer
+from .tracing import record_module
 
 # A class, a partial of one, or a name; called as timm's MLPs are.
 MlpLayer = str | Callable[..., nn.Module]
@@ -113,7 +115,10 @@ class Block(nn.Module):
     def mix(self, x: Tensor, stream: Tensor, context: Context) -> Tensor:
         """The mixer's output for the tokens `x`, which were made from the residual stream."""
         context.stream = stream
-        mixed = self.mixer(x, context)
+        if isinstance(x, Proxy):
+            mixed = record_module(self.mixer, x, context)
+        else:
+            mixed = self.mixer(x, context)
         context.stream = None
         return mixed
 
@@ -124,7 +129,7 @@ class Block(nn.Module):
             ("gamma2", getattr(self.mlp, "fc2", None)),
         ):
             gamma = getattr(self, name)
-            if gamma is None or type(layer) is not nn.Linear:
+            if gamma is None or not is_plain(layer):
                 continue
             with torch.no_grad():
                 layer.weight.mul_(gamma.view(-1, 1))

@@ -41,6 +41,7 @@ class TimmModel(nn.Module):
     prune_intermediate_layers: Callable[..., Any]
     set_grad_checkpointing: Callable[..., Any]
     group_matcher: Callable[..., dict[str, Any]]
+    get_classifier: Callable[..., Any]
 
 
 class CheckpointError(ValueError):
@@ -110,6 +111,8 @@ OLD_NAMES: tuple[tuple[str, Callable[[re.Match], str]], ...] = (
 def rename_old_entries(state_dict: dict[str, Tensor], model: nn.Module, prefix: str = "") -> None:
     """Rename, in place, entries that version 0.1 of linsight wrote; log one line if there are any.
 
+    Its tables of agent attention over a 7 x 7 map had two axes for the map, which are one today.
+
     Args:
         state_dict: the weights.
         model: a model of this library.
@@ -125,6 +128,9 @@ def rename_old_entries(state_dict: dict[str, Tensor], model: nn.Module, prefix: 
                 renamed[name] = prefix + today
     for old, new in renamed.items():
         state_dict[new] = state_dict.pop(old)
+    for name, value in state_dict.items():
+        if name.startswith(prefix) and name.endswith(".map_bias") and value.ndim == 5:
+            state_dict[name] = value.flatten(-2)
     if renamed:
         logger.warning(
             "%d weights have the names of linsight 0.1 and were renamed; save the model again to "

@@ -1,11 +1,36 @@
-"""How weights are drawn."""
+"""How weights are drawn, and how a model is made without them."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from timm.layers import trunc_normal_
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .layers import ActDepthwise
+
+
+class _NoInitialisation(TorchFunctionMode):
+    INITIAL = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_"))
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.__name__ in self.INITIAL:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Make the models of this context on the meta device, where tensors have no values.
+
+    Initialisations are left out: PyTorch computes the shapes of the meta device in Python, where an
+    initialisation takes as long as a layer.
+    """
+    with torch.device("meta"), _NoInitialisation():
+        yield
 
 
 def init_linear_layers(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.layers import is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..kernels.batch_norm import batch_norm
 from ..kernels.conv2d import conv2d
@@ -21,7 +22,8 @@ from ..kernels.depthwise_conv2d import depthwise_conv2d
 from ..kernels.runtime.activation import Activation
 from ..kernels.scaled_add import scaled_add
 from .activations import kernel_activation
-from .norms import LayerNorm, fold_into_convolution
+from .norms import LayerNorm, fold_into_convolution, is_plain
+from .tracing import record_call
 
 # timm's register_notrace_function reaches what a module's own forward calls, and no further.
 torch.fx.wrap("scaled_add")
@@ -30,6 +32,8 @@ torch.fx.wrap("scaled_add")
 @register_notrace_function
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """`x` (B, C, H, W), padded with zeros at the bottom and right to multiples of `multiple`."""
+    if isinstance(x, Proxy):
+        return record_call(pad_to_multiple, x, multiple)
     bottom, right = ((side + multiple - 1) // multiple * multiple - side for side in x.shape[2:])
     # Comparing sizes here would specialise the exported graph.
     if is_exporting() or bottom or right:
@@ -49,6 +53,8 @@ def check_image(x: Tensor, in_chans: int, least: int = 1) -> Tensor:
     Raises:
         ValueError: if the images have another shape, or a smaller side.
     """
+    if isinstance(x, Proxy):
+        return record_call(check_image, x, in_chans, least)
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise ValueError(f"images have shape {tuple(x.shape)}, expected (B, {in_chans}, H, W)")
     if x.shape[2] < least or x.shape[3] < least:
@@ -78,6 +84,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
+        if isinstance(x, Proxy):
+            return record_call(self, x)
         if self.padding_mode != "zeros":
             y = super().forward(x)
             return y if self.activation is None else getattr(F, self.activation)(y)
@@ -117,6 +125,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
+        if isinstance(x, Proxy):
+            return record_call(self, x)
         if not (self.affine and self.track_running_stats and self.momentum is not None):
             y = super().forward(x)
             return y if self.activation is None else getattr(F, self.activation)(y)
@@ -137,7 +147,10 @@ class BatchNormAct2d(nn.BatchNorm2d):
         )
 
 
-def synchronize_batch_norms(model: nn.Module) -> nn.Module:
+PYTORCHS_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def synchronize_batch_norms(model: nn.Module, convert: bool = True) -> nn.Module:
     """Let every batch norm take its statistics over all processes of a distributed training.
 
     `torch.nn.SyncBatchNorm.convert_sync_batchnorm` is for PyTorch's own layers; it would replace
@@ -145,16 +158,20 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
 
     Args:
         model: its layers are changed in place.
+        convert: whether PyTorch's own layers become `SyncBatchNorm`, which needs a GPU, or stay as
+            they are.
 
     Returns:
         The model; a new module, if the model is itself a batch norm of PyTorch's.
     """
     if isinstance(model, BatchNormAct2d):
         model.synchronized = True
-    elif isinstance(model, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+    elif isinstance(model, PYTORCHS_BATCH_NORMS):
+        if not convert:
+            return model
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, child in model.named_children():
-        setattr(model, name, synchronize_batch_norms(child))
+        setattr(model, name, synchronize_batch_norms(child, convert))
     return model
 
 
@@ -201,7 +218,7 @@ class ConvNormAct(nn.Module):
 
     def fuse(self) -> nn.Module:
         """One convolution that computes the same in evaluation; itself, if a part was replaced."""
-        if type(self.conv) is not Conv2d or type(self.norm) is not BatchNormAct2d:
+        if not is_plain(self.conv, Conv2d) or type(self.norm) is not BatchNormAct2d:
             return self
         fused = fuse_conv_norm(self.conv, self.norm).train(self.training)
         return fused if self.act is None else nn.Sequential(fused, self.act)
@@ -269,7 +286,7 @@ def absorb_norm(norm: nn.Module, layer: nn.Module) -> nn.Module:
         return norm
     if type(layer) is Conv2d and (layer.padding != (0, 0) or layer.groups != 1):
         return norm
-    if type(layer) not in (nn.Linear, Conv2d) or layer.bias is None:
+    if not (is_plain(layer) or is_plain(layer, Conv2d)) or layer.bias is None:
         return norm
     weight = layer.get_parameter("weight")
     with torch.no_grad():
@@ -378,6 +395,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W), both channels-last in memory."""
+        if isinstance(x, Proxy):
+            return record_call(self, x)
         if not self._keeps_size():
             return super().forward(x)
         step = self.dilation[0]
@@ -433,6 +452,8 @@ class ActDepthwise(nn.Module):
         self, x: Tensor, branch: Tensor | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """The output for x, or for x + scale * branch; the scale has C elements, or None is 1."""
+        if isinstance(x, Proxy):
+            return record_call(self, x, branch, scale)
         return depthwise_conv2d(
             x,
             self.weight,

@@ -7,10 +7,12 @@ import torch
 from timm.layers import get_norm_layer
 from timm.models import register_notrace_module
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..kernels.batch_norm import batch_norm
 from ..kernels.layer_norm import add_layer_norm, layer_norm
 from ..kernels.scaled_add import scaled_add
+from .tracing import record_call
 
 # A class, a partial of one, or a name; called with the number of channels.
 NormLayer = str | Callable[..., nn.Module]
@@ -35,6 +37,8 @@ class LayerNorm(nn.LayerNorm):
             branch: a residual branch of the shape of `x`, or None.
             scale: the branch's layer scale, of C elements, or None for 1.
         """
+        if isinstance(x, Proxy):
+            return record_call(self, x, branch, scale)
         if branch is None:
             return layer_norm(x, self.weight, self.bias, eps=self.eps)
         scale = None if scale is None else scale.flatten()
@@ -86,6 +90,8 @@ class RepBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C)."""
+        if isinstance(x, Proxy):
+            return record_call(self, x)
         if self.training:
             batch = self.batch_norm(x, self.batch_weight, self.batch_bias)
             return scaled_add(batch, x, self.alpha.expand(x.shape[-1]))
@@ -173,7 +179,7 @@ class PRepBN(RepBN):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C)."""
-        if not self.training:
+        if not self.training or isinstance(x, Proxy):
             return super().forward(x)
         # The shares multiply the weights, which are smaller than what they make.
         share = 1 - self.progress
@@ -217,6 +223,14 @@ for leaf in (RepBN, PRepBN):
     register_notrace_module(leaf)
 
 
+def is_plain(layer: nn.Module | None, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether a layer is of the class `kind` itself, and its weight can be changed in place.
+
+    A weight that is quantised, or that a hook computes anew at each call, cannot.
+    """
+    return type(layer) is kind and type(layer.weight) is nn.Parameter
+
+
 def fold_into_linear(norm: nn.Module, layer: nn.Module | None) -> nn.Module:
     """Multiply a `RepBN`, as it is in evaluation, into the linear layer after it, in place.
 
@@ -224,7 +238,7 @@ def fold_into_linear(norm: nn.Module, layer: nn.Module | None) -> nn.Module:
         What takes the norm's place: the identity, or the norm itself if one of the two is of
         another class.
     """
-    if not isinstance(norm, RepBN) or type(layer) is not nn.Linear:
+    if not isinstance(norm, RepBN) or not is_plain(layer):
         return norm
     scale, shift = norm.affine()
     with torch.no_grad():
@@ -245,6 +259,8 @@ def fold_into_convolution(norm: nn.Module, conv: nn.Module) -> nn.Module:
         another class.
     """
     if not isinstance(norm, RepBN) or not isinstance(conv, nn.Conv2d) or conv.bias is None:
+        return norm
+    if not is_plain(conv, type(conv)):
         return norm
     scale, shift = norm.affine()
     with torch.no_grad():

@@ -51,6 +51,8 @@ class Paper:
         computes: what the models compute, in a line.
         limits: where they are the wrong choice, in a line.
         journal: whether the venue is a journal.
+        retrained: what others have reported of a training of their own, and who; empty if nothing
+            is known.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Paper:
     computes: str
     limits: str
     journal: bool = False
+    retrained: str = ""
 
 
 @dataclass(frozen=True)

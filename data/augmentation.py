@@ -48,6 +48,24 @@ def create_transform(settings: dict) -> Callable:
     return transform
 
 
+def effective_settings(settings: dict | None) -> dict:
+    """Arguments of :func:`timm.data.create_transform` with its own defaults written down.
+
+    They are what prepares an image in evaluation. A model's ``pretrained_cfg`` has other values
+    where the arguments say nothing, and prediction would show the model other pixels.
+    """
+    settings = dict(settings or {})
+    defaults = {
+        "input_size": 224,
+        "interpolation": "bilinear",
+        "crop_pct": timm.data.constants.DEFAULT_CROP_PCT,
+        "crop_mode": timm.data.constants.DEFAULT_CROP_MODE,
+        "mean": timm.data.IMAGENET_DEFAULT_MEAN,
+        "std": timm.data.IMAGENET_DEFAULT_STD,
+    }
+    return settings | {key: v for key, v in defaults.items() if settings.get(key) is None}
+
+
 def _operations(step: Any) -> list[Any]:
     """The operations among which a step of timm's draws; none if it is no policy."""
     return [*getattr(step, "ops", ()), *chain(*getattr(step, "policy", ()))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,12 +13,20 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
+from timm.data import create_dataset
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_image_folder import ReaderImageFolder, find_images_and_targets
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import Compose
 
-from .augmentation import Views, ViewTransform, create_transform
+from .augmentation import Views, ViewTransform, create_transform, effective_settings
 from .digits import DigitClassification
+from .lists import ListReader
 from .loading import DataError, TolerantDataset
+from .pictures import prepare, read_picture
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
 
@@ -35,6 +44,7 @@ class TransformedImages(TolerantDataset):
         augment_on_device: leave all that comes after cropping and mirroring to
             :class:`~linsight.heads.classification.LabelledImages`. The items then have
             :class:`~linsight.data.augmentation.Views` for images.
+        label_of: returns the label at an index without reading the image, or None.
 
     Raises:
         DataError: when an item is read whose label belongs to no class.
@@ -49,18 +59,14 @@ class TransformedImages(TolerantDataset):
         name_of: Callable[[int], str] = str,
         corrupt_tolerance: float = 0.01,
         augment_on_device: bool = False,
+        label_of: Callable[[int], int] | None = None,
     ) -> None:
         self.transform, self.metainfo = _transform(transform, classes, augment_on_device)
         self.augment_on_device = augment_on_device
 
-        def read_view(index: int) -> tuple[torch.Tensor, int]:
-            image, label = read(index)
-            return self.transform.decode(image), label
-
-        # A damaged file may show when it is decoded.
-        super().__init__(
-            read_view if augment_on_device else read, length, name_of, corrupt_tolerance
-        )
+        if augment_on_device:  # A damaged file may show when it is decoded.
+            read = partial(_decode, read, self.transform)
+        super().__init__(read, length, name_of, corrupt_tolerance, label_of)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor | Views, int]:
         index, (image, label) = self.read_from(index)
@@ -77,10 +83,7 @@ class TransformedImages(TolerantDataset):
 def _transform(
     transform: dict | None, classes: Sequence[str] | None, augment_on_device: bool
 ) -> tuple[Any, dict]:
-    settings = dict(transform or {})
-    # create_transform's own defaults, written down so that metainfo can hold them.
-    settings.setdefault("mean", timm.data.IMAGENET_DEFAULT_MEAN)
-    settings.setdefault("std", timm.data.IMAGENET_DEFAULT_STD)
+    settings = effective_settings(transform)
     metainfo = {"mean": list(settings["mean"]), "std": list(settings["std"])}
     if classes is not None:
         metainfo["classes"] = [str(name) for name in classes]
@@ -97,11 +100,14 @@ def TimmDataset(
     corrupt_tolerance: float = 0.01,
     class_map: str | dict | None = None,
     augment_on_device: bool = False,
+    annotations: str | None = None,
+    classes: Sequence[str] = (),
     **reader: Any,
 ) -> Dataset:
     """A data set that :func:`timm.data.create_dataset` reads, under timm's transform.
 
-    With ``name=""`` it is a folder with one sub-folder per class, or a tar file of one. A prefix
+    With ``name=""`` it is a folder with one sub-folder per class, or a tar file of one; images in
+    folders within a class's folder are of this class, unless `class_map` names them. A prefix
     of ``name`` selects another reader: ``torch/`` for torchvision's data sets, ``hfds/`` and
     ``hfids/`` for Hugging Face's, ``wds/`` for webdataset, ``tfds/`` for TensorFlow's. Streamed
     data sets (``hfids/``, ``wds/``, ``tfds/``) have an order of their own: set ``sampler=None``
@@ -117,30 +123,43 @@ def TimmDataset(
         class_map: a dict from class names to indices, or a file that holds one.
         augment_on_device: as for :class:`TransformedImages`. JPEGs are then decoded at a reduced
             size where the crop allows it, unless the data set is streamed.
+        annotations: a CSV file with the columns file and label, in place of a folder for each
+            class; names of files start from `root`.
+        classes: names of the classes in `annotations`, in the order of their indices.
         **reader: further arguments of :func:`timm.data.create_dataset`.
 
     Raises:
-        DataError: the folder is missing, it holds no images, or one of its classes has none.
+        DataError: the folder is missing, it holds no images, one of its classes has none, or
+            images lie in no class's folder.
     """
-    folder = not name or name == "folder"
+    if annotations is not None:
+        reader["reader"] = ListReader(annotations, root, classes)
+    folder = (not name or name == "folder") and annotations is None
     if folder and not os.path.exists(root):
         raise DataError(
             f"data set root {root!r} does not exist: set data_root in the config, or "
             "train_dataloader.dataset.root and val_dataloader.dataset.root"
         )
+    mode = reader.get("input_img_mode", "RGB")
+    if name.startswith(("hfids/", "wds/")):
+        reader["input_img_mode"] = ""  # the transform converts the picture
     try:
         reader["class_map"] = class_map or ""
-        dataset = timm.data.create_dataset(name, root=root, split=split, **reader)
+        create = timm.data.ImageDataset if annotations else partial(create_dataset, name)
+        dataset = create(root=root, split=split, **reader)
     except RuntimeError as error:
         raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
     if isinstance(dataset, IterableDataset):
-        dataset.transform, metainfo = _transform(transform, None, augment_on_device)
+        apply, metainfo = _transform(transform, None, augment_on_device)
+        dataset.transform = Compose([partial(_convert, mode=mode), apply])
         vars(dataset)["metainfo"] = metainfo
         return dataset
     if not isinstance(dataset, timm.data.ImageDataset):
         classes = getattr(dataset, "classes", None)
+        if hasattr(dataset, "loader"):  # that of torchvision's folders loses 16 bits
+            dataset.loader = read_picture
         return TransformedImages(
-            dataset.__getitem__,
+            partial(_read_item, dataset),
             len(dataset),
             transform,
             classes,
@@ -152,23 +171,105 @@ def TimmDataset(
     images = cast(Any, dataset.reader)
     if folder and os.path.isdir(root):
         _check_folder(Path(root), split, images, mapped=bool(class_map))
-
-    def read(index: int) -> tuple[Image.Image, int]:
-        file, label, *_ = images[index]
-        if augment_on_device:
-            return Image.open(file), label
-        with Image.open(file) as image:
-            return image.convert(dataset.input_img_mode), label
-
-    def name_of(index: int) -> str:
-        # An image that a Hugging Face data set holds as bytes may have no file name.
-        return images.filename(index) or str(index)
+    if isinstance(images, ReaderImageFolder):
+        _label_by_top_folder(images, class_map)
+    elif isinstance(images, ReaderImageInTar):
+        _check_tar(images)
 
     indices = getattr(images, "class_to_idx", None)
-    classes = sorted(indices, key=indices.get) if indices else None
     return TransformedImages(
-        read, len(dataset), transform, classes, name_of, corrupt_tolerance, augment_on_device
+        partial(_read_file, images, None if augment_on_device else dataset.input_img_mode),
+        len(dataset),
+        transform,
+        sorted(indices, key=indices.get) if indices else None,
+        partial(_name_file, images),
+        corrupt_tolerance,
+        augment_on_device,
+        partial(_label_sample, images) if hasattr(images, "samples") else None,
     )
+
+
+def _decode(read: Callable, transform: ViewTransform, index: int) -> tuple[Any, int]:
+    image, label = read(index)
+    return transform.decode(image), label
+
+
+def _read_item(dataset: Any, index: int) -> tuple[Image.Image, int]:
+    image, label = dataset[index]
+    return prepare(image), label
+
+
+def _read_file(images: Any, mode: str | None, index: int) -> tuple[Image.Image, int]:
+    """The image and label at an index of one of timm's readers; a mode of None converts none."""
+    file, label, *_ = images[index]
+    if mode is None:
+        return prepare(Image.open(file)), label
+    with Image.open(file) as image:
+        return _convert(image, mode), label
+
+
+def _name_file(images: Any, index: int) -> str:
+    # An image that a Hugging Face data set holds as bytes may have no file name.
+    return images.filename(index) or str(index)
+
+
+def _label_sample(images: Any, index: int) -> int:
+    return images.samples[index][1]
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    picture = prepare(image)
+    return picture.convert(mode or picture.mode)
+
+
+def _label_by_top_folder(images: ReaderImageFolder, class_map: Any) -> None:
+    """Label the images by the folders of the classes; timm's labels are the innermost folders.
+
+    Raises:
+        DataError: images lie beside the folders of the classes, or all in one folder of folders.
+    """
+    found, _ = find_images_and_targets(images.root)
+    files = [file for file, _ in found]
+    folders = [Path(os.path.relpath(file, images.root)).parts[:-1] for file in files]
+    known = load_class_map(class_map, images.root) if class_map else None
+    stray = [file for file, parts in zip(files, folders, strict=True) if not parts]
+    if stray and known is None:
+        raise DataError(
+            f"{len(stray)} of {len(files):,} images in '{images.root}' are in no class's folder: "
+            f"{', '.join(map(str, stray[:3]))}{', ...' if len(stray) > 3 else ''}; move them into "
+            "a folder per class"
+        )
+    if all(len(parts) == 1 for parts in folders):
+        return
+    tops = {parts[0] for parts in folders if parts}
+    if known is None and len(tops) == 1 and min(map(len, folders)) > 1:
+        (top,) = tops
+        raise DataError(
+            f"data set root '{images.root}' holds the one folder '{top}' of folders: set the root "
+            f"to '{images.root}/{top}' if these are the classes"
+        )
+    if known is None:
+        known = {top: label for label, top in enumerate(sorted(tops, key=natural_key))}
+    # With a class map the outermost folder that it names is the class.
+    named = (next((part for part in parts if part in known), None) for parts in folders)
+    images.samples = [
+        (file, known[name]) for file, name in zip(files, named, strict=True) if name is not None
+    ]
+    images.class_to_idx = known
+
+
+def _check_tar(images: ReaderImageInTar) -> None:
+    """Refuse a tar file whose images lie at several depths, of which timm takes the innermost.
+
+    Raises:
+        DataError: the classes are not all at one depth.
+    """
+    depths = {len(Path(info.path).parts) for info, _, within in images.samples if within is None}
+    if len(depths) > 1:
+        raise DataError(
+            f"data set root '{images.root}' has images in folders at several depths, which leaves "
+            "open which folders are the classes: unpack it, and give the folder as the root"
+        )
 
 
 def _check_folder(root: Path, split: str, images: Any, mapped: bool) -> None:

@@ -14,19 +14,22 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import linsight.kernels.mmcv_operators  # noqa: F401  has to come before mmdet
 
 # isort: split
 import numpy as np
+from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
+from mmengine import fileio
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from .loading import DataError, flags, mark_corrupt, most_corrupt
+from .pictures import read_picture
 
 SHOWN = 3
 # The keys of an entry that mmdet and COCO's evaluation read without checking that they exist.
@@ -43,10 +46,14 @@ class CheckedCocoDataset(CocoDataset):
     """mmdet's ``CocoDataset``, which reports faults of its files before training.
 
     Faulty annotations are left out and counted in one warning. Faulty are: a box that is empty,
-    not finite or outside its image; an image or a category that the file does not list; and, where
-    the pipeline loads masks, a polygon of fewer than 3 points or run lengths of another size than
-    the image's. In training another image takes the place of one that is missing or cannot be
-    read, which is marked in ``corrupt`` and reported by ``DataCheckHook``.
+    not finite, outside its image or, in training, less than a pixel wide or high; an image or a
+    category that the file does not list; and, where the pipeline loads masks, a polygon of fewer
+    than 3 points or run lengths of another size than the image's. In training a second warning
+    counts the annotations from which nothing is learned: those with an ``ignore`` or ``iscrowd``
+    flag, and those of categories that are none of the data set's classes. mmdet would drop objects
+    whose ``area`` is not above 0; here the area of the box takes its place. In training another
+    image takes the place of one that is missing or cannot be read, which is marked in ``corrupt``
+    and reported by ``DataCheckHook``.
 
     Args:
         *args: arguments of ``CocoDataset``.
@@ -64,6 +71,14 @@ class CheckedCocoDataset(CocoDataset):
     def __init__(self, *args: Any, corrupt_tolerance: float = 0.01, **kwargs: Any) -> None:
         self.corrupt_tolerance = corrupt_tolerance
         super().__init__(*args, **kwargs)
+        steps = self.pipeline.transforms
+        # A transform of a user's own class, or for another kind of picture, stays.
+        steps[:] = [
+            LoadPicture(step)
+            if type(step) is LoadImageFromFile and step.color_type == "color"
+            else step
+            for step in steps
+        ]
 
     def full_init(self) -> None:
         if not self._fully_initialized:
@@ -77,21 +92,38 @@ class CheckedCocoDataset(CocoDataset):
         transforms = getattr(self.pipeline, "transforms", ())
         masks = any(getattr(transform, "with_mask", False) for transform in transforms)
         total = len(content.get("annotations", ()))
-        if faults := remove_faulty(content, masks):
-            count = sum(map(len, faults.values()))
-            reasons = "; ".join(f"{len(ids)} {why} ({_some(ids)})" for why, ids in faults.items())
-            message = f"{path}: {count} of {total:,} annotations are faulty: {reasons}"
-            # The evaluation reads the file anew, and raises an error at such masks.
+        faults = remove_faulty(content, masks, shortest=0 if self.test_mode else 1)
+        if faults:
+            message = f"{path}: {_count(faults)} of {total:,} annotations are faulty: "
+            message += _reasons(faults)
+            # The evaluation raises an error at such masks.
             if self.test_mode and any(why in _MASK_FAULTS for why in faults):
                 raise DataError(f"{message}. Mend or remove them to evaluate masks")
             print_log(f"{message}. They are left out", "current", logging.WARNING)
-        api: Any = COCO()
-        api.dataset = content
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            api.createIndex()
-        # mmdet's names of the two tables; its COCO class sets them before createIndex makes them.
-        api.img_ann_map, api.cat_img_map = api.imgToAnns, api.catToImgs
-        return api
+        if filled := fill_areas(content):
+            print_log(
+                f"{path}: the area of {len(filled)} of {total:,} annotations is not above 0 "
+                f"({_some(filled)}): the area of the box, w * h, takes its place",
+                "current",
+                logging.WARNING,
+            )
+        if not self.test_mode:
+            unlearned = unlearned_annotations(content, self.metainfo["classes"])
+            if _count(unlearned) == len(content["annotations"]):
+                causes = faults | unlearned
+                hints = [_CAUSES[why] for why in causes if why in _CAUSES]
+                raise DataError(
+                    f"none of the {len(content['images']):,} images of {path} has an object that "
+                    f"is left: of {total:,} annotations are {'; '.join([_reasons(causes), *hints])}"
+                )
+            if unlearned:
+                print_log(
+                    f"{path}: from {_count(unlearned)} of {total:,} annotations nothing is "
+                    f"learned: {_reasons(unlearned)}",
+                    "current",
+                    logging.WARNING,
+                )
+        return index_annotations(content)
 
     def load_data_list(self) -> list[dict]:
         try:
@@ -123,6 +155,16 @@ class CheckedCocoDataset(CocoDataset):
                 f"data loader's dataset.filter_cfg is {self.filter_cfg}, and no image has an "
                 "object of the data set's classes that it keeps"
             )
+        least = (self.filter_cfg or {}).get("min_size", 0)
+        small = [i for i in self.data_list if min(i["width"], i["height"]) < least]
+        if small and not self.test_mode:
+            print_log(
+                f"{len(small)} of the {len(self.data_list):,} images of {self.ann_file} are less "
+                f"than dataset.filter_cfg.min_size={least} pixels wide or high and are left out: "
+                f"{_some([info['img_path'] for info in small])}",
+                "current",
+                logging.WARNING,
+            )
         return kept
 
     def prepare_data(self, idx: int) -> Any:
@@ -140,6 +182,63 @@ class CheckedCocoDataset(CocoDataset):
 
     def name_of(self, index: int) -> str:
         return self.get_data_info(index)["img_path"]
+
+
+class LoadPicture(LoadImageFromFile):
+    """mmcv's ``LoadImageFromFile`` of pictures as all commands of linsight read them.
+
+    A picture may be stored turned, with EXIF saying how. Where width and height of its entry in
+    the annotation file are those of the upright picture it is turned upright, and where they are
+    those of the stored one it stays.
+
+    Args:
+        step: the transform whose place it takes.
+
+    Raises:
+        DataError: the picture has another size than its entry.
+    """
+
+    def __init__(self, step: LoadImageFromFile) -> None:
+        vars(self).update(vars(step))
+
+    def transform(self, results: dict) -> dict | None:
+        """Add ``img``, uint8 (H, W, 3) in the order BGR, and its shape."""
+        size = results["width"], results["height"]
+        try:
+            content = fileio.get(results["img_path"], backend_args=self.backend_args)
+            picture = read_picture(io.BytesIO(content), size)
+        except Exception:
+            if self.ignore_empty:
+                return None
+            raise
+        if picture.size != size:
+            raise DataError(
+                f"the picture has {picture.width} x {picture.height} pixels, and its entry in the "
+                f"annotation file {size[0]} x {size[1]}: its boxes are of another picture"
+            )
+        image = np.ascontiguousarray(np.asarray(picture)[..., ::-1])
+        results["img"] = image.astype(np.float32) if self.to_float32 else image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+
+def index_annotations(content: dict[str, list[dict]]) -> COCO:
+    """mmdet's access to the content of a file."""
+    api: Any = COCO()
+    api.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        api.createIndex()
+    # mmdet's names of the two tables; its COCO class sets them before createIndex makes them.
+    api.img_ann_map, api.cat_img_map = api.imgToAnns, api.catToImgs
+    return api
+
+
+def _count(faults: Mapping[str, Sequence[int]]) -> int:
+    return sum(map(len, faults.values()))
+
+
+def _reasons(faults: Mapping[str, Sequence[int]]) -> str:
+    return "; ".join(f"{len(ids)} {why} ({_some(ids)})" for why, ids in faults.items())
 
 
 def _some(values: Collection) -> str:
@@ -231,7 +330,24 @@ _MASK_FAULTS = (
 )
 
 
-def remove_faulty(content: dict[str, list[dict]], masks: bool) -> dict[str, list[int]]:
+_SMALL = "with a box less than a pixel wide or high"
+_OUTSIDE = "with a box outside the image"
+_IGNORED = "with an ignore flag"
+_CROWD = "with an iscrowd flag"
+_OTHER_CLASS = "of a category that is none of the data set's classes"
+# What has most likely gone wrong where a fault leaves no annotation.
+_CAUSES = {
+    _SMALL: "bbox is x, y, w, h in pixels, not in shares of the image's sides",
+    _OUTSIDE: "bbox is x, y, w, h in pixels of the image's width and height in the file",
+    _IGNORED: "set ignore to 0",
+    _CROWD: "set iscrowd to 0 for single objects",
+    _OTHER_CLASS: "set the data loaders' dataset.metainfo.classes",
+}
+
+
+def remove_faulty(
+    content: dict[str, list[dict]], masks: bool, shortest: float = 1
+) -> dict[str, list[int]]:
     """Remove faulty annotations from the content of a file, in place.
 
     Of an annotation with several polygons only those of fewer than 3 points are removed.
@@ -239,6 +355,8 @@ def remove_faulty(content: dict[str, list[dict]], masks: bool) -> dict[str, list
     Args:
         content: the content of the file, as `read_annotations` returns it.
         masks: whether masks are needed.
+        shortest: sides of boxes below this many pixels are a fault; mmdet trains on boxes of 1 or
+            more, and evaluates on all.
 
     Returns:
         The ids of the faulty annotations by their fault.
@@ -254,7 +372,7 @@ def remove_faulty(content: dict[str, list[dict]], masks: bool) -> dict[str, list
         elif annotation["category_id"] not in categories:
             fault = "of a category that the file does not list"
         else:
-            fault = _box_fault(annotation["bbox"], image["width"], image["height"])
+            fault = _box_fault(annotation["bbox"], image["width"], image["height"], shortest)
         if image is not None and not fault and masks:
             fault = _mask_fault(annotation, image["height"], image["width"])
         if fault:
@@ -265,7 +383,38 @@ def remove_faulty(content: dict[str, list[dict]], masks: bool) -> dict[str, list
     return dict(faults)
 
 
-def _box_fault(box: Any, width: int, height: int) -> str | None:
+def fill_areas(content: dict[str, list[dict]]) -> list[int]:
+    """Give annotations whose area is not above 0 that of their box, in place.
+
+    Returns:
+        The ids of these annotations.
+    """
+    filled = []
+    for annotation in content["annotations"]:
+        area = annotation["area"]
+        if not (isinstance(area, int | float) and area > 0):
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+            filled.append(annotation["id"])
+    return filled
+
+
+def unlearned_annotations(
+    content: dict[str, list[dict]], classes: Sequence[str]
+) -> dict[str, list[int]]:
+    """The ids of right annotations that mmdet's training drops or ignores, by the reason."""
+    taken = {each["id"] for each in content["categories"] if each["name"] in classes}
+    found: dict[str, list[int]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        if annotation["category_id"] not in taken:
+            found[_OTHER_CLASS].append(annotation["id"])
+        elif annotation.get("ignore"):
+            found[_IGNORED].append(annotation["id"])
+        elif annotation.get("iscrowd"):
+            found[_CROWD].append(annotation["id"])
+    return dict(found)
+
+
+def _box_fault(box: Any, width: int, height: int, shortest: float) -> str | None:
     try:
         x, y, w, h = box
         finite = math.isfinite(x + y + w + h)
@@ -276,7 +425,9 @@ def _box_fault(box: Any, width: int, height: int) -> str | None:
     if w <= 0 or h <= 0:
         return "with a box without width or height"
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return "with a box outside the image"
+        return _OUTSIDE
+    if min(w, h) < shortest:
+        return _SMALL
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
@@ -30,11 +31,18 @@ class TolerantDataset(Dataset):
         length: number of items.
         name_of: returns the file name of the item at an index.
         corrupt_tolerance: the largest share of items that may be unreadable.
+        label_of: returns the class of the item at an index without reading its image; with None
+            the classes of an item are those that its label holds.
+
+    The functions are pickled where workers are not forked, and so may not be local ones.
 
     Attributes:
+        metainfo: what mmengine keeps of the data set in a checkpoint, with its ``classes``.
         corrupt: bool (length,), whether an item could not be read. It lies in shared memory, so
             that every process sees what a data worker marks.
     """
+
+    metainfo: dict[str, Any]
 
     def __init__(
         self,
@@ -42,14 +50,28 @@ class TolerantDataset(Dataset):
         length: int,
         name_of: Callable[[int], str] = str,
         corrupt_tolerance: float = 0.01,
+        label_of: Callable[[int], int] | None = None,
     ) -> None:
         self.read = read
         self.name_of = name_of
+        self.label_of = label_of
         self.most_corrupt = most_corrupt(corrupt_tolerance, length)
         self.corrupt = flags(length)
 
     def __len__(self) -> int:
         return len(self.corrupt)
+
+    def full_init(self) -> None:
+        """Does nothing: mmengine's wrappers of data sets ask whether one has been read whole."""
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        """The classes of an item, by which mmengine's ``ClassBalancedDataset`` draws it."""
+        if self.label_of is not None:
+            return [int(self.label_of(index))]
+        _, (_, label) = self.read_from(index)
+        classes = range(len(self.metainfo["classes"]))
+        ignored = self.metainfo.get("ignore_index")
+        return [int(i) for i in np.unique(label) if i in classes and i != ignored]
 
     def read_from(self, index: int) -> tuple[int, Any]:
         """The index of the first readable item from `index` on, and that item."""
@@ -80,13 +102,18 @@ def mark_corrupt(dataset: Any, index: int, most: int, error: Exception, reason: 
     """Remember an item that could not be read, in the data set's ``corrupt``.
 
     Raises:
-        DataError: more than `most` items are corrupt; the message ends with `reason`.
+        DataError: more than `most` items are corrupt, or all of them; the message ends with
+            `reason`.
     """
     dataset.corrupt[index] = True
     if dataset.corrupt.sum() > most:
         raise DataError(
             f"{describe(dataset)}, more than corrupt_tolerance allows ({most}); the last error: "
             f"{reason}"
+        ) from error
+    if dataset.corrupt.all():
+        raise DataError(
+            f"none of the {len(dataset):,} images can be read; the last error: {reason}"
         ) from error
 
 
@@ -116,9 +143,12 @@ class DataCheckHook(Hook):
     """Compare the data sets with the model before training, and report faulty images.
 
     Raises:
-        DataError: the data sets and the model have other numbers of classes, or the data sets
-            have other names for them.
+        DataError: the data sets and the model have other numbers of classes or another label of
+            pixels to ignore, or the data sets have other names of classes.
     """
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []  # data sets whose absent classes were named
 
     def before_train(self, runner: Any) -> None:
         loops = {"training": runner.train_loop, "validation": runner.val_loop}
@@ -135,7 +165,13 @@ class DataCheckHook(Hook):
             only = sorted(training ^ validation)[:5]
             raise DataError(f"training and validation name other classes: {', '.join(only)}")
 
+        _compare_statistics(runner, loops)
+        for split, loop in loops.items():
+            if loop is not None:
+                _check_ignored(split, loop.dataloader.dataset, runner.model)
+
     def before_test(self, runner: Any) -> None:
+        _check_ignored("test", runner.test_dataloader.dataset, runner.model)
         classes = getattr(runner.test_dataloader.dataset, "metainfo", {}).get("classes")
         if classes:
             _check_count("test", classes, runner.model)
@@ -164,6 +200,53 @@ class DataCheckHook(Hook):
             flagged.logical_or_(counts.bool().cpu())
             if flagged.any():
                 runner.logger.warning(f"{split} data: {describe(dataset, fault)}; {consequence}")
+        self._report_absent(runner, dataset, split)
+
+    def _report_absent(self, runner: Any, dataset: Any, split: str) -> None:
+        """Say once which classes no mask has shown in the first epoch."""
+        seen = getattr(dataset, "seen", None)
+        if seen is None or dataset in self.told:
+            return
+        self.told.append(dataset)
+        counts = seen.to(torch.int32)
+        all_reduce(counts)
+        names = [
+            name for name, n in zip(dataset.metainfo["classes"], counts, strict=False) if not n
+        ]
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            runner.logger.warning(
+                f"{split} data: no mask has shown a pixel of {len(names)} classes: "
+                f"{', '.join(names[:5])}{more}"
+            )
+
+
+def _compare_statistics(runner: Any, loops: dict[str, Any]) -> None:
+    """Warn where training and validation images are normalised by other numbers."""
+    metas = [
+        getattr(loop.dataloader.dataset, "metainfo", {})
+        for loop in loops.values()
+        if loop is not None
+    ]
+    for key in ("mean", "std"):
+        values = [list(meta[key]) for meta in metas if key in meta]
+        if len(values) == 2 and values[0] != values[1]:
+            runner.logger.warning(
+                f"training images are normalised by {key}={values[0]}, validation images by "
+                f"{key}={values[1]}: set both to the same"
+            )
+
+
+def _check_ignored(split: str, dataset: Any, model: torch.nn.Module) -> None:
+    """Compare the label of pixels that belong to no class with the model's."""
+    theirs = getattr(dataset, "metainfo", {}).get("ignore_index")
+    ours = getattr(getattr(model, "module", model), "ignore_index", None)
+    if None not in (theirs, ours) and theirs != ours:
+        raise DataError(
+            f"model.ignore_index is {ours}, and the {split} data set has {theirs} where a pixel "
+            f"belongs to no class: set the data loaders' dataset.ignore_index={ours}, or "
+            f"model.ignore_index={theirs}"
+        )
 
 
 def _check_count(split: str, classes: Sequence[str], model: torch.nn.Module) -> None:

@@ -1,17 +1,24 @@
 """Data sets of images and label masks for mmengine, under torchvision's transforms.
 
-A mask holds the class of each pixel; pixels of the value :data:`IGNORE` belong to no class.
+A mask holds the class of each pixel; pixels of the value ``ignore_index``, by default
+:data:`IGNORE`, belong to no class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -20,32 +27,71 @@ from torchvision.datasets import Cityscapes as TorchvisionCityscapes
 from torchvision.transforms import v2
 
 from .digits import DigitSegmentation
+from .lists import read_pairs
 from .loading import DataError, TolerantDataset, flags
+from .pictures import read_picture, turn
 
 IGNORE = 255
+# So many masks are looked at before training.
+_LOOKED_AT = 64
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def build_transforms(settings: Sequence[dict]) -> v2.Compose:
+def build_transforms(settings: Sequence[dict], ignore_index: int = IGNORE) -> v2.Compose:
     """torchvision's transforms in the given order, each by its import path or registered name.
 
-    ::
+    What lies outside the image after a transform belongs to no class: the ``fill`` of a transform
+    is that of the image alone.
 
-        [dict(type="torchvision.transforms.v2.RandomHorizontalFlip", p=0.5),
-         dict(type="RandomClassCrop", size=512)]
+    Args:
+        settings: as in this example::
+
+            [dict(type="torchvision.transforms.v2.RandomHorizontalFlip", p=0.5),
+             dict(type="RandomClassCrop", size=512)]
+
+        ignore_index: value of such pixels in a mask.
     """
-    built = [_build_transform(setting) for setting in settings]
+    built = [_build_transform(setting, ignore_index) for setting in settings]
     return v2.Compose(built or [v2.Identity()])
 
 
-def _build_transform(settings: dict) -> Callable:
+def _build_transform(settings: dict, ignore_index: int) -> Callable:
     settings = dict(settings)
     if "transforms" in settings:  # a transform that applies others, such as RandomApply
-        settings["transforms"] = [_build_transform(inner) for inner in settings["transforms"]]
+        inner = settings["transforms"]
+        settings["transforms"] = [_build_transform(each, ignore_index) for each in inner]
     try:
+        kind: Any = TRANSFORMS.get(settings["type"])
+        arguments = inspect.signature(kind).parameters if kind else {}
+        if "fill" in arguments and kind.__module__.startswith("torchvision."):
+            fill = settings.get("fill", arguments["fill"].default)
+            settings["fill"] = {tv_tensors.Mask: ignore_index, "others": fill}
+        if "ignore_index" in arguments:
+            settings.setdefault("ignore_index", ignore_index)
+        if kind is v2.CenterCrop:
+            settings["type"] = partial(_CenterCrop, ignore_index=ignore_index)
         return TRANSFORMS.build(settings)
     except KeyError as error:
         raise DataError(f"transforms: there is no {settings['type']!r}") from error
+
+
+class _CenterCrop(v2.CenterCrop):
+    """torchvision's crop, which pads what is too small; its masks with `ignore_index`."""
+
+    def __init__(self, size: int | Sequence[int], ignore_index: int) -> None:
+        super().__init__(size)
+        self.ignore_index = ignore_index
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            lacking = [
+                max(0, wanted - side)
+                for wanted, side in zip(self.size, inpt.shape[-2:], strict=True)
+            ]
+            top, left = (side // 2 for side in lacking)
+            padding = [left, top, lacking[1] - left, lacking[0] - top]
+            inpt = v2.functional.pad(inpt, padding, fill=self.ignore_index)
+        return super().transform(inpt, params)
 
 
 @TRANSFORMS.register_module()
@@ -57,23 +103,29 @@ class RandomClassCrop(v2.RandomCrop):
         cat_max_ratio: the largest share of one class among the labelled pixels of a crop. A crop
             in which a class has a larger share is drawn anew.
         tries: the last of at most this many crops is taken whatever it shows.
+        ignore_index: label of pixels that belong to no class, by default the data set's.
     """
 
     def __init__(
-        self, size: int | Sequence[int], cat_max_ratio: float = 0.75, tries: int = 10
+        self,
+        size: int | Sequence[int],
+        cat_max_ratio: float = 0.75,
+        tries: int = 10,
+        ignore_index: int = IGNORE,
     ) -> None:
         mean = [255 * value for value in IMAGENET_DEFAULT_MEAN]
-        fill = {tv_tensors.Image: mean, tv_tensors.Mask: IGNORE}
+        fill = {tv_tensors.Image: mean, tv_tensors.Mask: ignore_index}
         super().__init__(size, pad_if_needed=True, fill=fill)
         self.cat_max_ratio = cat_max_ratio
         self.tries = tries
+        self.ignore_index = ignore_index
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         mask = next(x for x in flat_inputs if isinstance(x, tv_tensors.Mask))
         for _ in range(self.tries):
             params = super().make_params(flat_inputs)
             crop = self.transform(mask, params)
-            counts = torch.bincount(crop[crop != IGNORE].flatten().long())
+            counts = torch.bincount(crop[crop != self.ignore_index].flatten().long())
             if (counts > 0).sum() > 1 and counts.max() < self.cat_max_ratio * counts.sum():
                 break
         return params
@@ -147,13 +199,17 @@ class TransformedMasks(TolerantDataset):
         mean, std: normalisation of the channels (R, G, B), by default ImageNet's.
         name_of: returns the file name of the item at an index.
         corrupt_tolerance: the largest share of files that may be unreadable.
+        ignore_index: label, 0 to 255, of pixels that belong to no class; padding has it, too. The
+            model's ``ignore_index`` must be the same.
 
     Attributes:
         unlabelled: bool (length,), whether an item that was read has no labelled pixel.
+        seen: bool (256,), whether a label was in a mask that was read.
 
     Raises:
-        DataError: there are more than 255 classes; or, when an item is read, its mask has another
-            size than its image or a label that belongs to no class.
+        DataError: there are more than 255 classes, or `ignore_index` is no label of 8 bits; or,
+            when an item is read, its mask has another size than its image or a label that belongs
+            to no class.
     """
 
     def __init__(
@@ -167,14 +223,24 @@ class TransformedMasks(TolerantDataset):
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         name_of: Callable[[int], str] = str,
         corrupt_tolerance: float = 0.01,
+        ignore_index: int = IGNORE,
     ) -> None:
         if len(classes) > IGNORE:
             raise DataError(f"{len(classes)} classes are more than the {IGNORE} of an 8-bit mask")
+        if not 0 <= ignore_index <= 255:
+            raise DataError(f"ignore_index is {ignore_index}, expected 0 to 255, a label of 8 bits")
         super().__init__(read, length, name_of, corrupt_tolerance)
         self.unlabelled = flags(length)
-        self.transforms = build_transforms(transforms)
+        self.seen = flags(256)
+        self.transforms = build_transforms(transforms, ignore_index)
         self.test_mode = test_mode
-        self.metainfo = {"classes": list(map(str, classes)), "mean": [*mean], "std": [*std]}
+        self.ignore_index = ignore_index
+        self.metainfo = {
+            "classes": list(map(str, classes)),
+            "mean": [*mean],
+            "std": [*std],
+            "ignore_index": ignore_index,
+        }
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         index, (picture, mask) = self.read_from(index)
@@ -192,55 +258,39 @@ class TransformedMasks(TolerantDataset):
     def _check(self, index: int, picture: Image.Image, mask: np.ndarray) -> None:
         name, classes = self.name_of(index), len(self.metainfo["classes"])
         if mask.shape != picture.size[::-1]:
+            colour = ", and not a colour" if mask.ndim == 3 else ""
             raise DataError(
                 f"the mask of {name} has the shape {mask.shape}, and its image (height, width) "
-                f"{picture.size[::-1]}: a mask has one number for each pixel of its image"
+                f"{picture.size[::-1]}: a mask has one number for each pixel of its image, the "
+                f"number of the class{colour}"
             )
-        labelled = mask[mask != IGNORE]
+        labelled = mask[mask != self.ignore_index]
         if not labelled.size:
             self.unlabelled[index] = True
         elif labelled.max() >= classes or labelled.min() < 0:
-            bad = np.unique(labelled[(labelled >= classes) | (labelled < 0)]).tolist()
+            values = np.unique(mask)
+            bad = values[(values != self.ignore_index) & ((values >= classes) | (values < 0))]
+            fix = "reduce_zero_label if 0 means none and classes count from 1"
+            if len(values) <= classes:
+                fix = f"label_map={_numbers(values)} if these numbers stand for classes, or {fix}"
             raise DataError(
-                f"the mask of {name} has the labels {str(bad[:5])[1:-1]}, and there are {classes} "
-                f"classes: labels are 0 to {classes - 1}, or {IGNORE} for pixels to ignore; set "
-                "reduce_zero_label if 0 means none and classes count from 1"
+                f"the mask of {name} has the labels {str(bad[:5].tolist())[1:-1]}, and there are "
+                f"{classes} classes: labels are 0 to {classes - 1}, or {self.ignore_index} for "
+                f"pixels to ignore; set {fix}"
             )
+        elif not self.seen[:classes].all():
+            self.seen[np.flatnonzero(np.bincount(labelled))] = True
 
 
-@DATASETS.register_module()
-def SegmentationFolder(
-    root: str,
-    images: str,
-    masks: str,
-    classes: Sequence[str],
-    transforms: Sequence[dict] = (),
-    image_suffix: str | Sequence[str] = _IMAGES,
-    mask_suffix: str = ".png",
-    reduce_zero_label: bool = False,
-    label_map: Mapping[int, int] | None = None,
-    **options: Any,
-) -> TransformedMasks:
-    """A folder of images and a folder of masks with the same names, sub-folders included.
+def _numbers(values: Iterable[int]) -> dict[int, int]:
+    """A label_map that numbers the values of masks in their order."""
+    return {int(value): label for label, value in enumerate(values)}
 
-    Args:
-        root: the folder that holds both.
-        images: sub-folder of the images.
-        masks: sub-folder of the masks, files of one channel.
-        classes: names of the classes.
-        transforms: see :func:`build_transforms`.
-        image_suffix: the ending, or the endings, of the images' names.
-        mask_suffix: the ending that a mask's name has in place of its image's.
-        reduce_zero_label: in the masks 0 means that a pixel belongs to no class, and the classes
-            count from 1.
-        label_map: the class of each number in the masks; pixels of other numbers are ignored.
-        **options: further arguments of :class:`TransformedMasks`.
 
-    Raises:
-        DataError: a folder is missing or empty, or an image has no mask.
-    """
-    suffixes = (image_suffix,) if isinstance(image_suffix, str) else tuple(image_suffix)
-    image_root, mask_root = Path(root, images), Path(root, masks)
+def _find_pairs(
+    image_root: Path, mask_root: Path, suffixes: tuple[str, ...], mask_suffix: str
+) -> list[tuple[Path, Path]]:
+    """The images in a folder, each with its mask in another."""
     for folder in (image_root, mask_root):
         if not folder.is_dir():
             raise DataError(
@@ -262,39 +312,183 @@ def SegmentationFolder(
             f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''} "
             f"{'does' if len(missing) == 1 else 'do'} not exist"
         )
-    table = _label_table(reduce_zero_label, label_map)
+    return pairs
 
-    def read(index: int) -> tuple[Image.Image, np.ndarray]:
-        image_file, mask_file = pairs[index]
-        with Image.open(image_file) as image, Image.open(mask_file) as mask:
-            labels = np.asarray(mask)
-            picture = image.convert("RGB")
-        if table is not None and labels.ndim == 2:
-            labels = table[labels]
-        return picture, labels
+
+@DATASETS.register_module()
+def SegmentationFolder(
+    root: str,
+    images: str = "",
+    masks: str = "",
+    classes: Sequence[str] = (),
+    transforms: Sequence[dict] = (),
+    image_suffix: str | Sequence[str] = _IMAGES,
+    mask_suffix: str = ".png",
+    reduce_zero_label: bool = False,
+    label_map: Mapping[int, int] | None = None,
+    annotations: str | None = None,
+    **options: Any,
+) -> TransformedMasks:
+    """A folder of images and a folder of masks with the same names, sub-folders included.
+
+    Args:
+        root: the folder that holds both.
+        images: sub-folder of the images.
+        masks: sub-folder of the masks, files of one channel.
+        classes: names of the classes.
+        transforms: see :func:`build_transforms`.
+        image_suffix: the ending, or the endings, of the images' names.
+        mask_suffix: the ending that a mask's name has in place of its image's.
+        reduce_zero_label: in the masks 0 means that a pixel belongs to no class, and the classes
+            count from 1.
+        label_map: the class of each number in the masks; pixels of other numbers are ignored.
+            Masks of 0 and 255, for example, have two classes by ``{0: 0, 255: 1}``.
+        annotations: a CSV file with the columns image and mask, in place of the two folders;
+            names of files start from `root`.
+        **options: further arguments of :class:`TransformedMasks`.
+
+    Raises:
+        DataError: a folder is missing or empty, an image has no mask, or the masks have no more
+            than one class beside pixels to ignore.
+    """
+    if annotations is not None:
+        image_root = Path(root)
+        listed = read_pairs(annotations, ("image", "mask"))
+        pairs = [(image_root / image, image_root / mask) for image, mask in listed]
+    else:
+        suffixes = (image_suffix,) if isinstance(image_suffix, str) else tuple(image_suffix)
+        image_root = Path(root, images)
+        pairs = _find_pairs(image_root, Path(root, masks), suffixes, mask_suffix)
+    ignore_index = options.get("ignore_index", IGNORE)
+    table = _label_table(reduce_zero_label, label_map, ignore_index)
+    if label_map is None and len(classes) > 1:
+        mask_files = [mask for _, mask in pairs]
+        _check_ignored(mask_files, classes, ignore_index, reduce_zero_label)
 
     return TransformedMasks(
-        read,
+        partial(_read_pair, pairs, table),
         len(pairs),
         transforms,
         classes,
-        name_of=lambda index: str(pairs[index][0].relative_to(image_root)),
+        name_of=partial(_name_pair, pairs, image_root),
         **options,
     )
 
 
-def _label_table(reduce_zero_label: bool, label_map: Mapping[int, int] | None) -> np.ndarray | None:
+def _read_pair(
+    pairs: Sequence[tuple[Path, Path]], table: np.ndarray | None, index: int
+) -> tuple[Image.Image, np.ndarray]:
+    image_file, mask_file = pairs[index]
+    labels = _read_mask(mask_file)
+    picture = read_picture(image_file, size=labels.shape[1::-1])
+    if table is not None and labels.ndim == 2:
+        labels = table[labels]
+    return picture, labels
+
+
+def _name_pair(pairs: Sequence[tuple[Path, Path]], root: Path, index: int) -> str:
+    return os.path.relpath(pairs[index][0], root)
+
+
+def _read_mask(file: Path) -> np.ndarray:
+    """The numbers in the file of a mask: (H, W), or (H, W, C) where it has several channels."""
+    with Image.open(file) as mask:
+        return np.asarray(turn(mask))
+
+
+def _label_table(
+    reduce_zero_label: bool, label_map: Mapping[int, int] | None, ignore_index: int
+) -> np.ndarray | None:
     """The class of each 16-bit number, or None where the numbers are the classes."""
     if label_map is not None:
-        table = np.full(1 << 16, IGNORE, np.int32)
+        table = np.full(1 << 16, ignore_index, np.int32)
         for number, label in label_map.items():
             table[int(number)] = label
         return table
     if reduce_zero_label:
         table = np.arange(-1, (1 << 16) - 1, dtype=np.int32)
-        table[[0, IGNORE]] = IGNORE
+        table[[0, IGNORE]] = ignore_index
         return table
     return None
+
+
+def _check_ignored(
+    masks: Sequence[Path], classes: Sequence[str], ignore_index: int, reduce_zero_label: bool
+) -> None:
+    """Look at masks from the whole data set for a class that has the number to ignore.
+
+    Raises:
+        DataError: beside pixels to ignore the masks have one class or none.
+    """
+    looked_at = masks[:: -(-len(masks) // _LOOKED_AT)]
+    numbers: set[int] = set()
+    for file in looked_at:
+        with suppress(Exception):  # a damaged file is counted when its item is read
+            numbers.update(np.unique(_read_mask(file)).tolist())
+    if reduce_zero_label:
+        if numbers and numbers <= {0, IGNORE}:
+            raise DataError(
+                f"the masks in '{masks[0].parent}' ({len(looked_at)} of {len(masks):,} were looked "
+                f"at) have the numbers {_some(map(str, sorted(numbers)))} alone, which "
+                "reduce_zero_label ignores: set it to False, and "
+                f"dataset.label_map={_numbers(sorted(numbers))} if these are classes"
+            )
+        return
+    absent = [str(name) for label, name in enumerate(classes) if label not in numbers]
+    if ignore_index not in numbers or not absent:
+        return
+    message = (
+        f"the masks in '{masks[0].parent}' ({len(looked_at)} of {len(masks):,} were looked at) "
+        f"have the numbers {_some(map(str, sorted(numbers)))}, of which {ignore_index} is ignored, "
+        f"and so no pixel of {len(absent)} of the {len(classes)} classes ({_some(absent)})"
+    )
+    fix = _numbers(sorted(numbers)) if len(numbers) <= len(classes) else "{number: class, ...}"
+    if len(numbers) <= 2:
+        raise DataError(
+            f"{message}: set dataset.label_map={fix} if {ignore_index} is a class. If it is none, "
+            f"dataset.label_map={_numbers(range(len(classes)))} says so"
+        )
+    if len(looked_at) == len(masks):
+        print_log(
+            f"{message}. If {ignore_index} is a class, set dataset.label_map={fix}",
+            "current",
+            logging.WARNING,
+        )
+
+
+def _some(words: Iterable[str]) -> str:
+    first, *others = words
+    return ", ".join([first, *others[:4], *(["..."] if len(others) > 4 else [])])
+
+
+def named_colours(kind: str) -> tuple[tuple[str, ...], list[tuple[int, int, int]]] | None:
+    """The classes of a benchmark and the colours (R, G, B) in which its masks are usually drawn.
+
+    Args:
+        kind: ``"ADE20K"`` or ``"Cityscapes"``; of other data sets the result is None.
+    """
+    if kind == "ADE20K":
+        text = Path(__file__).with_name("ade20k.csv").read_text(encoding="utf-8")
+        rows = [line.split(",") for line in text.splitlines()[1:]]
+        colours = [(int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for _, c in rows]
+        return tuple(name for name, _ in rows), colours
+    if kind == "Cityscapes":
+        evaluated = _cityscapes()
+        return tuple(each.name for each in evaluated), [each.color for each in evaluated]
+    return None
+
+
+def _colour(dataset: TransformedMasks, kind: str) -> TransformedMasks:
+    named = named_colours(kind)
+    if named is not None:
+        dataset.metainfo["palette"] = named[1]
+    return dataset
+
+
+def _cityscapes() -> list[Any]:
+    """torchvision's entries of the 19 classes that the benchmark evaluates, by their label."""
+    evaluated = [each for each in TorchvisionCityscapes.classes if 0 <= each.train_id < IGNORE]
+    return sorted(evaluated, key=lambda each: each.train_id)
 
 
 @DATASETS.register_module()
@@ -314,7 +508,7 @@ def ADE20K(root: str, split: str = "training", **options: Any) -> TransformedMas
         )
     rows = [line.split("\t") for line in names.read_text().splitlines()[1:] if line.strip()]
     classes = [row[-1].split(",")[0].strip() for row in rows]
-    return SegmentationFolder(
+    dataset = SegmentationFolder(
         root,
         f"images/{split}",
         f"annotations/{split}",
@@ -322,6 +516,7 @@ def ADE20K(root: str, split: str = "training", **options: Any) -> TransformedMas
         reduce_zero_label=True,
         **options,
     )
+    return _colour(dataset, "ADE20K")
 
 
 @DATASETS.register_module()
@@ -333,37 +528,48 @@ def Cityscapes(root: str, split: str = "train", **options: Any) -> TransformedMa
         split: ``"train"`` or ``"val"``.
         **options: further arguments of :func:`SegmentationFolder`.
     """
-    evaluated = [kind for kind in TorchvisionCityscapes.classes if 0 <= kind.train_id < IGNORE]
-    return SegmentationFolder(
+    evaluated = _cityscapes()
+    dataset = SegmentationFolder(
         root,
         f"leftImg8bit/{split}",
         f"gtFine/{split}",
-        [kind.name for kind in sorted(evaluated, key=lambda kind: kind.train_id)],
+        [kind.name for kind in evaluated],
         image_suffix="_leftimg8bit.png",
         mask_suffix="_gtFine_labelIds.png",
         label_map={kind.id: kind.train_id for kind in evaluated},
         **options,
     )
+    return _colour(dataset, "Cityscapes")
 
 
 @DATASETS.register_module(name="DigitSegmentation")
 def digit_segmentation(
-    transforms: Sequence[dict] = (), test_mode: bool = False, **scenes: Any
+    transforms: Sequence[dict] = (),
+    test_mode: bool = False,
+    ignore_index: int = IGNORE,
+    **scenes: Any,
 ) -> TransformedMasks:
     """:class:`~linsight.data.digits.DigitSegmentation` under torchvision's transforms.
 
     Args:
         transforms: see :func:`build_transforms`.
-        test_mode: see :class:`TransformedMasks`.
+        test_mode, ignore_index: see :class:`TransformedMasks`.
         **scenes: arguments of the class and of
             :func:`~linsight.data.digits.digit_scene`.
     """
     dataset = DigitSegmentation(**scenes)
 
-    def read(index: int) -> tuple[Image.Image, np.ndarray]:
-        image, mask = dataset[index]
-        return image, np.asarray(mask)
-
     return TransformedMasks(
-        read, len(dataset), transforms, dataset.classes, test_mode, corrupt_tolerance=0
+        partial(_read_scene, dataset),
+        len(dataset),
+        transforms,
+        dataset.classes,
+        test_mode,
+        corrupt_tolerance=0,
+        ignore_index=ignore_index,
     )
+
+
+def _read_scene(dataset: DigitSegmentation, index: int) -> tuple[Image.Image, np.ndarray]:
+    image, mask = dataset[index]
+    return image, np.asarray(mask)

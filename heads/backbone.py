@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
@@ -20,10 +19,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
+from linsight.backbones.initialization import shapes_only
+
+from .checkpoint import read_checkpoint
+from .published import require_weights
 
 
 def create_backbone(
-    model_name: str, checkpoint: str | Path | None = None, **kwargs: Any
+    model_name: str,
+    checkpoint: str | Path | None = None,
+    frozen_stages: int = -1,
+    **kwargs: Any,
 ) -> TimmModel:
     """:func:`timm.create_model`, with errors that name the nearest model or argument.
 
@@ -31,11 +37,13 @@ def create_backbone(
         model_name: name for :func:`timm.create_model`.
         checkpoint: file of initial weights, in any form that timm or the model's authors release.
             For weights that timm fetches pass ``pretrained=True`` instead.
+        frozen_stages: as for :func:`freeze_stages`; -1 freezes nothing.
         **kwargs: further arguments of :func:`timm.create_model`, such as ``drop_path_rate``.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: timm has no model of this name, or the model does not take an argument.
+        ValueError: timm has no model of this name, the model does not take an argument, or it has
+            fewer stages than are to be frozen.
         CheckpointError: ``pretrained`` weights cannot be fetched.
     """
     if checkpoint is not None:
@@ -50,8 +58,13 @@ def create_backbone(
             f"model_name: timm has no model {model_name!r}"
             + (f"; the nearest are {', '.join(nearest)}" if nearest else "")
         )
+    if kwargs.get("pretrained") and not kwargs.get("pretrained_cfg_overlay"):
+        require_weights(model_name)
     try:
-        return cast(TimmModel, timm.create_model(model_name, **kwargs))
+        model = cast(TimmModel, _create(model_name, checkpoint, kwargs))
+        if frozen_stages >= 0:
+            freeze_stages(model, frozen_stages)
+        return model
     except RuntimeError as error:
         if "No pretrained weights exist" not in str(error):
             raise
@@ -70,13 +83,22 @@ def create_backbone(
         if unknown is None or unknown[1] not in kwargs:
             raise
         # timm's entry function hides the class, which only a built model reveals.
-        with torch.device("meta"):
+        with shapes_only():
             accepted = inspect.signature(type(timm.create_model(model_name)).__init__).parameters
         nearest = difflib.get_close_matches(unknown[1], accepted, n=3, cutoff=0.5)
         raise ValueError(
             f"backbone: {model_name} takes no argument {unknown[1]!r}; "
             f"the nearest are {', '.join(nearest or sorted(set(accepted) - {'self'}))}"
         ) from None
+
+
+def _create(model_name: str, checkpoint: str | Path | None, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(model_name, **kwargs)
+    except Exception:
+        if checkpoint is not None:
+            read_checkpoint(checkpoint)  # Its error says what the file is.
+        raise
 
 
 def _weights_source(architecture: str) -> str:
@@ -86,6 +108,99 @@ def _weights_source(architecture: str) -> str:
     return (
         f"get them from {' or '.join(places)}: " if places else ""
     ) + "set model.backbone.pretrained=False, and give a file as model.backbone.checkpoint=FILE"
+
+
+# Names of the norms on the outputs of a backbone in the authors' checkpoints.
+_OUTPUT_NORMS = r"(?:extra_norms\.|norm)(\d)(?:\.norm)?\.(weight|bias)"
+
+
+def convert_model(state_dict: Mapping[str, Tensor], model: TimmModel) -> dict[str, Tensor]:
+    """The weights of a timm model, with the names of its paper's authors converted.
+
+    Raises:
+        CheckpointError: the weights are those of another model.
+    """
+    architecture = model.pretrained_cfg["architecture"]
+    if architecture not in ZOO:
+        return dict(state_dict)
+    try:
+        return dict(ZOO[architecture].family.filter_fn(state_dict, model))
+    except KeyError as error:
+        raise CheckpointError(f"the weights of {architecture} lack {error}") from error
+
+
+def convert_backbone(state_dict: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """The weights of a detector or segmentor, with the authors' names in its backbone converted.
+
+    Their heads and necks have mmdet's and mmsegmentation's names, and so have ours. The weights of
+    the backbone go through the filter function of its family, and the norms on its outputs
+    (``extra_norms.0.norm.weight`` of RAVLT and MAViT, ``norm0.weight`` of Swin) become
+    ``backbone.norms.0.weight``.
+
+    Args:
+        state_dict: the weights, of which the backbone's begin with ``backbone.``; those that
+            linsight has saved stay as they are.
+        backbone: the backbone that is to load them; for another than a `TimmBackbone` all names
+            stay as they are.
+
+    Raises:
+        CheckpointError: the backbone's weights are those of another model.
+    """
+    ours = any(name.startswith("backbone.model.") for name in state_dict)
+    theirs = any(name.startswith("backbone.") for name in state_dict)
+    if ours or not theirs or not isinstance(backbone, TimmBackbone):
+        return dict(state_dict)
+    inner, renamed = {}, {}
+    for name, value in state_dict.items():
+        part, _, rest = name.partition(".")
+        norm = re.fullmatch(_OUTPUT_NORMS, rest)
+        if part != "backbone":
+            renamed[name] = value
+        elif norm is None:
+            inner[rest] = value
+        elif int(norm[1]) in backbone.out_indices:
+            place = backbone.out_indices.index(int(norm[1]))
+            renamed[f"backbone.norms.{place}.{norm[2]}"] = value
+    converted = convert_model(inner, backbone.model)
+    return {**{f"backbone.model.{k}": v for k, v in converted.items()}, **renamed}
+
+
+def freeze_stages(model: TimmModel, stages: int) -> None:
+    """Freeze the stem of a model and its first stages, numbered as for timm's layer decay.
+
+    Args:
+        model: the model.
+        stages: how many stages; 0 freezes the stem alone. With all stages only the classifier, if
+            there is one, is still trained: a linear probe.
+
+    Raises:
+        ValueError: the model has fewer stages.
+    """
+    levels = len(model.feature_info)
+    _check_frozen(stages, levels)
+    groups: Any = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    classifier = model.get_classifier() if model.num_classes else None
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    trained = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
+    for name, parameter in model.named_parameters():
+        last = stages == levels and model.num_classes and id(parameter) not in trained
+        if groups[name] <= stages or last:
+            parameter.requires_grad_(False)
+
+
+def _check_frozen(stages: int, levels: int) -> None:
+    if not -1 <= stages <= levels:
+        raise ValueError(f"frozen_stages is {stages}, expected -1 to {levels}")
+
+
+def keep_frozen(model: nn.Module, norm_eval: bool = False) -> None:
+    """Put the frozen modules of a model into evaluation mode, and with `norm_eval` each batch
+    normalisation."""
+    for module in model.modules():
+        parameters = list(module.parameters())
+        frozen = parameters and not any(p.requires_grad for p in parameters)
+        if frozen or (norm_eval and isinstance(module, _BatchNorm)):
+            module.eval()
 
 
 @MODELS.register_module()
@@ -147,8 +262,7 @@ class TimmBackbone(BaseModule):
                 f"out_indices is {tuple(out_indices)}, but {model_name} has levels 0 to "
                 f"{levels - 1}"
             )
-        if not -1 <= frozen_stages <= levels:
-            raise ValueError(f"frozen_stages is {frozen_stages}, expected -1 to {levels}")
+        _check_frozen(frozen_stages, levels)
         self.out_indices = sorted(out_indices)
         self.out_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
         self.norm_eval = norm_eval
@@ -163,17 +277,10 @@ class TimmBackbone(BaseModule):
             self.norms = nn.ModuleList(
                 LayerNorm2d(channels, eps=output_norm_eps) for channels in self.out_channels
             )
-        self._freeze(frozen_stages)
+        if frozen_stages >= 0:
+            freeze_stages(model, frozen_stages)
         if compile:
             self.compile(**(compile if isinstance(compile, dict) else {}))
-
-    def _freeze(self, stages: int) -> None:
-        """Freeze the parameter groups up to stage `stages`, numbered as for timm's layer decay."""
-        matcher = self.model.group_matcher(coarse=True)
-        groups = cast(dict[str, int], group_parameters(self.model, matcher, reverse=True))
-        for name, parameter in self.model.named_parameters():
-            if groups[name] <= stages:
-                parameter.requires_grad_(False)
 
     def init_weights(self) -> None:
         """Does nothing: timm has initialised the model, or loaded its weights, on creation."""
@@ -181,11 +288,7 @@ class TimmBackbone(BaseModule):
     def train(self, mode: bool = True) -> TimmBackbone:
         """Set the mode of the modules that are not frozen; frozen modules stay in evaluation."""
         super().train(mode)
-        for module in self.model.modules():
-            parameters = list(module.parameters())
-            frozen = parameters and not any(p.requires_grad for p in parameters)
-            if frozen or (self.norm_eval and isinstance(module, _BatchNorm)):
-                module.eval()
+        keep_frozen(self.model, self.norm_eval)
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

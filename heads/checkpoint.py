@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import pathlib
 import pickle
 import pickletools
 import re
@@ -20,6 +22,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import HOOKS
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
@@ -68,12 +71,16 @@ class AtomicLocalBackend(LocalBackend):
 register_backend("atomic", AtomicLocalBackend)
 
 
-def _history_statistic(owner: type, name: str) -> Any:
-    """A `getattr` that returns the statistics of mmengine's log histories and nothing else.
+_METHODS = {
+    HistoryBuffer: ("min", "max", "mean", "current"),
+    OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
+}
 
-    mmengine pickles a reference to these methods into its checkpoints.
-    """
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+
+def _method_of_mmengine(owner: type, name: str) -> Any:
+    """A `getattr` for the methods to which mmengine pickles references into its checkpoints: the
+    statistics of its log histories, and the curves of its one-cycle schedule."""
+    if name not in _METHODS.get(owner, ()):
         raise pickle.UnpicklingError(f"it asks for {owner!r}.{name}")
     return getattr(owner, name)
 
@@ -82,10 +89,15 @@ def _history_statistic(owner: type, name: str) -> Any:
 _MAKE_ARRAY = np.empty(0).__reduce__()[0]
 _MAKE_SCALAR = np.float64().__reduce__()[0]
 
+_PATHS = ("pathlib.PosixPath", "pathlib.WindowsPath")
+
 # These hold data alone. mmengine's own list also allows the real getattr.
 _SAFE_GLOBALS: list[Any] = [
-    HistoryBuffer,
-    (_history_statistic, "builtins.getattr"),
+    # What training scripts save of their arguments.
+    argparse.Namespace,
+    *((pathlib.PurePath, name) for name in _PATHS),
+    *_METHODS,
+    (_method_of_mmengine, "builtins.getattr"),
     np.ndarray,
     np.dtype,
     type(np.dtype(np.float64)),
@@ -132,9 +144,7 @@ def read_checkpoint(
     except pickle.UnpicklingError as error:
         calls = _foreign_names(path)
         if not calls:
-            raise CheckpointError(
-                f"checkpoint {path} is damaged or no checkpoint ({path.stat().st_size} bytes)"
-            ) from error
+            raise _not_a_checkpoint(path) from error
         raise CheckpointError(
             f"checkpoint {path} is a Python pickle that wants to run code "
             f"({', '.join(calls[:3])}), and is refused: take its weights as .safetensors, or as "
@@ -145,14 +155,28 @@ def read_checkpoint(
             f"checkpoint {path} is truncated or damaged ({path.stat().st_size} bytes): "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
+    # The unpickler takes the bytes of a text for its instructions, and fails in many ways.
+    except Exception as error:
+        raise _not_a_checkpoint(path) from error
     if isinstance(content, Mapping):
-        content = dict(content)
-        if "state_dict" not in content:
-            content = {"state_dict": unwrap(content)}
+        # Of timm's raw and averaged weights the averaged ones are taken.
+        kept = content if "state_dict" in content else {}
+        content = {**kept, "state_dict": unwrap(content)}
         state = content["state_dict"]
         if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
             return content
     raise CheckpointError(f"checkpoint {path} holds no weights")
+
+
+def _not_a_checkpoint(path: Path) -> CheckpointError:
+    with open(path, "rb") as file:
+        start = file.read(64)
+    what = f"{path.stat().st_size} bytes"
+    if start.lstrip()[:1] == b"<":
+        what += "; it is a web page, so take the address of the file itself"
+    elif (line := start.decode("latin-1").split("\n")[0]) and line.isascii() and line.isprintable():
+        what += f"; it begins with the text {line[:32]!r}"
+    return CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({what})")
 
 
 def _foreign_names(path: Path) -> list[str]:
@@ -175,7 +199,9 @@ def _foreign_names(path: Path) -> list[str]:
                 strings.append(value)
     except Exception:  # the file ends early or is no pickle; the names up to there still count
         pass
-    return [name for name in names if not name.startswith(("torch.", "collections.", "numpy."))]
+    harmless = {"argparse.Namespace", *_PATHS}
+    data = ("torch.", "collections.", "numpy.")
+    return [name for name in names if not name.startswith(data) and name not in harmless]
 
 
 def fetch_checkpoint(place: str, map_location: Any = "cpu", mesh: DeviceMesh | None = None) -> dict:
@@ -222,11 +248,15 @@ class CheckedLoadHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
         own = model.state_dict()
-        state = {re.sub(r"^module\.", "", k): v for k, v in checkpoint["state_dict"].items()}
-        if hasattr(model, "checkpoint_filter_fn"):
-            state = model.checkpoint_filter_fn(state)
-        elif all(k.startswith("backbone.") for k in own) and not any(k in own for k in state):
-            state = {f"backbone.{k}": v for k, v in state.items()}
+        state = {
+            re.sub(r"^((module|_orig_mod)\.)+", "", k): v
+            for k, v in checkpoint["state_dict"].items()
+        }
+        message = f"checkpoint {source} does not fit the model of the config"
+        try:
+            state = _convert(state, model)
+        except CheckpointError as error:
+            raise CheckpointError(f"{message}: {error}") from error
         checkpoint["state_dict"] = state
         if runner._resume and "optimizer" not in checkpoint:
             raise CheckpointError(
@@ -235,7 +265,6 @@ class CheckedLoadHook(Hook):
             )
 
         classifier = _classifier_of(model)
-        message = f"checkpoint {source} does not fit the model of the config"
         other = [
             key
             for key, weight in state.items()
@@ -269,6 +298,22 @@ class CheckedLoadHook(Hook):
         for key in left_out:
             del state[key]
         check_fit(state, model, message, ignore=tuple(left_out))
+
+
+def _convert(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+    """Weights with the names of the model, from names of timm or of a paper's authors."""
+    from .backbone import convert_backbone, convert_model
+
+    if hasattr(model, "checkpoint_filter_fn"):
+        return model.checkpoint_filter_fn(state)
+    own, backbone = model.state_dict(), getattr(model, "backbone", None)
+    if backbone is None or any(k in own for k in state if k.startswith("backbone.")):
+        return state
+    if all(k.startswith("backbone.") for k in own):  # a classifier
+        if any(k.startswith("backbone.") for k in state):
+            return state
+        return {f"backbone.{k}": v for k, v in convert_model(state, backbone).items()}
+    return convert_backbone(state, backbone)
 
 
 # Parts of a detector whose weights do not depend on the classes.
@@ -340,6 +385,28 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
+        self._check_save_best(runner)
+
+    def _check_save_best(self, runner: Any) -> None:
+        """Compare the names in ``save_best`` with those that the metrics of the validation give.
+
+        Raises:
+            ValueError: no metric gives such a name.
+        """
+        loop = runner.val_loop
+        if not self.save_best or loop is None:
+            return
+        known: list[str] = []
+        for metric in loop.evaluator.metrics:
+            if not hasattr(metric, "names"):  # of another library, which may give any
+                return
+            known += [f"{metric.prefix}/{name}" if metric.prefix else name for name in metric.names]
+        for name in self.key_indicators:
+            if name not in ("auto", *known):
+                raise ValueError(
+                    f"default_hooks.checkpoint.save_best is {name!r}, and the validation measures "
+                    f"{', '.join(known)}: set it to one of these"
+                )
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
         _check_finite(runner, self.last_ckpt)

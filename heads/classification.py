@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 import timm.data
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from ..backbones.graphs import capture_training
 from ..data.augmentation import Views, augment
 from ..data.loading import DataError
-from .backbone import create_backbone
+from .backbone import create_backbone, keep_frozen
+from .losses import build_loss
 
 for _loss in (
     nn.CrossEntropyLoss,
@@ -71,16 +73,19 @@ class ImageClassifier(BaseModel):
     It takes images that the data set's transform has normalised, float (B, C, H, W).
 
     Args:
-        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``, and
-            ``checkpoint``, a file of initial weights.
+        backbone: arguments of :func:`timm.create_model`, its first as ``model_name``,
+            ``checkpoint``, a file of initial weights, and ``frozen_stages``, see
+            :func:`~linsight.heads.backbone.freeze_stages`.
         num_classes: number of classes.
         loss: a loss by its registered name, ``dict(type="BinaryCrossEntropy", ...)``. The default
             is that of timm's training script: cross-entropy with soft targets under Mixup,
-            otherwise cross-entropy with ``label_smoothing``.
+            otherwise cross-entropy with ``label_smoothing``. A list is a
+            tensor where the loss takes one: ``dict(type="CrossEntropyLoss", weight=[1.0, 5.0])``.
         mixup: arguments of :class:`timm.data.Mixup`, applied to each training batch.
         erasing: arguments of timm's ``RandomErasing``, applied to each training batch after Mixup,
             the order of timm's prefetching loader. A data set's transform erases before Mixup.
-        label_smoothing: smoothing of the targets, with and without Mixup.
+        label_smoothing: smoothing of the targets, with and without Mixup. A `loss` of one's own
+            gets it as its ``label_smoothing`` or ``smoothing``.
         compile: compile the backbone in place; a dict holds arguments of ``torch.compile``.
         graph: on a GPU, and unless it is compiled, replay the backbone's training passes from CUDA
             graphs (:func:`linsight.capture_training`).
@@ -108,11 +113,12 @@ class ImageClassifier(BaseModel):
             **mixup, num_classes=num_classes, label_smoothing=label_smoothing
         )
         self.erasing: Any = erasing and RandomErasing(**erasing)
-        if loss is None and self.mixup:
-            loss = {"type": "SoftTargetCrossEntropy"}
-        elif loss is None:
-            loss = {"type": "CrossEntropyLoss", "label_smoothing": label_smoothing}
-        self.loss = MODELS.build(loss)
+        # Not by a name, which means mmdet's loss after a detector was trained in this process.
+        if loss is None:
+            loss = {"type": timm.loss.SoftTargetCrossEntropy if self.mixup else nn.CrossEntropyLoss}
+        if label_smoothing and not self.mixup:
+            loss = _smooth(loss, label_smoothing)
+        self.loss = build_loss(loss, num_classes)
         if compile:
             self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
         elif graph:
@@ -120,6 +126,12 @@ class ImageClassifier(BaseModel):
 
     def init_weights(self) -> None:
         """Does nothing: timm has initialised the model, or loaded its weights, on creation."""
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """Set the mode of the modules that are not frozen; frozen modules stay in evaluation."""
+        super().train(mode)
+        keep_frozen(self.backbone)
+        return self
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
         """Run the model in one of mmengine's modes.
@@ -161,3 +173,21 @@ class ImageClassifier(BaseModel):
                 "train_dataloader.drop_last=True and an even train_dataloader.batch_size"
             )
         return self.mixup(inputs, labels)
+
+
+def _smooth(loss: dict, smoothing: float) -> dict:
+    """The settings of a loss with the smoothing of its targets.
+
+    Raises:
+        ValueError: the loss smooths no targets, or by another amount.
+    """
+    kind = MODELS.get(loss["type"]) if isinstance(loss["type"], str) else loss["type"]
+    names = inspect.signature(kind).parameters if kind else {}
+    name = next((name for name in ("label_smoothing", "smoothing") if name in names), None)
+    if name is None or loss.get(name, smoothing) != smoothing:
+        raise ValueError(
+            f"label_smoothing is {smoothing}, and the loss {loss['type']} "
+            + (f"has {name}={loss[name]}" if name else "smooths no targets")
+            + ": leave out model.label_smoothing, or change model.loss"
+        )
+    return {**loss, name: smoothing}

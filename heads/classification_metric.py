@@ -31,6 +31,12 @@ class Accuracy(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.topk = tuple(topk)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the values, without the prefix."""
+        classes = len((self.dataset_meta or {}).get("classes") or ())
+        return [f"top{k}" for k in self.topk if k == 1 or not classes or k < classes]
+
     def process(self, data_batch: tuple[Tensor, Tensor], data_samples: Sequence[dict]) -> None:
         scores = torch.stack([sample["scores"] for sample in data_samples]).cpu()
         ks = [k for k in self.topk if k == 1 or k < scores.shape[1]]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmdet.models import DINO, CascadeRCNN, MaskRCNN, RetinaNet
 from mmengine.registry import MODELS
+
+from linsight.backbones.initialization import shapes_only
 
 from .backbone import TimmBackbone
 
@@ -23,7 +24,7 @@ def map_channels(backbone: Mapping[str, Any]) -> list[int]:
     """
     arguments = {key: value for key, value in backbone.items() if key not in ("type", "_scope_")}
     arguments |= {"pretrained": False, "checkpoint": None, "compile": False}
-    with torch.device("meta"):
+    with shapes_only():
         return TimmBackbone(**arguments).out_channels
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stdout
+from typing import Any
 
+from linsight.data.coco import fill_areas, index_annotations, remove_faulty
+
+# isort: split
 from mmdet.evaluation import CocoMetric
 from mmengine.registry import METRICS
 
@@ -14,8 +18,26 @@ class QuietCocoMetric(CocoMetric):
     """mmdet's ``CocoMetric`` without the tables that pycocotools prints.
 
     The same numbers are returned as metrics, such as ``coco/bbox_mAP``. Where the detector finds
-    nothing in any image the precision is 0; mmdet's class returns no metric then.
+    nothing in any image the precision is 0; mmdet's class returns no metric then. Of an annotation
+    file the same annotations count as in
+    :class:`~linsight.data.coco.CheckedCocoDataset`, which reports the others.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._coco_api is not None and self._coco_api.dataset.get("annotations"):
+            content = self._coco_api.dataset
+            remove_faulty(content, masks=False, shortest=0)
+            fill_areas(content)
+            self._coco_api = index_annotations(content)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the values, without the prefix; with ``classwise`` there are others."""
+        ends = ("", "_50", "_75", "_s", "_m", "_l")
+        own = [f"{kind}_mAP{end}" for kind in self.metrics for end in ends]
+        classes = (self.dataset_meta or {}).get("classes") or ()
+        return own + [f"{name}_precision" for name in classes if self.classwise]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         with redirect_stdout(io.StringIO()):

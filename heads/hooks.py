@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from rich.console import Console
@@ -102,20 +102,55 @@ class NormProgressHook(Hook):
 
 @HOOKS.register_module()
 class ResumeValidationHook(Hook):
-    """Repeat the last validation on resuming.
+    """Repeat the last validation on resuming, as an unbroken run had it.
 
-    A checkpoint is written before the validation, which a kill may have prevented. The results of
-    a validation are the same however often it runs.
+    A checkpoint is written before the validation, which a kill may have prevented, and on whose
+    results the best checkpoint, ``ReduceOnPlateauLR`` and ``EarlyStoppingHook`` depend. The results
+    are the same however often a validation runs. It is not repeated if the checkpoint is from after
+    it, as one in the middle of an epoch is. The state of ``EarlyStoppingHook``, which mmengine
+    forgets, is kept in the checkpoint.
     """
 
     priority = "LOWEST"
 
     def before_train(self, runner: Any) -> None:
         loop = runner.train_loop
-        _, done, end = training_progress(runner)
+        unit, done, end = training_progress(runner)
+        if not runner._resume or not done:
+            return
+        begin = done * len(loop.dataloader) if unit == "epoch" else runner.iter
+        if runner.iter != begin:
+            runner.logger.warning(
+                f"the checkpoint is of iteration {runner.iter}, and epoch {done + 1} begins anew, "
+                f"which here is at iteration {begin}: the weights will not be those of an unbroken "
+                "run, as they are where checkpoints are written by epoch"
+            )
+        loop._decide_current_val_interval()
         due = done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
-        if runner._resume and done and runner.val_loop is not None and due:
+        validated = runner.message_hub.runtime_info.get("validated_at")
+        if runner.val_loop is not None and due and validated != done:
             runner.val_loop.run()
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        if not isinstance(runner._train_loop, dict | None):
+            _, done, _ = training_progress(runner)
+            runner.message_hub.update_info("validated_at", done)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        checkpoint["early_stopping"] = [
+            {"wait_count": hook.wait_count, "best_score": float(hook.best_score)}
+            for hook in _early_stopping(runner)
+        ]
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        if runner._resume:
+            states = checkpoint.get("early_stopping", ())
+            for hook, state in zip(_early_stopping(runner), states, strict=False):
+                hook.wait_count, hook.best_score = state["wait_count"], state["best_score"]
+
+
+def _early_stopping(runner: Any) -> list[EarlyStoppingHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
 
 
 @HOOKS.register_module()

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import mmengine
 import torch
+from mmengine.device import get_device
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
@@ -18,7 +19,7 @@ from mmengine.runner import BaseLoop, CheckpointLoader, Runner, load_state_dict
 from torch import nn
 
 from ..backbones.checkpoint import CheckpointError
-from ..backbones.layers import synchronize_batch_norms
+from ..backbones.layers import PYTORCHS_BATCH_NORMS, synchronize_batch_norms
 from .checkpoint import fetch_checkpoint
 from .sharding import FullyShardedModel, is_sharded, shard_optimizer, write_shards
 
@@ -46,7 +47,14 @@ class SafeRunner(Runner):
         sync_bn = self.cfg.get("sync_bn")
         if sync_bn != "torch":
             return super().wrap_model(model_wrapper_cfg, model)
-        model = synchronize_batch_norms(model)
+        on_gpu = get_device() != "cpu"
+        model = synchronize_batch_norms(model, convert=on_gpu)
+        kept = sum(type(m) in PYTORCHS_BATCH_NORMS for m in model.modules())
+        if kept and not on_gpu:
+            self.logger.warning(
+                f"sync_bn: {kept} batch norms take the statistics of their own process, as "
+                "PyTorch's SyncBatchNorm needs a GPU"
+            )
         # mmengine's own conversion would replace the layers that have just been told.
         self.cfg.sync_bn = None
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -15,15 +15,12 @@ from torch import Tensor, nn
 
 from linsight.backbones.checkpoint import check_fit, unwrap
 from linsight.backbones.graphs import capture_training
-from linsight.backbones.registry import ZOO
 
-from .backbone import TimmBackbone
+from .backbone import TimmBackbone, convert_backbone
 from .checkpoint import read_checkpoint
 from .decode_head import resize
+from .losses import build_loss
 from .segmentation_loss import PixelCrossEntropy
-
-# Names of the norms on the outputs of a backbone in the authors' checkpoints.
-_OUTPUT_NORMS = r"(?:extra_norms\.|norm)(\d)(?:\.norm)?\.(weight|bias)"
 
 
 @MODELS.register_module()
@@ -46,7 +43,8 @@ class SemanticSegmentor(BaseModel):
             (``dict(type="segmentation_models_pytorch.losses.DiceLoss", mode="multiclass")``). The
             losses in a list are added. The default is cross-entropy.
         loss_weights: weights of the losses in a list.
-        ignore_index: label of pixels that belong to no class.
+        ignore_index: label of pixels that belong to no class. Losses that take one as an argument
+            get it, and the data sets' must be the same.
         window: (height, width) of the windows in which images are predicted; None predicts whole
             images.
         window_stride: distance between windows, by default two thirds of the window. The logits
@@ -105,7 +103,7 @@ class SemanticSegmentor(BaseModel):
         )
         self.auxiliary_weight = auxiliary_weight
         losses = [loss] if isinstance(loss, Mapping) else loss or [{"type": "PixelCrossEntropy"}]
-        self.losses = nn.ModuleList(map(MODELS.build, losses))
+        self.losses = nn.ModuleList(_build_loss(each, ignore_index, num_classes) for each in losses)
         self.loss_weights = list(loss_weights or [1.0] * len(self.losses))
         if len(self.loss_weights) != len(self.losses):
             raise ValueError(f"loss_weights are {self.loss_weights}, for {len(self.losses)} losses")
@@ -154,25 +152,7 @@ class SemanticSegmentor(BaseModel):
         Raises:
             CheckpointError: the backbone's weights are those of another model.
         """
-        state_dict = dict(unwrap(state_dict))
-        if not any(name.startswith("backbone.") for name in state_dict) or any(
-            name.startswith("backbone.model.") for name in state_dict
-        ):
-            return state_dict
-        backbone, renamed = {}, {}
-        for name, value in state_dict.items():
-            part, _, rest = name.partition(".")
-            if part != "backbone":
-                renamed[name] = value
-            elif norm := re.fullmatch(_OUTPUT_NORMS, rest):
-                renamed[f"backbone.norms.{norm[1]}.{norm[2]}"] = value
-            else:
-                backbone[rest] = value
-        timm_model = self.backbone.model
-        architecture = timm_model.pretrained_cfg["architecture"]
-        if architecture in ZOO:
-            backbone = ZOO[architecture].family.filter_fn(backbone, timm_model)
-        return {**{f"backbone.model.{k}": v for k, v in backbone.items()}, **renamed}
+        return convert_backbone(unwrap(state_dict), self.backbone)
 
     def init_weights(self) -> None:
         """Does nothing: the parts have been initialised, or loaded, on creation."""
@@ -275,6 +255,23 @@ class SemanticSegmentor(BaseModel):
                 total[part] += resize(logits, view.shape[-2:])
                 count[part] += 1
         return total.div_(count)
+
+
+def _build_loss(settings: dict, ignore_index: int, num_classes: int) -> nn.Module:
+    """Build a loss, and give it the label to ignore if it takes one as an argument.
+
+    Raises:
+        ValueError: the loss is to ignore another label.
+    """
+    kind = MODELS.get(settings["type"]) if isinstance(settings["type"], str) else settings["type"]
+    if kind is not None and "ignore_index" in inspect.signature(kind).parameters:
+        settings = {"ignore_index": ignore_index, **settings}
+        if settings["ignore_index"] != ignore_index:
+            raise ValueError(
+                f"the loss {settings['type']} has ignore_index={settings['ignore_index']}, and the "
+                f"model {ignore_index}: set model.ignore_index alone"
+            )
+    return build_loss(settings, num_classes)
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:

@@ -22,8 +22,20 @@ from .figures import PredictionsHook
 BACKGROUND = "background"
 
 
-def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
-    """The colour (R, G, B), 0 to 255, of each class but the background, by index of the class."""
+Colour = tuple[int, int, int]
+
+
+def class_colours(
+    classes: Sequence[str], palette: Sequence[Colour] | None = None
+) -> dict[int, Colour]:
+    """The colour (R, G, B), 0 to 255, of each class but the background, by index of the class.
+
+    Args:
+        classes: names of the classes.
+        palette: the colours that are usual for the data set, or None for others.
+    """
+    if palette is not None:
+        return dict(enumerate(palette))
     coloured = [i for i, name in enumerate(classes) if name != BACKGROUND]
     shades: list[Any] = [*color_sequences["tab10"]]
     del shades[7]  # grey, the colour of the picture under the classes
@@ -38,7 +50,13 @@ def class_colours(classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
     }
 
 
-def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: float = 0.75) -> Tensor:
+def overlay(
+    picture: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    alpha: float = 0.75,
+    palette: Sequence[Colour] | None = None,
+) -> Tensor:
     """A picture in grey, uint8 (3, H, W), overlaid with the colour of each pixel's class.
 
     Args:
@@ -46,9 +64,10 @@ def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: floa
         labels: class of each pixel, (H, W). Background and values that are no class stay grey.
         classes: names of the classes.
         alpha: opacity of the colour.
+        palette: as in `class_colours`.
     """
     grey = v2.functional.rgb_to_grayscale(picture, num_output_channels=3)
-    colours = class_colours(classes)
+    colours = class_colours(classes, palette)
     present = [i for i in labels.unique().tolist() if i in colours]
     if not present:
         return grey
@@ -56,9 +75,11 @@ def overlay(picture: Tensor, labels: Tensor, classes: Sequence[str], alpha: floa
     return draw_segmentation_masks(grey, masks, alpha, [colours[i] for i in present])
 
 
-def legend(classes: Sequence[str], present: Collection[int]) -> list[Patch]:
+def legend(
+    classes: Sequence[str], present: Collection[int], palette: Sequence[Colour] | None = None
+) -> list[Patch]:
     """Entries of a legend with the colours of the classes `present`."""
-    colours = class_colours(classes)
+    colours = class_colours(classes, palette)
     return [
         Patch(color=tuple(np.array(colours[i]) / 255), label=str(classes[i]))
         for i in sorted(present)
@@ -99,10 +120,11 @@ def draw_masks(
 
     Args:
         images: (normalised image (3, H, W), true labels, predicted labels) of each image.
-        metainfo: ``classes``, ``mean`` and ``std`` of the data set.
+        metainfo: ``classes``, ``mean`` and ``std`` of the data set, and its ``palette`` if it has
+            one.
         columns: images per row.
     """
-    classes = metainfo["classes"]
+    classes, palette = metainfo["classes"], metainfo.get("palette")
     mean, std = (torch.tensor(metainfo[key])[:, None, None] for key in ("mean", "std"))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(5.4 * columns, 1.85 * rows + 0.8), layout="constrained")
@@ -117,14 +139,17 @@ def draw_masks(
             picture = torch.nn.functional.interpolate(picture[None].float(), size)[0].byte()
         present |= {*truth.unique().tolist(), *guess.unique().tolist()}
         row, column = divmod(index, columns)
-        cells = (picture, overlay(picture, truth, classes), overlay(picture, guess, classes))
+        truth, guess = (overlay(picture, each, classes, palette=palette) for each in (truth, guess))
         for cell, name, axes in zip(
-            cells, ("image", "truth", "prediction"), grid[row, 3 * column :], strict=False
+            (picture, truth, guess),
+            ("image", "truth", "prediction"),
+            grid[row, 3 * column :],
+            strict=False,
         ):
             axes.imshow(cell.permute(1, 2, 0).numpy(), interpolation="nearest")
             if row == 0:
                 axes.set_title(name, fontsize=10)
-    handles = legend(classes, present)
+    handles = legend(classes, present, palette)
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(10, len(handles) or 1), frameon=False
     )

@@ -22,23 +22,25 @@ class MeanIoU(BaseMetric):
     pixels that belong to it, are predicted as it, or both. Its Acc is the number of its correctly
     predicted pixels divided by the number of pixels that belong to it. A class that is neither in
     the labels nor in the predictions has no IoU, and a class that is not in the labels has no Acc;
-    mIoU and mAcc are the means over the other classes. aAcc is the share of correctly predicted
-    pixels.
+    mIoU and mAcc are the means over the other classes. A class that is ignored has neither. aAcc is
+    the share of correctly predicted pixels.
 
     Args:
-        ignore_index: label of pixels that are not counted.
+        ignore_index: label of pixels that are not counted; by default the data set's.
         table: print IoU and Acc of each class.
         collect_device: device on which the ranks' results are gathered, ``"cpu"`` or ``"gpu"``.
         prefix: prefix of the metrics' names, as in ``segmentation/mIoU``.
     """
 
     default_prefix = "segmentation"
+    # Names of the values, without the prefix.
+    names = ("mIoU", "mAcc", "aAcc")
 
     dataset_meta: dict[str, Any]
 
     def __init__(
         self,
-        ignore_index: int = 255,
+        ignore_index: int | None = None,
         table: bool = False,
         collect_device: str = "cpu",
         prefix: str | None = None,
@@ -51,6 +53,9 @@ class MeanIoU(BaseMetric):
         from torchmetrics.functional.classification import multiclass_stat_scores
 
         classes = len(self.dataset_meta["classes"])
+        ignored = self.ignore_index
+        if ignored is None:
+            ignored = self.dataset_meta.get("ignore_index", 255)
         for labels, sample in zip(data_batch[1], data_samples, strict=True):
             predicted = sample["labels"]
             counts = multiclass_stat_scores(
@@ -58,12 +63,15 @@ class MeanIoU(BaseMetric):
                 labels.to(predicted.device),
                 num_classes=classes,
                 average="none",
-                ignore_index=self.ignore_index,
+                ignore_index=ignored,
                 validate_args=False,
             )
             # The columns are true positives, false positives, true negatives, false negatives, and
             # pixels of the class.
-            self.results.append(counts[:, [0, 1, 4]].cpu().numpy())
+            counts = counts[:, [0, 1, 4]].cpu().numpy()
+            if 0 <= ignored < classes:
+                counts[ignored] = 0
+            self.results.append(counts)
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
         right, wrong, labelled = np.sum(results, 0).T

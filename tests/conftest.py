@@ -1,5 +1,11 @@
-"""The tests' random numbers: fixed ones, or with --random-seed others, whose seed is printed."""
+"""What holds for all tests: their random numbers, and which of them take too long for each run.
 
+Random numbers are fixed, or with --random-seed others, whose seed is printed. A test marked slow
+tries at another size, model or package what a quicker one tries too; --slow runs it.
+"""
+
+import functools
+import importlib.util
 import os
 import random
 from collections.abc import Iterator
@@ -21,6 +27,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         help="draw other random numbers than usual: from a fresh seed, or from this one",
     )
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.slow:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: --slow runs it"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,4 +93,14 @@ def _processes_without_transformers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         folder = Path(__file__).with_name("without_transformers")
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _index_of_mmdets_configs() -> Iterator[None]:
+    """Keep what mmengine looks up in mmdet's index, of 102 files, for each config anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("mmengine"):
+            utils = importlib.import_module("mmengine.config.utils")
+            patch.setattr(utils, "load", functools.cache(utils.load))
         yield

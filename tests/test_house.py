@@ -55,6 +55,23 @@ def test_models_need_neither_mmengine_nor_triton():
     assert not modules_after("import linsight") & heavy
 
 
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["models", "rala_*"], ["configs", "*digits"]]
+)
+def test_commands_that_only_list_import_neither_torch_nor_linsight(words):
+    code = (
+        f"import sys; sys.argv = ['linsight', *{words}]; from linsight_command import main\n"
+        "try: main()\n"
+        "finally: print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "rala_vit_nano" in done.stdout or words[0].startswith("--")
+    imported = set(done.stderr.split())
+    assert "typer" in imported
+    assert not imported & {"torch", "timm", "mmengine", "numpy", "linsight"}
+
+
 def test_importing_models_changes_nothing_else():
     code = """
 import sys, timm
@@ -96,8 +113,9 @@ def attributes():
 
 before = attributes()
 import linsight.data.classification, linsight.data.segmentation, linsight.heads
-import linsight.tools.config, linsight.tools.main
-linsight.tools.main.mount()
+import linsight.tools.config, linsight_command
+for command in linsight_command.COMMANDS:
+    linsight_command.load(command)
 after = attributes()
 changed = [key for key, value in before.items() if after[key] is not value]
 assert not changed, changed

@@ -14,6 +14,7 @@ def test_every_folder_of_modules_and_configs_is_packaged():
     text = (ROOT / "pyproject.toml").read_text()
     listed = re.search(r"^packages = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)[1]
     files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]
+    assert '"linsight_command"' in listed
     wanted = {".".join(("linsight", *file.relative_to(ROOT).parent.parts)) for file in files}
     assert set(re.findall(r'"([\w.]+)"', listed)) >= wanted
 

@@ -34,6 +34,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     (folder / "pictures").mkdir()
     Image.new("RGB", (80, 60), "teal").save(folder / "pictures" / "teal.png")
+    for name in ("red", "green"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for side in range(40, 46):
+            Image.new("RGB", (side, 40), name).save(folder / "photos" / name / f"{side}.png")
     return folder
 
 
@@ -84,7 +88,18 @@ COMMANDS = [
 
 def test_readme_has_an_example_of_every_command():
     named = {line.split()[1] for line in COMMANDS}
-    assert named == {"train", "test", "predict", "export", "convert", "models", "info", "benchmark"}
+    assert named == {
+        "check",
+        "configs",
+        "train",
+        "test",
+        "predict",
+        "export",
+        "convert",
+        "models",
+        "info",
+        "benchmark",
+    }
 
 
 # One after the other: what a command writes, the next reads.
@@ -94,7 +109,10 @@ def test_commands(command, folder):
     for index, word in enumerate(words):
         if "*." in word:  # a shell puts the file's name there
             (words[index],) = map(str, folder.glob(word))
-    if words[0] in ("train", "test"):
+    if "--data" in words:  # the last of an option's values counts
+        words += ["--model", "rala_vit_nano", "--weights", "none", "--image-size", "32"]
+        words += ["--epochs", "1", "--workers", "0"]
+    elif words[0] in ("train", "test"):
         words += ["--cfg-options", *SHORT]
     done = subprocess.run(
         [sys.executable, "-m", "linsight.tools.main", *words],

@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from linsight.backbones.checkpoint import TimmModel
+from linsight.backbones.initialization import shapes_only
 from linsight.data.digits_detection import DigitDetection
 from linsight.tools.benchmark_cases import Case
 from linsight.tools.benchmark_measure import Disagreement, Network
@@ -51,7 +52,7 @@ def cases(config: str, peers: list[str], shorter: int, batch: int) -> Iterator[C
 def _replace_backbone(name: str, model: Any, size: tuple[int, int]) -> ConfigDict:
     """The model on another backbone, with the neck's channels to match."""
     model = model.copy()
-    with torch.device("meta"):
+    with shapes_only():
         levels = cast(TimmModel, timm.create_model(name)).feature_info
     # A convolutional network may have a finer map before the first stage's.
     chosen = range(len(levels))[-len(model.backbone.get("out_indices", range(4))) :]

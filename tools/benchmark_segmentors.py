@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from linsight.backbones.checkpoint import TimmModel
+from linsight.backbones.initialization import shapes_only
 from linsight.tools.benchmark_cases import Case, disable_randomness
 from linsight.tools.benchmark_measure import Model
 from linsight.tools.config import ConfigError, load_config
@@ -57,7 +58,7 @@ def _replace_backbone(name: str, model: Any) -> ConfigDict:
     """The model on another backbone."""
     if not timm.is_model(name):
         raise ConfigError(f"--peer: timm has no model {name!r}")
-    with torch.device("meta"):
+    with shapes_only():
         levels = len(cast(TimmModel, timm.create_model(name)).feature_info)
     kept = ("output_norm_eps", "drop_path_rate")
     backbone = {key: value for key, value in model.backbone.items() if key in kept}

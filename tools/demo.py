@@ -59,7 +59,12 @@ def demo(
 ) -> None:
     """Train a rank-augmented linear-attention model on digit scenes, in minutes."""
     work_dir = work_dir or Path("work_dirs", f"demo_{task}")
-    train(DEMOS[task].config, work_dir=work_dir)
+    # The curve is drawn when the training has come to its end.
+    stopped = (work_dir / "last_checkpoint").is_file()
+    stopped = stopped and not (work_dir / "learning_curve.png").is_file()
+    if stopped:
+        print(f"Going on with the training in {work_dir}, which was stopped.")
+    train(DEMOS[task].config, work_dir=work_dir, resume=stopped)
     best = max(work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
     print(
         f"""

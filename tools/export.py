@@ -121,11 +121,12 @@ def _export_weights(
 ) -> None:
     opened = open_model(source, model_name)
     name = opened.pretrained_cfg["architecture"]
+    shape = opened.pretrained_cfg["input_size"]
     folder = out or Path("exports", name)
     path, error = write_safetensors(opened, folder)
     print(f"{path}: largest relative difference from the model {error:.1e}")
     print(f'Load it with timm.create_model("local-dir:{folder}", pretrained=True), or')
-    print(f"  {loading_statement(name, path, opened.num_classes)}")
+    print(f"  {loading_statement(name, path, opened.num_classes, shape)}")
     if push_to_hub:
         push_to_hf_hub(opened, push_to_hub, model_config=_config(opened))
         print(f"Pushed to {push_to_hub}")
@@ -236,7 +237,7 @@ def write_file(
         if int8:
             description["int8"] = int8.value
             seen = [p for i, p in enumerate(pictures) if i % 5][:MOST_PICTURES] or pictures
-            batches = [batch_of([picture], subject.size) for picture in seen]
+            batches = [batch_of([picture], subject.size, subject.channels) for picture in seen]
             pictures = pictures[::5]
         if int8 and to is Format.onnx:
             report(f"writing {name}")
@@ -303,7 +304,7 @@ def trace(subject: Subject) -> tuple[ExportedProgram, str]:
 
 
 def _trace(module: nn.Module, subject: Subject, any_size: bool) -> ExportedProgram:
-    images = batch_of(photographs()[:2], subject.size)
+    images = batch_of(photographs()[:2], subject.size, subject.channels)
     shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
     if any_size:
         sides = {"min": subject.least, "max": 8192}

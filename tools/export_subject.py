@@ -32,10 +32,11 @@ class Subject:
     """A model, ready to be written for other programs.
 
     Attributes:
-        module: takes ``images``, uint8 RGB (B, 3, H, W), and returns tensors by name.
+        module: takes ``images``, uint8 (B, channels, H, W), and returns tensors by name.
         task: "classification", "segmentation" or "detection".
         name: timm's name of the backbone.
         size: height and width of the images that it is traced with.
+        channels: channels of its images, 3 of which are RGB.
         least: the smallest side of an image that it takes.
         any_size: whether images of other sizes may be possible.
         description: what the file says of itself, as JSON has it.
@@ -46,6 +47,7 @@ class Subject:
     task: str
     name: str
     size: tuple[int, int]
+    channels: int
     least: int
     any_size: bool
     description: dict[str, Any]
@@ -88,15 +90,13 @@ def classifier_subject(model: TimmModel) -> Subject:
     """A classifier of timm, with its constants folded."""
     preparation = timm.data.resolve_model_data_config(model)
     channels, height, width = preparation["input_size"]
-    if channels != 3:
-        raise CheckpointError(f"the model takes images of {channels} channels, not of 3")
     mean, std = preparation["mean"], preparation["std"]
     module = DeployedClassifier(reparameterize_model(model), mean, std).eval()
     return _subject(
         module,
         "classification",
         model,
-        (height, width),
+        (channels, height, width),
         coarsest(model, [len(model.feature_info) - 1]),
         class_names(model),
         mean,
@@ -126,7 +126,7 @@ def _open_segmentor(run: Run, source: str) -> Subject:
         DeployedSegmentor(segmentor, mean, std).eval(),
         "segmentation",
         backbone.model,
-        size,
+        (3, *size),
         coarsest(backbone.model, backbone.out_indices),
         run.classes or list(map(str, range(segmentor.num_classes))),
         mean,
@@ -165,7 +165,7 @@ def _open_detector(run: Run, source: str, onnx: bool) -> Subject:
         module,
         "detection",
         detector.backbone.model,
-        size,
+        (3, *size),
         module.stride,
         run.classes or list(map(str, range(head.num_classes))),
         mean[::-1] if normalize.to_bgr else mean,
@@ -179,7 +179,7 @@ def _subject(
     module: nn.Module,
     task: str,
     backbone: TimmModel,
-    size: tuple[int, ...],
+    shape: tuple[int, ...],
     stride: int,
     classes: Sequence[str],
     mean: Sequence[float],
@@ -188,21 +188,32 @@ def _subject(
     outputs: tuple[str, ...],
 ) -> Subject:
     name = backbone.pretrained_cfg["architecture"]
+    channels, height, width = shape
+    colours = "uint8 RGB" if channels == 3 else "uint8"
     description = {
         "linsight_version": linsight.__version__,
         "task": task,
         "backbone": name,
         "classes": list(classes),
-        "inputs": {"images": "uint8 RGB (batch, 3, height, width), resized, not normalised"},
+        "inputs": {
+            "images": f"{colours} (batch, {channels}, height, width), resized, not normalised"
+        },
         "outputs": list(outputs),
         "mean": list(map(float, mean)),
         "std": list(map(float, std)),
         "preparation": preparation,
     }
-    height, width = size
-    # A map of one row or column would be taken for a constant.
     return Subject(
-        module, task, name, (height, width), stride + 1, name in ZOO, description, outputs
+        module,
+        task,
+        name,
+        size=(height, width),
+        channels=channels,
+        # A map of one row or column would be taken for a constant.
+        least=stride + 1,
+        any_size=name in ZOO,
+        description=description,
+        outputs=outputs,
     )
 
 
@@ -240,10 +251,16 @@ def photographs() -> list[Image.Image]:
     return [*pictures, Image.fromarray(data.astronaut()), Image.fromarray(data.chelsea())]
 
 
-def batch_of(pictures: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-    """The pictures as uint8 images (B, 3, H, W) of a size (height, width)."""
-    resized = [picture.convert("RGB").resize(size[::-1], 2) for picture in pictures]
-    return torch.from_numpy(np.stack([np.asarray(each) for each in resized])).movedim(-1, 1)
+def batch_of(pictures: Sequence[Image.Image], size: tuple[int, int], channels: int = 3) -> Tensor:
+    """The pictures as uint8 images (B, channels, H, W) of a size (height, width).
+
+    Channels other than three are red, green and blue in turn.
+    """
+    resized = [
+        picture.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR) for picture in pictures
+    ]
+    images = torch.from_numpy(np.stack([np.asarray(each) for each in resized]))
+    return images.movedim(-1, 1)[:, torch.arange(channels) % 3]
 
 
 def batches_for(
@@ -258,8 +275,8 @@ def batches_for(
     # Three by three, so that a batch of large images fits into memory.
     rest = [pictures[i : i + 3] for i in range(0, len(pictures), 3)]
     return [
-        batch_of(pictures[:1], subject.size),
-        *(batch_of(part, (height, width)) for part in rest),
+        batch_of(pictures[:1], subject.size, subject.channels),
+        *(batch_of(part, (height, width), subject.channels) for part in rest),
     ]
 
 
@@ -274,22 +291,26 @@ def preparation_of(description: dict[str, Any]) -> Callable[[Image.Image], Any]:
     if description["task"] == "classification":
         from torchvision.transforms import Compose, PILToTensor
 
+        from linsight.tools.predict_classification import mode_of
+
         steps: Any = timm.data.create_transform(**settings)
         # What precedes the normalisation, which is in the file.
         made = ("MaybeToTensor", "ToTensor", "Normalize")
         steps = [step for step in steps.transforms if type(step).__name__ not in made]
-        return Compose([*steps, PILToTensor()])
+        resize = Compose([*steps, PILToTensor()])
+        mode = mode_of(settings["input_size"][0])
+        return lambda picture: resize(picture.convert(mode))
     if description["task"] == "segmentation":
         from torchvision.transforms.v2.functional import to_image
 
         transforms = build_transforms(settings["transforms"])
         return lambda picture: transforms(to_image(picture))
-    from linsight.tools.predict_detection import build_pipeline, unprepared
+    from linsight.tools.predict_detection import build_pipeline, pipeline_input
 
     pipeline = build_pipeline(settings["pipeline"])
 
     def prepare(picture: Image.Image) -> tuple[Tensor, tuple[float, float]]:
-        item = pipeline(unprepared(picture))
+        item = pipeline(pipeline_input(picture))
         scale = item["data_samples"].metainfo.get("scale_factor", (1.0, 1.0))
         return item["inputs"].flip(0), tuple(scale)
 

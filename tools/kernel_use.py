@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linsight.backbones.checkpoint import TimmModel
+from linsight.backbones.initialization import shapes_only
 from linsight.kernels import force
 from linsight.kernels.runtime.dispatch import observe_eager_kernels
 
@@ -65,7 +66,8 @@ def record_kernel_use(
         TypeError, ValueError: by the model, if it does not take the arguments.
     """
     with torch.device("meta"), force("triton"), torch.inference_mode():
-        model = cast(TimmModel, timm.create_model(name, **arguments)).eval()
+        with shapes_only():
+            model = cast(TimmModel, timm.create_model(name, **arguments)).eval()
         channels, *own = model.pretrained_cfg["input_size"]
         image = torch.empty(1, arguments.get("in_chans", channels), *(size or own))
         with _trace(model) as uses:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +15,10 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from linsight.backbones.checkpoint import CheckpointError, TimmModel, check_fit, unwrap
+from linsight.data.augmentation import effective_settings
 from linsight.heads.backbone import create_backbone
 from linsight.heads.checkpoint import read_checkpoint
+from linsight.heads.published import require_weights
 from linsight.heads.sharding import is_sharded
 from linsight.tools.config import ConfigError, load_config
 
@@ -82,6 +84,8 @@ def _literals(text: str) -> dict[str, Any]:
         match node:
             case ast.Call(func=ast.Name("dict"), args=[], keywords=keywords):
                 return {word.arg: value(word.value) for word in keywords}
+            case ast.Call(func=ast.Name("dict"), args=[ast.Dict() as items], keywords=[]):
+                return value(items)  # so mmengine writes keys that are no names
             case ast.Dict(keys=keys, values=values):
                 return {value(k): value(v) for k, v in zip(keys, values, strict=True)}
             case ast.List(elts=items):
@@ -153,6 +157,7 @@ def _open_published(name: str) -> TimmModel:
             f"{name!r} is neither a file nor a model of timm"
             + (f"; the nearest models are {', '.join(near)}" if near else "")
         )
+    require_weights(name)
     try:
         return cast(TimmModel, timm.create_model(name, pretrained=True)).eval()
     except (RuntimeError, OSError) as error:
@@ -181,9 +186,11 @@ def _open_trained(path: Path, run: Run) -> TimmModel:
     config = run.config
     if config.get("model", {}).get("type") != "ImageClassifier":
         raise CheckpointError(f"{path} is not of an image classifier of linsight")
-    overlay = dict(config.test_dataloader.dataset.get("transform", {}))
-    size = overlay.get("input_size", 224)
-    overlay["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size[-2:])
+    overlay = effective_settings(config.test_dataloader.dataset.get("transform"))
+    size = overlay["input_size"]
+    channels = config.model.backbone.get("in_chans", 3)
+    height, width = (size, size) if isinstance(size, int) else size[-2:]
+    overlay["input_size"] = (channels, height, width)
     overlay["num_classes"] = config.model.num_classes
     if run.classes:
         overlay["label_names"] = run.classes
@@ -204,13 +211,18 @@ def _open_trained(path: Path, run: Run) -> TimmModel:
     return model.eval()
 
 
-def loading_statement(name: str, path: Path, num_classes: int) -> str:
+def loading_statement(
+    name: str, path: Path, num_classes: int, input_size: Sequence[int] = (3, 224, 224)
+) -> str:
     """The statement that builds model `name` of timm with the weights in `path`."""
     # Without num_classes timm's models, and their weights, have 1000 classes.
     classes = "" if num_classes == 1000 else f", num_classes={num_classes}"
+    channels = shape = ""
+    if input_size[0] != 3:
+        channels, shape = f", in_chans={input_size[0]}", f", input_size={tuple(input_size)}"
     return (
-        f'timm.create_model("{name}", pretrained=True{classes}, '
-        f'pretrained_cfg_overlay=dict(file="{path}"{classes}))'
+        f'timm.create_model("{name}", pretrained=True{classes}{channels}, '
+        f'pretrained_cfg_overlay=dict(file="{path}"{classes}{shape}))'
     )
 
 

@@ -50,6 +50,7 @@ def card(paper: Paper, models: dict[str, Model]) -> str:
     """
     families = dict.fromkeys(map(family_name, models))
     repository = paper.origin.removeprefix("https://github.com/")
+    retrained = f"- **Trained anew by others**: {paper.retrained}\n" if paper.retrained else ""
     return f"""
 ## {paper.name}: {", ".join(f"`{family}_*`" for family in families)}
 
@@ -58,7 +59,7 @@ def card(paper: Paper, models: dict[str, Model]) -> str:
 - **Computes**: {paper.computes}
 - **Limits**: {paper.limits}
 - **Published results**: {_results(models)}
-- **Weights, trained on**: {_weights(models)}
+{retrained}- **Weights, trained on**: {_weights(models)}
 - **Licence of the weights**: {paper.license or "not stated by the authors: ask them"}
 """
 

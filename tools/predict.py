@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
+from linsight.data.pictures import read_picture
 from linsight.heads.checkpoint import AtomicLocalBackend
 from linsight.tools.config import ConfigError, check_config, override, quiet_mmdet
 from linsight.tools.export_file import is_exported_file
@@ -59,13 +61,14 @@ def predict(
         place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         predictor = open_predictor(model, model_name, place, topk, score, tta, cfg_options or ())
         files = find_pictures(pictures)
+        drawings = _drawings(out, files)
         out.mkdir(parents=True, exist_ok=True)
         console = Console()
         table = Table("picture", "prediction")
         rows, unreadable = [], []
         with Progress(console=console, disable=len(files) == 1 and not _is_video(files[0])) as bar:
-            for file in bar.track(files, description="Predicting"):
-                drawing = _drawing(out, file, files)
+            pairs = zip(files, drawings, strict=True)
+            for file, drawing in bar.track(pairs, len(files), description="Predicting"):
                 try:
                     summary, found = _predict(predictor, file, drawing, bar)
                 except DataError as error:
@@ -169,7 +172,7 @@ def _predict(
         DataError: the file cannot be read, or the model does not take its picture.
     """
     if _is_video(file):
-        frames = predict_video(predictor, file, drawing.with_suffix(".mp4"), progress)
+        frames = predict_video(predictor, file, drawing, progress)
         rows = [(f"{file}#{i}", *row) for i, frame in enumerate(frames) for row in frame]
         return f"{len(frames)} frames", rows
     picture = open_picture(file)
@@ -190,7 +193,7 @@ def open_picture(file: Path) -> Image.Image:
         DataError: the file cannot be read.
     """
     try:
-        return Image.open(file).convert("RGB")
+        return read_picture(file)
     # Pillow raises OSError, SyntaxError, ValueError, struct.error, ..., depending on the format.
     except Exception as error:
         raise DataError(f"{file} ({error})") from error
@@ -200,8 +203,13 @@ def _is_video(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
-def find_pictures(sources: list[Path]) -> list[Path]:
-    """Pictures and videos among files and in folders."""
+def find_pictures(sources: Sequence[Path]) -> list[Path]:
+    """The pictures and videos among files and in folders.
+
+    Raises:
+        DataError: a folder holds none.
+        FileNotFoundError: a file does not exist.
+    """
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
@@ -214,11 +222,49 @@ def find_pictures(sources: list[Path]) -> list[Path]:
             files.append(source)
         else:
             raise FileNotFoundError(f"picture {source} does not exist")
-    return files
+    return list(dict.fromkeys(files))
 
 
-def _drawing(out: Path, file: Path, files: list[Path]) -> Path:
-    """File of a drawing, named like the picture; with the picture's folder in the name where two
-    pictures have the same name."""
-    alone = sum(other.stem == file.stem for other in files) == 1
-    return out / f"{file.stem if alone else '_'.join(file.with_suffix('').parts[-2:])}.png"
+def _drawings(out: Path, files: list[Path]) -> list[Path]:
+    """Files of the drawings, each named like its picture or video.
+
+    Where names would be equal, those of files in one folder get their endings, and others the names
+    of their folders.
+
+    Raises:
+        DataError: a drawing would overwrite a picture.
+    """
+    kinds = Counter(file.with_suffix("") for file in files)
+    bases = [file.stem if kinds[file.with_suffix("")] == 1 else file.name for file in files]
+    depths = [1] * len(files)
+    while True:
+        names = [
+            "_".join((*file.parent.parts[len(file.parent.parts) + 1 - depth :], base))
+            for file, base, depth in zip(files, bases, depths, strict=True)
+        ]
+        counts = Counter(names)
+        deeper = [
+            i
+            for i, name in enumerate(names)
+            if counts[name] > 1 and depths[i] <= len(files[i].parent.parts)
+        ]
+        if not deeper:
+            break
+        for i in deeper:
+            depths[i] += 1
+    taken: set[str] = set()
+    for i, name in enumerate(names):
+        # Folders and names that are joined to the same word.
+        number = 1
+        while names[i] in taken:
+            number += 1
+            names[i] = f"{name}_{number}"
+        taken.add(names[i])
+    drawings = [
+        out / f"{name.replace('/', '')}.{'mp4' if _is_video(file) else 'png'}"
+        for name, file in zip(names, files, strict=True)
+    ]
+    sources = {file.resolve() for file in files}
+    if lost := [drawing for drawing in drawings if drawing.resolve() in sources]:
+        raise DataError(f"the drawing {lost[0]} would overwrite a picture: give another --out")
+    return drawings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import timm.data
@@ -10,12 +9,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from timm.utils import reparameterize_model
-from torch import Tensor
 
-from linsight.backbones.checkpoint import TimmModel
+from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.backbones.graphs import capture_inference
 from linsight.tools.model import class_names
 from linsight.tools.prediction import Prediction, render
+from linsight.tools.results import Classes
+
+# Pillow's modes of pictures by their number of channels.
+_MODES = {1: "L", 3: "RGB"}
 
 
 class ClassificationPredictor:
@@ -25,6 +27,9 @@ class ClassificationPredictor:
         model: a timm model, as :func:`~linsight.tools.model.open_model` returns it.
         device: device to run it on.
         topk: number of classes per picture.
+
+    Raises:
+        CheckpointError: the model takes images that no picture is.
     """
 
     columns = ("class", "probability")
@@ -33,22 +38,38 @@ class ClassificationPredictor:
         self.model = capture_inference(reparameterize_model(model).to(device))
         self.device, self.topk = device, topk
         self.names = class_names(model)
-        self.transform: Any = timm.data.create_transform(
-            **timm.data.resolve_model_data_config(model)
-        )
+        data = timm.data.resolve_model_data_config(model)
+        self.mode = mode_of(data["input_size"][0])
+        self.transform: Any = timm.data.create_transform(**data)
 
     @torch.inference_mode()
+    def predict(self, picture: Image.Image) -> Classes:
+        """The probability of each class."""
+        picture = picture.convert(self.mode)
+        scores = self.model(self.transform(picture)[None].to(self.device))[0].float().softmax(-1)
+        return Classes(self.names, scores.cpu().numpy())
+
     def __call__(self, picture: Image.Image) -> Prediction:
-        logits = self.model(self.transform(picture)[None].to(self.device))[0]
-        return describe_logits(picture, logits, self.names, self.topk)
+        return describe(picture, self.predict(picture), self.topk)
 
 
-def describe_logits(
-    picture: Image.Image, logits: Tensor, names: Sequence[str], topk: int
-) -> Prediction:
-    """The prediction of a classifier for a picture (RGB), of its logits (num_classes,)."""
-    top = logits.float().softmax(-1).topk(min(topk, len(names)))
-    best = [(names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+def mode_of(channels: int) -> str:
+    """Pillow's mode of the pictures of a model.
+
+    Raises:
+        CheckpointError: pictures have no such number of channels.
+    """
+    if channels not in _MODES:
+        raise CheckpointError(
+            f"the model takes images of {channels} channels, and a picture has "
+            f"{' or '.join(map(str, _MODES))}"
+        )
+    return _MODES[channels]
+
+
+def describe(picture: Image.Image, classes: Classes, topk: int) -> Prediction:
+    """The `topk` most probable classes of a picture (RGB) as text, rows and a drawing."""
+    best = classes.top(topk)
     return Prediction(
         summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
         rows=[(name, f"{p:.6f}") for name, p in best],

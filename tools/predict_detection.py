@@ -24,10 +24,12 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
+from linsight.heads.backbone import convert_backbone
 from linsight.heads.detection_figures import detections, draw_objects
 from linsight.tools.config import tta_of
 from linsight.tools.model import Run
 from linsight.tools.prediction import Prediction
+from linsight.tools.results import Objects
 
 _LIBRARIES = ("linsight", "mmdet", "mmengine")
 
@@ -61,42 +63,21 @@ class DetectionPredictor:
         if augmentation:
             model = MODELS.build({**augmentation, "module": model})
         self.model = model.to(device).eval()
-        self.names = run.classes
+        self.names = [*map(str, run.classes or _count(config.model))]
         self.score = score
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image) -> Prediction:
-        item = self.pipeline(unprepared(picture))
+    def predict(self, picture: Image.Image) -> Objects:
+        """The objects, the surest first."""
+        item = self.pipeline(pipeline_input(picture))
         (sample,) = self.model.test_step(pseudo_collate([item]))
-        return describe_objects(picture, detections(sample, self.score), self.names)
+        found = detections(sample, self.score)
+        order = np.argsort(-found["scores"], kind="stable")
+        found = {key: None if value is None else value[order] for key, value in found.items()}
+        return Objects(self.names, **found)
 
-
-def describe_objects(
-    picture: Image.Image, objects: Mapping[str, Any], names: Sequence[str] | None
-) -> Prediction:
-    """The prediction of a detector for a picture.
-
-    Args:
-        picture: the picture (RGB).
-        objects: ``boxes``, ``labels``, ``scores`` and ``masks``, as
-            :func:`~linsight.heads.detection_figures.draw_objects` takes them.
-        names: names of the classes.
-    """
-    masks = objects["masks"]
-    rows = []
-    for i in np.argsort(-objects["scores"], kind="stable"):
-        label = int(objects["labels"][i])
-        name = names[label] if names else label
-        box = (f"{edge:.1f}" for edge in objects["boxes"][i])
-        pixels = "" if masks is None else int(masks[i].sum())
-        rows.append((name, f"{objects['scores'][i]:.4f}", *box, pixels))
-    found = [str(row[0]) for row in rows]
-    counts = [f"{found.count(name)} x {name}" for name in dict.fromkeys(found)]
-    return Prediction(
-        summary=", ".join(counts) or "nothing",
-        rows=rows,
-        drawing=draw_objects(np.asarray(picture), **objects, names=names),
-    )
+    def __call__(self, picture: Image.Image) -> Prediction:
+        return describe(picture, self.predict(picture))
 
 
 def build_detector(run: Run, source: str) -> nn.Module:
@@ -112,20 +93,21 @@ def build_detector(run: Run, source: str) -> nn.Module:
     config.model.backbone.update(pretrained=False, checkpoint=None)
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(config.model)
-    check_fit(run.state, model, f"checkpoint {source} does not fit the model that it names")
-    model.load_state_dict(run.state, strict=False)
+    state = convert_backbone(run.state, model.backbone)
+    check_fit(state, model, f"checkpoint {source} does not fit the model that it names")
+    model.load_state_dict(state, strict=False)
     reparameterize_model(model.backbone, inplace=True)
     return model.eval()
 
 
-def build_pipeline(settings: Sequence[Mapping[str, Any]]) -> Compose:
+def build_pipeline(settings: Sequence[dict]) -> Compose:
     """mmdet's transforms for a picture that is loaded, without those that load it."""
     with DefaultScope.overwrite_default_scope("mmdet"):
         return Compose(list(_drop_loading(settings)))
 
 
-def unprepared(picture: Image.Image) -> dict[str, Any]:
-    """What mmdet's transforms take of a picture."""
+def pipeline_input(picture: Image.Image) -> dict[str, Any]:
+    """A picture (RGB) as mmdet's transforms take it."""
     image = np.asarray(picture)
     shape = image.shape[:2]
     return {
@@ -135,6 +117,36 @@ def unprepared(picture: Image.Image) -> dict[str, Any]:
         "ori_shape": shape,
         "scale_factor": (1.0, 1.0),
     }
+
+
+def describe(picture: Image.Image, objects: Objects) -> Prediction:
+    """The objects in a picture (RGB) as text, rows and a drawing."""
+    rows = []
+    for i, label in enumerate(objects.labels.tolist()):
+        box = (f"{edge:.1f}" for edge in objects.boxes[i])
+        pixels = "" if objects.masks is None else int(objects.masks[i].sum())
+        rows.append((objects.names[label], f"{objects.scores[i]:.4f}", *box, pixels))
+    names = [str(row[0]) for row in rows]
+    counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
+    return Prediction(
+        summary=", ".join(counts) or "nothing",
+        rows=rows,
+        drawing=draw_objects(
+            np.asarray(picture),
+            objects.boxes,
+            objects.labels,
+            objects.scores,
+            objects.masks,
+            objects.names,
+        ),
+    )
+
+
+def _count(model: Mapping) -> range:
+    """Numbers for the classes of a detector that names none."""
+    heads = [model.get("bbox_head"), (model.get("roi_head") or {}).get("bbox_head")]
+    heads = [h for head in heads for h in (head if isinstance(head, list | tuple) else [head])]
+    return range(max(head.get("num_classes", 0) for head in heads if head))
 
 
 def _drop_loading(pipeline: Sequence[dict]) -> Iterator[dict]:

@@ -12,9 +12,11 @@ from torchvision.transforms.v2 import functional
 
 from linsight.heads.decode_head import resize
 from linsight.heads.segmentation import window_starts
+from linsight.tools import predict_classification, predict_segmentation
 from linsight.tools.export_file import open_file
 from linsight.tools.export_subject import preparation_of
 from linsight.tools.prediction import Prediction
+from linsight.tools.results import Classes, Objects, Regions, Result
 
 _COLUMNS = {
     "classification": ("class", "probability"),
@@ -39,8 +41,8 @@ class ExportedPredictor:
 
     def __init__(self, source: str | Path, topk: int, score: float) -> None:
         self.file = open_file(source)
-        self.task = self.file.description["task"]
-        self.classes: tuple[str, ...] = tuple(self.file.description["classes"])
+        self.task: str = self.file.description["task"]
+        self.names: list[str] = list(map(str, self.file.description["classes"]))
         self.prepare = preparation_of(self.file.description)
         self.topk, self.score = topk, score
 
@@ -49,8 +51,23 @@ class ExportedPredictor:
         return _COLUMNS[self.task]
 
     @torch.inference_mode()
+    def predict(self, picture: Image.Image) -> Result:
+        """The prediction as arrays."""
+        return {
+            "classification": self._classify,
+            "segmentation": self._segment,
+            "detection": self._detect,
+        }[self.task](picture)
+
     def __call__(self, picture: Image.Image) -> Prediction:
-        return getattr(self, f"_{self.task}")(picture)
+        result = self.predict(picture)
+        if isinstance(result, Classes):
+            return predict_classification.describe(picture, result, self.topk)
+        if isinstance(result, Regions):
+            return predict_segmentation.describe(picture, result)
+        from linsight.tools import predict_detection
+
+        return predict_detection.describe(picture, result)
 
     def _run(self, image: Tensor) -> dict[str, Tensor]:
         """What the file gives of an image (3, H, W).
@@ -70,19 +87,13 @@ class ExportedPredictor:
         size = [wanted or there for wanted, there in sides]
         return image if size == list(image.shape[1:]) else functional.resize(image, size)
 
-    def _classification(self, picture: Image.Image) -> Prediction:
-        from linsight.tools.predict_classification import describe_logits
-
+    def _classify(self, picture: Image.Image) -> Classes:
         logits = self._run(self.prepare(picture))["logits"][0]
-        return describe_logits(picture, logits, self.classes, self.topk)
+        return Classes(self.names, logits.softmax(-1).numpy())
 
-    def _segmentation(self, picture: Image.Image) -> Prediction:
-        from linsight.tools.predict_segmentation import describe_labels
-
-        image = self.prepare(picture)
-        original = functional.to_image(picture)
-        logits = resize(self._logits(image), original.shape[-2:])
-        return describe_labels(original, logits[0].argmax(0), self.classes)
+    def _segment(self, picture: Image.Image) -> Regions:
+        logits = resize(self._logits(self.prepare(picture)), picture.size[::-1])
+        return Regions(self.names, logits[0].argmax(0).numpy())
 
     def _logits(self, image: Tensor) -> Tensor:
         """Logits (1, classes, H, W) of an image (3, H, W), by the windows of the model's config."""
@@ -95,7 +106,7 @@ class ExportedPredictor:
             window_starts(*each)
             for each in zip(size, window, settings["window_stride"], strict=True)
         )
-        total: Any = image.new_zeros(1, len(self.classes), *size, dtype=torch.float32)
+        total: Any = image.new_zeros(1, len(self.names), *size, dtype=torch.float32)
         count = image.new_zeros(size, dtype=torch.float32)
         for y in rows:
             for x in columns:
@@ -106,9 +117,7 @@ class ExportedPredictor:
                 count[part] += 1
         return total / count
 
-    def _detection(self, picture: Image.Image) -> Prediction:
-        from linsight.tools.predict_detection import describe_objects
-
+    def _detect(self, picture: Image.Image) -> Objects:
         image, scale = self.prepare(picture)
         size = self._fit(image).shape
         scale = [
@@ -121,10 +130,10 @@ class ExportedPredictor:
         masks = found.get("masks")
         if masks is not None and masks.shape[1:] != picture.size[::-1]:
             masks = resize(masks.float()[None], picture.size[::-1])[0] >= 0.5
-        objects = {
-            "boxes": (found["boxes"] / torch.tensor(scale).repeat(2)).numpy(),
-            "labels": found["labels"].numpy(),
-            "scores": found["scores"].numpy(),
-            "masks": None if masks is None else masks.numpy(),
-        }
-        return describe_objects(picture, objects, self.classes)
+        return Objects(
+            self.names,
+            boxes=(found["boxes"] / torch.tensor(scale).repeat(2)).numpy(),
+            scores=found["scores"].numpy(),
+            labels=found["labels"].long().numpy(),
+            masks=None if masks is None else masks.numpy(),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from torchvision.transforms import v2
 
 from linsight.backbones.checkpoint import check_fit
 from linsight.backbones.graphs import capture_inference
-from linsight.data.segmentation import build_transforms
+from linsight.data.segmentation import build_transforms, named_colours
 from linsight.heads.segmentation import SemanticSegmentor
-from linsight.heads.segmentation_figures import legend, overlay
+from linsight.heads.segmentation_figures import Colour, legend, overlay
 from linsight.tools.model import Run
 from linsight.tools.prediction import Prediction, render
+from linsight.tools.results import Regions
 
 
 class SegmentationPredictor:
@@ -43,21 +45,28 @@ class SegmentationPredictor:
             if part is not None:
                 capture_inference(part)
         self.device = device
-        self.classes = run.classes or tuple(map(str, range(self.model.num_classes)))
         dataset = run.config.test_dataloader.dataset
+        names, self.palette = named_colours(dataset.get("type", "")) or (None, None)
+        self.classes = run.classes or names or tuple(map(str, range(self.model.num_classes)))
+        if names and len(names) != self.model.num_classes:
+            self.palette = None
         self.transforms = build_transforms(dataset.get("transforms", ()))
         self.mean = dataset.get("mean", IMAGENET_DEFAULT_MEAN)
         self.std = dataset.get("std", IMAGENET_DEFAULT_STD)
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image) -> Prediction:
+    def predict(self, picture: Image.Image) -> Regions:
+        """The class of each pixel."""
         original = v2.functional.to_image(picture)
         image = v2.functional.to_dtype(self.transforms(original), torch.float32, scale=True)
         image = v2.functional.normalize(image, self.mean, self.std)
         labels = self.model(image[None].to(self.device), mode="predict", size=original.shape[-2:])[
             0
         ]["labels"].cpu()
-        return describe_labels(original, labels, self.classes)
+        return Regions(list(self.classes), labels.numpy())
+
+    def __call__(self, picture: Image.Image) -> Prediction:
+        return describe(picture, self.predict(picture), self.palette)
 
 
 def build_segmentor(run: Run, source: str | Path) -> SemanticSegmentor:
@@ -75,42 +84,49 @@ def build_segmentor(run: Run, source: str | Path) -> SemanticSegmentor:
     return reparameterize_model(model, inplace=True)
 
 
-def describe_labels(picture: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Prediction:
-    """The prediction of a segmentor for a picture.
+def describe(
+    picture: Image.Image, regions: Regions, palette: Sequence[Colour] | None = None
+) -> Prediction:
+    """The classes of a picture's (RGB) pixels as text, rows and a drawing.
 
     Args:
-        picture: uint8 (3, H, W).
-        labels: class of each pixel, (H, W).
-        classes: names of the classes.
+        picture: the picture.
+        regions: the classes.
+        palette: as :func:`draw_classes` takes it.
     """
-    counts = torch.bincount(labels.flatten(), minlength=len(classes))
-    order = counts.argsort(descending=True)[: int((counts > 0).sum())].tolist()
-    shares = [(classes[i], counts[i].item() / labels.numel()) for i in order]
+    shares = list(regions.shares().items())
+    labels = torch.from_numpy(regions.labels)
+    original = v2.functional.to_image(picture)
     return Prediction(
         summary=", ".join(f"{name} {share:.1%}" for name, share in shares[:3]),
         rows=[(name, f"{share:.6f}") for name, share in shares],
-        drawing=render(draw_classes(picture, labels, classes)),
+        drawing=render(draw_classes(original, labels, tuple(regions.names), palette)),
     )
 
 
-def draw_classes(picture: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:
+def draw_classes(
+    picture: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    palette: Sequence[Colour] | None = None,
+) -> Figure:
     """A picture beside its copy with the classes in colour, and a legend of these classes.
 
     Args:
         picture: uint8 (3, H, W).
         labels: class of each pixel, (H, W).
         classes: names of the classes.
+        palette: their colours, or None for others than the data set's usual ones.
     """
     height, width = labels.shape
     side = 5.0
     figure = Figure(figsize=(2 * side, side * height / width + 0.6), layout="constrained")
-    for axes, cell in zip(
-        figure.subplots(1, 2), (picture, overlay(picture, labels, classes)), strict=True
-    ):
+    coloured = overlay(picture, labels, classes, palette=palette)
+    for axes, cell in zip(figure.subplots(1, 2), (picture, coloured), strict=True):
         smooth = None if max(height, width) >= 200 else "nearest"
         axes.imshow(cell.permute(1, 2, 0).numpy(), interpolation=smooth)
         axes.axis("off")
-    handles = legend(classes, labels.unique().tolist())
+    handles = legend(classes, labels.unique().tolist(), palette)
     if handles:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(8, len(handles)), frameon=False

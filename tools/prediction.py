@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from linsight.tools.results import Result
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -33,10 +35,17 @@ class Predictor(Protocol):
 
     Attributes:
         columns: names of the fields of :attr:`Prediction.rows`.
+        names: names of the classes.
     """
+
+    names: list[str]
 
     @property
     def columns(self) -> tuple[str, ...]: ...
+
+    def predict(self, picture: Image.Image) -> Result:
+        """The prediction as arrays."""
+        ...
 
     def __call__(self, picture: Image.Image) -> Prediction: ...
 

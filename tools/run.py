@@ -19,9 +19,11 @@ from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
 from linsight.backbones.checkpoint import CheckpointError
+from linsight.data.augmentation import effective_settings
 from linsight.data.loading import DataError
 from linsight.heads.runner import SafeRunner
 from linsight.tools.config import ConfigError, load_config
+from linsight.tools.schedule import schedule_faults
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
 
@@ -74,6 +76,12 @@ class QuietRunner(SafeRunner):
                 handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
         return logger
 
+    def dump_config(self) -> None:
+        """Write the config into the work dir, unless that is where it was read from."""
+        file = self.cfg.filename
+        if not file or Path(file).resolve().parent != Path(self.work_dir).resolve():
+            super().dump_config()
+
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         loop = super().build_train_loop(loop)
         if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
@@ -84,6 +92,8 @@ class QuietRunner(SafeRunner):
                 f"train_dataloader.batch_size, which is {loader.batch_size}, to that or less, or "
                 "train_dataloader.drop_last=False"
             )
+        for fault in schedule_faults(self.cfg, loop.max_iters, len(loop.dataloader)):
+            self.logger.warning(fault)
         return loop
 
 
@@ -122,13 +132,18 @@ def build_runner(
         # mmengine's own way of joining the processes asks for a GPU.
         torch.distributed.init_process_group("gloo")
     adapt(cfg)
+    # The checkpoints keep these values, whatever timm's defaults will be.
+    for split in ("train", "val", "test"):
+        dataset = (cfg.get(f"{split}_dataloader") or {}).get("dataset", {})
+        if cfg.model.type == "ImageClassifier" and "transform" in dataset:
+            dataset.transform = effective_settings(dataset.transform)
     # mmengine understands None, "without this hook", only for its own default hooks.
     hooks = cfg.get("default_hooks", {})
     for name in [name for name, hook in hooks.items() if hook is None and name not in _MMENGINES]:
         del hooks[name]
     wrapper = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper" and not torch.cuda.is_available():
-        print("No GPU found: training in float32 on the CPU", file=sys.stderr)
+        print("No GPU found: computing in float32 on the CPU", file=sys.stderr)
         wrapper["type"] = "OptimWrapper"
         wrapper.pop("loss_scale", None)
         wrapper.pop("dtype", None)
@@ -174,6 +189,16 @@ def report_errors() -> Iterator[None]:
         if not _raised_by_linsight(error):
             raise
         _leave(error)
+    except RuntimeError as error:
+        sizes = re.findall(r"\[[\d, ]+\](?= at entry)", str(error))
+        if "stack expects each tensor to be equal size" not in str(error) or not sizes:
+            raise
+        _leave(
+            DataError(
+                f"the images of a batch have the sizes {' and '.join(sizes)}: set the data "
+                "loader's batch_size=1, or transforms that give all images one size"
+            )
+        )
     except TypeError as error:
         # The check of the config cannot see arguments that **kwargs takes.
         if "unexpected keyword argument" not in str(error):

@@ -10,6 +10,7 @@ import timm
 import torch
 import typer
 
+from linsight.backbones.initialization import shapes_only
 from linsight.kernels.runtime import dispatch
 from linsight.kernels.runtime.compilation import Variant, compile_pass
 from linsight.kernels.runtime.private import (
@@ -107,7 +108,7 @@ def compile_model(
     context: AbstractContextManager = nullcontext()
     if arch is not None:
         context = pretend_target(make_target(arch))
-    with torch.device("meta"):
+    with shapes_only():
         model = timm.create_model(name, **arguments)
     channels = arguments.get("in_chans", 3)
     passes = [

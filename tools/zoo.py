@@ -1,7 +1,7 @@
 """Write the files that are generated from the zoo: `python -m linsight.tools.zoo`, in a checkout.
 
-Counts of operations take a minute, and are kept in `backbones/zoo/counts.csv` for
-`linsight models`. The rest are pages for users, and parts of pages.
+Counts of operations take a minute, and are kept in `backbones/zoo/counts.csv`, from which
+`linsight models` prints without building a model. The rest are pages for users, and parts of pages.
 """
 
 from collections.abc import Mapping
@@ -74,12 +74,15 @@ def generate(repository: Path, counts: Mapping[str, tuple[int, int]]) -> dict[Pa
         repository: a checkout, whose hand-written lines stay.
         counts: parameters and multiply-adds of each model by its name.
     """
-    rows = (f"{name},{parameters},{macs}\n" for name, (parameters, macs) in counts.items())
+    rows = (
+        f"{name},{parameters},{macs},{_listed(ZOO[name])}\n"
+        for name, (parameters, macs) in counts.items()
+    )
     readme, weights = repository / "README.md", repository / "docs" / "weights.md"
     cff = repository / "CITATION.cff"
     head, title, _ = cff.read_text().partition("\nreferences:\n")
     return {
-        COUNTS: "model,parameters,multiply_adds\n" + "".join(rows),
+        COUNTS: "model,parameters,multiply_adds,top1,weights,arxiv\n" + "".join(rows),
         repository / "docs" / "zoo.md": page(counts),
         repository / "docs" / "model_cards.md": model_cards.page(),
         weights: replace_lines(weights.read_text(), zoo_tables.hosts()),
@@ -134,6 +137,13 @@ def _model(name: str, row: Model, parameters: int, macs: int) -> str:
         ", ".join(_weights(tag, weights) for tag, weights in row.weights.items()) or "-",
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _listed(row: Model) -> str:
+    """What `linsight models` prints of a row beside its counts, as fields of a CSV file."""
+    top1 = f"{row.top1:.1f}" + f"@{row.top1_size}" * (row.top1_size != 224) if row.top1 else ""
+    tags = (tag + "*" * bool(weights.page) for tag, weights in row.weights.items())
+    return f"{top1},{' '.join(tags)},{row.family.paper.arxiv}"
 
 
 def _top1(row: Model) -> str:

@@ -54,7 +54,9 @@ class AgentAttention(PackedAttention):
         grid = agent_grid or side
         self.grid = (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
         shape = (2, place.num_heads, agents)
-        self.map_bias = nn.Parameter(torch.empty(*shape, TABLE, TABLE))
+        # Its rows and columns are one axis: `Module.to(memory_format=torch.channels_last)` takes no
+        # parameter of rank 5.
+        self.map_bias = nn.Parameter(torch.empty(*shape, TABLE * TABLE))
         self.row_bias = nn.Parameter(torch.empty(*shape, self.size[0]))
         self.column_bias = nn.Parameter(torch.empty(*shape, self.size[1]))
         self.prefix_bias = (
@@ -89,7 +91,7 @@ class AgentAttention(PackedAttention):
         if self.fused_biases is not None and not is_exporting() and tuple(size) == self.size:
             return self.fused_biases
         with without_autocast(self.map_bias):
-            whole = self._for_grid(self.map_bias.flatten(-2)).unflatten(-1, (TABLE, TABLE))
+            whole = self._for_grid(self.map_bias).unflatten(-1, (TABLE, TABLE))
             rows = resize_axis(self._for_grid(self.row_bias), size[0])
             columns = resize_axis(self._for_grid(self.column_bias), size[1])
             bias = resize_map(whole, size) + rows[..., :, None] + columns[..., None, :]
@@ -191,10 +193,12 @@ def pack_tables(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     packed = dict(entries)
     for ours, (first, second) in AUTHORS_TABLES.items():
-        if first not in packed:
-            continue
+        if first not in packed or second not in packed:
+            continue  # what is missing is named where the weights are loaded
         one, other = packed.pop(first), packed.pop(second)
-        if ours != "map_bias":
+        if ours == "map_bias":
+            one, other = one.flatten(-2), other.flatten(-2)
+        else:
             heads, agents = one.shape[1:3]
             one = one.reshape(heads, agents, -1)
             other = other.reshape(heads, -1, agents).transpose(1, 2)

@@ -92,8 +92,9 @@ def convolve_each(x: Tensor, kernels: Tensor) -> Tensor:
     """
     batch, channels, height, width = x.shape
     size = kernels.shape[-1]
-    if is_exporting():
-        # The number of groups would specialise the exported graph to this batch size.
+    # The number of groups would specialise an exported graph to this batch size, and no images
+    # would make no groups, which PyTorch refuses.
+    if is_exporting() or batch == 0:
         x = F.pad(x, (size // 2,) * 4)
         return reduce(
             torch.add,

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ...kernels.linear_attention import linear_attention
 from ..context import Context, Place
+from ..norms import is_plain
 from .base import register_mixer
 from .projected import PackedAttention, ProjectedMixer
 
@@ -56,7 +57,7 @@ class LinearGlobal(ProjectedMixer):
     def fuse(self) -> nn.Module:
         """This mixer, with the temperature multiplied into the output projection."""
         temperature = self.attention.temperature
-        if temperature is not None and type(self.out_proj) is nn.Linear:
+        if temperature is not None and is_plain(self.out_proj):
             with torch.no_grad():
                 self.out_proj.weight.mul_(temperature.expand(-1, self.attention.head_dim).flatten())
             self.attention.temperature = None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...kernels.runtime.dispatch import without_autocast
 from ..context import Context, Place
+from ..norms import is_plain
 from .base import register_mixer
 from .positioned import PositionedAttention, PositionedMixer
 
@@ -119,7 +120,7 @@ class Polarity(PositionedMixer):
     def fuse(self) -> nn.Module:
         """This mixer, with the scale of queries and keys multiplied into their projection."""
         scale = self.attention.scale
-        if type(self.in_proj) is nn.Linear and scale is not None:
+        if is_plain(self.in_proj) and scale is not None:
             with torch.no_grad():
                 inverse = self.attention.inverse_scale(scale).flatten()
                 rows = torch.cat((inverse, inverse))

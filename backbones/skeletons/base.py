@@ -23,6 +23,9 @@ from ..mixers import MixerNames, MixerOptions, TokenMixer, build_mixer
 
 Size = tuple[int, int]
 
+# PyTorch's own tracer does not know timm's list of functions that depend on sizes.
+torch.fx.wrap("resample_abs_pos_embed")
+
 
 def embed_dims(embed_dim: int | Sequence[int], stages: int) -> tuple[int, ...]:
     """The width of every stage: a number is the first stage's, and each stage doubles it.

@@ -27,7 +27,7 @@ from ..layers import (
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..mlps import ActDepthwiseMlp
-from ..norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
+from ..norms import LayerNorm, NormLayer, fold_into_linear, is_plain, resolve_norm_layer
 from .base import (
     HierarchicalVisionTransformer,
     Stage,
@@ -54,7 +54,7 @@ class Stem(nn.Module):
 
     def fuse(self) -> nn.Module:
         """This stem, with its batch norm multiplied into the convolution."""
-        if type(self.conv) is Conv2d and type(self.norm) is BatchNormAct2d:
+        if is_plain(self.conv, Conv2d) and type(self.norm) is BatchNormAct2d:
             self.conv = fuse_conv_norm(self.conv, self.norm).train(self.training)
             self.norm = nn.Identity()
         return self

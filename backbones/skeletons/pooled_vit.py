@@ -6,10 +6,12 @@ import torch.nn.functional as F
 from timm.layers import global_pool_nlc
 from timm.models import register_notrace_function
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..context import Context
 from ..layers import check_image
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
+from ..tracing import record_call
 from .vit import VisionTransformer
 
 
@@ -32,6 +34,8 @@ class Borders(nn.Module):
 @register_notrace_function
 def pad_borders(x: Tensor, size: tuple[int, int]) -> Tensor:
     """See `Borders`."""
+    if isinstance(x, Proxy):
+        return record_call(pad_borders, x, size)
     height, width = (
         max(wanted - side, 0) if 8 * side >= 7 * wanted else 0
         for side, wanted in zip(x.shape[2:], size, strict=True)

@@ -14,7 +14,7 @@ from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..initialization import init_linear_layers
 from ..layers import ConvNormAct, Downsample, batch_norm_affine, check_image, make_classifier
 from ..mixers import MixerNames, MixerOptions, TokenMixer
-from ..norms import NormLayer
+from ..norms import NormLayer, is_plain
 from .base import (
     HierarchicalVisionTransformer,
     Stage,
@@ -116,7 +116,7 @@ class RAVLTHead(nn.Module):
 
     def fuse(self) -> nn.Module:
         """This head, with its batch norm multiplied into the projection."""
-        if type(self.projection) is nn.Linear and type(self.norm) is nn.BatchNorm2d:
+        if is_plain(self.projection) and type(self.norm) is nn.BatchNorm2d:
             with torch.no_grad():
                 scale, shift = batch_norm_affine(self.norm)
                 self.projection.weight.mul_(scale[:, None])

@@ -23,7 +23,7 @@ from ..layers import (
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..mixers.projected import ProjectedMixer
 from ..mlps import DepthwiseMlp
-from ..norms import LayerNorm, NormLayer, resolve_norm_layer
+from ..norms import LayerNorm, NormLayer, is_plain, resolve_norm_layer
 from .base import (
     Head,
     HierarchicalVisionTransformer,
@@ -131,7 +131,7 @@ class VANBlock(Block):
             # The shortcut is scaled, too, so that no layer of the mixer can take the scale.
             kept, self.gamma1 = self.gamma1, None
         fc1 = getattr(self.mlp, "fc1", None)
-        if type(self.norm2) is BatchNormAct2d and type(fc1) is nn.Linear:
+        if type(self.norm2) is BatchNormAct2d and is_plain(fc1):
             absorb_affine(fc1, *batch_norm_affine(self.norm2))
             self.norm2 = nn.Identity()
         super().fuse()
@@ -145,7 +145,8 @@ def is_projected(mixer: nn.Module) -> TypeGuard[ProjectedMixer]:
     return (
         isinstance(mixer, ProjectedMixer)
         and type(mixer).forward is ProjectedMixer.forward
-        and type(mixer.in_proj) is type(mixer.out_proj) is nn.Linear
+        and is_plain(mixer.in_proj)
+        and is_plain(mixer.out_proj)
     )
 
 

@@ -21,6 +21,7 @@ RALA = Paper(
     "gated (stages 1 and 2); gated softmax attention over all tokens (3 and 4)",
     limits="stages 3 and 4 cost with the square of the pixels: at 4096 px a pixel takes several "
     "times what it takes at 1024 px",
+    retrained="RAVLT-T 82.3 top-1, by the authors of MHLA (arXiv:2601.07832)",
 )
 
 MALA = Paper(
@@ -40,6 +41,7 @@ MALA = Paper(
     computes="linear attention whose sharpness grows with the query's length, as that of softmax "
     "does (stages 1 and 2); gated softmax attention over all tokens (3 and 4)",
     limits="those of RAVLT; the linear attention subtracts, so its weights may be negative",
+    retrained="MAViT-T 82.4 and MAViT-S 84.3 top-1, by the authors of MHLA (arXiv:2601.07832)",
 )
 
 AGENT = Paper(

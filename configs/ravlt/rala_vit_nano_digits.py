@@ -16,10 +16,15 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-2, begin=0, end=1, convert_to_iter_based=True),
     dict(
-        type="CosineAnnealingLR", eta_min=1e-5, T_max=8, begin=1, end=9, convert_to_iter_based=True
+        type="CosineAnnealingLR",
+        eta_min=1e-5,
+        T_max=11,
+        begin=1,
+        end=12,
+        convert_to_iter_based=True,
     ),
 ]
 
-train_cfg = dict(by_epoch=True, max_epochs=9, val_interval=3)
+train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=4)
 val_cfg = dict()
 test_cfg = dict()

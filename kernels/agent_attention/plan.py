@@ -167,7 +167,7 @@ def plan(
     chunk_grid = (heads, triton.cdiv(tokens, tile.block))
     wanted = tile.resident * count_multiprocessors(device)
     chunks = max(1, min(batch, wanted // (chunk_grid[0] * chunk_grid[1] * agent_blocks)))
-    per_chunk = triton.cdiv(batch, chunks)
+    per_chunk = max(1, triton.cdiv(batch, chunks))
     chunks = triton.cdiv(batch, per_chunk)
     is_whole = agent_blocks == 1
 

@@ -60,6 +60,8 @@ def newton_inverse(
 
 
 def _inverse(x: Tensor, method: InverseMethod, iterations: int) -> Tensor:
+    if x.shape[0] == 0:
+        return x.clone()  # There is no largest sum of no matrices.
     steps = operator if runs_triton(x) else reference
     sums = x.sum(-1)
     if method == "regularized":

@@ -1,9 +1,10 @@
 """The one rule that decides whether an operator runs its Triton kernels or its reference.
 
-Triton runs on a CUDA tensor of 32 or 16 bits, the reference elsewhere. `force` (a context
-manager) and the environment variable ``LINSIGHT_KERNELS`` (``auto``, ``reference`` or
-``triton``) override the rule. Forced on a CPU tensor, ``triton`` runs under Triton's
-interpreter, which needs ``TRITON_INTERPRET=1`` in the environment before Triton is imported.
+Triton runs on a CUDA tensor of 32 or 16 bits, the reference elsewhere and under transforms of
+`torch.func`. `force` (a context manager) and the environment variable ``LINSIGHT_KERNELS``
+(``auto``, ``reference`` or ``triton``) override the rule. Forced on a CPU tensor, ``triton`` runs
+under Triton's interpreter, which needs ``TRITON_INTERPRET=1`` in the environment before Triton is
+imported.
 """
 
 import os
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .compilation import is_collecting
-from .private import is_intercepted, load_driver
+from .private import is_intercepted, is_transformed, load_driver
 
 CHOICES = ("auto", "reference", "triton")
 HAS_TRITON = find_spec("triton") is not None
@@ -61,8 +62,12 @@ def current_choice() -> str:
 
 
 def runs_triton(x: Tensor) -> bool:
-    """Whether an operator whose first tensor is `x` runs its Triton kernel."""
-    if _choice == "reference" or x.dtype not in TRITON_DTYPES:
+    """Whether an operator whose first tensor is `x` runs its Triton kernel.
+
+    Under a transform of `torch.func` (vmap, grad, jvp, ...) the reference runs, whatever was
+    chosen: PyTorch transforms what it is made of.
+    """
+    if _choice == "reference" or x.dtype not in TRITON_DTYPES or is_transformed():
         return False
     if _choice == "auto":
         return x.is_cuda and HAS_TRITON and (_launches_nothing() or _warn_without_compiler())
@@ -123,6 +128,8 @@ def rows_contiguous(x: MaybeTensor) -> MaybeTensor:
 
 def channels_last(x: Tensor) -> Tensor:
     """`x` (B, C, H, W) in the channels-last memory format, copied only if it has another."""
+    if is_transformed():  # vmap copies to no memory format but the default
+        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -20,9 +20,14 @@ from torch.utils._python_dispatch import _disable_current_modes, _get_current_di
 disable_modes = _disable_current_modes
 
 
+# is_transformed(): whether a transform of `torch.func`, such as vmap, sees this thread's calls. A
+# compiler can trace the question.
+is_transformed = torch._C._are_functorch_transforms_active
+
+
 def is_intercepted() -> bool:
     """Whether a dispatch mode or a transform of `torch.func` sees the calls of this thread."""
-    return _get_current_dispatch_mode() is not None or torch._C._are_functorch_transforms_active()
+    return _get_current_dispatch_mode() is not None or is_transformed()
 
 
 def has_global_hooks() -> bool:

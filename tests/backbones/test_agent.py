@@ -37,7 +37,7 @@ def test_biases_are_the_authors(size, grid):
     attention = mixer.attention
     got = attention.biases(size)
     for i in range(2):
-        whole = resized(attention.map_bias[i], size)
+        whole = resized(attention.map_bias[i].unflatten(-1, (7, 7)), size)
         cross = attention.row_bias[i][..., :, None] + attention.column_bias[i][..., None, :]
         bias = whole + resized(cross, size)
         if grid is not None:
@@ -66,8 +66,8 @@ def test_the_authors_tables_are_packed():
     mixer = make(prefix_tokens=1, agents=4)
     ours = mixer.attention
     theirs = {
-        "an_bias": ours.map_bias[0],
-        "na_bias": ours.map_bias[1],
+        "an_bias": ours.map_bias[0].unflatten(-1, (7, 7)),
+        "na_bias": ours.map_bias[1].unflatten(-1, (7, 7)),
         "ah_bias": ours.row_bias[0][None, ..., None],
         "ha_bias": ours.row_bias[1].transpose(1, 2)[None, :, :, None],
         "aw_bias": ours.column_bias[0][None, :, :, None],

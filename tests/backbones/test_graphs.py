@@ -541,7 +541,9 @@ def test_a_pass_leaves_a_model_alone(name):
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
-@pytest.mark.parametrize("options", [(), ("--after",)], ids=str)
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("--after",), marks=pytest.mark.slow)], ids=str
+)
 def test_two_processes(options):
     """Wrapped by DistributedDataParallel after and before the model is captured."""
     compare_two_processes(*options, CUDA_VISIBLE_DEVICES="")

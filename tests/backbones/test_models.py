@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import get_graph_node_names
 
 from linsight.backbones import ZOO
+from linsight.backbones.initialization import shapes_only
 from linsight.backbones.layers import BatchNormAct2d, ConvNormAct, synchronize_batch_norms
 from linsight.backbones.mixers import MIXERS
 from linsight.kernels import force
@@ -33,14 +34,14 @@ LITTLE = {
 @pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.parameters])
 def test_parameter_counts_are_the_authors(name):
     tags = list(ZOO[name].weights)[:1]
-    with torch.device("meta"):
+    with shapes_only():
         model = timm.create_model(".".join([name, *tags]))
     assert sum(p.numel() for p in model.parameters()) == ZOO[name].parameters
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name.endswith("_nano")])
 def test_nano_is_small(name):
-    with torch.device("meta"):
+    with shapes_only():
         model = timm.create_model(name)
     assert sum(p.numel() for p in model.parameters()) <= 2_000_000
 
@@ -53,7 +54,8 @@ def test_an_all_linear_model_costs_with_its_pixels(name):
     """So many times the pixels are as many times the operations, without the classifier's."""
     costs = []
     with torch.device("meta"), force("triton"):
-        model = timm.create_model(name, num_classes=0).requires_grad_(False)
+        with shapes_only():
+            model = timm.create_model(name, num_classes=0).requires_grad_(False)
         for height, width in ((224, 224), (448, 896), (4096, 8192)):
             with FlopCounterMode(display=False) as counter:
                 assert model(torch.empty(1, 3, height, width)).shape == (1, model.head_hidden_size)
@@ -73,7 +75,7 @@ def test_an_all_linear_model_runs_at_any_size(name, size):
 
 
 def test_a_papers_weights_are_a_start_for_the_all_linear_model():
-    with torch.device("meta"):
+    with shapes_only():
         theirs, ours = (timm.create_model(f"mala_vit_small{end}") for end in ("", "_linear"))
     shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (theirs, ours)]
     assert shapes[0] == shapes[1]
@@ -314,6 +316,14 @@ def old_name(name):
     return re.sub(r"(stages\.\d\.downsample)\.(?=conv|norm)", r"\1.0.", name)
 
 
+def test_pytorchs_batch_norms_stay_without_a_gpu():
+    """PyTorch's `SyncBatchNorm` needs one."""
+    model = torch.nn.Sequential(BatchNormAct2d(4), torch.nn.BatchNorm2d(4))
+    synchronize_batch_norms(model, convert=False)
+    assert model[0].synchronized
+    assert type(model[1]) is torch.nn.BatchNorm2d
+
+
 @pytest.mark.parametrize("way", ["load_state_dict", "create_model"])
 @pytest.mark.parametrize("name", ["mala_vit_nano", "soft_vit_nano", "agent_deit_tiny"])
 def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
@@ -328,6 +338,7 @@ def test_weights_of_version_0_1_load(name, way, tmp_path, caplog):
             old_name(key).replace("downsample.0.", "downsample."): v for key, v in weights.items()
         }
     assert old.keys() != weights.keys()
+    old = {k: v.unflatten(-1, (7, 7)) if k.endswith("map_bias") else v for k, v in old.items()}
     other = timm.create_model(name, **options)
     if way == "load_state_dict":
         other.load_state_dict(old)

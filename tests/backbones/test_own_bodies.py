@@ -50,6 +50,7 @@ def test_every_mixer_trains(name, mixer):
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LITTLE)
 def test_export(name):
     model = lively(little(name, depths=(0, 0, 0, 1)))

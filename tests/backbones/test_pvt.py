@@ -7,6 +7,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch.export import Dim
 
 from linsight.backbones.context import Context
+from linsight.backbones.initialization import shapes_only
 from linsight.backbones.mixers import MIXERS
 
 from .conftest import lively
@@ -87,7 +88,7 @@ def test_spatial_reduction_trains_where_there_is_no_class_token():
 
 def test_an_option_leaves_the_others_as_they_are():
     grids = ((12, 12), (16, 16), 28, 28)
-    with torch.device("meta"):
+    with shapes_only():
         model = timm.create_model("agent_pvt_tiny", mixer_options={"agent": {"agent_grid": grids}})
     mixers = [stage.blocks[0].mixer.attention for stage in model.stages]
     assert [m.table_grid for m in mixers] == [(3, 3), (4, 4), (7, 7), (7, 7)]
@@ -179,6 +180,7 @@ def test_layer_decay_grows_with_depth():
     assert scale[id(parameters["stages.1.pos_embed"])] == scales[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["softmax_pvt_tiny", "agent_pvt_tiny"])
 def test_export(name):
     model = lively(nano(name))

@@ -7,6 +7,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch.export import Dim
 
 from linsight.backbones.context import Context, Place
+from linsight.backbones.initialization import shapes_only
 from linsight.backbones.mixers import build_mixer
 from linsight.backbones.mixers.softmax_free import SoftmaxFree
 from linsight.tools.models import read_counts
@@ -67,7 +68,7 @@ def test_images_of_a_batch(soft):
 
 def test_the_released_weights_choose_their_inverse():
     def inverses(name, **kwargs):
-        with torch.device("meta"):
+        with shapes_only():
             model = timm.create_model(name, **kwargs)
         return {block.mixer.inverse for stage in model.stages[:3] for block in stage.blocks}
 
@@ -151,6 +152,7 @@ def test_one_graph_at_any_size():
             assert relative(compiled(x), model(x)) < 1e-5
 
 
+@pytest.mark.slow
 def test_export():
     soft = few_blocks()
     side = {"min": 65, "max": 4096}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linsight.backbones.context import Context
+from linsight.backbones.initialization import shapes_only
 from linsight.backbones.mixers import MIXERS
 from linsight.backbones.mixers.window import resize_position_bias
 
@@ -183,7 +184,7 @@ def test_what_makes_no_sense_is_refused():
 )
 def test_published_variants_for_other_sizes(name, size, options, tables):
     """Arguments alone make them; options that are not named keep the values of the row."""
-    with torch.device("meta"):
+    with shapes_only():
         model = timm.create_model(name, img_size=size, mixer_options=options)
     parameters = dict(model.named_parameters())
     if name.startswith("agent"):

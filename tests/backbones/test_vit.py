@@ -6,6 +6,7 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch.export import Dim
 
+from linsight.backbones.initialization import shapes_only
 from linsight.backbones.mixers import MIXERS
 from linsight.backbones.skeletons.vit import checkpoint_filter_fn
 
@@ -20,7 +21,7 @@ def nano(mixer="agent", **kwargs):
 
 
 def test_agent_base_has_agents_in_its_first_blocks():
-    with torch.device("meta"):
+    with shapes_only():
         model = timm.create_model("agent_deit_base")
     names = [type(block.mixer).__name__ for block in model.blocks]
     assert names == ["Agent"] * 4 + ["Softmax"] * 8

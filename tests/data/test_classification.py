@@ -65,6 +65,47 @@ def test_timms_other_readers(root, tmp_path):
     assert torchvision.metainfo["classes"] == ["a", "b", "c"]
 
 
+class TestNestedFolders:
+    """A class's images in folders within its folder, as of cats and dogs on farms and in town."""
+
+    @pytest.fixture
+    def nested(self, tmp_path):
+        for folder in ("cat/farm", "cat", "dog/farm", "dog/town/day"):
+            for split in ("train", "val"):
+                path = tmp_path / split / folder
+                path.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8)).save(path / "0.png")
+        return tmp_path
+
+    def test_the_outermost_folder_is_the_class(self, nested, tmp_path):
+        archive = shutil.make_archive(str(tmp_path / "train_tar"), "tar", nested, "train")
+        with pytest.raises(DataError, match=r"at several depths, .* unpack it"):
+            build(archive)
+        for split in ("train", "validation"):
+            dataset = build(nested, split=split)
+            assert dataset.metainfo["classes"] == ["cat", "dog"]
+            assert sorted(dataset[i][1] for i in range(4)) == [0, 0, 1, 1]
+
+    def test_a_class_map_names_any_folder(self, nested):
+        for names, labels in (("dog", "cat"), [0, 0, 1, 1]), (("town", "farm"), [0, 1, 1]):
+            class_map = {name: label for label, name in enumerate(names)}
+            dataset = build(nested, class_map=class_map)
+            assert dataset.metainfo["classes"] == list(names)
+            assert sorted(dataset[i][1] for i in range(len(dataset))) == labels
+
+    def test_images_of_no_class(self, nested):
+        Image.new("RGB", (8, 8)).save(nested / "train" / "stray.png")
+        with pytest.raises(DataError, match=r"1 of 5 images .* no class's folder: .*stray\.png"):
+            build(nested)
+
+    def test_a_folder_of_folders(self, nested):
+        (nested / "train").rename(nested / "pets")
+        shutil.rmtree(nested / "val")
+        shutil.rmtree(nested / "pets" / "cat")
+        with pytest.raises(DataError, match=r"the one folder 'pets' .* set the root to '.*/pets'"):
+            build(nested)
+
+
 # One of linsight's configs gives this to mmengine; the working directory is a checkout.
 BATCHES = """
 import sys
@@ -89,7 +130,7 @@ for loader in loaders[:2]:
 """
 
 
-@pytest.mark.parametrize("kind", ["files", "bytes"])
+@pytest.mark.parametrize("kind", ["files", pytest.param("bytes", marks=pytest.mark.slow)])
 def test_hugging_faces_data_sets_from_the_repositorys_root(root, tmp_path_factory, kind):
     """There `import datasets` must be Hugging Face's package, which no folder may hide."""
     hub = pytest.importorskip("datasets")

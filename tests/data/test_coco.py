@@ -26,6 +26,7 @@ from pycocotools import mask as run_length
 
 from linsight.data.coco import _pixels, remove_faulty
 from linsight.data.loading import DataCheckHook, DataError
+from linsight.heads.detection_metric import QuietCocoMetric
 
 CLASSES = ("cat", "dog")
 SQUARE = [[4, 4, 14, 4, 14, 14, 4, 14]]
@@ -171,6 +172,7 @@ FAULTS = [
     ({"bbox": [4, 4, float("nan"), 10]}, "with a box that is not finite"),
     ({"bbox": [40, 4, 10, 10]}, "with a box outside the image"),
     ({"bbox": [4, 4, 10]}, "with a box that is not four numbers"),
+    ({"bbox": [4, 4, 0.5, 10]}, "with a box less than a pixel wide or high"),
     ({"category_id": 7}, "of a category that the file does not list"),
     ({"image_id": 99}, "of an image that the file does not list"),
     ({"segmentation": []}, "without a mask"),
@@ -198,6 +200,64 @@ def test_a_faulty_annotation_is_left_out_and_counted(tmp_path, images, change, r
     for i in range(4):
         found = checked[i]["data_samples"].gt_instances
         assert found.bboxes.tensor.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ignore": 1}, "with an ignore flag"),
+        ({"iscrowd": 1}, "with an iscrowd flag"),
+        ({"category_id": 9}, "of a category that is none of the data set's classes"),
+    ],
+)
+def test_an_annotation_that_mmdet_does_not_learn_is_counted(
+    tmp_path, images, change, reason, capfd
+):
+    written = content()
+    written["categories"].append({"id": 9, "name": "bird"})
+    written["annotations"][2] |= change
+    checked = dataset(tmp_path, images, written)
+    said = capfd.readouterr()
+    wanted = f"from 1 of 6 annotations nothing is learned: 1 {reason} (3)"
+    assert wanted in said.out + said.err
+    learned = [len(checked[i]["data_samples"].gt_instances) for i in range(4)]
+    assert learned == [2, 1, 2, 0]
+    for annotation in written["annotations"]:
+        annotation |= change
+    with pytest.raises(DataError, match=rf"none of the 4 images .* is left: .* 6 {reason}"):
+        dataset(tmp_path, images, written)
+
+
+@pytest.mark.parametrize("area", [0, -100, None])
+def test_objects_without_an_area_are_learned_all_the_same(tmp_path, images, area, capfd):
+    """mmdet drops them all, and trains on pictures without objects to the end."""
+    written = content()
+    for annotation in written["annotations"]:
+        annotation["area"] = area
+    checked = dataset(tmp_path, images, written)
+    said = capfd.readouterr()
+    assert "area of 6 of 6 annotations is not above 0 (1, 2, 3, ...)" in said.out + said.err
+    assert [len(checked[i]["data_samples"].gt_instances) for i in range(4)] == [2, 2, 2, 0]
+    metric = QuietCocoMetric(ann_file=str(tmp_path / "instances.json"), metric="bbox")
+    assert {a["area"] for a in metric._coco_api.anns.values()} == {100}
+
+
+def test_boxes_in_shares_of_the_image_are_named(tmp_path, images):
+    written = content()
+    for annotation in written["annotations"]:
+        annotation["bbox"] = [0.1, 0.2, 0.3, 0.4]
+    with pytest.raises(DataError, match=r"6 with a box less .*; bbox is x, y, w, h in pixels, not"):
+        dataset(tmp_path, images, written)
+
+
+def test_images_below_the_least_size_are_counted(tmp_path, images, capfd):
+    written = content()
+    written["images"][1]["width"] = 8
+    checked = dataset(tmp_path, images, written, filter_cfg={"min_size": 20})
+    assert len(checked) == 3
+    said = capfd.readouterr()
+    assert "1 of the 4 images" in said.out + said.err
+    assert "filter_cfg.min_size=20" in said.out + said.err
 
 
 def test_other_polygons_of_an_object_stay(tmp_path, images):

@@ -1,17 +1,21 @@
 """Data sets of images and masks, and faults in them."""
 
 import logging
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from PIL import Image
 from torchvision import tv_tensors
 
 from linsight.data.digits import digit_scene
 from linsight.data.loading import DataCheckHook, DataError
-from linsight.data.segmentation import IGNORE, RandomClassCrop
+from linsight.data.segmentation import IGNORE, RandomClassCrop, named_colours
+from linsight.heads.segmentation_figures import class_colours
 
 FLIP = {"type": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1.0}
 
@@ -138,12 +142,116 @@ class TestFaults:
         assert "1 of 3 images have no labelled pixel: b.png" in caplog.text
 
     @staticmethod
-    def report(dataset, caplog):
+    def report(dataset, caplog, hook=None):
         class Runner:
             logger = logging.getLogger("test")
 
         with caplog.at_level("WARNING"):
-            DataCheckHook()._report(Runner, dataset, "training")
+            (hook or DataCheckHook())._report(Runner, dataset, "training")
+
+
+class TestNumbersThatAreNoClasses:
+    @staticmethod
+    def write(folder, *values):
+        """Masks of these values in columns, the same in each file."""
+        mask = np.resize(np.repeat(np.array(values, np.uint8), 4), (20, 30))
+        for name in ("a", "b", "part/c"):
+            write(folder / "masks" / f"{name}.png", mask)
+
+    def test_two_classes_of_which_one_would_be_ignored(self, folder):
+        self.write(folder, 0, 255)
+        with pytest.raises(DataError, match=r"no pixel of 1 of the 2 .*label_map=\{0: 0, 255: 1\}"):
+            build(folder, classes="pq")
+        labels = build(folder, classes="pq", label_map={0: 0, 255: 1})[0][1]
+        assert labels.unique().tolist() == [0, 1]
+        assert build(folder, classes="pq", label_map={0: 0, 1: 1})[0][1].unique().tolist() == [
+            0,
+            255,
+        ]
+        with pytest.raises(DataError, match="alone, which reduce_zero_label ignores"):
+            build(folder, classes="pq", reduce_zero_label=True)
+        self.write(folder, 1, 255)
+        with pytest.raises(DataError, match=r"label_map=\{1: 0, 255: 1\}"):
+            build(folder, classes="pqr")
+
+    @pytest.mark.parametrize(
+        ("values", "classes", "fix"),
+        [
+            ((0, 128, 255), "pqr", "{0: 0, 128: 1, 255: 2}"),
+            ((0, 38, 75), "pqrs", "{0: 0, 38: 1, 75: 2}"),
+        ],
+    )
+    def test_shades_of_grey(self, folder, values, classes, fix):
+        self.write(folder, *values)
+        with pytest.raises(DataError, match=rf"set label_map={fix} if these numbers stand for"):
+            build(folder, classes=classes)[0]
+
+    def test_absent_classes_are_said_once(self, folder, caplog, capfd, monkeypatch):
+        monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
+        self.write(folder, 0, 1, 255)
+        dataset = build(folder, classes="pqr")
+        said = capfd.readouterr()
+        assert "no pixel of 1 of the 3 classes (r). If 255 is a class" in said.out + said.err
+        self.write(folder, 0, 1)
+        dataset = build(folder, classes="pqr")
+        _ = [dataset[i] for i in range(3)]
+        hook = DataCheckHook()
+        for _ in range(2):
+            TestFaults.report(dataset, caplog, hook)
+        assert caplog.text.count("no mask has shown a pixel of 1 classes: r") == 1
+
+
+MOVES = [
+    {"type": "torchvision.transforms.v2.RandomRotation", "degrees": (45, 45)},
+    {"type": "torchvision.transforms.v2.RandomRotation", "degrees": (45, 45), "fill": 9},
+    {"type": "torchvision.transforms.v2.RandomAffine", "degrees": 0, "translate": (0.9, 0.9)},
+    {"type": "torchvision.transforms.v2.RandomPerspective", "distortion_scale": 0.9, "p": 1.0},
+    {
+        "type": "torchvision.transforms.v2.ElasticTransform",
+        "alpha": 900.0,
+        "sigma": 1.0,
+        "interpolation": 0,
+    },
+    {"type": "torchvision.transforms.v2.Pad", "padding": 5, "fill": (1, 2, 3)},
+    {"type": "torchvision.transforms.v2.RandomZoomOut", "p": 1.0, "side_range": (2.0, 3.0)},
+    {"type": "torchvision.transforms.v2.RandomCrop", "size": 40, "pad_if_needed": True},
+    {"type": "torchvision.transforms.v2.CenterCrop", "size": 40},
+    {"type": "RandomClassCrop", "size": 40},
+]
+
+
+def test_one_label_to_ignore_for_data_and_model(folder):
+    dataset = build(folder, ignore_index=0)
+    assert dataset.metainfo["ignore_index"] == 0
+    loader = SimpleNamespace(dataset=dataset)
+    runner = SimpleNamespace(model=torch.nn.Identity(), test_dataloader=loader)
+    runner.model.ignore_index = 0
+    DataCheckHook().before_test(runner)
+    runner.model.ignore_index = 255
+    with pytest.raises(
+        DataError, match=r"model\.ignore_index is 255, .* dataset\.ignore_index=255"
+    ):
+        DataCheckHook().before_test(runner)
+    with pytest.raises(DataError, match=r"ignore_index is -100, expected 0 to 255"):
+        build(folder, ignore_index=-100)
+
+
+class TestOutside:
+    @pytest.mark.parametrize("ignore_index", [IGNORE, 7])
+    @pytest.mark.parametrize("move", MOVES, ids=lambda move: move["type"].rpartition(".")[2])
+    def test_what_a_transform_adds_is_of_no_class(self, folder, move, ignore_index):
+        """In the images of the folder red is 200 everywhere, and outside it is not."""
+        for name in ("a", "b", "part/c"):
+            write(folder / f"images/{name}.png", np.full((20, 30, 3), 200, np.uint8))
+            write(folder / f"masks/{name}.png", np.full((20, 30), 2, np.uint8))
+        nested = {"type": "torchvision.transforms.v2.RandomApply", "p": 1.0, "transforms": [move]}
+        torch.manual_seed(0)
+        image, labels = build(folder, transforms=[nested], ignore_index=ignore_index)[0]
+        level = (image[0] * 0.229 + 0.485) * 255
+        assert sorted(labels.unique().tolist()) == sorted([2, ignore_index])
+        inside = labels == 2
+        assert (level[~inside] < 199).float().mean() > 0.9
+        assert (level[inside] > 199).float().mean() > 0.9
 
 
 class TestRandomClassCrop:
@@ -235,3 +343,15 @@ def test_digits():
     )
     np.testing.assert_array_equal(dataset[2][1].numpy(), scene.semantic)
     assert len(dataset) == 3
+
+
+def test_usual_colours_of_the_benchmarks():
+    names, colours = named_colours("ADE20K")
+    assert len(names) == len(colours) == 150
+    assert dict(zip(names, colours, strict=True))["sky"] == (6, 230, 230)
+    assert (names[0], names[7], names[-1]) == ("wall", "bed", "flag")
+    names, colours = named_colours("Cityscapes")
+    assert len(names) == len(colours) == 19
+    assert dict(zip(names, colours, strict=True))["road"] == (128, 64, 128)
+    assert named_colours("SegmentationFolder") is None
+    assert class_colours(names, colours)[0] == (128, 64, 128)

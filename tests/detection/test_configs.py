@@ -11,6 +11,7 @@ import timm
 import torch
 from mmdet.registry import MODELS
 
+from linsight.backbones.initialization import shapes_only
 from linsight.tools.config import CONFIGS, find_config, load_config
 
 METHODS = {
@@ -83,7 +84,7 @@ def test_what_does_not_decay():
     cfg = load_config("mask_rcnn_agent_swin_tiny_fpn_1x_coco")
     cfg.optim_wrapper.type = "OptimWrapper"
     del cfg.optim_wrapper.loss_scale, cfg.optim_wrapper.dtype
-    with torch.device("meta"):
+    with shapes_only():
         model = torch.nn.ModuleDict({"backbone": timm.create_model("agent_swin_tiny")})
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -106,7 +107,7 @@ def test_builds(name):
     if old_dino(name):
         pytest.skip("mmdet 3.3.0's DINO is made for 256 channels alone")
     cfg = load_config(name, ["model.backbone.pretrained=False"])
-    with torch.device("meta"):
+    with shapes_only():
         model = MODELS.build(cfg.model)
         info = timm.create_model(cfg.model.backbone.model_name).feature_info
     levels = cfg.model.backbone.get("out_indices", (0, 1, 2, 3))

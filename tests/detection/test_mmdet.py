@@ -173,7 +173,10 @@ def test_detectors_on_our_backbone(name):
     step_and_predict(MODELS.build(on_our_backbone(config(DETECTORS[name]))), masked)
 
 
-@pytest.mark.parametrize("imports", ["linsight.heads", "linsight.kernels.mmcv_operators"])
+@pytest.mark.parametrize(
+    "imports",
+    [pytest.param("linsight.heads", marks=pytest.mark.slow), "linsight.kernels.mmcv_operators"],
+)
 def test_mmdets_own_script_trains(tmp_path, imports):
     """One import in the config is enough, for workers, too."""
     text = write_config(tmp_path, epochs=1).read_text()

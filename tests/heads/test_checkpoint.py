@@ -1,22 +1,38 @@
 """Checkpoints: written whole or not at all, read without running code, refused when foreign."""
 
+import argparse
 import errno
+import json
 import logging
 import os
 import pickle
 import shutil
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.logging import MessageHub
+from mmengine.registry import MODELS
 from mmengine.runner import save_checkpoint
+from timm.models import load_state_dict
 from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
-from linsight.heads.checkpoint import CheckedLoadHook, fetch_checkpoint, read_checkpoint
+from linsight.heads.checkpoint import (
+    CheckedLoadHook,
+    SafeCheckpointHook,
+    fetch_checkpoint,
+    read_checkpoint,
+)
+from linsight.heads.classification_metric import Accuracy
+
+from ..reference import fill
+from .test_segmentation import REFERENCE, authors
 
 ATOMIC = {"backend": "atomic"}
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)}
@@ -49,6 +65,20 @@ class TestWriting:
 
 
 class TestReading:
+    def test_averaged_weights_are_taken_before_raw_ones(self, tmp_path):
+        """As timm's own reader does, and after it every way by which weights are read here."""
+        average, path = {name: value + 1 for name, value in STATE.items()}, tmp_path / "a.pth"
+        for content in (
+            {"state_dict": STATE, "state_dict_ema": average, "epoch": 3},
+            {"state_dict": average, "state_dict_ema": None},
+            {"model": STATE, "model_ema": average},
+            average,
+        ):
+            torch.save(content, path)
+            for found in (load_state_dict(path), read_checkpoint(path)["state_dict"]):
+                assert found.keys() == average.keys()
+                assert all(torch.equal(found[name], average[name]) for name in average)
+
     def test_a_web_address_is_downloaded_once(self, tmp_path, monkeypatch):
         torch.save(STATE, tmp_path / "served.pth")
         downloads = []
@@ -125,12 +155,61 @@ class TestReading:
         with pytest.raises(CheckpointError, match="damaged"):
             read_checkpoint(path)
 
+    def test_arguments_of_a_training_script(self, tmp_path):
+        """timm's script saves a Namespace, and others paths in it."""
+        args = argparse.Namespace(lr=1e-3, out=Path("runs"), classes=["a"])
+        torch.save({"model": STATE, "args": args}, tmp_path / "a.pth")
+        assert torch.equal(read_checkpoint(tmp_path / "a.pth")["state_dict"]["bias"], STATE["bias"])
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"weights of the model\n", "it begins with the text 'weights of the model'"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid",
+                "it begins with the text 'version",
+            ),
+            (b"<!DOCTYPE html><html>", "it is a web page"),
+            (b'{"error": "not found"}', "it begins with the text"),
+            (bytes(range(256)), r"no checkpoint \(256 bytes\)"),
+        ],
+    )
+    def test_other_files(self, tmp_path, content, said):
+        path = tmp_path / "a.pth"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"a\.pth is damaged or .*{said}"):
+            read_checkpoint(path)
+        with pytest.raises(CheckpointError, match=r"a\.pth"):
+            MODELS.build(
+                {"type": "TimmBackbone", "model_name": "rala_vit_nano", "checkpoint": path}
+            )
+
+    def test_an_archive_of_something_else(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+            archive.writestr("notes.txt", "nothing")
+        with pytest.raises(CheckpointError, match=r"a\.pth is truncated or damaged"):
+            read_checkpoint(tmp_path / "a.pth")
+
     def test_no_weights_and_no_file(self, tmp_path):
         torch.save({"meta": 1}, tmp_path / "a.pth")
         with pytest.raises(CheckpointError, match="no weights"):
             read_checkpoint(tmp_path / "a.pth")
         with pytest.raises(FileNotFoundError, match=r"b\.pth does not exist"):
             read_checkpoint(tmp_path / "b.pth")
+
+
+def test_a_misspelt_best_metric_is_named_before_training():
+    metric = Accuracy(topk=(1, 5))
+    metric.dataset_meta = {"classes": list(range(10))}
+    loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[metric]))
+    runner = SimpleNamespace(val_loop=loop)
+    SafeCheckpointHook(save_best="accuracy/top1")._check_save_best(runner)
+    SafeCheckpointHook(save_best="auto")._check_save_best(runner)
+    with pytest.raises(ValueError, match=r"'accuracy/top_1', and .* accuracy/top1, accuracy/top5"):
+        SafeCheckpointHook(save_best="accuracy/top_1", rule="greater")._check_save_best(runner)
+    metric.dataset_meta = {"classes": ["a", "b"]}  # of which there are no five
+    with pytest.raises(ValueError, match="accuracy/top5"):
+        SafeCheckpointHook(save_best="accuracy/top5", rule="greater")._check_save_best(runner)
 
 
 def test_fit_names_what_differs():
@@ -148,6 +227,14 @@ def detector(classes: int) -> nn.ModuleDict:
     return nn.ModuleDict(
         {"backbone": nn.Linear(3, 4), "neck": nn.Linear(4, 4), "bbox_head": nn.Linear(4, classes)}
     )
+
+
+# A model, its weights that a detector has not, names of the norms on its outputs, their epsilon.
+AUTHORS = [
+    ("rala_vit_tiny", ("proj.", "norm.", "head."), "backbone.extra_norms.{}.norm.", 1e-6),
+    ("agent_swin_tiny", ("norm.", "head."), "backbone.norm{}.", 1e-5),
+    ("agent_pvt_tiny", ("norm.", "head.", "cls_token"), "", None),
+]
 
 
 class TestDetector:
@@ -189,3 +276,38 @@ class TestDetector:
         assert not caplog.text
         self.load(detector(2), detector(2).state_dict(), "dog cat")
         assert "other names of classes than the test data have: dog for cat" in caplog.text
+
+    @pytest.mark.parametrize(("name", "head", "norms", "eps"), AUTHORS)
+    def test_authors_detectors(self, name, head, norms, eps):
+        """RALA's, Swin's and Agent Attention's files: the backbone's names, in a detector."""
+        model = detector(3)
+        backbone = {"type": "TimmBackbone", "model_name": name, "output_norm_eps": eps}
+        model["backbone"] = MODELS.build(backbone)
+        manifest = json.loads((REFERENCE / f"{name}.json").read_text())
+        theirs = authors(manifest, head, norms, model)
+        assert {key.partition(".")[0] for key in theirs} == {"backbone", "neck", "bbox_head"}
+        Detector = type("Detector", (nn.Module,), {})
+        whole = Detector()
+        for part, module in model.items():
+            setattr(whole, part, module)
+        state = self.load(whole, theirs)
+        missing, unexpected = whole.load_state_dict(state, strict=False)
+        assert [key for key in missing if "num_batches" not in key] == unexpected == []
+        for i in range(4 if eps else 0):
+            wanted = theirs[norms.format(i) + "weight"]
+            assert whole.backbone.norms[i].weight.equal(wanted)
+        with pytest.raises(
+            CheckpointError, match=r"coco\.pth does not fit the model of the config"
+        ):
+            self.load(whole, dict(list(theirs.items())[::2]))
+
+    def test_authors_classifiers(self):
+        name = "rala_vit_tiny"
+        manifest = json.loads((REFERENCE / f"{name}.json").read_text())
+        theirs = {k: torch.from_numpy(v) for k, v in fill.state_dict(manifest).items()}
+        theirs |= {k: torch.tensor(0) for k in manifest["not_filled"]}
+        whole = nn.Module()
+        whole.backbone = timm.create_model(name)
+        state = self.load(whole, {f"module.{k}": v for k, v in theirs.items()})
+        missing, unexpected = whole.load_state_dict(state, strict=False)
+        assert [key for key in missing if "num_batches" not in key] == unexpected == []

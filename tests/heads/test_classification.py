@@ -52,6 +52,16 @@ class TestImageClassifier:
         named = classifier(loss={"type": "BinaryCrossEntropy", "smoothing": 0.1})
         assert isinstance(named.loss, timm.loss.BinaryCrossEntropy)
 
+    def test_smoothing_reaches_a_loss_of_ones_own(self):
+        smoothed = classifier(loss={"type": "BinaryCrossEntropy"}, label_smoothing=0.2)
+        assert smoothed.loss.smoothing == 0.2
+        for loss in (
+            {"type": "BinaryCrossEntropy", "smoothing": 0.1},
+            {"type": "SoftTargetCrossEntropy"},
+        ):
+            with pytest.raises(ValueError, match=r"leave out model\.label_smoothing"):
+                classifier(loss=loss, label_smoothing=0.2)
+
     def test_mixup_is_timms(self, batch):
         settings = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
         model = classifier(mixup=settings, label_smoothing=0.1).eval()

@@ -5,10 +5,15 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from mmengine.registry import HOOKS
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import EarlyStoppingHook, Hook
+from mmengine.model import BaseModel
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 
 import linsight.heads  # noqa: F401  registers the hooks
 from linsight.backbones.norms import PRepBN
+from linsight.heads.checkpoint import read_checkpoint
+from linsight.heads.runner import SafeRunner
 
 
 def test_norms_move_with_the_iterations():
@@ -31,3 +36,155 @@ def test_norms_move_with_the_iterations():
 def test_a_transition_takes_iterations():
     with pytest.raises(ValueError, match="iterations is 0"):
         HOOKS.build({"type": "NormProgressHook", "iterations": 0})
+
+
+SCHEDULES = {
+    "Constant": {},
+    "CosineAnnealing": {"T_max": 10},
+    "CosineRestart": {"periods": [3, 3, 6], "restart_weights": [1, 0.5, 0.5], "eta_min": 0.0},
+    "Exponential": {"gamma": 0.9},
+    "Linear": {},
+    "MultiStep": {"milestones": [2, 7]},
+    "OneCycle": {"eta_max": 1.0, "total_steps": 12},
+    "Poly": {},
+    "ReduceOnPlateau": {"monitor": "m", "patience": 0},
+    "Step": {"step_size": 2},
+}
+
+
+@pytest.mark.parametrize("name", sorted(PARAM_SCHEDULERS.module_dict))
+def test_each_schedule_goes_on_from_its_checkpoint(name, tmp_path):
+    kind = name.removesuffix("ParamScheduler").removesuffix("LR").removesuffix("Momentum")
+    options = {"param_name": "lr"} if name.endswith("ParamScheduler") else {}
+
+    def build():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+        settings = {"type": name, "optimizer": optimizer, **SCHEDULES[kind], **options}
+        return optimizer, PARAM_SCHEDULERS.build(settings)
+
+    def step(schedule, number):
+        schedule.step(*([{"m": number % 4}] if kind == "ReduceOnPlateau" else []))
+
+    optimizer, schedule = build()
+    optimizer.step()
+    for number in range(5):
+        step(schedule, number)
+    path = tmp_path / "epoch_5.pth"
+    state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    torch.save({"state_dict": {"weight": torch.zeros(1)}, **state}, path)
+    resumed_optimizer, resumed = build()
+    resumed_optimizer.step()
+    content = read_checkpoint(path)
+    resumed_optimizer.load_state_dict(content["optimizer"])
+    resumed.load_state_dict(content["schedule"])
+    for number in range(5, 11):
+        step(schedule, number)
+        step(resumed, number)
+        for group, other in zip(
+            optimizer.param_groups, resumed_optimizer.param_groups, strict=True
+        ):
+            assert (group["lr"], group["momentum"]) == (other["lr"], other["momentum"])
+
+
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, mode="tensor"):
+        loss = ((self.weight * torch.tensor(x) - 2) ** 2).mean()
+        return {"loss": loss} if mode == "loss" else [{"score": self.weight.item()}]
+
+
+class Rounded(BaseMetric):
+    """A score that stands still for a while."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [sample["score"] for sample in data_samples]
+
+    def compute_metrics(self, results):
+        return {"score": round(4 * sum(results) / len(results))}
+
+
+class Stop(Hook):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if (runner.epoch, batch_idx) == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("cycle", "by_epoch"),
+    [
+        ({"val_interval": 1}, True),
+        ({"val_interval": 2, "dynamic_intervals": [(3, 1)]}, True),
+        ({"val_interval": 1}, False),
+    ],
+    ids=["each epoch", "dynamic intervals", "from the middle of an epoch"],
+)
+def test_validations_count_once_over_a_kill(tmp_path, cycle, by_epoch):
+    """Schedules, early stopping and the best score depend on validations. A checkpoint from the
+    middle of an epoch has counted the validation before it already."""
+
+    def train(folder, stop=None, resume=False):
+        data = {"dataset": [{"x": float(i)} for i in range(4)], "batch_size": 2, "num_workers": 0}
+        loader = {**data, "sampler": {"type": "DefaultSampler", "shuffle": False}}
+        runner = SafeRunner(
+            Line(),
+            str(tmp_path / folder),
+            train_dataloader=loader,
+            val_dataloader=loader,
+            train_cfg={"by_epoch": True, "max_epochs": 5, **cycle},
+            val_cfg={},
+            val_evaluator=Evaluator([Rounded()]),
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01}},
+            param_scheduler={
+                "type": "ReduceOnPlateauLR",
+                "monitor": "score",
+                "rule": "less",
+                "patience": 1,
+            },
+            default_hooks={
+                "checkpoint": {
+                    "type": "SafeCheckpointHook",
+                    "save_best": "score",
+                    "rule": "less",
+                    "interval": 1 if by_epoch else 3,
+                    "by_epoch": by_epoch,
+                },
+                "checked_load": {"type": "CheckedLoadHook"},
+                "resume_validation": {"type": "ResumeValidationHook"},
+            },
+            custom_hooks=[
+                {"type": "EarlyStoppingHook", "monitor": "score", "rule": "less", "patience": 9},
+                {"type": "EMAHook"},
+                Stop(stop),
+            ],
+            resume=resume,
+            randomness={"seed": 0},
+            experiment_name=f"{folder}_{resume}",
+        )
+        try:
+            runner.train()
+        except KeyboardInterrupt:
+            return None
+        return runner
+
+    def validations(runner):
+        (stopping,) = (hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook))
+        (schedule,) = runner.param_schedulers
+        counted = {"best": stopping.best_score, "waited": stopping.wait_count}
+        names = ("last_step", "best", "num_bad_epochs", "cooldown_counter")
+        return counted | {f"schedule.{name}": getattr(schedule, name) for name in names}
+
+    unbroken = train("unbroken")
+    train("killed", stop=(3, 1))
+    resumed = train("killed", resume=True)
+    assert validations(resumed) == validations(unbroken)
+    best = [runner.message_hub.get_info("best_score") for runner in (resumed, unbroken)]
+    assert best[0] == best[1]
+    if by_epoch:
+        assert resumed.optim_wrapper.get_lr() == unbroken.optim_wrapper.get_lr()
+        assert resumed.model.weight == unbroken.model.weight

@@ -196,8 +196,30 @@ class TestLosses:
         assert loss.isfinite()
         assert all(p.grad.isfinite().all() for p in model.parameters())
 
+    def test_the_models_label_to_ignore_is_the_losses(self):
+        model = segmentor(ignore_index=0, loss=[{"type": "PixelCrossEntropy"}] * 2)
+        assert [loss.ignore_index for loss in model.losses] == [0, 0]
+        model = segmentor(ignore_index=0)
+        images, labels = batch()
+        labels = torch.where(labels == 255, 0, labels)
+        logits = F.interpolate(model.eval()(images), labels.shape[1:], mode="bilinear")
+        wanted = F.cross_entropy(logits, labels.long(), ignore_index=0, reduction="sum")
+        loss = model(images, labels, mode="loss")["decode.loss"]
+        torch.testing.assert_close(loss, wanted / labels.numel())
+        with pytest.raises(ValueError, match="ignore_index=3, and the model 0"):
+            segmentor(ignore_index=0, loss={"type": "PixelCrossEntropy", "ignore_index": 3})
+
 
 class TestMeanIoU:
+    def test_the_data_sets_label_to_ignore(self):
+        pytest.importorskip("torchmetrics")
+        metric = METRICS.build({"type": "MeanIoU"})
+        metric.dataset_meta = {"classes": "abc", "ignore_index": 0}
+        labels, predicted = torch.tensor([[0, 0, 1, 2]]), torch.tensor([[1, 0, 1, 0]])
+        metric.process((None, labels[None]), [{"labels": predicted}])
+        found = metric.evaluate(1)
+        assert [round(v) for v in found.values()] == [50, 50, 50]
+
     def evaluate(self, pairs, classes, **options):
         metric = METRICS.build({"type": "MeanIoU", **options})
         metric.dataset_meta = {"classes": [f"class {i}" for i in range(classes)]}

@@ -2,7 +2,7 @@
 
 On a machine with a GPU it runs there. Without one it runs under Triton's interpreter, which
 must be chosen before Triton is first imported, and then holds for the whole process: so these
-tests are skipped in the main run, and test_interpreter.py runs them in a process of their own.
+tests are skipped in the main run, and `make test` has another run for them.
 """
 
 import os
@@ -18,7 +18,7 @@ DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("triton") and DEVICE.type == "cpu" and not INTERPRETED:
-            item.add_marker(pytest.mark.skip(reason="no GPU: test_interpreter.py runs it"))
+            item.add_marker(pytest.mark.skip(reason="no GPU: runs where TRITON_INTERPRET=1"))
         if item.get_closest_marker("gpu") and DEVICE.type == "cpu":
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 

@@ -225,6 +225,7 @@ def test_registration(device) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(device) -> None:
     _, _, weight, weight_bias = (x.requires_grad_() for x in case((1, 1), (2, 2), 2, 16, device))
 

@@ -185,7 +185,9 @@ def test_evaluation_with_a_gradient(device, seed) -> None:
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("choice", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
+@pytest.mark.parametrize(
+    "choice", ["reference", pytest.param("triton", marks=[pytest.mark.triton, pytest.mark.slow])]
+)
 def test_two_processes(choice, tmp_path) -> None:
     """Two processes with a part of the batch each give what one has of the whole batch."""
     if choice == "triton" and not INTERPRETED:

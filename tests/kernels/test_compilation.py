@@ -19,6 +19,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import linsight.backbones  # noqa: F401 -- registers the models
+from linsight.backbones.initialization import shapes_only
 from linsight.backbones.norms import LayerNorm
 from linsight.kernels import force, layer_norm
 from linsight.kernels.runtime import compilation, dispatch, rehearsal
@@ -57,7 +58,7 @@ def collect(model: nn.Module, how: Pass) -> set[Variant]:
 
 
 def make_model(name: str) -> nn.Module:
-    with torch.device("meta"):
+    with shapes_only():
         return timm.create_model(name)
 
 

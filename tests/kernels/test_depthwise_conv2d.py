@@ -205,6 +205,7 @@ def test_registration(device) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(device) -> None:
     weight = torch.randn(8, 1, 3, 3, device=device, requires_grad=True)
 

@@ -165,6 +165,7 @@ def test_registration(device) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(device) -> None:
     scale = torch.randn(16, device=device, requires_grad=True)
 

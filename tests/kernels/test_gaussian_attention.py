@@ -189,6 +189,7 @@ def test_registration(device) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(device) -> None:
     def function(*tensors: Tensor) -> Tensor:
         return gaussian_attention(*tensors) * 2

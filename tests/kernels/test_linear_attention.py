@@ -316,6 +316,7 @@ def test_registration(device) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(device) -> None:
     def function(packed: Tensor) -> Tensor:
         q, k, v, gate = packed.unbind(2)

@@ -71,7 +71,10 @@ def kernel_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("width", "dtype", "mechanism"),
     [
         (64, torch.bfloat16, ("elu_plus_one", "global_query", "normalized")),
-        (64, torch.float16, ("elu_plus_one", "global_query", "subtractive")),
+        pytest.param(
+            *(64, torch.float16, ("elu_plus_one", "global_query", "subtractive")),
+            marks=pytest.mark.slow,
+        ),
         (96, torch.float16, ("elu_plus_one", "uniform", "magnitude_aware")),
     ],
 )

@@ -200,6 +200,7 @@ def test_registration(device) -> None:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("method", ["regularized", "normalized"])
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(method, device) -> None:
     def function(x: Tensor) -> Tensor:
         return newton_inverse(x, method=method, iterations=2) * 2

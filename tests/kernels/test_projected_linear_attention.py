@@ -120,6 +120,7 @@ def test_registration(device) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(device) -> None:
     _, weight, bias = (x.requires_grad_() for x in case((1, 1), 32, device, 1, 3))
 

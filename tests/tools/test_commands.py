@@ -6,23 +6,29 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from mmengine.registry import DATASETS
 from PIL import Image
 from safetensors.torch import save
 from timm.models import save_for_hf
 from typer.testing import CliRunner
 
+import linsight_command
+from linsight.data.loading import DataError
+from linsight.data.pictures import read_picture
 from linsight.kernels.runtime import dispatch
-from linsight.tools import main, models
+from linsight.tools import main, models, predict
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, write_file
 from linsight.tools.export_file import open_file
 from linsight.tools.export_subject import classifier_subject
-from linsight.tools.model import class_names, open_model
+from linsight.tools.model import class_names, open_model, read_run
+from linsight.tools.predict_classification import ClassificationPredictor
 
 from ..backbones.conftest import lively
 from .conftest import full_disk
@@ -30,7 +36,6 @@ from .conftest import full_disk
 
 @pytest.fixture(scope="module")
 def app():
-    main.mount()
     return main.app
 
 
@@ -127,6 +132,45 @@ def test_odd_pictures(app, checkpoint, tmp_path):
     lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:]
     assert len(lines) == 7
     assert all(0 < float(line.rpartition(",")[2]) <= 1 for line in lines)
+
+
+def test_prediction_and_testing_see_the_same_pixels(checkpoint, pictures, tmp_path):
+    """Also where the config names no interpolation, and the model's own would be another."""
+    (tmp_path / "images" / "only").mkdir(parents=True)
+    shutil.copy(pictures / "wide.png", tmp_path / "images" / "only")
+    dataset = read_run(checkpoint).config.test_dataloader.dataset
+    assert "interpolation" not in dataset.transform
+    model = open_model(checkpoint)
+    assert (
+        model.default_cfg["interpolation"]
+        == "bilinear"
+        != (timm.create_model("rala_vit_nano").default_cfg["interpolation"])
+    )
+    settings = {"type": "TimmDataset", "transform": dataset.transform}
+    tested = DATASETS.build({**settings, "root": str(tmp_path / "images")})[0][0]
+    predictor = ClassificationPredictor(model, torch.device("cpu"), 1)
+    assert torch.equal(predictor.transform(read_picture(pictures / "wide.png")), tested)
+
+
+def test_each_drawing_has_a_name_of_its_own(tmp_path):
+    names = ["a/img.jpg", "a/img.png", "a/x.jpg", "b/x.jpg", "c/d/x.jpg", "e/d/x.jpg", "y.jpg"]
+    files = [tmp_path / name for name in names]
+    drawings = predict._drawings(tmp_path / "out", files)
+    assert [drawing.name for drawing in drawings] == [
+        "img.jpg.png",
+        "img.png.png",
+        "a_x.png",
+        "b_x.png",
+        "c_d_x.png",
+        "e_d_x.png",
+        "y.png",
+    ]
+    alike = [Path("a_b/x.jpg"), Path("a/b_x.jpg"), Path("x.jpg"), Path("a/b/x.jpg"), Path("/x.jpg")]
+    assert len(set(predict._drawings(Path("out"), alike))) == 5
+    clip = predict._drawings(Path("out"), [Path("a/clip.mp4"), Path("a/clip.mp4.png")])
+    assert len(set(clip)) == 2
+    with pytest.raises(DataError, match=r"a/y\.png would overwrite a picture: give another --out"):
+        predict._drawings(Path("a"), [Path("a/y.png")])
 
 
 @pytest.mark.parametrize(
@@ -411,11 +455,14 @@ def test_without_the_training_packages():
     assert plain.returncode == 0, plain.stderr
 
 
-def test_help_says_what_other_commands_need(monkeypatch, capsys):
-    def mount():
-        raise ModuleNotFoundError(name="mmengine")
+def test_help_of_the_commands_is_their_own():
+    """`linsight --help` prints it without importing them."""
+    for name, line in linsight_command.COMMANDS.items():
+        assert linsight_command.load(name).help.splitlines()[0] == line
 
-    monkeypatch.setattr(main, "mount", mount)
+
+def test_help_says_what_other_commands_need(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mmengine", None)
     monkeypatch.setattr(main.app.info, "epilog", None)
     monkeypatch.setattr(sys, "argv", ["linsight", "--help"])
     with pytest.raises(SystemExit):

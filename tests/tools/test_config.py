@@ -3,9 +3,12 @@
 import re
 
 import pytest
+import torch
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
+from torch.utils.data import default_collate
 
 from linsight.tools.config import CONFIGS, ConfigError, find_config, load_config
+from linsight.tools.run import report_errors
 
 OURS = sorted(path.stem for path in CONFIGS.glob("[!_]*/*.py") if "in1k" in path.stem)
 OURS.append("rala_vit_nano_digits")
@@ -234,3 +237,12 @@ def test_the_recipes_of_deit_and_pvt(name, rate, batch, clip, epochs):
         assert warm_up.start_factor * lr == pytest.approx(first * batch / 512)
         assert cosine.eta_min == pytest.approx(last * batch / 512)
         assert cfg.test_dataloader.dataset.transform.crop_mode == "squash"
+
+
+def test_images_of_two_sizes(capsys):
+    sizes = (torch.zeros(3, 4, 6), torch.zeros(3, 6, 4))
+    with pytest.raises(SystemExit), report_errors():
+        default_collate([(image, image[0]) for image in sizes])
+    said = capsys.readouterr().err
+    assert said.startswith("error: the images of a batch have the sizes [3, 4, 6] and [3, 6, 4]: ")
+    assert "batch_size=1" in said

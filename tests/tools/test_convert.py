@@ -22,7 +22,6 @@ REFERENCES = Path(fill.__file__).parent
 
 @pytest.fixture(scope="module")
 def app():
-    main.mount()
     return main.app
 
 

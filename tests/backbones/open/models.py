@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,11 @@ def mixers_of(name: str) -> tuple[str, ...]:
 FAMILIES = smallest_of_each(lambda name: id(ZOO[name].family))
 SKELETONS = smallest_of_each(lambda name: ZOO[name].family.skeleton)
 PARTS = smallest_with_each_part()
+
+
+def quick(names: list[str], chosen: list[str]) -> list:
+    """Names as parameters of a test, those slow that are not among the chosen."""
+    return [n if n in chosen else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def few_blocks(name: str) -> dict[str, Any]:

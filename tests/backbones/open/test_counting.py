@@ -6,29 +6,13 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from linsight.backbones.initialization import shapes_only
 from linsight.kernels import force
 from linsight.tools.models import read_counts
 
-from .models import FAMILIES, PARTS, SKELETONS
-
-
-class NoInitialisation(TorchFunctionMode):
-    """Leave out what initialises a weight.
-
-    A tensor on the meta device has no values, but PyTorch computes its shapes in Python, which
-    takes as long for an initialisation as for a layer.
-    """
-
-    INITIAL = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_"))
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function.__name__ in self.INITIAL:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
+from .models import FAMILIES, PARTS, SKELETONS, quick
 
 
 @pytest.mark.parametrize(
@@ -38,7 +22,7 @@ class NoInitialisation(TorchFunctionMode):
 def test_operations_counted_by_pytorch(name, kernels):
     """What docs/zoo.md says, from a user's call; a model in training counts the same."""
     with torch.device("meta"), force(kernels):
-        with NoInitialisation():
+        with shapes_only():
             model = timm.create_model(name).requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, 224, 224))
@@ -59,7 +43,7 @@ PRODUCTS = ("addmm", "attention", "bmm", "conv", "einsum", "linear", "matmul")
 NO_PRODUCTS = ("adaptive_avg_pool2d", "batch_norm", "layer_norm", "upsample_bilinear2d")
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", quick(PARTS, SKELETONS))
 def test_operations_counted_by_fvcore(name):
     from fvcore.nn import FlopCountAnalysis
 

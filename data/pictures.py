@@ -1,0 +1,81 @@
+"""Pictures as every command sees them: upright, RGB, in 8 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image
+
+# From EXIF's orientation to the turn that sets a picture upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAP_SIDES = (5, 6, 7, 8)
+
+
+def read_picture(file: str | Path | IO[bytes], size: tuple[int, int] | None = None) -> Image.Image:
+    """Read a picture in RGB; see :func:`prepare`."""
+    with Image.open(file) as image:
+        return prepare(image, size).convert("RGB")
+
+
+def prepare(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+    """An opened picture upright and in 8 bits; its mode may still be any of 8 bits.
+
+    Of 16 bits the upper 8 are taken, as OpenCV takes them. Floating-point values are 0 to 1, or as
+    they are up to 255. A picture to which nothing has to be done is returned unread.
+
+    Args:
+        image: the picture.
+        size: as :func:`turn` takes it.
+
+    Raises:
+        ValueError: the values have no such range.
+    """
+    # Pillow opens 16-bit PGM files in the mode of 32 bits.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(turn(image, size)) >> 8).astype(np.uint8))
+    if image.mode == "I":
+        raise ValueError("its pixels are integers of 32 bits: save it in 8 or 16 bits")
+    image = turn(image, size)
+    if image.mode != "F":
+        return image
+    values = np.asarray(image)
+    least, largest = float(values.min()), float(values.max())
+    if not (least >= 0 and largest <= 255):
+        raise ValueError(
+            f"its pixels are floating-point numbers from {least:g} to {largest:g}, neither 0 to 1 "
+            "nor 0 to 255: save it in 8 or 16 bits"
+        )
+    scale = 255 if largest <= 1 else 1
+    return Image.fromarray((values * scale).round().astype(np.uint8))
+
+
+def turn(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+    """An opened picture, upright as its EXIF orientation asks.
+
+    Args:
+        image: the picture. It is returned unread where it is upright already.
+        size: (width, height) of what annotations refer to. A picture whose sides EXIF swaps is
+            left as it is stored where that, and not the upright picture, has this size.
+    """
+    if image.format == "TIFF":
+        image.load()  # Pillow applies the orientation of this format itself
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises whatever damaged EXIF data lead to; the pixels may be right
+        orientation = 1
+    swapped = orientation in _SWAP_SIDES and image.size[0] != image.size[1]
+    if orientation not in _TURNS or (swapped and size == image.size):
+        return image
+    turned = image.transpose(_TURNS[orientation])
+    turned.info.pop("exif", None)
+    return turned

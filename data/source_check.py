@@ -1,0 +1,189 @@
+"""Faults of a user's data, found in seconds before they cost hours of training."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .segmentation import IGNORE
+from .source_formats import read_mask
+from .sources import Sample, Source, class_counts, image_size
+
+# Up to so many images of a data set are decoded; of more only the headers and the ends are read.
+DECODED = 2000
+# The last bytes of a whole file, by format.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        counts: for each split the images, objects or, of segmentation, pixels of each class.
+        images: number of images of each split.
+        sizes: (width, height) of the images that can be read.
+        corrupt: the files that cannot be read, with the reason.
+        boxes: how many boxes have which fault.
+        values: numbers in masks that are no class, and in how many masks each is.
+        masks: masks that cannot be read or have another size than their image, with the reason.
+        duplicates: images that lie in two splits.
+        decoded: whether every image was decoded.
+    """
+
+    counts: dict[str, list[int]]
+    images: dict[str, int]
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    corrupt: dict[Path, str] = field(default_factory=dict)
+    boxes: Counter[str] = field(default_factory=Counter)
+    values: Counter[int] = field(default_factory=Counter)
+    masks: dict[Path, str] = field(default_factory=dict)
+    duplicates: list[tuple[Path, Path]] = field(default_factory=list)
+    decoded: bool = True
+
+    @property
+    def median_size(self) -> tuple[int, int]:
+        """The median of the shorter and of the longer sides, in pixels."""
+        sides = np.sort(np.array(self.sizes or [(224, 224)]), axis=1)
+        short, long = np.median(sides, axis=0)
+        return int(short), int(long)
+
+    def faults(self) -> list[str]:
+        """A sentence for each kind of fault."""
+        found = []
+        if self.corrupt:
+            found.append(f"{len(self.corrupt)} images cannot be read: {_some(self.corrupt)}")
+        if self.masks:
+            file, reason = next(iter(self.masks.items()))
+            found.append(f"{len(self.masks)} masks do not fit: {file.name} ({reason})")
+        found += [f"{count} boxes {fault}" for fault, count in self.boxes.items()]
+        if self.values:
+            numbers = ", ".join(map(str, sorted(self.values)[:5]))
+            found.append(f"the masks hold {numbers}, which are no class, and are ignored")
+        if self.duplicates:
+            pair = " and ".join(file.name for file in self.duplicates[0])
+            found.append(
+                f"{len(self.duplicates)} images lie in two splits, so that validation is too "
+                f"good: {pair}"
+            )
+        return found
+
+
+def _some(files: Iterable[Path]) -> str:
+    names = [file.name for file in files]
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def check_source(source: Source, track=lambda items, total: items) -> Report:
+    """Look through all files and labels of a user's data.
+
+    Args:
+        source: the data.
+        track: called with an iterator over the images and their number; returns the iterator, and
+            may show a bar.
+
+    Returns:
+        What was found. Nothing is changed.
+    """
+    counts = {split: class_counts(source, split) for split in source.splits}
+    report = Report(counts, {split: len(samples) for split, samples in source.splits.items()})
+    samples = [(split, s) for split, found in source.splits.items() for s in found]
+    report.decoded = len(samples) <= DECODED
+
+    def look(item: tuple[str, Sample]) -> tuple[tuple[int, int] | None, str, dict[int, int], str]:
+        _, sample = item
+        try:
+            size = _look_at(sample.file, report.decoded)
+        except Exception as error:
+            return None, str(error).replace(str(sample.file), sample.file.name), {}, ""
+        if source.task != "segmentation":
+            return size, "", {}, ""
+        try:
+            mask = read_mask(sample.label)
+        except ValueError as error:
+            return size, "", {}, str(error)
+        if mask.shape not in (size[::-1], size):
+            return size, "", {}, f"{mask.shape[::-1]} pixels, and its image {size}"
+        numbers, pixels = np.unique(mask, return_counts=True)
+        return size, "", dict(zip(numbers.tolist(), pixels.tolist(), strict=True)), ""
+
+    with ThreadPoolExecutor(8) as pool:
+        results = track(pool.map(look, samples, chunksize=16), len(samples))
+        for (split, sample), (size, reason, pixels, fault) in zip(samples, results, strict=True):
+            if size is None:
+                report.corrupt[sample.file] = reason
+                continue
+            report.sizes.append(size)
+            if source.task == "segmentation":
+                if fault:
+                    report.masks[sample.label] = fault
+                for number, count in pixels.items():
+                    label = (source.label_map or {}).get(number)
+                    if label is not None:
+                        report.counts[split][label] += count
+                    elif number != IGNORE:
+                        report.values[number] += 1
+            elif source.task != "classification":
+                report.boxes.update(filter(None, (_box_fault(o, size) for o in sample.label)))
+    report.duplicates = _duplicates(samples)
+    return report
+
+
+def _look_at(file: Path, decode: bool) -> tuple[int, int]:
+    """The size of an image.
+
+    Raises:
+        Exception: the file is no image, or a part of it is missing.
+    """
+    size = image_size(file)
+    with Image.open(file) as image:
+        if decode:
+            image.load()
+        elif end := _ENDS.get(image.format or ""):
+            with file.open("rb") as stream:
+                stream.seek(max(0, file.stat().st_size - 64))
+                if end not in stream.read():
+                    raise ValueError("its end is missing")
+    return size
+
+
+def _box_fault(obj: dict, size: tuple[int, int]) -> str | None:
+    try:
+        x, y, w, h = map(float, obj["bbox"])
+    except (TypeError, ValueError):
+        return "are not four numbers"
+    if not math.isfinite(x + y + w + h) or w <= 0 or h <= 0:
+        return "have no width or height"
+    width, height = size
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return "lie outside their image"
+    # Rounding leaves boxes that end a pixel beyond the edge.
+    if x < -2 or y < -2 or x + w > width + 2 or y + h > height + 2:
+        return "reach beyond the edge of their image"
+    return None
+
+
+def _duplicates(samples: list[tuple[str, Sample]]) -> list[tuple[Path, Path]]:
+    """Images of equal content in different splits. Only files of equal length are read."""
+    lengths: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    for split, sample in samples:
+        lengths[sample.file.stat().st_size].append((split, sample.file))
+    found = []
+    for group in lengths.values():
+        if len({split for split, _ in group}) < 2:
+            continue
+        seen: dict[bytes, tuple[str, Path]] = {}
+        for split, file in group:
+            digest = hashlib.blake2b(file.read_bytes()).digest()
+            other = seen.setdefault(digest, (split, file))
+            if other[0] != split:
+                found.append((other[1], file))
+    return found

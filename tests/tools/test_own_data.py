@@ -1,0 +1,275 @@
+"""`linsight train --data`: from a user's data to a config, a training, and predictions."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image, ImageDraw
+
+import linsight
+from linsight.backbones.checkpoint import CheckpointError
+from linsight.data.loading import DataError
+from linsight.data.source_check import check_source
+from linsight.data.sources import read_source
+from linsight.heads import published
+from linsight.heads.classification import ImageClassifier
+from linsight.tools.config import ConfigError, load_config
+from linsight.tools.recipe import Wishes, write_recipe
+from linsight.tools.schedule import schedule_faults, set_epochs
+
+ROOT = Path(__file__).parents[2]
+
+
+def draw(kind: int, index: int, size: int = 48) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """A picture of a disc, a square or a cross, and its box."""
+    rng = np.random.default_rng((kind, index))
+    picture = Image.fromarray(rng.integers(0, 90, (size, size, 3), dtype=np.uint8))
+    x, y = (int(v) for v in rng.integers(2, size // 2, 2))
+    box = (x, y, x + size // 3, y + size // 3)
+    pen = ImageDraw.Draw(picture)
+    colour = tuple(int(v) for v in np.roll([230, 60, 60], kind))
+    (pen.ellipse, pen.rectangle, pen.line)[kind](box, fill=colour)
+    return picture, box
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "photos"
+    for kind, name in enumerate(("disc", "square", "cross")):
+        (root / name).mkdir(parents=True)
+        for index in range(20):
+            draw(kind, index)[0].save(root / name / f"{index} ü.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "boxes"
+    (root / "images").mkdir(parents=True)
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": 3, "name": "disc"}, {"id": 8, "name": "square"}]
+    for index in range(6):
+        picture, (x, y, right, bottom) = draw(index % 2, index, 64)
+        picture.save(root / "images" / f"{index}.png")
+        content["images"].append(
+            {"id": index, "file_name": f"{index}.png", "width": 64, "height": 64}
+        )
+        content["annotations"].append(
+            {
+                "id": index,
+                "image_id": index,
+                "category_id": (3, 8)[index % 2],
+                "bbox": [x, y, right - x, bottom - y],
+            }
+        )
+    (root / "labels.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "masks"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for index in range(6):
+        picture, box = draw(1, index, 64)
+        picture.save(root / "images" / f"{index}.png")
+        mask = Image.new("L", picture.size)
+        ImageDraw.Draw(mask).rectangle(box, fill=255)
+        mask.save(root / "masks" / f"{index}.png")
+    return root
+
+
+def recipe(data: Path, folder: Path, **wishes):
+    source = read_source(data)
+    wishes = {"model": "rala_vit_nano", "weights": "none", "workers": 0, **wishes}
+    return load_config(write_recipe(source, check_source(source), Wishes(**wishes), folder))
+
+
+class TestConfig:
+    def test_of_classes(self, photos, tmp_path):
+        cfg = recipe(photos, tmp_path, epochs=10, class_weights=True, frozen_stages=2)
+        assert (cfg.model.type, cfg.model.num_classes) == ("ImageClassifier", 3)
+        assert cfg.model.loss.weight == [1.0, 1.0, 1.0]
+        assert cfg.model.backbone.frozen_stages == 2
+        iterations = 48 // cfg.train_dataloader.batch_size
+        assert iterations >= 8
+        warmup, cosine = cfg.param_scheduler
+        assert 2 <= warmup.end <= iterations * 10 / 5
+        assert cosine.end == iterations * 10
+        # The average forgets most of the first weights within a fifth of the training.
+        assert cfg.default_hooks.ema.decay ** (iterations * 2) < 0.3
+        assert cfg.train_dataloader.dataset.transform.input_size == 96
+
+    def test_of_boxes(self, boxes, tmp_path):
+        cfg = recipe(boxes, tmp_path, epochs=2, batch_size=2)
+        assert (cfg.model.type, cfg.model.bbox_head.num_classes) == ("TimmRetinaNet", 2)
+        assert cfg.param_scheduler[0].end == 2
+        written = json.loads((tmp_path / "data" / "train.json").read_text())
+        assert [c["name"] for c in written["categories"]] == ["disc", "square"]
+
+    def test_of_masks(self, masks, tmp_path):
+        cfg = recipe(masks, tmp_path, class_weights=True)
+        assert cfg.model.num_classes == 2
+        assert cfg.train_dataloader.dataset.label_map == {0: 0, 255: 1}
+        assert len(cfg.model.loss.class_weight) == 2
+
+    @pytest.mark.parametrize(
+        ("wishes", "message"),
+        [
+            ({"weights": "pretrained"}, "rala_vit_nano has no published weights to fetch"),
+            ({"model": None}, "--model is missing, such as --model rala_vit_tiny"),
+            ({"model": "rala_vit_nan"}, "the nearest are rala_vit_nano"),
+            ({"frozen_stages": 9}, "frozen_stages is 9"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, photos, tmp_path, wishes, message):
+        with pytest.raises(ValueError, match=message):
+            ImageClassifier(
+                **{k: v for k, v in recipe(photos, tmp_path, **wishes).model.items() if k != "type"}
+            )
+
+    def test_a_plain_body_has_no_maps_for_detectors(self, boxes, tmp_path):
+        with pytest.raises(ConfigError, match="agent_deit_tiny has maps of the strides 16 alone"):
+            recipe(boxes, tmp_path, model="agent_deit_tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """The best checkpoint of a classifier of the photos, with averaged weights."""
+    work_dir = tmp_path_factory.mktemp("run")
+    options = {"model": "test_resnet", "weights": "none", "epochs": 12, "image_size": 32}
+    return linsight.train(data=photos, work_dir=work_dir, workers=0, lr=5e-3, **options)
+
+
+class TestTraining:
+    def test_a_classifier_learns_from_sixty_pictures(self, photos, trained):
+        model = linsight.load(trained)
+        right = [
+            model.predict(photos / name / f"{index} ü.png").name == name
+            for name in ("disc", "square", "cross")
+            for index in range(20)
+        ]
+        assert sum(right) > 45
+        result = model.predict(np.zeros((40, 50, 3), np.uint8))
+        assert result.scores.shape == (3,)
+        assert result.top(2)[0][1] == result.scores.max()
+
+    def test_its_work_dir(self, trained):
+        text = (trained.parent / "config.py").read_text()
+        assert text.startswith("# Written by `linsight train --data`")
+        assert "# There is no validation split: 12 of 60 images" in text
+        assert (trained.parent / "samples.png").stat().st_size > 10_000
+        with pytest.raises(ConfigError, match="holds a training: --resume goes on with it"):
+            linsight.train(data="elsewhere", model="rala_vit_nano", work_dir=trained.parent)
+
+    def test_its_checkpoint_starts_other_tasks(self, trained, boxes, masks, photos, tmp_path):
+        options = {"model": None, "weights": str(trained)}
+        same = recipe(photos, tmp_path, **options)
+        assert same.load_from == str(trained.resolve())
+        assert same.val_dataloader.dataset.transform.input_size == 32
+
+    def test_the_example_of_the_docs(self, trained, photos, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "best.pth").write_bytes(trained.read_bytes())
+        Image.open(photos / "disc" / "0 ü.png").save("picture.jpg")
+        text = (ROOT / "docs" / "your_own_data.md").read_text()
+        (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        exec(example, {})
+        assert "['cross', 'disc', 'square']" in capsys.readouterr().out
+
+    def test_a_detector_and_a_segmentor_train_and_predict(self, boxes, masks, tmp_path):
+        options = {"model": "rala_vit_nano", "weights": "none", "epochs": 1, "workers": 0}
+        for name, data in (("masks", masks), ("boxes", boxes)):
+            folder = tmp_path / name
+            size = {"image_size": 64, "batch_size": 2}
+            best = linsight.train(data=data, work_dir=folder, **options, **size)
+            model = linsight.load(best, score=0.0)
+            result = model.predict(data / "images" / "0.png")
+            if name == "boxes":
+                assert model.names == ["disc", "square"]
+                assert result.boxes.shape == (len(result), 4)
+                assert result.boxes.max(initial=0) <= 64
+            else:
+                assert result.labels.shape == (64, 64)
+                assert sum(result.shares().values()) == pytest.approx(1)
+
+
+def test_a_work_dir_has_one_training(photos, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="another training writes"):
+        linsight.train(config="rala_vit_nano_digits", work_dir=tmp_path)
+
+
+def test_options_of_data_are_refused_beside_a_config():
+    with pytest.raises(ConfigError, match="--model goes with --data"):
+        linsight.train(config="rala_vit_nano_digits", model="rala_vit_tiny")
+    with pytest.raises(TypeError, match="no option 'epoch'; the nearest are epochs"):
+        linsight.train(data="x", epoch=1)
+    with pytest.raises(DataError, match="do not exist"):
+        linsight.train(data="nowhere", model="rala_vit_nano", weights="none")
+
+
+def test_another_number_of_epochs_moves_the_whole_schedule():
+    cfg = load_config("rala_vit_tiny_300e_in1k")
+    set_epochs(cfg, 30)
+    warmup, cosine = cfg.param_scheduler
+    assert (cfg.train_cfg.max_epochs, cosine.end) == (30, 30)
+    assert (warmup.end, cosine.begin, cosine.T_max) == (0.5, 0.5, 29.5)
+    assert cfg.default_hooks.ema.decay == pytest.approx(1 - 4e-4)
+    cfg = load_config("mask_rcnn_rala_vit_tiny_fpn_1x_coco")
+    set_epochs(cfg, 3)
+    assert cfg.param_scheduler[0].end == 125
+    assert cfg.param_scheduler[1].milestones == [2, 3]
+    with pytest.raises(ConfigError, match="counts in iterations"):
+        set_epochs(load_config("segformer_rala_vit_nano_digits"), 3)
+
+
+def test_a_schedule_that_outlasts_the_training_is_said():
+    cfg = load_config("rala_vit_tiny_300e_in1k", ["train_cfg.max_epochs=3"])
+    warmup, average = schedule_faults(cfg, iterations=30, epoch=10)
+    assert "warms up for 50 of 30 iterations" in warmup
+    assert "and the training has 30: they keep the first" in average
+    assert not schedule_faults(load_config("rala_vit_nano_digits"), 9 * 66, 66)
+    detector = load_config("retinanet_rala_vit_tiny_fpn_1x_coco", ["train_cfg.max_epochs=2"])
+    assert len(schedule_faults(detector, iterations=20, epoch=10)) == 1
+
+
+class TestFrozen:
+    def model(self, stages: int) -> ImageClassifier:
+        backbone = {"model_name": "rala_vit_nano", "frozen_stages": stages}
+        return ImageClassifier(backbone, num_classes=3).train()
+
+    def trained(self, model: ImageClassifier) -> set[str]:
+        return {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad}
+
+    def test_stages_of_a_classifier(self):
+        model = self.model(2)
+        assert {"head", "stages"} <= self.trained(model)
+        assert not any(m.training for m in model.backbone.stem.modules())
+        assert not any(m.training for m in model.backbone.stages[1].modules())
+        assert any(m.training for m in model.backbone.stages[2].modules())
+
+    def test_a_linear_probe(self):
+        assert self.trained(self.model(4)) == {"head"}
+
+
+class TestPublishedWeights:
+    def test_no_network_is_said_at_once(self, monkeypatch):
+        monkeypatch.setattr(published, "answers", lambda address: False)
+        monkeypatch.setattr(published, "is_cached", lambda config: False)
+        with pytest.raises(CheckpointError, match="rala_vit_tiny are not in the cache, and"):
+            published.require_weights("rala_vit_tiny")
+
+    def test_cached_weights_need_none(self, monkeypatch):
+        monkeypatch.setattr(published, "answers", lambda address: False)
+        monkeypatch.setattr(published, "is_cached", lambda config: True)
+        published.require_weights("rala_vit_tiny")
+        published.require_weights("rala_vit_nano")  # it has none to fetch
+
+    def test_a_place_that_does_not_answer(self, monkeypatch):
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        assert not published.answers("http://127.0.0.1:9/weights.pth")

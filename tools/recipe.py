@@ -1,0 +1,711 @@
+"""The config that fits a user's data: `linsight train --data` writes it, and then trains it."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from mmengine.config import Config
+from safetensors.torch import save_file
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from linsight.data.source_check import Report
+from linsight.data.sources import Source, class_counts, folder_of, write_lists
+from linsight.heads.backbone import create_backbone
+from linsight.heads.published import require_weights
+from linsight.kernels import force
+from linsight.tools.config import CONFIGS, ConfigError, quiet_mmdet
+from linsight.tools.model import Run, read_run
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks for; None leaves the choice to :func:`write_recipe`.
+
+    Attributes:
+        model: timm's name of the model.
+        weights: ``"pretrained"``, ``"none"`` to train from scratch, or a file.
+        epochs, batch_size, lr, image_size, seed, workers: as their names say; the image size is
+            the side of a square, of detection the shorter side.
+        frozen_stages: as for :func:`~linsight.heads.backbone.freeze_stages`.
+        layer_decay: the rate of a layer over the rate of the next one, of a classifier.
+        class_weights: weigh rare classes as much as frequent ones.
+        patience: validations without an improvement after which the training ends; 0 for never.
+    """
+
+    model: str | None = None
+    weights: str = "pretrained"
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    image_size: int | None = None
+    seed: int = 0
+    workers: int | None = None
+    frozen_stages: int | None = None
+    layer_decay: float | None = None
+    class_weights: bool = False
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a task is trained.
+
+    Attributes:
+        runtime: file of configs/_base_ with the hooks.
+        metric: what is validated, and chooses the best checkpoint.
+        evaluator: the metric's config.
+        lr: learning rate of AdamW at a batch of 64, from published weights.
+        steps: number of iterations that a training has if epochs are not given, at least.
+        most: largest batch that is chosen, on a GPU and without one.
+        bytes: how much more memory a pass takes than that of its backbone.
+    """
+
+    runtime: str
+    metric: str
+    evaluator: dict[str, Any]
+    lr: float
+    steps: int
+    most: tuple[int, int]
+    bytes: float
+
+
+TASKS = {
+    "classification": Task(
+        "default_runtime.py",
+        "accuracy/top1",
+        {"type": "Accuracy", "topk": (1, 5)},
+        lr=5e-4,
+        steps=300,
+        most=(128, 32),
+        bytes=1.2,
+    ),
+    "detection": Task(
+        "detection_runtime.py",
+        "coco/bbox_mAP",
+        {"type": "QuietCocoMetric"},
+        lr=4e-4,
+        steps=600,
+        most=(16, 4),
+        bytes=2.5,
+    ),
+    "segmentation": Task(
+        "segmentation_runtime.py",
+        "segmentation/mIoU",
+        {"type": "MeanIoU"},
+        lr=8e-4,
+        steps=400,
+        most=(16, 4),
+        bytes=2.0,
+    ),
+}
+TASKS["instances"] = TASKS["detection"]
+FILE = "config.py"
+
+
+def write_recipe(source: Source, report: Report, wishes: Wishes, work_dir: Path) -> Path:
+    """Write the config for a user's data into the work dir, with the lists of its files.
+
+    Args:
+        source: the data.
+        report: what their check found; files that cannot be read are left out.
+        wishes: what the user chose.
+        work_dir: folder of the training.
+
+    Returns:
+        The config's file. Comments in it say what each choice follows from.
+
+    Raises:
+        ConfigError: a choice is impossible.
+        CheckpointError: there are no weights to start from.
+    """
+    start = Start.of(wishes, source.task)
+    for split, samples in source.splits.items():
+        source.splits[split] = [s for s in samples if s.file not in report.corrupt]
+        if source.task == "segmentation":
+            source.splits[split] = [s for s in source.splits[split] if s.label not in report.masks]
+    if source.splits and not all(source.splits[split] for split in ("train", "val")):
+        raise ConfigError(f"{source.path}: no image is left to train or to validate on")
+    lists = write_lists(source, work_dir / "data")
+    if start.state is not None:
+        start.checkpoint = str((work_dir / "data" / "backbone.safetensors").resolve())
+        save_file({k: v.contiguous() for k, v in start.state.items()}, start.checkpoint)
+    text = Recipe(source, report, wishes, start, lists).text()
+    file = work_dir / FILE
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+class Start:
+    """The model, and the weights that a training starts from.
+
+    Attributes:
+        name: timm's name of the model.
+        options: further arguments of it.
+        said: where the weights come from, in words.
+        pretrained: whether timm fetches them.
+        checkpoint: file of weights of the backbone, or None.
+        load_from: checkpoint of a training for the same task, or None.
+        state: weights of a backbone that are to be written to `checkpoint`, or None.
+        image_size: image size that the weights were trained with, or None.
+        preparation: mean, std, interpolation and crop_pct of images.
+    """
+
+    def __init__(self, name: str) -> None:
+        if ":" not in name and not timm.is_model(name.split(".")[0]):
+            create_backbone(name)  # its error names the nearest models
+        self.name = name
+        self.options: dict[str, Any] = {}
+        self.said = "random weights"
+        self.pretrained = False
+        self.checkpoint: str | None = None
+        self.load_from: str | None = None
+        self.state: dict[str, torch.Tensor] | None = None
+        self.image_size: int | None = None
+        config = get_pretrained_cfg(name)
+        values = config.to_dict() if config is not None else {}
+        chosen = ("mean", "std", "interpolation", "crop_pct")
+        self.preparation = {key: values[key] for key in chosen if values.get(key) is not None}
+        self.published = bool(config and (config.hf_hub_id or config.url))
+        self.fixed = int((values.get("input_size") or (3, 224, 224))[-1])
+
+    @classmethod
+    def of(cls, wishes: Wishes, task: str) -> Start:
+        """The start that the wishes ask for.
+
+        Raises:
+            ConfigError: no model is named, or it has no published weights.
+            CheckpointError: the weights cannot be had.
+            FileNotFoundError: there is no such file.
+        """
+        known = wishes.weights in ("pretrained", "none")
+        if not known and not Path(wishes.weights).exists():
+            raise FileNotFoundError(
+                f"--weights is {wishes.weights!r}, expected pretrained, none or a file"
+            )
+        run = None if known else read_run(wishes.weights)
+        name = wishes.model or (run and run.config.model.backbone.model_name)
+        if not name:
+            raise ConfigError("--model is missing, such as --model rala_vit_tiny: linsight models")
+        start = cls(name)
+        if run is not None:
+            start._take(run, wishes.weights, task)
+        elif not known:
+            start.checkpoint = str(Path(wishes.weights).resolve())
+            start.said = f"the weights in {wishes.weights}"
+        elif wishes.weights == "pretrained" and not start.published:
+            raise ConfigError(
+                f"{name} has no published weights to fetch: give a file as --weights FILE "
+                "(docs/weights.md says where there are some), or --weights none to train from "
+                "scratch"
+            )
+        elif wishes.weights == "pretrained":
+            require_weights(name)
+            start.pretrained, start.said = True, "its published weights"
+        return start
+
+    def _take(self, run: Run, file: str, task: str) -> None:
+        """Start from a checkpoint of `linsight train`."""
+        model = run.config.model
+        other = model.backbone.model_name
+        if other != self.name:
+            raise ConfigError(f"--weights {file} is of {other}, and --model is {self.name}")
+        self.said = f"the weights in {file}"
+        kinds = {
+            "ImageClassifier": "classification",
+            "SemanticSegmentor": "segmentation",
+            "TimmRetinaNet": "detection",
+            "TimmMaskRCNN": "instances",
+        }
+        own = ("model_name", "type", "pretrained", "checkpoint", "frozen_stages", "out_indices")
+        own = (*own, "output_norm_eps", "norm_eval", "with_cp", "compile", "init_cfg")
+        self.options = {k: v for k, v in model.backbone.items() if k not in own}
+        transform = run.config.test_dataloader.dataset.get("transform") or {}
+        size = transform.get("input_size")
+        self.image_size = size if isinstance(size, int) else None
+        self.preparation |= {k: transform[k] for k in self.preparation if k in transform}
+        if kinds.get(model.type) == task:
+            self.load_from = str(Path(file).resolve())
+            return
+        prefix = "backbone." if model.type == "ImageClassifier" else "backbone.model."
+        self.state = {
+            key.removeprefix(prefix): value
+            for key, value in run.state.items()
+            if key.startswith(prefix)
+        }
+
+    def backbone(self) -> dict[str, Any]:
+        """Arguments of the backbone in a config."""
+        weights: dict[str, Any] = {"pretrained": True} if self.pretrained else {}
+        if self.checkpoint:
+            weights = {"checkpoint": self.checkpoint}
+        return {"model_name": self.name, **self.options, **weights}
+
+
+class Recipe:
+    """What a config holds, chosen for the data, the wishes and this machine.
+
+    Args:
+        source, report, wishes: see :func:`write_recipe`.
+        start: the model and its weights.
+        lists: for each split the file that lists its images.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        report: Report,
+        wishes: Wishes,
+        start: Start,
+        lists: Mapping[str, str],
+    ) -> None:
+        self.source, self.wishes, self.start, self.lists = source, wishes, start, lists
+        self.task = TASKS[source.task]
+        self.report = report
+        self.images = len(source.splits["train"]) if source.splits else 50000
+        self.size, self.size_said = self._image_size()
+        self.batch, self.batch_said = self._batch_size()
+        self.iterations = max(1, self.images // self.batch)
+        self.epochs = wishes.epochs or min(
+            100, max(10, math.ceil(self._least_steps() / self.iterations))
+        )
+        self.steps = self.epochs * self.iterations
+        # mmengine's LinearLR over a single iteration would stay at its first rate.
+        self.warmup = max(2, min(self.steps // 20, 5 * self.iterations, 2000))
+        scratch = not (start.pretrained or start.checkpoint or start.load_from)
+        self.lr = wishes.lr or float(
+            f"{self.task.lr * (2 if scratch else 1) * math.sqrt(self.batch / 64):.1e}"
+        )
+        workers = min(8, max(1, (os.cpu_count() or 1) - 1))
+        self.workers = workers if wishes.workers is None else wishes.workers
+        self.interval = max(1, self.epochs // 20)
+
+    def _least_steps(self) -> int:
+        return self.task.steps * (1 if self.wishes.weights != "none" else 3)
+
+    def _image_size(self) -> tuple[int, str]:
+        short, long = self.report.median_size
+        if self.wishes.image_size:
+            return self.wishes.image_size, "as asked"
+        if self.source.task == "classification":
+            if self.start.image_size:
+                return self.start.image_size, "that of the weights"
+            if not self.report.sizes:
+                return self.start.fixed, "the model's own"
+            size = min(self.start.fixed, max(64, 32 * math.ceil(2 * long / 32)))
+            return size, f"the model's own is {self.start.fixed}, the images are {short} x {long}"
+        most, least = (512, 64) if self.source.task == "segmentation" else (800, 128)
+        size = min(most, max(least, 32 * round(short / 32)))
+        return size, f"the images are {short} x {long}"
+
+    def _batch_size(self) -> tuple[int, str]:
+        if self.wishes.batch_size:
+            return min(self.wishes.batch_size, self.images), "as asked"
+        gpu = torch.cuda.is_available()
+        room = 0.7 * _free_memory()
+        need = self.task.bytes * activation_bytes(self.start, self._shape(), half=gpu)
+        fits = max(1, int(room / need))
+        # An epoch has eight iterations at least.
+        batch = min(self.task.most[not gpu], fits, max(2, self.images // 8))
+        batch = 1 << (batch.bit_length() - 1)
+        if self.source.task == "segmentation":
+            batch = max(2, batch)  # batch norms need two values for each channel
+        said = f"an image takes about {need / 2**20:.0f} MiB, and {room / 2**30:.1f} GiB are free"
+        return min(batch, self.images), said
+
+    def _shape(self) -> tuple[int, int]:
+        if self.source.task in ("detection", "instances"):
+            return self.size, self._long()
+        return self.size, self.size
+
+    def _long(self) -> int:
+        """The largest longer side of images in detection."""
+        short, long = self.report.median_size
+        return min(1333, 32 * math.ceil(self.size * max(1.34, long / short) / 32))
+
+    def text(self) -> str:
+        """The config's text, with comments."""
+        with quiet_mmdet():
+            runtime = Config.fromfile(CONFIGS / "_base_" / self.task.runtime)
+        build = {
+            "classification": self._classification,
+            "detection": self._detection,
+            "instances": self._detection,
+            "segmentation": self._segmentation,
+        }[self.source.task]
+        values: dict[str, Any] = build()
+        optimizer = {"opt": "adamw", "lr": self.lr, "weight_decay": 0.05}
+        if self.wishes.layer_decay and self.source.task != "classification":
+            raise ConfigError(
+                f"--layer-decay is for classifiers, and the data are for {self.source.task}"
+            )
+        if self.wishes.layer_decay:
+            optimizer["layer_decay"] = self.wishes.layer_decay
+        hooks = dict(runtime.default_hooks)
+        hooks["logger"] = {"type": "LoggerHook", "interval": max(1, min(50, self.iterations))}
+        hooks["checkpoint"] = {
+            "type": "SafeCheckpointHook",
+            "interval": self.interval,
+            "max_keep_ckpts": 1,
+            "save_best": self.task.metric,
+        }
+        hooks["ema"] = {
+            "type": "BatchScaledEMAHook",
+            "decay": round(1 - 1 / (2 + self.steps / 20), 5),
+            "base_batch_size": self.batch,
+            "update_buffers": True,
+        }
+        patience = self.wishes.patience
+        if patience is None:
+            patience = max(5, math.ceil(self.epochs / self.interval / 2))
+        if patience:
+            hooks["early_stopping"] = {
+                "type": "EarlyStoppingHook",
+                "monitor": self.task.metric,
+                "rule": "greater",
+                "min_delta": 0.0,
+                "patience": patience,
+            }
+        gpu = torch.cuda.is_available()
+        wrapper: dict[str, Any] = {"type": "OptimWrapper"}
+        if gpu:
+            wrapper = {"type": "AmpOptimWrapper", "dtype": "bfloat16", "loss_scale": 1.0}
+        wrapper |= {
+            "constructor": "TimmOptimWrapperConstructor",
+            "optimizer": optimizer,
+            "clip_grad": {"max_norm": 5.0},
+        }
+        schedule = [
+            {
+                "type": "LinearLR",
+                "start_factor": 0.01,
+                "by_epoch": False,
+                "begin": 0,
+                "end": self.warmup,
+            },
+            {
+                "type": "CosineAnnealingLR",
+                "eta_min": self.lr / 100,
+                "T_max": max(1, self.steps - self.warmup),
+                "begin": self.warmup,
+                "end": max(self.steps, self.warmup + 1),
+                "by_epoch": False,
+            },
+        ]
+        loops = {
+            "train_cfg": {
+                "by_epoch": True,
+                "max_epochs": self.epochs,
+                "val_interval": self.interval,
+            },
+            "val_cfg": {},
+            "test_cfg": {},
+        }
+        s = self.source
+        weights = self.start.load_from
+        groups: list[tuple[str, dict[str, Any]]] = [
+            (
+                f"The data: {s.path}, {s.format}, for {s.task}; {len(s.classes)} classes.\n"
+                + "".join(f"{note[0].upper()}{note[1:]}.\n" for note in s.notes),
+                {"data_root": str(folder_of(s)) if s.splits else "data"},
+            ),
+            (f"{self.start.name}, from {self.start.said}.", {"model": values["model"]}),
+            (
+                f"Images of {self.size} pixels: {self.size_said}.\n"
+                f"A batch of {self.batch}: {self.batch_said}.",
+                {
+                    key: values[key]
+                    for key in ("train_dataloader", "val_dataloader", "test_dataloader")
+                },
+            ),
+            (
+                "",
+                {f"{split}_evaluator": self._evaluator(values, split) for split in ("val", "test")},
+            ),
+            (
+                f"{self.epochs} epochs of {self.iterations} iterations: {self.steps} in all, of "
+                f"which {self.warmup} warm up.\n"
+                "With other max_epochs, change end and T_max of the schedule, or call linsight "
+                "train CONFIG --epochs N, which does.",
+                {"optim_wrapper": wrapper, "param_scheduler": schedule, **loops},
+            ),
+            (
+                "The averaged weights (ema), which are validated and saved, reach back a "
+                "twentieth of the training.",
+                {"default_hooks": hooks},
+            ),
+            (
+                "",
+                {
+                    "custom_imports": runtime.custom_imports,
+                    "default_scope": runtime.default_scope,
+                    "runner_type": "SafeRunner",
+                    "env_cfg": runtime.env_cfg,
+                    "randomness": {"seed": self.wishes.seed},
+                    "log_level": "INFO",
+                    "load_from": weights,
+                    "resume": False,
+                },
+            ),
+        ]
+        head = (
+            "# Written by `linsight train --data`. Edit it, and train it again by\n"
+            f"# `linsight train {FILE} --work-dir ANOTHER`.\n\n"
+        )
+        return head + "\n".join(_lines(comment, values) for comment, values in groups)
+
+    def _evaluator(self, values: Mapping[str, Any], split: str) -> dict[str, Any]:
+        if self.source.task not in ("detection", "instances"):
+            return values["evaluator"]
+        return {**values["evaluator"], "ann_file": self.lists.get(split) or self.lists["val"]}
+
+    def _loaders(self, train: dict, test: dict, collate: str, val_batch: int) -> dict[str, Any]:
+        common = {
+            "num_workers": self.workers,
+            "collate_fn": {"type": collate},
+            "worker_init_fn": {"type": "torch_worker_seed"},
+        }
+        evaluate = {
+            "batch_size": val_batch,
+            **common,
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+        }
+        splits = {"val": "val", "test": "test" if "test" in self.lists else "val"}
+        loaders = {f"{s}_dataloader": {**evaluate, "dataset": test[of]} for s, of in splits.items()}
+        return {
+            "train_dataloader": {
+                "batch_size": self.batch,
+                **common,
+                "drop_last": True,
+                "sampler": {"type": "DefaultSampler", "shuffle": True},
+                "dataset": train["train"],
+            },
+            **loaders,
+        }
+
+    def _classification(self) -> dict[str, Any]:
+        s = self.source
+        model: dict[str, Any] = {
+            "type": "ImageClassifier",
+            "backbone": self.start.backbone(),
+            "num_classes": len(s.classes),
+            "label_smoothing": 0.1,
+        }
+        if self.wishes.frozen_stages is not None:
+            model["backbone"]["frozen_stages"] = self.wishes.frozen_stages
+        if self.wishes.class_weights:
+            counts = class_counts(s, "train")
+            if not s.splits:
+                raise ConfigError(
+                    "--class-weights counts images, which Hugging Face data sets hide"
+                )
+            weights = _class_weights(counts)
+            model["loss"] = {"type": "torch.nn.CrossEntropyLoss", "weight": weights}
+        prepared = {k: v for k, v in self.start.preparation.items() if k != "crop_pct"}
+        augmented = {
+            "input_size": self.size,
+            "is_training": True,
+            "scale": (0.35, 1.0),
+            "color_jitter": 0.3,
+            "auto_augment": "rand-m5-n2-mstd0.5-inc1",
+            "re_prob": 0.1,
+            "re_mode": "pixel",
+            **prepared,
+        }
+        plain = {"input_size": self.size, "crop_pct": 1.0, **prepared}
+        if not s.splits:
+            sets = {
+                split: {
+                    "type": "TimmDataset",
+                    "root": str(Path.home() / ".cache" / "huggingface" / "datasets"),
+                    **arguments,
+                    "transform": augmented if split == "train" else plain,
+                }
+                for split, arguments in s.reader.items()
+            }
+        else:
+            sets = {
+                split: {
+                    "type": "TimmDataset",
+                    "root": str(folder_of(s)),
+                    "annotations": file,
+                    "classes": s.classes,
+                    "transform": augmented if split == "train" else plain,
+                }
+                for split, file in self.lists.items()
+            }
+        loaders = self._loaders(sets, sets, "default_collate", self.batch)
+        return {"model": model, **loaders, "evaluator": self.task.evaluator}
+
+    def _segmentation(self) -> dict[str, Any]:
+        s = self.source
+        model: dict[str, Any] = {
+            "type": "SemanticSegmentor",
+            "backbone": {**self.start.backbone(), "output_norm_eps": 1e-6},
+            "decode_head": {"type": "SegformerHead", "channels": 256},
+            "num_classes": len(s.classes),
+        }
+        self._check_levels()
+        if self.wishes.frozen_stages is not None:
+            model["backbone"]["frozen_stages"] = self.wishes.frozen_stages
+        if self.wishes.class_weights:
+            weights = _class_weights(self.report.counts["train"])
+            model["loss"] = {"type": "PixelCrossEntropy", "class_weight": weights}
+        place = "torchvision.transforms.v2"
+        train = [
+            {"type": "RandomClassCrop", "size": self.size, "cat_max_ratio": 0.75},
+            {"type": f"{place}.RandomHorizontalFlip"},
+            {"type": "PhotometricDistortion"},
+        ]
+        statistics = {
+            k: self.start.preparation[k] for k in ("mean", "std") if k in self.start.preparation
+        }
+
+        def dataset(file: str, training: bool) -> dict[str, Any]:
+            return {
+                "type": "SegmentationFolder",
+                "root": str(folder_of(s)),
+                "annotations": file,
+                "classes": s.classes,
+                "label_map": s.label_map,
+                **statistics,
+                **({"transforms": train} if training else {"test_mode": True}),
+            }
+
+        sets = {split: dataset(file, split == "train") for split, file in self.lists.items()}
+        # Images of several sizes do not stack.
+        loaders = self._loaders(sets, sets, "default_collate", 1)
+        return {"model": model, **loaders, "evaluator": self.task.evaluator}
+
+    def _check_levels(self) -> None:
+        with torch.device("meta"):
+            levels = timm.create_model(self.start.name).feature_info
+        strides = [level["reduction"] for level in cast(Any, levels)]
+        if len(set(strides)) < 4:
+            raise ConfigError(
+                f"--model {self.start.name} has maps of the strides "
+                f"{', '.join(map(str, sorted(set(strides))))} alone, and {self.source.task} needs "
+                "four, such as those of rala_vit_tiny"
+            )
+
+    def _detection(self) -> dict[str, Any]:
+        s = self.source
+        self._check_levels()
+        instances = s.task == "instances"
+        base = "mask_rcnn_fpn.py" if instances else "retinanet_fpn.py"
+        with quiet_mmdet():
+            model = Config.fromfile(CONFIGS / "_base_" / "models" / base).model.to_dict()
+        levels = {} if instances else {"out_indices": (1, 2, 3)}
+        model["backbone"] = {
+            "type": "TimmBackbone",
+            **self.start.backbone(),
+            **levels,
+            "output_norm_eps": 1e-6,
+        }
+        if self.wishes.frozen_stages is not None:
+            model["backbone"]["frozen_stages"] = self.wishes.frozen_stages
+        count = len(s.classes)
+        if instances:
+            model["roi_head"]["bbox_head"]["num_classes"] = count
+            model["roi_head"]["mask_head"]["num_classes"] = count
+        else:
+            model["bbox_head"]["num_classes"] = count
+        if self.wishes.class_weights:
+            raise ConfigError("--class-weights is for classifiers and segmentors")
+        scale = (self._long(), self.size)
+        mean, std = (self.start.preparation.get(k) for k in ("mean", "std"))
+        if mean and std:
+            model["data_preprocessor"]["mean"] = [round(255 * v, 3) for v in mean]
+            model["data_preprocessor"]["std"] = [round(255 * v, 3) for v in std]
+        load = [
+            {"type": "LoadImageFromFile"},
+            {"type": "LoadAnnotations", "with_bbox": True, "with_mask": instances},
+        ]
+        keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+        train = [
+            *load,
+            {
+                "type": "RandomChoiceResize",
+                "scales": [(scale[0], round(self.size * f / 32) * 32) for f in (0.75, 1.0, 1.25)],
+                "keep_ratio": True,
+            },
+            {"type": "RandomFlip", "prob": 0.5},
+            {"type": "PackDetInputs"},
+        ]
+        test = [
+            load[0],
+            {"type": "Resize", "scale": scale, "keep_ratio": True},
+            load[1],
+            {"type": "PackDetInputs", "meta_keys": keys},
+        ]
+
+        def dataset(file: str, training: bool) -> dict[str, Any]:
+            return {
+                "type": "CheckedCocoDataset",
+                "ann_file": file,
+                "data_root": "",
+                "data_prefix": {"img": f"{folder_of(s)}/"},
+                "metainfo": {"classes": tuple(s.classes)},
+                "test_mode": not training,
+                "pipeline": train if training else test,
+            }
+
+        sets = {split: dataset(file, split == "train") for split, file in self.lists.items()}
+        loaders = self._loaders(sets, sets, "pseudo_collate", 1)
+        metric = ["bbox", "segm"] if instances else "bbox"
+        return {"model": model, **loaders, "evaluator": {**self.task.evaluator, "metric": metric}}
+
+
+def _class_weights(counts: list[int]) -> list[float]:
+    """Weights by which every class that occurs counts alike, 1 on average over the labels."""
+    present = [count for count in counts if count]
+    total = sum(present)
+    return [round(total / (len(present) * count), 4) if count else 1.0 for count in counts]
+
+
+def _lines(comment: str, values: Mapping[str, Any]) -> str:
+    lines = [part for line in comment.splitlines() for part in textwrap.wrap(line, 96)]
+    said = "".join(f"# {line}\n" for line in lines)
+    return said + Config(dict(values)).pretty_text
+
+
+def activation_bytes(start: Start, size: tuple[int, int], half: bool) -> int:
+    """Bytes that the gradient of one image keeps in a model, without computing anything.
+
+    Args:
+        start: the model.
+        size: (height, width) of the image.
+        half: whether it is trained in 16 bits.
+    """
+    kept: dict[int, int] = {}
+    # The storages have to stay, so that no two have the same address.
+    alive: list[Any] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(storage)
+        kept[id(storage) if tensor.is_meta else storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.device("meta"), force("reference"):
+        model = cast(nn.Module, timm.create_model(start.name, num_classes=8, **start.options))
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.train()(torch.empty(2, 3, *size)).sum()
+    saved = max(0, sum(kept.values()) - weights) // 2
+    return max(1 << 20, saved // (2 if half else 1))
+
+
+def _free_memory() -> int:
+    """Free bytes of the GPU, or of this machine if there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
