@@ -65,7 +65,6 @@ def segmentor(tmp_path_factory):
 def files(segmentor, tmp_path_factory):
     """The segmentor as ONNX, by the command, under a mask that lets the group read."""
     folder = tmp_path_factory.mktemp("files")
-    main.mount()
     mask = os.umask(0o027)
     try:
         words = ["export", str(segmentor), "--out", str(folder), "--to", "onnx"]
@@ -192,7 +191,6 @@ def test_objects_that_are_lost_or_moved_are_seen():
     ],
 )
 def test_wrong_words_are_one_line(segmentor, words, message):
-    main.mount()
     result = CliRunner().invoke(main.app, ["export", str(segmentor), *words])
     assert result.exit_code == 1
     assert message in result.output
@@ -206,7 +204,6 @@ def test_without_a_compiler(segmentor, monkeypatch):
         raise InvalidCxxCompiler
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
-    main.mount()
     result = CliRunner().invoke(main.app, ["export", str(segmentor), "--to", "aoti"])
     assert result.exit_code == 1
     assert "error: --to aoti compiles C++, and there is no compiler" in result.output
