@@ -21,20 +21,13 @@ from PIL import Image
 from rich.console import Console
 from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
-from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.kernels import force
 from linsight.tools.config import ConfigError
-from linsight.tools.export_check import EXACT, LOOSE, Difference, compare, refuse_faults, relative
+from linsight.tools.export_check import EXACT, Difference, compare, refuse_faults, relative
 from linsight.tools.export_file import DESCRIPTION, open_file
-from linsight.tools.export_quantize import (
-    MOST_PICTURES,
-    Bits,
-    quantize_graph,
-    quantize_onnx,
-)
 from linsight.tools.export_subject import Subject, batch_of, batches_for, open_subject, photographs
 from linsight.tools.model import loading_statement, open_model
 from linsight.tools.predict import find_pictures, open_picture
@@ -75,15 +68,9 @@ def export(
             metavar="HEIGHTxWIDTH", help="Take images of this size alone; not safetensors."
         ),
     ] = None,
-    int8: Annotated[
-        Bits | None,
-        typer.Option(
-            help="Layers in eight bits; static measures the ranges of activations on --pictures."
-        ),
-    ] = None,
     pictures: Annotated[
         list[Path] | None,
-        typer.Option(help="Pictures or folders of them, to calibrate and compare on."),
+        typer.Option(help="Pictures or folders of them, to compare on."),
     ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Also push to the Hugging Face hub.")
@@ -92,23 +79,21 @@ def export(
     """Write a model for other programs, and check that the written model computes the same."""
     with report_errors():
         if to is Format.safetensors:
-            if int8 or size:
-                raise ConfigError("--int8 and --size are for --to onnx, torch and aoti")
+            if size or pictures:
+                raise ConfigError("--size and --pictures are for --to onnx, torch and aoti")
             _export_weights(model, model_name, out, push_to_hub)
             return
         if push_to_hub:
             raise ConfigError(f"--push-to-hub pushes safetensors, and --to is {to.value}")
-        if int8 is Bits.static and not pictures:
-            raise ConfigError("--int8 static needs --pictures FOLDER, of what the model will see")
         report = Phases()
         report("opening the model")
-        check_tools(to, int8)
+        check_tools(to)
         subject = open_subject(model, model_name, onnx=to is Format.onnx)
         if size:
             subject = subject.with_size(_size(size))
         folder = out or Path("exports", subject.name)
         shown = [open_picture(file) for file in find_pictures(pictures)] if pictures else None
-        written = write_file(subject, folder, to, report, int8, shown)
+        written = write_file(subject, folder, to, report, shown)
         print(f"{written.path}: compared with the model: {written.difference}")
         if written.size:
             height, width = written.size
@@ -182,10 +167,8 @@ def write_safetensors(model: TimmModel, folder: Path) -> tuple[Path, float]:
     return folder / "model.safetensors", error
 
 
-def check_tools(to: Format, int8: Bits | None = None) -> None:
+def check_tools(to: Format) -> None:
     """Raise a CheckpointError if what a format needs is not installed."""
-    if int8 and to is not Format.onnx and not find_spec("torchao"):
-        raise CheckpointError("--int8 needs torchao: pip install 'linsight[export]'")
     if to is Format.onnx:
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
         if missing:
@@ -209,7 +192,6 @@ def write_file(
     folder: Path,
     to: Format,
     report: Callable[[str], None] = lambda phase: None,
-    int8: Bits | None = None,
     pictures: Sequence[Image.Image] | None = None,
 ) -> Written:
     """Write a model's graph, and compare it with the model before it takes its place.
@@ -219,43 +201,24 @@ def write_file(
         folder: where the file goes.
         to: its format.
         report: called with the name of each phase as it begins.
-        int8: how its layers get eight bits; None leaves them in float32. Every fifth picture is
-            kept for the comparison, the others calibrate.
-        pictures: what to calibrate and compare on; by default photographs.
+        pictures: what to compare on; by default photographs.
 
     Raises:
         CheckpointError: the graph computes something else, or cannot be written. The files that
             were there are untouched.
     """
-    name = FILES[to].replace("model", "model_int8") if int8 else FILES[to]
-    pictures = list(pictures or photographs())
+    name = FILES[to]
     with replace_files(folder, name) as beside, force("reference"):
         report("tracing the graph")
         program, reason = trace(subject)
         size = subject.size if reason else None
         description = subject.description | {"image_size": size}
-        if int8:
-            description["int8"] = int8.value
-            seen = [p for i, p in enumerate(pictures) if i % 5][:MOST_PICTURES] or pictures
-            batches = [batch_of([picture], subject.size, subject.channels) for picture in seen]
-            pictures = pictures[::5]
-        if int8 and to is Format.onnx:
-            report(f"writing {name}")
-            save(program, beside / "float.onnx", to, subject.outputs, description)
-            report("quantising it")
-            quantize_onnx(beside / "float.onnx", beside / name, int8, batches)
-        else:
-            if int8:
-                report("quantising the graph")
-                module = quantize_graph(program.module(), int8, batches)
-                report("tracing it again")
-                program = _trace(module, subject, reason == "")
-            report(f"writing {name}")
-            save(program, beside / name, to, subject.outputs, description)
+        report(f"writing {name}")
+        save(program, beside / name, to, subject.outputs, description)
         report("comparing it with the model on pictures")
         opened = open_file(beside / name)
         compared = batches_for(subject, size is None, pictures)
-        difference = compare(subject.module, opened.run, compared, LOOSE if int8 else EXACT)
+        difference = compare(subject.module, opened.run, compared, EXACT)
         refuse_faults(difference)
     report(f"done, {(folder / name).stat().st_size / 1e6:.1f} MB")
     return Written(folder / name, difference, size, reason)
@@ -296,21 +259,21 @@ def trace(subject: Subject) -> tuple[ExportedProgram, str]:
     reason = "as it was asked for"
     if subject.any_size:
         try:
-            return _trace(subject.module, subject, any_size=True), ""
+            return _trace(subject, any_size=True), ""
         # PyTorch raises errors of many classes where a size cannot be left open.
         except Exception:
             reason = f"a graph of {subject.name} cannot leave the size open; --size gives another"
-    return _trace(subject.module, subject, any_size=False), reason
+    return _trace(subject, any_size=False), reason
 
 
-def _trace(module: nn.Module, subject: Subject, any_size: bool) -> ExportedProgram:
+def _trace(subject: Subject, any_size: bool) -> ExportedProgram:
     images = batch_of(photographs()[:2], subject.size, subject.channels)
     shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
     if any_size:
         sides = {"min": subject.least, "max": 8192}
         shape |= {2: Dim("height", **sides), 3: Dim("width", **sides)}
     with torch.no_grad():
-        return torch.export.export(module, (images,), dynamic_shapes=(shape,))
+        return torch.export.export(subject.module, (images,), dynamic_shapes=(shape,))
 
 
 @contextmanager

@@ -33,8 +33,6 @@ class Limits:
 
 
 EXACT = Limits(logits=1e-4, labels=0.999, objects=0.98)
-# For fewer bits, whose difference is for people to judge: only what is not finite is refused.
-LOOSE = Limits(logits=float("inf"), labels=0.0, objects=0.0)
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,6 @@ def _open_archive(path: Path) -> ExportedFile:
         package = torch._inductor.aoti_load_package(str(path))
         description = _description(package.get_metadata())
         return ExportedFile(package, description, _sides(description))
-    if find_spec("torchao"):
-        import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  operators of eight bits
     extra = {DESCRIPTION: ""}
     program = torch.export.load(str(path), extra_files=extra)
     description = json.loads(extra[DESCRIPTION] or "{}")

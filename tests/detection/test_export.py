@@ -45,7 +45,13 @@ def images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mask_rcnn",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("retinanet", "cascade", "dino")),
+    ],
+)
 @torch.inference_mode()
 def test_a_batch_is_what_mmdet_predicts_one_by_one(name):
     """Of images whose sides the stride does not divide, so that they are padded."""

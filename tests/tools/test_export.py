@@ -20,7 +20,6 @@ from linsight.tools import export_check, main
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, write_file
 from linsight.tools.export_file import open_file
-from linsight.tools.export_quantize import Bits
 from linsight.tools.export_subject import classifier_subject, open_subject
 
 from ..backbones.conftest import lively
@@ -113,6 +112,7 @@ def test_a_file_predicts_what_its_checkpoint_predicts(files, segmentor, tmp_path
     assert shares[0] == pytest.approx(shares[1], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_pt2_without_linsight(classifier, tmp_path):
     """A process that cannot import linsight runs the file, at a size and batch of its own."""
     path = write_file(classifier, tmp_path, Format.torch).path
@@ -130,25 +130,6 @@ def test_pt2_without_linsight(classifier, tmp_path):
     with torch.inference_mode():
         wanted = classifier.module(images)["logits"]
     assert export_check.relative(torch.load(tmp_path / "logits.pt"), wanted) < 1e-5
-
-
-@pytest.mark.parametrize("to", [Format.torch, Format.onnx])
-def test_static_int8_takes_every_layer(classifier, to, tmp_path):
-    pytest.importorskip("torchao")
-    fixed = classifier.with_size((64, 64))
-    written = write_file(fixed, tmp_path, to, int8=Bits.static)
-    assert 0 < written.difference.values["relative error of the logits"] < 0.2
-    kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    layers = sum(isinstance(part, kinds) for part in classifier.module.modules())
-    assert layers > 8
-    if to is Format.onnx:
-        nodes = onnx.load(written.path).graph.node
-        names = {n.output[0] for n in nodes if n.op_type == "DequantizeLinear"}
-        weighted = [n for n in nodes if n.op_type in ("Conv", "Gemm", "MatMul")]
-        assert sum(n.input[1] in names for n in weighted) >= layers
-    else:
-        text = str(torch.export.load(str(written.path)).graph)
-        assert text.count("quantized_decomposed.dequantize_per_channel") >= layers
 
 
 def test_a_failure_leaves_the_old_file(classifier, tmp_path, monkeypatch):
@@ -185,8 +166,7 @@ def test_objects_that_are_lost_or_moved_are_seen():
     ("words", "message"),
     [
         (["--to", "onnx", "--size", "64"], "--size is '64', expected HEIGHTxWIDTH"),
-        (["--int8", "static"], "are for --to onnx, torch and aoti"),
-        (["--to", "onnx", "--int8", "static"], "--int8 static needs --pictures"),
+        (["--size", "64x64"], "are for --to onnx, torch and aoti"),
         (["--to", "onnx", "--push-to-hub", "a/b"], "--push-to-hub pushes safetensors"),
     ],
 )
