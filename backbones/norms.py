@@ -1,7 +1,7 @@
 """Normalisation over the channels of tokens (..., C), and how a `norm_layer` is named."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from timm.layers import get_norm_layer
@@ -223,12 +223,12 @@ for leaf in (RepBN, PRepBN):
     register_notrace_module(leaf)
 
 
-def is_plain(layer: nn.Module | None, kind: type[nn.Module] = nn.Linear) -> bool:
+def is_plain(layer: nn.Module | None, kind: type[nn.Module] = nn.Linear) -> TypeGuard[Any]:
     """Whether a layer is of the class `kind` itself, and its weight can be changed in place.
 
     A weight that is quantised, or that a hook computes anew at each call, cannot.
     """
-    return type(layer) is kind and type(layer.weight) is nn.Parameter
+    return type(layer) is kind and type(getattr(layer, "weight", None)) is nn.Parameter
 
 
 def fold_into_linear(norm: nn.Module, layer: nn.Module | None) -> nn.Module:

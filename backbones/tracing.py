@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.fx import Proxy
 
 
-def record_call(called: nn.Module | Callable, *args: Any) -> Proxy:
+def record_call(called: nn.Module | Callable, *args: Any) -> Any:
     """Record a call as one node of the graph that a tracer makes.
 
     A module records itself from within its ``forward``.
@@ -27,7 +26,7 @@ def record_call(called: nn.Module | Callable, *args: Any) -> Proxy:
     return tracer.create_proxy("call_function", called, args, {})
 
 
-def record_module(module: nn.Module, *args: Any) -> Proxy:
+def record_module(module: nn.Module, *args: Any) -> Any:
     """`record_call` of a module whose ``forward`` does not record itself."""
     tracer: Any = args[0].tracer
     # A tracer names a node after the module that it is in.

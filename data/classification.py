@@ -13,7 +13,6 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
-from timm.data import create_dataset
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import ReaderImageFolder, find_images_and_targets
@@ -145,7 +144,7 @@ def TimmDataset(
         reader["input_img_mode"] = ""  # the transform converts the picture
     try:
         reader["class_map"] = class_map or ""
-        create = timm.data.ImageDataset if annotations else partial(create_dataset, name)
+        create = timm.data.ImageDataset if annotations else partial(timm.data.create_dataset, name)
         dataset = create(root=root, split=split, **reader)
     except RuntimeError as error:
         raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
@@ -155,14 +154,14 @@ def TimmDataset(
         vars(dataset)["metainfo"] = metainfo
         return dataset
     if not isinstance(dataset, timm.data.ImageDataset):
-        classes = getattr(dataset, "classes", None)
-        if hasattr(dataset, "loader"):  # that of torchvision's folders loses 16 bits
-            dataset.loader = read_picture
+        others = cast(Any, dataset)
+        if hasattr(others, "loader"):  # that of torchvision's folders loses 16 bits
+            others.loader = read_picture
         return TransformedImages(
             partial(_read_item, dataset),
             len(dataset),
             transform,
-            classes,
+            getattr(others, "classes", None),
             str,
             corrupt_tolerance,
             augment_on_device,

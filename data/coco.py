@@ -71,7 +71,7 @@ class CheckedCocoDataset(CocoDataset):
     def __init__(self, *args: Any, corrupt_tolerance: float = 0.01, **kwargs: Any) -> None:
         self.corrupt_tolerance = corrupt_tolerance
         super().__init__(*args, **kwargs)
-        steps = self.pipeline.transforms
+        steps: list[Any] = self.pipeline.transforms
         # A transform of a user's own class, or for another kind of picture, stays.
         steps[:] = [
             LoadPicture(step)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -86,7 +86,7 @@ class _CenterCrop(v2.CenterCrop):
         if isinstance(inpt, tv_tensors.Mask):
             lacking = [
                 max(0, wanted - side)
-                for wanted, side in zip(self.size, inpt.shape[-2:], strict=True)
+                for wanted, side in zip(cast(Any, self.size), inpt.shape[-2:], strict=True)
             ]
             top, left = (side // 2 for side in lacking)
             padding = [left, top, lacking[1] - left, lacking[0] - top]
@@ -379,7 +379,7 @@ def _read_pair(
     pairs: Sequence[tuple[Path, Path]], table: np.ndarray | None, index: int
 ) -> tuple[Image.Image, np.ndarray]:
     image_file, mask_file = pairs[index]
-    labels = _read_mask(mask_file)
+    labels = read_numbers(mask_file)
     picture = read_picture(image_file, size=labels.shape[1::-1])
     if table is not None and labels.ndim == 2:
         labels = table[labels]
@@ -390,10 +390,18 @@ def _name_pair(pairs: Sequence[tuple[Path, Path]], root: Path, index: int) -> st
     return os.path.relpath(pairs[index][0], root)
 
 
-def _read_mask(file: Path) -> np.ndarray:
+def read_numbers(file: Path) -> np.ndarray:
     """The numbers in the file of a mask: (H, W), or (H, W, C) where it has several channels."""
     with Image.open(file) as mask:
         return np.asarray(turn(mask))
+
+
+def label_table(label_map: Mapping[int, int], ignore_index: int) -> np.ndarray:
+    """The class of each 16-bit number; `ignore_index` for those that the map does not have."""
+    table = np.full(1 << 16, ignore_index, np.int32)
+    for number, label in label_map.items():
+        table[int(number)] = label
+    return table
 
 
 def _label_table(
@@ -401,10 +409,7 @@ def _label_table(
 ) -> np.ndarray | None:
     """The class of each 16-bit number, or None where the numbers are the classes."""
     if label_map is not None:
-        table = np.full(1 << 16, ignore_index, np.int32)
-        for number, label in label_map.items():
-            table[int(number)] = label
-        return table
+        return label_table(label_map, ignore_index)
     if reduce_zero_label:
         table = np.arange(-1, (1 << 16) - 1, dtype=np.int32)
         table[[0, IGNORE]] = ignore_index
@@ -424,7 +429,7 @@ def _check_ignored(
     numbers: set[int] = set()
     for file in looked_at:
         with suppress(Exception):  # a damaged file is counted when its item is read
-            numbers.update(np.unique(_read_mask(file)).tolist())
+            numbers.update(np.unique(read_numbers(file)).tolist())
     if reduce_zero_label:
         if numbers and numbers <= {0, IGNORE}:
             raise DataError(

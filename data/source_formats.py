@@ -7,14 +7,13 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from .loading import DataError
-from .pictures import turn
+from .segmentation import read_numbers
 from .sources import ENDINGS, SPLITS, Sample, Source, Task, image_size
 
 KNOWN = (
@@ -482,7 +481,10 @@ def _read_voc(root: Path) -> Source | None:
                 box = node.find("bndbox")
                 name = (node.findtext("name") or "").strip()
                 try:
-                    edges = [float(box.findtext(k) or "") for k in ("xmin", "ymin", "xmax", "ymax")]
+                    edges = [
+                        float(cast(Any, box).findtext(k) or "")
+                        for k in ("xmin", "ymin", "xmax", "ymax")
+                    ]
                 except (AttributeError, ValueError):
                     faulty.append(file.name)
                     continue
@@ -628,8 +630,7 @@ def read_mask(file: Path) -> np.ndarray:
         DataError: the file cannot be read, or has several channels.
     """
     try:
-        with Image.open(file) as image:
-            mask = np.asarray(turn(image))
+        mask = read_numbers(file)
     except Exception as error:
         raise DataError(f"mask {file} cannot be read: {error}") from None
     if mask.ndim != 2:

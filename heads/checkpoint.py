@@ -12,7 +12,7 @@ import zipfile
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -304,8 +304,8 @@ def _convert(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tens
     """Weights with the names of the model, from names of timm or of a paper's authors."""
     from .backbone import convert_backbone, convert_model
 
-    if hasattr(model, "checkpoint_filter_fn"):
-        return model.checkpoint_filter_fn(state)
+    if convert := cast(Any, getattr(model, "checkpoint_filter_fn", None)):
+        return convert(state)
     own, backbone = model.state_dict(), getattr(model, "backbone", None)
     if backbone is None or any(k in own for k in state if k.startswith("backbone.")):
         return state

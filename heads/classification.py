@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, cast
 
 import timm.data
@@ -17,7 +16,7 @@ from ..backbones.graphs import capture_training
 from ..data.augmentation import Views, augment
 from ..data.loading import DataError
 from .backbone import create_backbone, keep_frozen
-from .losses import build_loss
+from .losses import build_loss, loss_parameters
 
 for _loss in (
     nn.CrossEntropyLoss,
@@ -181,8 +180,7 @@ def _smooth(loss: dict, smoothing: float) -> dict:
     Raises:
         ValueError: the loss smooths no targets, or by another amount.
     """
-    kind = MODELS.get(loss["type"]) if isinstance(loss["type"], str) else loss["type"]
-    names = inspect.signature(kind).parameters if kind else {}
+    names = loss_parameters(loss)
     name = next((name for name in ("label_smoothing", "smoothing") if name in names), None)
     if name is None or loss.get(name, smoothing) != smoothing:
         raise ValueError(

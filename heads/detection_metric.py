@@ -26,7 +26,7 @@ class QuietCocoMetric(CocoMetric):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self._coco_api is not None and self._coco_api.dataset.get("annotations"):
-            content = self._coco_api.dataset
+            content: Any = self._coco_api.dataset
             remove_faulty(content, masks=False, shortest=0)
             fill_areas(content)
             self._coco_api = index_annotations(content)

@@ -113,6 +113,10 @@ class ResumeValidationHook(Hook):
 
     priority = "LOWEST"
 
+    def __init__(self) -> None:
+        # The epochs or iterations after which the last validation ran.
+        self.validated_at: int | None = None
+
     def before_train(self, runner: Any) -> None:
         loop = runner.train_loop
         unit, done, end = training_progress(runner)
@@ -127,16 +131,15 @@ class ResumeValidationHook(Hook):
             )
         loop._decide_current_val_interval()
         due = done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
-        validated = runner.message_hub.runtime_info.get("validated_at")
-        if runner.val_loop is not None and due and validated != done:
+        if runner.val_loop is not None and due and self.validated_at != done:
             runner.val_loop.run()
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         if not isinstance(runner._train_loop, dict | None):
-            _, done, _ = training_progress(runner)
-            runner.message_hub.update_info("validated_at", done)
+            _, self.validated_at, _ = training_progress(runner)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        checkpoint["validated_at"] = self.validated_at
         checkpoint["early_stopping"] = [
             {"wait_count": hook.wait_count, "best_score": float(hook.best_score)}
             for hook in _early_stopping(runner)
@@ -144,6 +147,7 @@ class ResumeValidationHook(Hook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         if runner._resume:
+            self.validated_at = checkpoint.get("validated_at")
             states = checkpoint.get("early_stopping", ())
             for hook, state in zip(_early_stopping(runner), states, strict=False):
                 hook.wait_count, hook.best_score = state["wait_count"], state["best_score"]

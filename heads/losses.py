@@ -11,6 +11,12 @@ from mmengine.registry import MODELS
 from torch import nn
 
 
+def loss_parameters(settings: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a loss that is named as for :func:`build_loss`; none if it is unknown."""
+    kind = MODELS.get(settings["type"]) if isinstance(settings["type"], str) else settings["type"]
+    return inspect.signature(kind).parameters if kind else {}
+
+
 def build_loss(settings: Mapping[str, Any], num_classes: int) -> nn.Module:
     """Build a loss by its registered name or its import path.
 
@@ -25,9 +31,7 @@ def build_loss(settings: Mapping[str, Any], num_classes: int) -> nn.Module:
     Raises:
         ValueError: a list has another length.
     """
-    settings = dict(settings)
-    kind = MODELS.get(settings["type"]) if isinstance(settings["type"], str) else settings["type"]
-    parameters = inspect.signature(kind).parameters if kind else {}
+    settings, parameters = dict(settings), loss_parameters(settings)
     for name, value in settings.items():
         takes_tensor = name in parameters and "Tensor" in str(parameters[name].annotation)
         if not takes_tensor or not isinstance(value, list | tuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -19,7 +18,7 @@ from linsight.backbones.graphs import capture_training
 from .backbone import TimmBackbone, convert_backbone
 from .checkpoint import read_checkpoint
 from .decode_head import resize
-from .losses import build_loss
+from .losses import build_loss, loss_parameters
 from .segmentation_loss import PixelCrossEntropy
 
 
@@ -263,8 +262,7 @@ def _build_loss(settings: dict, ignore_index: int, num_classes: int) -> nn.Modul
     Raises:
         ValueError: the loss is to ignore another label.
     """
-    kind = MODELS.get(settings["type"]) if isinstance(settings["type"], str) else settings["type"]
-    if kind is not None and "ignore_index" in inspect.signature(kind).parameters:
+    if "ignore_index" in loss_parameters(settings):
         settings = {"ignore_index": ignore_index, **settings}
         if settings["ignore_index"] != ignore_index:
             raise ValueError(

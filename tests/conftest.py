@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,14 @@ def _processes_without_transformers() -> Iterator[None]:
         folder = Path(__file__).with_name("without_transformers")
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scope_of_names() -> Iterator[None]:
+    """Forget the scope in which a file's trainings look up names, before the next file's tests."""
+    yield
+    if "mmengine.registry" in sys.modules:
+        sys.modules["mmengine.registry"].DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

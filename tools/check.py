@@ -15,7 +15,7 @@ from rich.table import Table
 from torchvision.transforms.v2 import functional as pixelwise
 
 from linsight.data.pictures import read_picture
-from linsight.data.segmentation import IGNORE
+from linsight.data.segmentation import IGNORE, label_table
 from linsight.data.source_check import Report, check_source
 from linsight.data.source_formats import read_mask
 from linsight.data.sources import Sample, Source, Task, read_source
@@ -146,9 +146,7 @@ def _draw(source: Source, sample: Sample) -> tuple[Any, str, set[int]]:
         return picture, source.classes[sample.label][:30], set()
     title = sample.file.name[:30]
     if source.task == "segmentation":
-        table = np.full(1 << 16, IGNORE)
-        for number, label in (source.label_map or {}).items():
-            table[number] = label
+        table = label_table(source.label_map or {}, IGNORE)
         labels = torch.from_numpy(table[read_mask(sample.label)])
         drawn = overlay(pixelwise.pil_to_tensor(picture), labels, source.classes)
         return drawn.permute(1, 2, 0).numpy(), title, {*labels.unique().tolist()} - {IGNORE}

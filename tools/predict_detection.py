@@ -73,8 +73,8 @@ class DetectionPredictor:
         (sample,) = self.model.test_step(pseudo_collate([item]))
         found = detections(sample, self.score)
         order = np.argsort(-found["scores"], kind="stable")
-        found = {key: None if value is None else value[order] for key, value in found.items()}
-        return Objects(self.names, **found)
+        ordered: Any = {k: None if value is None else value[order] for k, value in found.items()}
+        return Objects(self.names, **ordered)
 
     def __call__(self, picture: Image.Image) -> Prediction:
         return describe(picture, self.predict(picture))

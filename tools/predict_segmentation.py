@@ -48,6 +48,7 @@ class SegmentationPredictor:
         dataset = run.config.test_dataloader.dataset
         names, self.palette = named_colours(dataset.get("type", "")) or (None, None)
         self.classes = run.classes or names or tuple(map(str, range(self.model.num_classes)))
+        self.names = list(self.classes)
         if names and len(names) != self.model.num_classes:
             self.palette = None
         self.transforms = build_transforms(dataset.get("transforms", ()))
@@ -63,7 +64,7 @@ class SegmentationPredictor:
         labels = self.model(image[None].to(self.device), mode="predict", size=original.shape[-2:])[
             0
         ]["labels"].cpu()
-        return Regions(list(self.classes), labels.numpy())
+        return Regions(self.names, labels.numpy())
 
     def __call__(self, picture: Image.Image) -> Prediction:
         return describe(picture, self.predict(picture), self.palette)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+from linsight.backbones.initialization import shapes_only
 from linsight.data.source_check import Report
 from linsight.data.sources import Source, class_counts, folder_of, write_lists
 from linsight.heads.backbone import create_backbone
@@ -491,16 +492,18 @@ class Recipe:
             **loaders,
         }
 
+    def _backbone(self) -> dict[str, Any]:
+        frozen = self.wishes.frozen_stages
+        return self.start.backbone() | ({} if frozen is None else {"frozen_stages": frozen})
+
     def _classification(self) -> dict[str, Any]:
         s = self.source
         model: dict[str, Any] = {
             "type": "ImageClassifier",
-            "backbone": self.start.backbone(),
+            "backbone": self._backbone(),
             "num_classes": len(s.classes),
             "label_smoothing": 0.1,
         }
-        if self.wishes.frozen_stages is not None:
-            model["backbone"]["frozen_stages"] = self.wishes.frozen_stages
         if self.wishes.class_weights:
             counts = class_counts(s, "train")
             if not s.splits:
@@ -549,13 +552,11 @@ class Recipe:
         s = self.source
         model: dict[str, Any] = {
             "type": "SemanticSegmentor",
-            "backbone": {**self.start.backbone(), "output_norm_eps": 1e-6},
+            "backbone": {**self._backbone(), "output_norm_eps": 1e-6},
             "decode_head": {"type": "SegformerHead", "channels": 256},
             "num_classes": len(s.classes),
         }
         self._check_levels()
-        if self.wishes.frozen_stages is not None:
-            model["backbone"]["frozen_stages"] = self.wishes.frozen_stages
         if self.wishes.class_weights:
             weights = _class_weights(self.report.counts["train"])
             model["loss"] = {"type": "PixelCrossEntropy", "class_weight": weights}
@@ -586,7 +587,7 @@ class Recipe:
         return {"model": model, **loaders, "evaluator": self.task.evaluator}
 
     def _check_levels(self) -> None:
-        with torch.device("meta"):
+        with shapes_only():
             levels = timm.create_model(self.start.name).feature_info
         strides = [level["reduction"] for level in cast(Any, levels)]
         if len(set(strides)) < 4:
@@ -606,12 +607,10 @@ class Recipe:
         levels = {} if instances else {"out_indices": (1, 2, 3)}
         model["backbone"] = {
             "type": "TimmBackbone",
-            **self.start.backbone(),
+            **self._backbone(),
             **levels,
             "output_norm_eps": 1e-6,
         }
-        if self.wishes.frozen_stages is not None:
-            model["backbone"]["frozen_stages"] = self.wishes.frozen_stages
         count = len(s.classes)
         if instances:
             model["roi_head"]["bbox_head"]["num_classes"] = count
@@ -696,7 +695,8 @@ def activation_bytes(start: Start, size: tuple[int, int], half: bool) -> int:
         return tensor
 
     with torch.device("meta"), force("reference"):
-        model = cast(nn.Module, timm.create_model(start.name, num_classes=8, **start.options))
+        with shapes_only():
+            model = cast(nn.Module, timm.create_model(start.name, num_classes=8, **start.options))
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.train()(torch.empty(2, 3, *size)).sum()

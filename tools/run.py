@@ -92,7 +92,7 @@ class QuietRunner(SafeRunner):
                 f"train_dataloader.batch_size, which is {loader.batch_size}, to that or less, or "
                 "train_dataloader.drop_last=False"
             )
-        for fault in schedule_faults(self.cfg, loop.max_iters, len(loop.dataloader)):
+        for fault in schedule_faults(self.cfg, cast(Any, loop).max_iters, len(loop.dataloader)):
             self.logger.warning(fault)
         return loop
 

@@ -14,6 +14,7 @@ pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsigh
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the drill forks")
+@pytest.mark.slow
 def test_killed_trainings_end_bit_for_bit_alike(tiny):
     drill = Path(__file__).parents[1] / "tools" / "resume_drill.py"
     result = subprocess.run(

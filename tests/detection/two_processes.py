@@ -47,7 +47,8 @@ def train_alone(config: Path, batch_size: int) -> list[dict[str, float]]:
     """The losses of `linsight train` in this process."""
     from linsight.tools.train import train
 
-    train(str(config), [f"train_dataloader.batch_size={batch_size}"], config.parent / "one")
+    words = [f"train_dataloader.batch_size={batch_size}"]
+    train(str(config), words, work_dir=config.parent / "one")
     return json.loads((config.parent / "one" / "losses.json").read_text())
 
 

@@ -229,7 +229,10 @@ SWIN = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 2)}
 
 @pytest.mark.parametrize(
     ("name", "options", "tied"),
-    [("softmax_swin_tiny", SWIN, (224, 224)), ("softmax_deit_tiny", {"depth": 1}, None)],
+    [
+        pytest.param("softmax_swin_tiny", SWIN, (224, 224), marks=pytest.mark.slow),
+        ("softmax_deit_tiny", {"depth": 1}, None),
+    ],
 )
 def test_windows_tie_a_graph_to_its_size(name, options, tied, tmp_path):
     model = timm.create_model(name, num_classes=5, **options).eval()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from linsight.kernels import force
@@ -45,16 +46,19 @@ def test_gradients_of_each_image(name):
     parameters, loss = loss_of(model)
     with force("triton"):
         per_image = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
-        gradients = per_image({k: p.float() for k, p in parameters.items()}, x.float())
+        gradients = per_image(parameters, x)
     model(x[1:]).square().sum().backward()
-    for key, parameter in model.named_parameters():
-        assert distance(gradients[key][1].double(), parameter.grad) < 1e-2, key
+    wanted = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    got = {key: gradients[key][1] for key in wanted}
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-9)
 
 
 def test_a_directional_derivative():
     model, x = little("rala_vit_nano"), one_image()
     step = torch.randn_like(x)
-    _, slope = torch.func.jvp(model, (x,), (step,))
+    # PyTorch's fused attention on a CPU has no forward derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        _, slope = torch.func.jvp(model, (x,), (step,))
     difference = (model(x + 1e-6 * step) - model(x - 1e-6 * step)) / 2e-6
     assert distance(slope, difference) < 1e-5
 
