@@ -1,5 +1,6 @@
 """Export a model: `linsight export MODEL --to safetensors|onnx|torch|aoti`."""
 
+import io
 import json
 import os
 import re
@@ -236,15 +237,22 @@ def save(
         from linsight.tools import export_onnx
 
         export_onnx.save(program, file, outputs, description)
-    elif to is Format.torch:
-        torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(description)})
+        return
+    # Into memory first, because torch's own writer of files ends the process on a full disk.
+    content = io.BytesIO()
+    if to is Format.torch:
+        torch.export.save(program, content, extra_files={DESCRIPTION: json.dumps(description)})
     else:
-        entries = {key: json.dumps(value) for key, value in description.items()}
         torch._inductor.aoti_compile_and_package(
             program,
-            package_path=str(file),
-            inductor_configs={"aot_inductor.metadata": entries},
+            package_path=content,
+            inductor_configs={
+                "aot_inductor.metadata": {DESCRIPTION: json.dumps(description)},
+                # Where inputs are checked, a batch of one image is none too few.
+                "aot_inductor.check_lowerbound": False,
+            },
         )
+    file.write_bytes(content.getbuffer())
 
 
 def trace(subject: Subject) -> tuple[ExportedProgram, str]:
@@ -286,10 +294,8 @@ def replace_files(folder: Path, *names: str) -> Iterator[Path]:
         for name in names:
             os.chmod(beside / name, 0o666 & ~_umask())
             os.replace(beside / name, folder / name)
-    # On a full disk safetensors' writer raises its own error, and torch's a RuntimeError.
-    except (SafetensorError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
+    # On a full disk safetensors' writer raises its own error.
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"cannot write to {folder}: {error}; what was there before is untouched"
         ) from error

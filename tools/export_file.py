@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,8 +88,10 @@ def _open_archive(path: Path) -> ExportedFile:
     with zipfile.ZipFile(path) as archive:
         compiled = any("/aotinductor/" in name for name in archive.namelist())
     if compiled:
+        # A package computes anything of an input of another shape or dtype, unless this is set.
+        os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
         package = torch._inductor.aoti_load_package(str(path))
-        description = _description(package.get_metadata())
+        description = json.loads(package.get_metadata().get(DESCRIPTION, "{}"))
         return ExportedFile(package, description, _sides(description))
     extra = {DESCRIPTION: ""}
     program = torch.export.load(str(path), extra_files=extra)
@@ -101,7 +104,7 @@ def _sides(description: dict[str, Any]) -> tuple[int | None, int | None]:
 
 
 def _description(entries: dict[str, str]) -> dict[str, Any]:
-    return {
-        key: json.loads(text) if text[:1] in '[{"' or text == "null" else text
-        for key, text in entries.items()
-    }
+    if "task" not in entries:
+        return {}
+    words = ("linsight_version", "task", "backbone")
+    return {key: text if key in words else json.loads(text) for key, text in entries.items()}

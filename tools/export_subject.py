@@ -202,6 +202,8 @@ def _subject(
         "mean": list(map(float, mean)),
         "std": list(map(float, std)),
         "preparation": preparation,
+        # A map of one row or column would be taken for a constant.
+        "smallest_side": stride + 1,
     }
     return Subject(
         module,
@@ -209,7 +211,6 @@ def _subject(
         name,
         size=(height, width),
         channels=channels,
-        # A map of one row or column would be taken for a constant.
         least=stride + 1,
         any_size=name in ZOO,
         description=description,

@@ -75,8 +75,13 @@ class ExportedPredictor:
         Raises:
             ValueError: the runtime refuses it, such as an image that is too small.
         """
+        image = self._fit(image)
+        side, least = min(image.shape[1:]), self.file.description["smallest_side"]
+        # Some runtimes would compute something all the same.
+        if side < least and None in self.file.sides:
+            raise ValueError(f"a side of {side} pixels, and the file takes {least} or more")
         try:
-            return self.file.run(self._fit(image)[None].contiguous())
+            return self.file.run(image[None].contiguous())
         # Each runtime has errors of its own.
         except Exception as error:
             raise ValueError(str(error).strip().partition("\n")[0]) from error

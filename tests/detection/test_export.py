@@ -1,5 +1,9 @@
 """Detectors as files: what mmdet predicts, computed for a batch at once, and as a graph."""
 
+import csv
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
@@ -7,6 +11,7 @@ pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsigh
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from PIL import Image
 
 from linsight.heads.deployment_detection import DeployedDetector
 from linsight.tools.config import load_config
@@ -15,6 +20,7 @@ from linsight.tools.export_check import EXACT, match_objects
 from linsight.tools.export_file import open_file
 from linsight.tools.export_subject import dense_subject
 from linsight.tools.model import Run
+from linsight.tools.predict_detection import DetectionPredictor
 
 SMALL = ["model.backbone.depths=(1,0,0,1)"]
 CONFIGS = {
@@ -25,14 +31,14 @@ CONFIGS = {
 }
 
 
-def config_of(name: str):
-    return load_config(CONFIGS[name], SMALL)
+def config_of(name: str, words: list[str] = SMALL):
+    return load_config(CONFIGS[name], words)
 
 
-def detector_of(name: str) -> torch.nn.Module:
+def detector_of(name: str, words: list[str] = SMALL) -> torch.nn.Module:
     """A detector of random weights, so drawn that the objects of an image differ in score."""
     torch.manual_seed(0)
-    detector = MODELS.build(config_of(name).model).eval()
+    detector = MODELS.build(config_of(name, words).model).eval()
     for key, weight in detector.named_parameters():
         if weight.ndim == 1 or any(word in key for word in ("_cls", "_reg", "sampling")):
             weight.data += (0.01 if "retina" in key else 0.03) * torch.randn(weight.shape)
@@ -94,12 +100,34 @@ def test_what_no_graph_computes_is_refused_by_name():
         DeployedDetector(detector)
 
 
-def test_mask_rcnn_as_onnx(tmp_path):
+# One stage, whose map and a coarser one are searched: a tenth of the operators.
+SMALLEST = [
+    "model.backbone.depths=(1,0,0,0)",
+    "model.backbone.out_indices=(0,)",
+    "model.neck.num_outs=2",
+    "model.rpn_head.anchor_generator.strides=[4,8]",
+]
+
+
+@pytest.fixture(scope="module")
+def run():
+    """The content of a checkpoint of Mask R-CNN."""
+    detector = detector_of("mask_rcnn", SMALLEST)
+    config = config_of("mask_rcnn", SMALLEST)
+    return Run(config, tuple("0123456789"), detector.state_dict())
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    """Mask R-CNN as ONNX."""
+    pytest.importorskip("onnxruntime")
+    subject = dense_subject(run, "mask_rcnn", onnx=True).with_size((64, 96))
+    return write_file(subject, tmp_path_factory.mktemp("onnx"), Format.onnx)
+
+
+def test_mask_rcnn_as_onnx(written):
     """Suppression is ONNX's own operator, and objects and masks are those of the model."""
     onnx = pytest.importorskip("onnx")
-    run = Run(config_of("mask_rcnn"), tuple("0123456789"), detector_of("mask_rcnn").state_dict())
-    subject = dense_subject(run, "mask_rcnn", onnx=True).with_size((64, 96))
-    written = write_file(subject, tmp_path, Format.onnx)
     assert written.difference.values["objects"] > 10
     assert written.difference.values["share found again"] >= EXACT.objects
     assert written.difference.values["mean IoU of masks"] >= EXACT.objects
@@ -109,4 +137,40 @@ def test_mask_rcnn_as_onnx(tmp_path):
     opened = open_file(written.path)
     assert opened.description["classes"] == list("0123456789")
     assert opened.sides == (64, 96)
-    assert opened.run(images(1, 3, 64, 96))["masks"].shape == (1, 20, 64, 96)
+    assert opened.run(images(3, 3, 64, 96))["masks"].shape == (3, 20, 64, 96)
+
+
+def test_a_file_predicts_what_its_checkpoint_predicts(run, written, tmp_path):
+    """In a process of its own, which has to know mmdet's transforms, of a folder in which other
+    files stand, too."""
+    picture = Image.fromarray(images(64, 96, 3).numpy())
+    (tmp_path / "folder").mkdir()
+    picture.save(tmp_path / "folder" / "noise.png")
+    (tmp_path / "folder" / "notes.txt").write_text("no picture")
+    command = [sys.executable, "-m", "linsight.tools.main", "predict", str(written.path)]
+    done = subprocess.run(
+        [*command, "folder", "--score", "0.01"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    with open(tmp_path / "predictions" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["picture"] for row in rows} == {"folder/noise.png"}
+    predictor = DetectionPredictor(run, "mask_rcnn", torch.device("cpu"), 0.01, False)
+    wanted = predictor.predict(picture)
+    found = {
+        "boxes": [
+            [float(row[side]) for side in ("left", "top", "right", "bottom")] for row in rows
+        ],
+        "labels": [int(row["class"]) for row in rows],
+        "scores": [float(row["score"]) for row in rows],
+    }
+    expected = {key: torch.as_tensor(getattr(wanted, key)) for key in found}
+    match = match_objects(expected, {key: torch.tensor(value) for key, value in found.items()})
+    assert len(rows) == len(wanted.scores)
+    assert match["objects"] == match["found"] > 5
+    assert match["score"] < 1e-3

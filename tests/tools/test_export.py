@@ -5,22 +5,23 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
+import timm.data
 import torch
 from mmengine.registry import MODELS
 from PIL import Image
 from typer.testing import CliRunner
 
+import linsight
 from linsight.heads import segmentation  # noqa: F401  registers what the config names
 from linsight.tools import export_check, main
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, write_file
 from linsight.tools.export_file import open_file
-from linsight.tools.export_subject import classifier_subject, open_subject
+from linsight.tools.export_subject import Subject, classifier_subject, open_subject
 
 from ..backbones.conftest import lively
 from .conftest import full_disk
@@ -37,16 +38,17 @@ def pixels(*shape: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def classifier():
-    """The smallest classifier: one block."""
-    return classifier_subject(
-        lively(timm.create_model("rala_vit_nano", num_classes=10, depths=(1, 0, 0, 0), img_size=64))
-    )
+    """Two blocks, the second of which adds what the first defers."""
+    options = {"num_classes": 2, "depths": (2, 0, 0, 0), "img_size": 64}
+    model = lively(timm.create_model("rala_vit_nano", **options))
+    model.pretrained_cfg["label_names"] = ["cat", "dög"]
+    return classifier_subject(model)
 
 
 @pytest.fixture(scope="module")
 def segmentor(tmp_path_factory):
     """A checkpoint of a small segmentor that nobody has trained."""
-    words = ["model.backbone.depths=(1,0,0,1)"]
+    words = ["model.backbone.depths=(0,0,1,0)"]
     config = load_config("segformer_rala_vit_nano_digits", words)
     model = MODELS.build(config.model)
     for part in model.modules():
@@ -97,50 +99,157 @@ def test_a_segmentor_as_onnx(files, segmentor):
     assert len(found(batches[0])["labels"].unique()) > 1
 
 
+RUN_ONNX = """
+import sys
+sys.modules["linsight"] = sys.modules["torch"] = None
+import numpy, onnxruntime
+run = onnxruntime.InferenceSession(sys.argv[1]).run
+batches, results = sys.argv[2:]
+images = numpy.load(batches)
+found = {f"{name} {output}": value for name in images.files
+         for output, value in zip(("labels", "logits"), run(None, {"images": images[name]}))}
+numpy.savez(results, **found)
+for wrong in (images["0"][:, :1], images["0"].astype("f")):
+    try:
+        run(None, {"images": wrong})
+    except Exception:
+        continue
+    raise SystemExit(f"{wrong.shape} {wrong.dtype} is taken")
+"""
+
+
+def test_onnx_without_linsight(files, segmentor, tmp_path):
+    batches = [pixels(*shape) for shape in BATCHES]
+    np.savez(tmp_path / "images.npz", **{str(i): each.numpy() for i, each in enumerate(batches)})
+    words = [files[0] / "model.onnx", tmp_path / "images.npz", tmp_path / "results.npz"]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ONNX, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = np.load(tmp_path / "results.npz")
+    module = open_subject(str(segmentor)).module
+    for i, images in enumerate(batches):
+        with torch.inference_mode():
+            wanted = module(images)
+        logits, labels = (torch.from_numpy(results[f"{i} {key}"]) for key in ("logits", "labels"))
+        assert export_check.relative(logits, wanted["logits"]) < 1e-4
+        assert (labels == wanted["labels"]).float().mean() > 0.999
+
+
+def test_openvino_runs_the_onnx(files, segmentor):
+    openvino = pytest.importorskip("openvino")
+    model = openvino.Core().compile_model(str(files[0] / "model.onnx"), "CPU")
+    module = open_subject(str(segmentor)).module
+    for shape in BATCHES:
+        images = pixels(*shape)
+        with torch.inference_mode():
+            wanted = module(images)
+        found = model([images.numpy()])
+        logits, labels = (torch.from_numpy(found[key].copy()) for key in ("logits", "labels"))
+        assert export_check.relative(logits, wanted["logits"]) < 1e-4
+        assert (labels == wanted["labels"]).float().mean() > 0.999
+
+
 def test_a_file_predicts_what_its_checkpoint_predicts(files, segmentor, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (70, 110, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    rows = []
+    rows, out = [], tmp_path / "out"
     for source in (segmentor, files[0] / "model.onnx"):
-        words = ["predict", source, tmp_path / "noise.png", "--out", tmp_path, "--device", "cpu"]
+        words = ["predict", source, tmp_path / "noise.png", "--out", out, "--device", "cpu"]
         result = CliRunner().invoke(main.app, list(map(str, words)))
         assert result.exit_code == 0, result.output
-        with open(tmp_path / "predictions.csv", newline="") as file:
+        with open(out / "predictions.csv", newline="") as file:
             rows.append(list(csv.reader(file)))
+    Image.new("RGB", (16, 64)).save(tmp_path / "small.png")
+    words = ["predict", files[0] / "model.onnx", tmp_path / "small.png", "--out", out]
+    result = CliRunner().invoke(main.app, list(map(str, words)))
+    assert result.exit_code == 1
+    assert "small.png (a side of 16 pixels, and the file takes 33 or more)" in result.output
     shares = [{row[1]: float(row[2]) for row in each[1:]} for each in rows]
     assert shares[0].keys() == shares[1].keys()
     assert shares[0] == pytest.approx(shares[1], abs=1e-3)
 
 
-@pytest.mark.slow
+# One image and three, of two sizes, one of which is not square.
+BATCHES = [(1, 3, 64, 64), (3, 3, 70, 100)]
+
+RUN = """
+import os, sys
+sys.modules["linsight"] = None
+os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
+import torch
+path, batches, results = sys.argv[1:]
+if path.endswith(".aoti.pt2"):
+    run = torch._inductor.aoti_load_package(path)
+    text = run.get_metadata()["linsight.json"]
+else:
+    extra = {"linsight.json": ""}
+    run = torch.export.load(path, extra_files=extra).module()
+    text = extra["linsight.json"]
+torch.save((text, [run(images)["logits"] for images in torch.load(batches)]), results)
+for wrong in (torch.zeros(1, 1, 64, 64).byte(), torch.zeros(1, 3, 16, 64).byte()):
+    try:
+        run(wrong)
+    except Exception:
+        continue
+    raise SystemExit(f"{wrong.shape} is taken")
+"""
+
+
+def check_alone(subject: Subject, path: Path, batches: list[torch.Tensor]) -> None:
+    """A process that cannot import linsight finds the description and computes the logits."""
+    results = path.with_name("results.pt")
+    torch.save(batches, path.with_name("images.pt"))
+    words = [sys.executable, "-c", RUN, str(path), str(path.with_name("images.pt")), str(results)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text, found = torch.load(results)
+    description = json.loads(text)
+    assert description.pop("image_size") == (None if subject.any_size else list(subject.size))
+    assert description == json.loads(json.dumps(subject.description))
+    for images, logits in zip(batches, found, strict=True):
+        with torch.inference_mode():
+            wanted = subject.module(images)["logits"]
+        assert export_check.relative(logits, wanted) < 1e-5
+
+
 def test_pt2_without_linsight(classifier, tmp_path):
-    """A process that cannot import linsight runs the file, at a size and batch of its own."""
-    path = write_file(classifier, tmp_path, Format.torch).path
-    images = pixels(3, 3, 70, 100)
-    torch.save(images, tmp_path / "images.pt")
-    code = f"""
-        import sys
-        sys.modules["linsight"] = None
-        import torch, torchvision
-        run = torch.export.load({str(path)!r}).module()
-        torch.save(run(torch.load({str(tmp_path / "images.pt")!r}))["logits"],
-                   {str(tmp_path / "logits.pt")!r})
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
-    with torch.inference_mode():
-        wanted = classifier.module(images)["logits"]
-    assert export_check.relative(torch.load(tmp_path / "logits.pt"), wanted) < 1e-5
+    written = write_file(classifier, tmp_path, Format.torch)
+    assert written.size is None
+    assert classifier.description["linsight_version"] == linsight.__version__
+    assert classifier.description["mean"] == pytest.approx(timm.data.IMAGENET_DEFAULT_MEAN)
+    assert classifier.description["classes"] == ["cat", "dög"]
+    check_alone(classifier, written.path, [pixels(*shape) for shape in BATCHES])
 
 
-def test_a_failure_leaves_the_old_file(classifier, tmp_path, monkeypatch):
+@pytest.mark.slow  # C++ is compiled for a minute
+def test_a_package_without_linsight(classifier, tmp_path):
     fixed = classifier.with_size((64, 64))
+    fixed.description["classes"] = ['a "word"', "\\"]  # which C++ has to quote
+    written = write_file(fixed, tmp_path, Format.aoti)
+    check_alone(fixed, written.path, [pixels(batch, 3, 64, 64) for batch in (1, 3)])
+
+
+def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
+    """A full disk, an interruption, and a file that computes something else than its model."""
+    subject = classifier_subject(timm.create_model("test_resnet").eval())
     (tmp_path / "model.pt2").write_text("before")
     with full_disk(100_000), pytest.raises(ValueError, match="cannot write to"):
-        write_file(fixed, tmp_path, Format.torch)
+        write_file(subject, tmp_path, Format.torch)
+
+    def interrupt(phase: str) -> None:
+        if phase.startswith("comparing"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file(subject, tmp_path, Format.torch, interrupt)
     limits = export_check.Limits(logits=-1.0, labels=1.0, objects=1.0)
     monkeypatch.setattr("linsight.tools.export.EXACT", limits)
     with pytest.raises(ValueError, match="differs from the model: the logits differ by"):
-        write_file(fixed, tmp_path, Format.torch)
+        write_file(subject, tmp_path, Format.torch)
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
     assert (tmp_path / "model.pt2").read_text() == "before"
 
