@@ -27,8 +27,9 @@ from torch.export import Dim, ExportedProgram
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.kernels import force
 from linsight.tools.config import ConfigError
-from linsight.tools.export_check import EXACT, Difference, compare, refuse_faults, relative
+from linsight.tools.export_check import EXACT, HALF, Difference, compare, refuse_faults, relative
 from linsight.tools.export_file import DESCRIPTION, open_file
+from linsight.tools.export_half import lower
 from linsight.tools.export_subject import Subject, batch_of, batches_for, open_subject, photographs
 from linsight.tools.model import loading_statement, open_model
 from linsight.tools.predict import find_pictures, open_picture
@@ -42,6 +43,14 @@ class Format(str, Enum):
     onnx = "onnx"
     torch = "torch"
     aoti = "aoti"
+
+
+class Precision(str, Enum):
+    """Dtypes of an exported graph."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 FILES = {Format.onnx: "model.onnx", Format.torch: "model.pt2", Format.aoti: "model.aoti.pt2"}
@@ -69,6 +78,10 @@ def export(
             metavar="HEIGHTxWIDTH", help="Take images of this size alone; not safetensors."
         ),
     ] = None,
+    dtype: Annotated[
+        Precision,
+        typer.Option(help="Of the graph; layers that overflow in float16 stay in float32."),
+    ] = Precision.float32,
     pictures: Annotated[
         list[Path] | None,
         typer.Option(help="Pictures or folders of them, to compare on."),
@@ -80,12 +93,16 @@ def export(
     """Write a model for other programs, and check that the written model computes the same."""
     with report_errors():
         if to is Format.safetensors:
-            if size or pictures:
-                raise ConfigError("--size and --pictures are for --to onnx, torch and aoti")
+            if size or pictures or dtype is not Precision.float32:
+                raise ConfigError(
+                    "--size, --dtype and --pictures are for --to onnx, torch and aoti"
+                )
             _export_weights(model, model_name, out, push_to_hub)
             return
         if push_to_hub:
             raise ConfigError(f"--push-to-hub pushes safetensors, and --to is {to.value}")
+        if to is Format.onnx and dtype is Precision.bfloat16:
+            raise ConfigError("--to onnx has no --dtype bfloat16, which ONNX Runtime lacks on CPUs")
         report = Phases()
         report("opening the model")
         check_tools(to)
@@ -94,11 +111,13 @@ def export(
             subject = subject.with_size(_size(size))
         folder = out or Path("exports", subject.name)
         shown = [open_picture(file) for file in find_pictures(pictures)] if pictures else None
-        written = write_file(subject, folder, to, report, shown)
+        written = write_file(subject, folder, to, report, shown, dtype)
         print(f"{written.path}: compared with the model: {written.difference}")
         if written.size:
             height, width = written.size
             print(f"For images of {height} x {width} pixels alone: {written.reason}")
+        if written.wide:
+            print(f"In float32, as {dtype.value} overflows there: {', '.join(written.wide)}")
         print(f"Try it with: linsight predict {written.path} PICTURES")
 
 
@@ -145,12 +164,14 @@ class Written:
         difference: what differs from the model.
         size: the only image size (height, width) that it takes, or None for any size.
         reason: why there is only one.
+        wide: names of the modules that stay in float32 in a graph of half precision.
     """
 
     path: Path
     difference: Difference
     size: tuple[int, int] | None
     reason: str
+    wide: tuple[str, ...]
 
 
 def write_safetensors(model: TimmModel, folder: Path) -> tuple[Path, float]:
@@ -194,6 +215,7 @@ def write_file(
     to: Format,
     report: Callable[[str], None] = lambda phase: None,
     pictures: Sequence[Image.Image] | None = None,
+    dtype: Precision = Precision.float32,
 ) -> Written:
     """Write a model's graph, and compare it with the model before it takes its place.
 
@@ -203,6 +225,7 @@ def write_file(
         to: its format.
         report: called with the name of each phase as it begins.
         pictures: what to compare on; by default photographs.
+        dtype: of the graph. Layers that overflow in half precision stay in float32.
 
     Raises:
         CheckpointError: the graph computes something else, or cannot be written. The files that
@@ -210,19 +233,25 @@ def write_file(
     """
     name = FILES[to]
     with replace_files(folder, name) as beside, force("reference"):
+        traced, wide, limits = subject, (), EXACT
+        if dtype is not Precision.float32:
+            report(f"looking for what overflows in {dtype.value}")
+            seen = batch_of(list(pictures or photographs())[:4], subject.size, subject.channels)
+            traced, wide = lower(subject, getattr(torch, dtype.value), [seen])
+            limits = HALF
         report("tracing the graph")
-        program, reason = trace(subject)
+        program, reason = trace(traced)
         size = subject.size if reason else None
-        description = subject.description | {"image_size": size}
+        description = subject.description | {"dtype": dtype.value, "image_size": size}
         report(f"writing {name}")
         save(program, beside / name, to, subject.outputs, description)
         report("comparing it with the model on pictures")
         opened = open_file(beside / name)
         compared = batches_for(subject, size is None, pictures)
-        difference = compare(subject.module, opened.run, compared, EXACT)
+        difference = compare(subject.module, opened.run, compared, limits)
         refuse_faults(difference)
     report(f"done, {(folder / name).stat().st_size / 1e6:.1f} MB")
-    return Written(folder / name, difference, size, reason)
+    return Written(folder / name, difference, size, reason, wide)
 
 
 def save(

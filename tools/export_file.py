@@ -106,5 +106,5 @@ def _sides(description: dict[str, Any]) -> tuple[int | None, int | None]:
 def _description(entries: dict[str, str]) -> dict[str, Any]:
     if "task" not in entries:
         return {}
-    words = ("linsight_version", "task", "backbone")
+    words = ("linsight_version", "task", "backbone", "dtype")
     return {key: text if key in words else json.loads(text) for key, text in entries.items()}

@@ -1,10 +1,12 @@
 """Exported files: what they hold, what they compute, and what becomes of those that fail."""
 
+import copy
 import csv
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,9 @@ import linsight
 from linsight.heads import segmentation  # noqa: F401  registers what the config names
 from linsight.tools import export_check, main
 from linsight.tools.config import load_config
-from linsight.tools.export import Format, write_file
+from linsight.tools.export import Format, Precision, write_file
 from linsight.tools.export_file import open_file
+from linsight.tools.export_half import lower
 from linsight.tools.export_subject import Subject, classifier_subject, open_subject
 
 from ..backbones.conftest import lively
@@ -254,6 +257,33 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / "model.pt2").read_text() == "before"
 
 
+def test_layers_that_overflow_stay_in_float32(classifier):
+    """A feed-forward network of large features and an ordinary result."""
+    large = replace(classifier, module=copy.deepcopy(classifier.module))
+    mlp = large.module.get_submodule("model.stages.0.blocks.0.mlp")
+    mlp.fc1.weight.data *= 1e5
+    images = pixels(2, 3, 64, 96)
+    with pytest.raises(ValueError, match=r"stages\.0\.blocks\.0\.mlp\.fc1 overflows float16"):
+        lower(large, torch.float16, [images])
+    mlp.fc2.weight.data *= 1e-5
+    lowered, wide = lower(large, torch.float16, [images])
+    assert wide == ("model.stages.0.blocks.0.mlp",)
+    with torch.inference_mode():
+        wanted, found = (each.module(images)["logits"] for each in (large, lowered))
+    assert 0 < export_check.relative(found, wanted) < 1e-2
+    lowered, wide = lower(large, torch.bfloat16, [images])
+    assert wide == ()
+
+
+def test_half_precision(tmp_path):
+    subject = classifier_subject(lively(timm.create_model("test_resnet")))
+    written = write_file(subject, tmp_path, Format.torch, dtype=Precision.float16)
+    assert 0 < written.difference.values["relative error of the logits"] < 1e-2
+    assert open_file(written.path).description["dtype"] == "float16"
+    program = torch.export.load(str(written.path))
+    assert {weight.dtype for weight in program.parameters()} == {torch.float16}
+
+
 def test_objects_that_are_lost_or_moved_are_seen():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 0, 60, 10]])
     wanted = {
@@ -275,6 +305,8 @@ def test_objects_that_are_lost_or_moved_are_seen():
     ("words", "message"),
     [
         (["--to", "onnx", "--size", "64"], "--size is '64', expected HEIGHTxWIDTH"),
+        (["--to", "onnx", "--dtype", "bfloat16"], "--to onnx has no --dtype bfloat16"),
+        (["--dtype", "float16"], "are for --to onnx, torch and aoti"),
         (["--size", "64x64"], "are for --to onnx, torch and aoti"),
         (["--to", "onnx", "--push-to-hub", "a/b"], "--push-to-hub pushes safetensors"),
     ],
