@@ -62,6 +62,12 @@ class DeployedDetector(nn.Module):
             _replace_attention(detector)
 
     @property
+    def takes_half(self) -> bool:
+        """Whether it computes in half precision, too: DINO's queries are coordinates, which half
+        precision rounds to whole pixels and more."""
+        return self.detect is not _detect_queries
+
+    @property
     def stride(self) -> int:
         """Of the coarsest map, in pixels."""
         detector: Any = self.detector

@@ -1,7 +1,8 @@
 """Every example of the README and of CONTRIBUTING, in their order, run as written.
 
-Training alone is cut short, to one epoch of a few scenes. And docs/reliability.md names tests that
-there are, and the figures of speed are those of the benchmark's CSVs.
+Training is cut short, to one epoch of a few scenes, and a graph is traced for one size. And
+docs/reliability.md names tests that there are, and the figures of speed are those of the
+benchmark's CSVs.
 """
 
 import csv
@@ -112,6 +113,8 @@ def test_commands(command, folder):
     if "--data" in words:  # the last of an option's values counts
         words += ["--model", "rala_vit_nano", "--weights", "none", "--image-size", "32"]
         words += ["--epochs", "1", "--workers", "0"]
+    elif "--to" in words:
+        words += ["--size", "64x64"]
     elif words[0] in ("train", "test"):
         words += ["--cfg-options", *SHORT]
     done = subprocess.run(

@@ -31,8 +31,10 @@ def lower(
 
     Raises:
         CheckpointError: only the whole model in float32 would not overflow. The error names the
-            layer.
+            layer. Or the model computes coordinates, as DINO does.
     """
+    if not getattr(subject.module, "takes_half", True):
+        raise CheckpointError("DINO computes with coordinates, which need --dtype float32")
     # What is infinite in float32 too, such as a mask for a softmax, is meant to be.
     meant = set(_overflows(subject.module, batches))
     module = copy.deepcopy(subject.module).to(dtype)

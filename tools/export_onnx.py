@@ -21,12 +21,19 @@ OPSET = 18
 
 
 @torch.library.custom_op("linsight::suppress", mutates_args=())
-def suppress(boxes: Tensor, scores: Tensor, overlap: float, least: float, most: int) -> Tensor:
-    """Non-maximum suppression that ONNX's own operator computes in a file."""
+def _operator(boxes: Tensor, scores: Tensor, overlap: float, least: float, most: int) -> Tensor:
     return deployment.suppress(boxes, scores, overlap, least, most)
 
 
-@suppress.register_fake
+def suppress(boxes: Tensor, scores: Tensor, overlap: float, least: float, most: int) -> Tensor:
+    """Non-maximum suppression that ONNX's own operator computes in a file.
+
+    It is a function, because a module that holds an operator cannot be copied.
+    """
+    return _operator(boxes, scores, overlap, least, most)
+
+
+@_operator.register_fake
 def _(boxes: Tensor, scores: Tensor, overlap: float, least: float, most: int) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool)
 

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -16,8 +17,9 @@ from PIL import Image
 from linsight.heads.deployment_detection import DeployedDetector
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, write_file
-from linsight.tools.export_check import EXACT, match_objects
+from linsight.tools.export_check import EXACT, HALF, compare, match_objects
 from linsight.tools.export_file import open_file
+from linsight.tools.export_half import lower
 from linsight.tools.export_subject import dense_subject
 from linsight.tools.model import Run
 from linsight.tools.predict_detection import DetectionPredictor
@@ -138,6 +140,21 @@ def test_mask_rcnn_as_onnx(written):
     assert opened.description["classes"] == list("0123456789")
     assert opened.sides == (64, 96)
     assert opened.run(images(3, 3, 64, 96))["masks"].shape == (3, 20, 64, 96)
+
+
+def test_half_precision(run):
+    """Scores and boxes stay in float32."""
+    subject = dense_subject(run, "mask_rcnn", onnx=True)
+    pixels = images(1, 3, 64, 96)
+    lowered, wide = lower(subject, torch.float16, [pixels])
+    assert wide == ()
+    found = compare(subject.module, lowered.module, [pixels], HALF).values
+    assert found["objects"] > 5
+    assert 0 < found["largest difference of scores"] < 1e-2
+    assert found["least IoU"] > 0.95
+    dino = DeployedDetector(detector_of("dino"))
+    with pytest.raises(ValueError, match="coordinates, which need --dtype float32"):
+        lower(replace(subject, module=dino), torch.float16, [pixels])
 
 
 def test_a_file_predicts_what_its_checkpoint_predicts(run, written, tmp_path):
