@@ -15,10 +15,12 @@ import timm.data
 import torch
 from mmengine.registry import MODELS
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 import linsight
 from linsight.heads import segmentation  # noqa: F401  registers what the config names
+from linsight.heads.deployment import DeployedClassifier
 from linsight.tools import export_check, main
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, Precision, write_file
@@ -41,11 +43,21 @@ def pixels(*shape: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def classifier():
-    """Two blocks, the second of which adds what the first defers."""
-    options = {"num_classes": 2, "depths": (2, 0, 0, 0), "img_size": 64}
+    """A block of linear attention."""
+    options = {"num_classes": 2, "depths": (1, 0, 0, 0), "img_size": 64}
     model = lively(timm.create_model("rala_vit_nano", **options))
     model.pretrained_cfg["label_names"] = ["cat", "dög"]
     return classifier_subject(model)
+
+
+@pytest.fixture(scope="module")
+def tiny(classifier):
+    """Two layers, for what does not depend on the model."""
+    layers = nn.Sequential(
+        nn.Conv2d(3, 64, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2)
+    )
+    module = DeployedClassifier(layers, (0.5,) * 3, (0.5,) * 3).eval()
+    return replace(classifier, module=module).with_size((64, 64))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +107,8 @@ def test_a_segmentor_as_onnx(files, segmentor):
     dims = [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim]
     assert dims == ["batch", 3, "height", "width"]
     assert [o.name for o in model.graph.output] == ["labels", "logits"]
+    dims = [d.dim_param or d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", "height", "width"]
     wanted, found = open_subject(str(segmentor)).module, open_file(path).run
     batches = [pixels(1, 3, 96, 96), pixels(3, 3, 64, 130)]
     difference = export_check.compare(wanted, found, batches, export_check.EXACT)
@@ -193,12 +207,13 @@ else:
     run = torch.export.load(path, extra_files=extra).module()
     text = extra["linsight.json"]
 torch.save((text, [run(images)["logits"] for images in torch.load(batches)]), results)
-for wrong in (torch.zeros(1, 1, 64, 64).byte(), torch.zeros(1, 3, 16, 64).byte()):
+shapes = (1, 1, 64, 64), (1, 3, 16, 64)
+for wrong in (*(torch.zeros(shape).byte() for shape in shapes), torch.zeros(1, 3, 64, 64)):
     try:
         run(wrong)
     except Exception:
         continue
-    raise SystemExit(f"{wrong.shape} is taken")
+    raise SystemExit(f"{wrong.dtype} {wrong.shape} is taken")
 """
 
 
@@ -212,6 +227,7 @@ def check_alone(subject: Subject, path: Path, batches: list[torch.Tensor]) -> No
     text, found = torch.load(results)
     description = json.loads(text)
     assert description.pop("image_size") == (None if subject.any_size else list(subject.size))
+    assert description.pop("dtype") == "float32"
     assert description == json.loads(json.dumps(subject.description))
     for images, logits in zip(batches, found, strict=True):
         with torch.inference_mode():
@@ -236,23 +252,22 @@ def test_a_package_without_linsight(classifier, tmp_path):
     check_alone(fixed, written.path, [pixels(batch, 3, 64, 64) for batch in (1, 3)])
 
 
-def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failure_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     """A full disk, an interruption, and a file that computes something else than its model."""
-    subject = classifier_subject(timm.create_model("test_resnet").eval())
     (tmp_path / "model.pt2").write_text("before")
     with full_disk(100_000), pytest.raises(ValueError, match="cannot write to"):
-        write_file(subject, tmp_path, Format.torch)
+        write_file(tiny, tmp_path, Format.torch)
 
     def interrupt(phase: str) -> None:
         if phase.startswith("comparing"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_file(subject, tmp_path, Format.torch, interrupt)
+        write_file(tiny, tmp_path, Format.torch, interrupt)
     limits = export_check.Limits(logits=-1.0, labels=1.0, objects=1.0)
     monkeypatch.setattr("linsight.tools.export.EXACT", limits)
     with pytest.raises(ValueError, match="differs from the model: the logits differ by"):
-        write_file(subject, tmp_path, Format.torch)
+        write_file(tiny, tmp_path, Format.torch)
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
     assert (tmp_path / "model.pt2").read_text() == "before"
 
@@ -275,9 +290,8 @@ def test_layers_that_overflow_stay_in_float32(classifier):
     assert wide == ()
 
 
-def test_half_precision(tmp_path):
-    subject = classifier_subject(lively(timm.create_model("test_resnet")))
-    written = write_file(subject, tmp_path, Format.torch, dtype=Precision.float16)
+def test_half_precision(tiny, tmp_path):
+    written = write_file(tiny, tmp_path, Format.torch, dtype=Precision.float16)
     assert 0 < written.difference.values["relative error of the logits"] < 1e-2
     assert open_file(written.path).description["dtype"] == "float16"
     program = torch.export.load(str(written.path))
