@@ -58,7 +58,7 @@ def open_file(path: str | Path) -> ExportedFile:
         raise CheckpointError(
             f"{path} cannot be opened: {str(error).strip().partition(chr(10))[0]}"
         ) from error
-    if "task" not in opened.description:
+    if not {"task", "classes", "preparation", "smallest_side"} <= opened.description.keys():
         raise CheckpointError(f"{path} has no description of linsight export: export it again")
     return opened
 

@@ -31,7 +31,7 @@ def lower(
 
     Raises:
         CheckpointError: only the whole model in float32 would not overflow. The error names the
-            layer. Or the model computes coordinates, as DINO does.
+            layer. Or the model computes coordinates, as DINO does, or an operator lacks the dtype.
     """
     if not getattr(subject.module, "takes_half", True):
         raise CheckpointError("DINO computes with coordinates, which need --dtype float32")
@@ -39,7 +39,7 @@ def lower(
     meant = set(_overflows(subject.module, batches))
     module = copy.deepcopy(subject.module).to(dtype)
     wide: dict[str, str] = {}  # from a module to the layer that overflows in it
-    while names := [name for name in _overflows(module, batches) if name not in meant]:
+    while names := [name for name in _try(module, batches, dtype) if name not in meant]:
         layer = name = names[0]
         while name in wide or isinstance(module.get_submodule(name), nn.ModuleList | nn.ModuleDict):
             name = name.rpartition(".")[0]
@@ -55,6 +55,14 @@ def lower(
         _widen(module.get_submodule(name), subject.module.get_submodule(name), dtype)
         wide[name] = layer
     return replace(subject, module=module), tuple(wide)
+
+
+def _try(module: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype) -> list[str]:
+    try:
+        return _overflows(module, batches)
+    except RuntimeError as error:  # an operator
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckpointError(f"the model does not run in {dtype}: {reason}") from error
 
 
 def _widen(part: nn.Module, original: nn.Module, dtype: torch.dtype) -> None:
