@@ -9,6 +9,7 @@ size. heads/deployment_detection.py has the detectors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torchvision
@@ -65,8 +66,8 @@ class _GridAverage(nn.Module):
 
     def __init__(self, pool: nn.AdaptiveAvgPool2d) -> None:
         super().__init__()
-        size = pool.output_size
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        size: Any = pool.output_size
+        self.size: tuple[int | None, ...] = (size, size) if isinstance(size, int) else tuple(size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Averages (B, C, h, w) of (B, C, H, W) over a grid of h x w cells, which may overlap."""

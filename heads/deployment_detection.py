@@ -246,7 +246,7 @@ def _named(boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _detect_regions(self: DeployedDetector, x: Tensor, height: int, width: int) -> dict:
-    maps = self.detector.extract_feat(x)
+    maps: Any = self.detector.extract_feat(x)
     rois, there = _propose(self, maps, height, width)
     head: Any = self.detector.roi_head
     settings = head.test_cfg
@@ -498,12 +498,12 @@ class _Attention(nn.Module):
         self,
         query: Tensor,
         key: Tensor | None = None,
-        value: Tensor | None = None,
+        value: Any = None,
         identity: Tensor | None = None,
         query_pos: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
-        reference_points: Tensor | None = None,
-        spatial_shapes: Sequence[tuple[int, int]] = (),
+        reference_points: Any = None,
+        spatial_shapes: Any = (),
         **_: Any,
     ) -> Tensor:
         part: Any = self.attention

@@ -100,7 +100,8 @@ def _open_archive(path: Path) -> ExportedFile:
 
 
 def _sides(description: dict[str, Any]) -> tuple[int | None, int | None]:
-    return tuple(description.get("image_size") or (None, None))
+    height, width = description.get("image_size") or (None, None)
+    return height, width
 
 
 def _description(entries: dict[str, str]) -> dict[str, Any]:

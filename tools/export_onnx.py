@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import onnx_ir
+import onnxscript
 import torch
-from onnxscript import opset18 as op
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -18,6 +18,7 @@ from linsight.heads import deployment
 
 # The newest that both ONNX Runtime and OpenVINO run whole.
 OPSET = 18
+op: Any = onnxscript.opset18
 
 
 @torch.library.custom_op("linsight::suppress", mutates_args=())

@@ -160,13 +160,14 @@ def _open_detector(run: Run, source: str, onnx: bool) -> Subject:
     mean, std = ((x.flatten() / 255).tolist() for x in (normalize.mean, normalize.std))
     masks = bool(getattr(detector, "with_mask", False))
     head = detector.roi_head if hasattr(detector, "roi_head") else detector
-    head = head.bbox_head[-1] if isinstance(head.bbox_head, nn.ModuleList) else head.bbox_head
+    stride: Any = module.stride
+    head: Any = head.bbox_head[-1] if isinstance(head.bbox_head, nn.ModuleList) else head.bbox_head
     return _subject(
         module,
         "detection",
         detector.backbone.model,
         (3, *size),
-        module.stride,
+        stride,
         run.classes or list(map(str, range(head.num_classes))),
         mean[::-1] if normalize.to_bgr else mean,
         std[::-1] if normalize.to_bgr else std,
@@ -257,8 +258,10 @@ def batch_of(pictures: Sequence[Image.Image], size: tuple[int, int], channels: i
 
     Channels other than three are red, green and blue in turn.
     """
+    height, width = size
     resized = [
-        picture.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR) for picture in pictures
+        picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        for picture in pictures
     ]
     images = torch.from_numpy(np.stack([np.asarray(each) for each in resized]))
     return images.movedim(-1, 1)[:, torch.arange(channels) % 3]
@@ -311,7 +314,7 @@ def preparation_of(description: dict[str, Any]) -> Callable[[Image.Image], Any]:
     pipeline = build_pipeline(settings["pipeline"])
 
     def prepare(picture: Image.Image) -> tuple[Tensor, tuple[float, float]]:
-        item = pipeline(pipeline_input(picture))
+        item: Any = pipeline(pipeline_input(picture))
         scale = item["data_samples"].metainfo.get("scale_factor", (1.0, 1.0))
         return item["inputs"].flip(0), tuple(scale)
 

@@ -76,7 +76,8 @@ def subject_of(model: str, task: str, onnx: bool) -> Subject:
     torch.manual_seed(0)
     options = shallow(model)
     if task == "classification":
-        return classifier_subject(timm.create_model(model, **options).eval())
+        classifier: Any = timm.create_model(model, **options).eval()
+        return classifier_subject(classifier)
     config = load_config(CONFIGS[task])
     config.model.backbone.update(model_name=model, **options)
     with quiet_mmdet(), DefaultScope.overwrite_default_scope(config.default_scope):

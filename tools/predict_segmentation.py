@@ -40,7 +40,7 @@ class SegmentationPredictor:
     columns = ("class", "share of the pixels")
 
     def __init__(self, run: Run, source: str | Path, device: torch.device) -> None:
-        self.model = build_segmentor(run, source).to(device)
+        self.model: Any = build_segmentor(run, source).to(device)
         for part in (self.model.backbone, self.model.neck, self.model.decode_head):
             if part is not None:
                 capture_inference(part)
@@ -82,7 +82,8 @@ def build_segmentor(run: Run, source: str | Path) -> SemanticSegmentor:
     state = model.checkpoint_filter_fn(run.state)
     check_fit(state, model, f"checkpoint {source} does not fit the model that it names")
     model.load_state_dict(state)
-    return reparameterize_model(model, inplace=True)
+    reparameterize_model(model, inplace=True)
+    return model
 
 
 def describe(
