@@ -71,6 +71,9 @@ class _GridAverage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Averages (B, C, h, w) of (B, C, H, W) over a grid of h x w cells, which may overlap."""
+        if self.size == (1, 1):
+            # A product with one column would tie the graph to the width.
+            return x.mean((-2, -1), keepdim=True)
         rows, columns = (
             _shares(x, length, cells) for length, cells in zip(x.shape[-2:], self.size, strict=True)
         )

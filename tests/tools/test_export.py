@@ -23,10 +23,16 @@ from linsight.heads import segmentation  # noqa: F401  registers what the config
 from linsight.heads.deployment import DeployedClassifier
 from linsight.tools import export_check, main
 from linsight.tools.config import load_config
-from linsight.tools.export import Format, Precision, write_file
+from linsight.tools.export import Format, Precision, trace, write_file
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
-from linsight.tools.export_subject import Subject, classifier_subject, open_subject
+from linsight.tools.export_subject import (
+    Subject,
+    classifier_subject,
+    dense_subject,
+    open_subject,
+)
+from linsight.tools.model import Run
 
 from ..backbones.conftest import lively
 from .conftest import full_disk
@@ -114,6 +120,20 @@ def test_a_segmentor_as_onnx(files, segmentor):
     difference = export_check.compare(wanted, found, batches, export_check.EXACT)
     assert difference.faults == ()
     assert len(found(batches[0])["labels"].unique()) > 1
+
+
+@pytest.mark.slow
+def test_upernet_at_any_size():
+    """Whose pyramid pools a map of any size to a few cells."""
+    config = load_config("upernet_rala_vit_nano_digits", ["model.backbone.depths=(0,0,0,0)"])
+    state = MODELS.build(config.model).state_dict()
+    subject = dense_subject(Run(config, None, state), "upernet")
+    program, reason = trace(subject)
+    assert reason == ""
+    images = pixels(2, 3, 70, 131)
+    with torch.inference_mode():
+        wanted, found = (run(images)["logits"] for run in (subject.module, program.module()))
+    assert export_check.relative(found, wanted) < 1e-5
 
 
 RUN_ONNX = """
