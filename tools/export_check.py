@@ -80,7 +80,7 @@ def compare(
             for i in range(len(pair[0]["boxes"]))
         ]
         total = sum(m["objects"] for m in matches)
-        again = sum(m["found"] for m in matches) / max(total, 1)
+        again = sum(m["found"] for m in matches) / total if total else 1.0
         values |= {"objects": total, "share found again": again}
         values["least IoU"] = min(m["iou"] for m in matches)
         values["largest difference of scores"] = max(m["score"] for m in matches)

@@ -292,6 +292,15 @@ def test_a_failure_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "model.pt2").read_text() == "before"
 
 
+def test_no_objects_are_no_difference():
+    nothing = {"boxes": torch.zeros(1, 2, 4), "labels": torch.full((1, 2), -1)}
+    nothing["scores"] = torch.zeros(1, 2)
+    same = export_check.compare(
+        lambda x: nothing, lambda x: nothing, [pixels(1)], export_check.EXACT
+    )
+    assert same.faults == ()
+
+
 def test_layers_that_overflow_stay_in_float32(classifier):
     """A feed-forward network of large features and an ordinary result."""
     large = replace(classifier, module=copy.deepcopy(classifier.module))
