@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule, constant_init, kaiming_init
 from torch import Tensor, nn
@@ -109,11 +110,14 @@ class DecodeHead(BaseModule):
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, corners not aligned, of (B, C, H, W) to (H', W'), in the dtype of `x`."""
-    if x.shape[2:] == tuple(size):
+    exporting = torch.compiler.is_exporting()  # a graph for any size cannot ask for it
+    if not exporting and x.shape[2:] == tuple(size):
         return x
+    interpolate = partial(F.interpolate, size=tuple(size), mode="bilinear", align_corners=False)
+    if exporting:
+        return interpolate(x)
     # 150 classes of 4096 x 4096 pixels are more than PyTorch's kernels count: some at a time.
     step = max(1, MOST_ELEMENTS // (len(x) * math.prod(size)))
-    interpolate = partial(F.interpolate, size=tuple(size), mode="bilinear", align_corners=False)
     if step >= x.shape[1]:
         return interpolate(x)
     result = x.new_empty(*x.shape[:2], *size)

@@ -240,7 +240,7 @@ class SemanticSegmentor(BaseModel):
         if self.window is None:
             return resize(self._decode(self.backbone(inputs)).float(), (height, width))
         rows, columns = (
-            _window_starts(*each)
+            window_starts(*each)
             for each in zip((height, width), self.window, self.window_stride, strict=True)
         )
         total = inputs.new_zeros(len(inputs), self.num_classes, height, width, dtype=torch.float32)
@@ -272,7 +272,7 @@ def _build_loss(settings: dict, ignore_index: int, num_classes: int) -> nn.Modul
     return build_loss(settings, num_classes)
 
 
-def _window_starts(side: int, window: int, stride: int) -> list[int]:
+def window_starts(side: int, window: int, stride: int) -> list[int]:
     """Starts of the windows along a side; the last window is moved back into the image."""
     count = max(side - window + stride - 1, 0) // stride + 1
     return [max(min(i * stride, side - window), 0) for i in range(count)]

@@ -1,30 +1,38 @@
-"""Export a model: `linsight export MODEL --to safetensors|onnx|torch`."""
+"""Export a model: `linsight export MODEL --to safetensors|onnx|torch|aoti`."""
 
+import io
+import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import timm
 import torch
 import typer
+from PIL import Image
 from rich.console import Console
 from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
-from timm.utils import reparameterize_model
-from torch import Tensor, nn
-from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
-from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.kernels import force
+from linsight.tools.config import ConfigError
+from linsight.tools.export_check import EXACT, HALF, Difference, compare, refuse_faults, relative
+from linsight.tools.export_file import DESCRIPTION, open_file
+from linsight.tools.export_half import lower
+from linsight.tools.export_subject import Subject, batch_of, batches_for, open_subject, photographs
 from linsight.tools.model import loading_statement, open_model
+from linsight.tools.predict import find_pictures, open_picture
 from linsight.tools.run import report_errors
 
 
@@ -34,6 +42,18 @@ class Format(str, Enum):
     safetensors = "safetensors"
     onnx = "onnx"
     torch = "torch"
+    aoti = "aoti"
+
+
+class Precision(str, Enum):
+    """Dtypes of an exported graph."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+FILES = {Format.onnx: "model.onnx", Format.torch: "model.pt2", Format.aoti: "model.aoti.pt2"}
 
 
 def export(
@@ -41,12 +61,30 @@ def export(
         str,
         typer.Argument(help="A checkpoint, an exported folder, or a model with published weights."),
     ],
-    to: Annotated[Format, typer.Option(help="torch is torch.export's .pt2.")] = Format.safetensors,
+    to: Annotated[
+        Format,
+        typer.Option(help="torch is torch.export's .pt2, aoti a package of machine code."),
+    ] = Format.safetensors,
     out: Annotated[
         Path | None, typer.Option(help="Folder; default: exports/ and the model's name.")
     ] = None,
     model_name: Annotated[
-        str | None, typer.Option("--model", help="timm's name, where MODEL does not say it.")
+        str | None,
+        typer.Option("--model", help="timm's name, or a config's, where MODEL does not say it."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH", help="Take images of this size alone; not safetensors."
+        ),
+    ] = None,
+    dtype: Annotated[
+        Precision,
+        typer.Option(help="Of the graph; layers that overflow in float16 stay in float32."),
+    ] = Precision.float32,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(help="Pictures or folders of them, to compare on."),
     ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Also push to the Hugging Face hub.")
@@ -54,100 +92,225 @@ def export(
 ) -> None:
     """Write a model for other programs, and check that the written model computes the same."""
     with report_errors():
-        opened = open_model(model, model_name)
-        out = out or Path("exports", opened.pretrained_cfg["architecture"])
-        write = {
-            Format.safetensors: write_safetensors,
-            Format.onnx: write_onnx,
-            Format.torch: write_torch,
-        }[to]
-        with Console(stderr=True).status(f"Exporting to {out}, and comparing with the model"):
-            path, error, size = write(opened, out)
-        print(f"{path}: largest relative difference from the model {error:.1e}")
-        if size:
-            print(f"For images of {size[0]} x {size[1]} pixels alone, to which its graph is tied")
         if to is Format.safetensors:
-            name = opened.pretrained_cfg["architecture"]
-            shape = opened.pretrained_cfg["input_size"]
-            print(f'Load it with timm.create_model("local-dir:{out}", pretrained=True), or')
-            print(f"  {loading_statement(name, path, opened.num_classes, shape)}")
+            if size or pictures or dtype is not Precision.float32:
+                raise ConfigError(
+                    "--size, --dtype and --pictures are for --to onnx, torch and aoti"
+                )
+            _export_weights(model, model_name, out, push_to_hub)
+            return
         if push_to_hub:
-            push_to_hf_hub(opened, push_to_hub, model_config=_config(opened))
-            print(f"Pushed to {push_to_hub}")
+            raise ConfigError(f"--push-to-hub pushes safetensors, and --to is {to.value}")
+        if to is Format.onnx and dtype is Precision.bfloat16:
+            raise ConfigError("--to onnx has no --dtype bfloat16, which ONNX Runtime lacks on CPUs")
+        report = Phases()
+        report("opening the model")
+        check_tools(to)
+        subject = open_subject(model, model_name, onnx=to is Format.onnx)
+        if size:
+            subject = subject.with_size(_size(size))
+        folder = out or Path("exports", subject.name)
+        shown = [open_picture(file) for file in find_pictures(pictures)] if pictures else None
+        written = write_file(subject, folder, to, report, shown, dtype)
+        print(f"{written.path}: compared with the model: {written.difference}")
+        if written.size:
+            height, width = written.size
+            print(f"For images of {height} x {width} pixels alone: {written.reason}")
+        if written.wide:
+            print(f"In float32, as {dtype.value} overflows there: {', '.join(written.wide)}")
+        print(f"Try it with: linsight predict {written.path} PICTURES")
 
 
-# The file, its error, and the only image size (height, width) that it takes, or None for any size.
-Written = tuple[Path, float, tuple[int, int] | None]
+def _export_weights(
+    source: str, model_name: str | None, out: Path | None, push_to_hub: str | None
+) -> None:
+    opened = open_model(source, model_name)
+    name = opened.pretrained_cfg["architecture"]
+    shape = opened.pretrained_cfg["input_size"]
+    folder = out or Path("exports", name)
+    path, error = write_safetensors(opened, folder)
+    print(f"{path}: largest relative difference from the model {error:.1e}")
+    print(f'Load it with timm.create_model("local-dir:{folder}", pretrained=True), or')
+    print(f"  {loading_statement(name, path, opened.num_classes, shape)}")
+    if push_to_hub:
+        push_to_hf_hub(opened, push_to_hub, model_config=_config(opened))
+        print(f"Pushed to {push_to_hub}")
 
 
-def write_safetensors(model: TimmModel, folder: Path) -> Written:
-    """Write ``model.safetensors`` and timm's ``config.json``."""
+def _size(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not sides:
+        raise ConfigError(f"--size is {text!r}, expected HEIGHTxWIDTH such as 512x768")
+    return int(sides[1]), int(sides[2])
+
+
+class Phases:
+    """Says on the standard error what an export does, and how long it has taken so far."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.start = time.monotonic()
+
+    def __call__(self, phase: str) -> None:
+        self.console.print(f"{time.monotonic() - self.start:6.1f} s  {phase}", highlight=False)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an export has written.
+
+    Attributes:
+        path: the file.
+        difference: what differs from the model.
+        size: the only image size (height, width) that it takes, or None for any size.
+        reason: why there is only one.
+        wide: names of the modules that stay in float32 in a graph of half precision.
+    """
+
+    path: Path
+    difference: Difference
+    size: tuple[int, int] | None
+    reason: str
+    wide: tuple[str, ...]
+
+
+def write_safetensors(model: TimmModel, folder: Path) -> tuple[Path, float]:
+    """Write ``model.safetensors`` and timm's ``config.json``, and return the relative error."""
     with replace_files(folder, "model.safetensors", "config.json") as beside:
         save_for_hf(model, str(beside), model_config=_config(model), safe_serialization=True)
         loaded = timm.create_model(f"local-dir:{beside}", pretrained=True).eval()
-        error = compare(model, loaded, _images(model, _any_size(model)), limit=0.0)
-    return folder / "model.safetensors", error, None
+        images = torch.rand(2, *model.pretrained_cfg["input_size"])
+        with torch.inference_mode():
+            error = relative(loaded(images), model(images))
+        if not error == 0:
+            raise CheckpointError(
+                f"the exported model differs by {error:.1e}, more than 0; nothing was written"
+            )
+    return folder / "model.safetensors", error
 
 
-def write_onnx(model: TimmModel, folder: Path) -> Written:
-    """Write ``model.onnx``, checked in ONNX Runtime."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
-    if missing:
-        raise CheckpointError(f"ONNX needs {', '.join(missing)}: pip install 'linsight[export]'")
-    import onnxruntime
+def check_tools(to: Format) -> None:
+    """Raise a CheckpointError if what a format needs is not installed."""
+    if to is Format.onnx:
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
+        if missing:
+            raise CheckpointError(
+                f"ONNX needs {', '.join(missing)}: pip install 'linsight[export]'"
+            )
+    if to is Format.aoti:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
 
-    with replace_files(folder, "model.onnx") as beside, force("reference"):
-        program, images, size = trace(model)
-        exported = torch.onnx.export(
-            program, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise CheckpointError(
+                "--to aoti compiles C++, and there is no compiler: apt install g++, or set CXX"
+            ) from None
+
+
+def write_file(
+    subject: Subject,
+    folder: Path,
+    to: Format,
+    report: Callable[[str], None] = lambda phase: None,
+    pictures: Sequence[Image.Image] | None = None,
+    dtype: Precision = Precision.float32,
+) -> Written:
+    """Write a model's graph, and compare it with the model before it takes its place.
+
+    Args:
+        subject: the model.
+        folder: where the file goes.
+        to: its format.
+        report: called with the name of each phase as it begins.
+        pictures: what to compare on; by default photographs.
+        dtype: of the graph. Layers that overflow in half precision stay in float32.
+
+    Raises:
+        CheckpointError: the graph computes something else, or cannot be written. The files that
+            were there are untouched.
+    """
+    name = FILES[to]
+    with replace_files(folder, name) as beside, force("reference"):
+        traced, wide, limits = subject, (), EXACT
+        if dtype is not Precision.float32:
+            report(f"looking for what overflows in {dtype.value}")
+            seen = batch_of(list(pictures or photographs())[:4], subject.size, subject.channels)
+            traced, wide = lower(subject, getattr(torch, dtype.value), [seen])
+            limits = HALF
+        report("tracing the graph")
+        program, reason = trace(traced)
+        size = subject.size if reason else None
+        description = subject.description | {"dtype": dtype.value, "image_size": size}
+        report(f"writing {name}")
+        save(program, beside / name, to, subject.outputs, description)
+        report("comparing it with the model on pictures")
+        opened = open_file(beside / name)
+        compared = batches_for(subject, size is None, pictures)
+        difference = compare(subject.module, opened.run, compared, limits)
+        refuse_faults(difference)
+    report(f"done, {(folder / name).stat().st_size / 1e6:.1f} MB")
+    return Written(folder / name, difference, size, reason, wide)
+
+
+def save(
+    program: ExportedProgram,
+    file: Path,
+    to: Format,
+    outputs: Sequence[str],
+    description: dict[str, Any],
+) -> None:
+    """Write a graph and its description in a format."""
+    if to is Format.onnx:
+        from linsight.tools import export_onnx
+
+        export_onnx.save(program, file, outputs, description)
+        return
+    # Into memory first, because torch's own writer of files ends the process on a full disk.
+    content = io.BytesIO()
+    if to is Format.torch:
+        torch.export.save(program, content, extra_files={DESCRIPTION: json.dumps(description)})
+    else:
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=content,
+            inductor_configs={
+                "aot_inductor.metadata": {DESCRIPTION: json.dumps(description)},
+                # Where inputs are checked, a batch of one image is none too few.
+                "aot_inductor.check_lowerbound": False,
+            },
         )
-        cast(torch.onnx.ONNXProgram, exported).save(beside / "model.onnx")
-        session = onnxruntime.InferenceSession(beside / "model.onnx")
-
-        def run(images: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-        error = compare(model, run, images, limit=1e-4)
-    return folder / "model.onnx", error, size
+    file.write_bytes(content.getbuffer())
 
 
-def write_torch(model: TimmModel, folder: Path) -> Written:
-    """Write ``model.pt2`` of `torch.export`."""
-    with replace_files(folder, "model.pt2") as beside, force("reference"):
-        program, images, size = trace(model)
-        torch.export.save(program, beside / "model.pt2")
-        loaded = torch.export.load(beside / "model.pt2").module()
-        error = compare(model, loaded, images, limit=1e-5)
-    return folder / "model.pt2", error, size
-
-
-def trace(model: TimmModel) -> tuple[ExportedProgram, list[Tensor], tuple[int, int] | None]:
+def trace(subject: Subject) -> tuple[ExportedProgram, str]:
     """Trace a model for batches of any length and, where possible, for images of any size.
-
-    What is constant in inference, such as batch norms behind convolutions, is folded before.
 
     Models with windows or landmarks depend on the size of the image in ways that one graph cannot
     express, and are traced at their own size.
 
     Returns:
-        The graph, the batches to compare it on, and its only image size (height, width), or None
-        for any size.
+        The graph, and why its images have one size alone; "" if they have any.
     """
-    model = cast(TimmModel, reparameterize_model(model))
-    shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
-    if _any_size(model):
-        images = _images(model, True)
-        # A side of 32 pixels leaves one row, which torch.export would treat as a constant.
-        sides = {2: Dim("height", min=33, max=8192), 3: Dim("width", min=33, max=8192)}
+    reason = "as it was asked for"
+    if subject.any_size:
         try:
-            dynamic = (shape | sides,)
-            return torch.export.export(model, (images[0],), dynamic_shapes=dynamic), images, None
-        except UserError:  # torch.export cannot leave the size open
-            pass
-    images = _images(model, False)
-    program = torch.export.export(model, (images[0],), dynamic_shapes=(shape,))
-    height, width = images[0].shape[2:]
-    return program, images, (height, width)
+            return _trace(subject, any_size=True), ""
+        # PyTorch raises errors of many classes where a size cannot be left open.
+        except Exception:
+            reason = f"a graph of {subject.name} cannot leave the size open; --size gives another"
+    return _trace(subject, any_size=False), reason
+
+
+def _trace(subject: Subject, any_size: bool) -> ExportedProgram:
+    images = batch_of(photographs()[:2], subject.size, subject.channels)
+    shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
+    if any_size:
+        sides = {"min": subject.least, "max": 8192}
+        shape |= {2: Dim("height", **sides), 3: Dim("width", **sides)}
+    with torch.no_grad():
+        return torch.export.export(subject.module, (images,), dynamic_shapes=(shape,))
 
 
 @contextmanager
@@ -158,8 +321,10 @@ def replace_files(folder: Path, *names: str) -> Iterator[Path]:
     try:
         yield beside
         for name in names:
+            os.chmod(beside / name, 0o666 & ~_umask())
             os.replace(beside / name, folder / name)
-    except SafetensorError as error:  # its writer raises this on a full disk
+    # On a full disk safetensors' writer raises its own error.
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"cannot write to {folder}: {error}; what was there before is untouched"
         ) from error
@@ -167,37 +332,11 @@ def replace_files(folder: Path, *names: str) -> Iterator[Path]:
         shutil.rmtree(beside)
 
 
-def compare(
-    model: nn.Module, other: Callable[[Tensor], Tensor], batches: list[Tensor], limit: float
-) -> float:
-    """The largest relative L2 difference of the outputs over the batches.
-
-    Raises:
-        CheckpointError: the difference is above `limit`.
-    """
-    worst = 0.0
-    with torch.inference_mode():
-        for images in batches:
-            wanted = model(images)
-            worst = max(worst, ((other(images) - wanted).norm() / wanted.norm()).item())
-    if not worst <= limit:
-        raise CheckpointError(
-            f"the exported model differs by {worst:.1e}, more than {limit:.0e}; nothing was written"
-        )
-    return worst
-
-
-def _any_size(model: TimmModel) -> bool:
-    return model.pretrained_cfg["architecture"] in ZOO
-
-
-def _images(model: TimmModel, any_size: bool) -> list[Tensor]:
-    """Random batches, of which the first has the model's own image size."""
-    channels, height, width = model.pretrained_cfg["input_size"]
-    others = [(1, height + 32, width), (3, 75, 97)] if any_size else [(1, height, width)]
-    sizes = [(2, height, width), *others]
-    draw = torch.Generator().manual_seed(0)
-    return [torch.randn(b, channels, h, w, generator=draw) for b, h, w in sizes]
+def _umask() -> int:
+    """The process's file mode mask, which is read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _config(model: TimmModel) -> dict[str, Any]:

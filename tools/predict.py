@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 import typer
 from mmengine.config import Config
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -21,6 +22,7 @@ from linsight.data.loading import DataError
 from linsight.data.pictures import read_picture
 from linsight.heads.checkpoint import AtomicLocalBackend
 from linsight.tools.config import ConfigError, check_config, override, quiet_mmdet
+from linsight.tools.export_file import is_exported_file
 from linsight.tools.model import open_model, read_run
 from linsight.tools.predict_video import SUFFIXES, predict_video
 from linsight.tools.prediction import Predictor
@@ -30,7 +32,9 @@ from linsight.tools.run import Overrides, report_errors
 def predict(
     model: Annotated[
         str,
-        typer.Argument(help="A checkpoint, an exported folder, or a model with published weights."),
+        typer.Argument(
+            help="A checkpoint, an exported folder or file, or a model with published weights."
+        ),
     ],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, folders of them, or videos.")],
     model_name: Annotated[
@@ -56,7 +60,7 @@ def predict(
     with report_errors():
         place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         predictor = open_predictor(model, model_name, place, topk, score, tta, cfg_options or ())
-        files = _pictures(pictures)
+        files = find_pictures(pictures)
         drawings = _drawings(out, files)
         out.mkdir(parents=True, exist_ok=True)
         console = Console()
@@ -111,7 +115,7 @@ def open_predictor(
     Args:
         source, model_name: as for :func:`~linsight.tools.model.open_model`; or a checkpoint of
             `linsight train` for any task; or a checkpoint of another origin with the name of the
-            config that it fits.
+            config that it fits; or a file of `linsight export`, .onnx or .pt2.
         device: device to run it on.
         topk: number of classes that a classifier reports.
         score: lowest score of the objects that a detector reports.
@@ -123,6 +127,12 @@ def open_predictor(
         FileNotFoundError: `source` is neither a file nor the name of a model.
         CheckpointError: the file is damaged, or holds a model of another kind.
     """
+    if is_exported_file(source):
+        from linsight.tools.predict_exported import ExportedPredictor
+
+        if tta or overrides:
+            raise ConfigError(f"--tta and --cfg-options change no prediction of a file, {source}")
+        return ExportedPredictor(source, topk, score)
     run = read_run(source, model_name)
     kind = run.config.model.type if run else "ImageClassifier"
     if run and run.config.get("default_scope") == "mmdet":
@@ -165,11 +175,7 @@ def _predict(
         frames = predict_video(predictor, file, drawing, progress)
         rows = [(f"{file}#{i}", *row) for i, frame in enumerate(frames) for row in frame]
         return f"{len(frames)} frames", rows
-    try:
-        picture = read_picture(file)
-    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ..., depending on the format.
-    except Exception as error:
-        raise DataError(f"{file} ({error})") from error
+    picture = open_picture(file)
     try:
         prediction = predictor(picture)
     except ValueError as error:  # for example, the picture is too small for the model
@@ -180,11 +186,30 @@ def _predict(
     return prediction.summary, [(str(file), *row) for row in prediction.rows]
 
 
+def open_picture(file: Path) -> Image.Image:
+    """Read a picture (RGB).
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return read_picture(file)
+    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ..., depending on the format.
+    except Exception as error:
+        raise DataError(f"{file} ({error})") from error
+
+
 def _is_video(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
-def _pictures(sources: list[Path]) -> list[Path]:
+def find_pictures(sources: Sequence[Path]) -> list[Path]:
+    """The pictures and videos among files and in folders.
+
+    Raises:
+        DataError: a folder holds none.
+        FileNotFoundError: a file does not exist.
+    """
     files: list[Path] = []
     for source in sources:
         if source.is_dir():

@@ -39,13 +39,7 @@ class ClassificationPredictor:
         self.device, self.topk = device, topk
         self.names = class_names(model)
         data = timm.data.resolve_model_data_config(model)
-        channels = data["input_size"][0]
-        if channels not in _MODES:
-            raise CheckpointError(
-                f"the model takes images of {channels} channels, and a picture has "
-                f"{' or '.join(map(str, _MODES))}"
-            )
-        self.mode = _MODES[channels]
+        self.mode = mode_of(data["input_size"][0])
         self.transform: Any = timm.data.create_transform(**data)
 
     @torch.inference_mode()
@@ -56,12 +50,31 @@ class ClassificationPredictor:
         return Classes(self.names, scores.cpu().numpy())
 
     def __call__(self, picture: Image.Image) -> Prediction:
-        best = self.predict(picture).top(self.topk)
-        return Prediction(
-            summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
-            rows=[(name, f"{p:.6f}") for name, p in best],
-            drawing=render(draw_classes(picture, best)),
+        return describe(picture, self.predict(picture), self.topk)
+
+
+def mode_of(channels: int) -> str:
+    """Pillow's mode of the pictures of a model.
+
+    Raises:
+        CheckpointError: pictures have no such number of channels.
+    """
+    if channels not in _MODES:
+        raise CheckpointError(
+            f"the model takes images of {channels} channels, and a picture has "
+            f"{' or '.join(map(str, _MODES))}"
         )
+    return _MODES[channels]
+
+
+def describe(picture: Image.Image, classes: Classes, topk: int) -> Prediction:
+    """The `topk` most probable classes of a picture (RGB) as text, rows and a drawing."""
+    best = classes.top(topk)
+    return Prediction(
+        summary=", ".join(f"{name} {p:.1%}" for name, p in best[:3]),
+        rows=[(name, f"{p:.6f}") for name, p in best],
+        drawing=render(draw_classes(picture, best)),
+    )
 
 
 def draw_classes(picture: Image.Image, best: list[tuple[str, float]]) -> Figure:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 # Registers what the configs of detectors name; mmdet follows them.
 import linsight.data.coco
 import linsight.data.digits_detection
-import linsight.heads  # noqa: F401
+import linsight.heads.detection  # noqa: F401
 
 # isort: split
 import numpy as np
@@ -21,6 +21,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from PIL import Image
 from timm.utils import reparameterize_model
+from torch import nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
 from linsight.heads.backbone import convert_backbone
@@ -56,17 +57,9 @@ class DetectionPredictor:
     ) -> None:
         config = run.config
         augmentation = tta_of(config) if tta else None
-        _check_libraries(config, source)
-        # The checkpoint holds the weights, so that nothing is downloaded or read from other files.
-        config.model.backbone.update(pretrained=False, checkpoint=None)
+        model: Any = build_detector(run, source)
         pipeline = config.tta_pipeline if tta else config.test_dataloader.dataset.pipeline
-        with DefaultScope.overwrite_default_scope("mmdet"):
-            model = MODELS.build(config.model)
-            self.pipeline = Compose(list(_drop_loading(pipeline)))
-        state = convert_backbone(run.state, model.backbone)
-        check_fit(state, model, f"checkpoint {source} does not fit the model that it names")
-        model.load_state_dict(state, strict=False)
-        reparameterize_model(model.backbone, inplace=True)
+        self.pipeline = build_pipeline(pipeline)
         if augmentation:
             model = MODELS.build({**augmentation, "module": model})
         self.model = model.to(device).eval()
@@ -76,17 +69,7 @@ class DetectionPredictor:
     @torch.inference_mode()
     def predict(self, picture: Image.Image) -> Objects:
         """The objects, the surest first."""
-        image = np.asarray(picture)
-        shape = image.shape[:2]
-        item = self.pipeline(
-            {
-                "img": np.ascontiguousarray(image[..., ::-1]),  # BGR
-                "img_id": 0,
-                "img_shape": shape,
-                "ori_shape": shape,
-                "scale_factor": (1.0, 1.0),
-            }
-        )
+        item = self.pipeline(pipeline_input(picture))
         (sample,) = self.model.test_step(pseudo_collate([item]))
         found = detections(sample, self.score)
         order = np.argsort(-found["scores"], kind="stable")
@@ -94,26 +77,69 @@ class DetectionPredictor:
         return Objects(self.names, **ordered)
 
     def __call__(self, picture: Image.Image) -> Prediction:
-        objects = self.predict(picture)
-        rows = []
-        for i, label in enumerate(objects.labels.tolist()):
-            box = (f"{edge:.1f}" for edge in objects.boxes[i])
-            pixels = "" if objects.masks is None else int(objects.masks[i].sum())
-            rows.append((self.names[label], f"{objects.scores[i]:.4f}", *box, pixels))
-        names = [str(row[0]) for row in rows]
-        counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
-        return Prediction(
-            summary=", ".join(counts) or "nothing",
-            rows=rows,
-            drawing=draw_objects(
-                np.asarray(picture),
-                objects.boxes,
-                objects.labels,
-                objects.scores,
-                objects.masks,
-                self.names,
-            ),
-        )
+        return describe(picture, self.predict(picture))
+
+
+def build_detector(run: Run, source: str) -> nn.Module:
+    """The detector of a checkpoint, in evaluation mode, its backbone's constants folded.
+
+    Raises:
+        CheckpointError: the weights do not fit the model that the checkpoint names, or it names
+            a type of another library than linsight, mmdet and mmengine.
+    """
+    config = run.config
+    _check_libraries(config, source)
+    # The checkpoint holds the weights, so that nothing is downloaded or read from other files.
+    config.model.backbone.update(pretrained=False, checkpoint=None)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(config.model)
+    state = convert_backbone(run.state, model.backbone)
+    check_fit(state, model, f"checkpoint {source} does not fit the model that it names")
+    model.load_state_dict(state, strict=False)
+    reparameterize_model(model.backbone, inplace=True)
+    return model.eval()
+
+
+def build_pipeline(settings: Sequence[dict]) -> Compose:
+    """mmdet's transforms for a picture that is loaded, without those that load it."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return Compose(list(_drop_loading(settings)))
+
+
+def pipeline_input(picture: Image.Image) -> dict[str, Any]:
+    """A picture (RGB) as mmdet's transforms take it."""
+    image = np.asarray(picture)
+    shape = image.shape[:2]
+    return {
+        "img": np.ascontiguousarray(image[..., ::-1]),  # BGR
+        "img_id": 0,
+        "img_shape": shape,
+        "ori_shape": shape,
+        "scale_factor": (1.0, 1.0),
+    }
+
+
+def describe(picture: Image.Image, objects: Objects) -> Prediction:
+    """The objects in a picture (RGB) as text, rows and a drawing."""
+    rows = []
+    for i, label in enumerate(objects.labels.tolist()):
+        box = (f"{edge:.1f}" for edge in objects.boxes[i])
+        pixels = "" if objects.masks is None else int(objects.masks[i].sum())
+        rows.append((objects.names[label], f"{objects.scores[i]:.4f}", *box, pixels))
+    names = [str(row[0]) for row in rows]
+    counts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
+    return Prediction(
+        summary=", ".join(counts) or "nothing",
+        rows=rows,
+        drawing=draw_objects(
+            np.asarray(picture),
+            objects.boxes,
+            objects.labels,
+            objects.scores,
+            objects.masks,
+            objects.names,
+        ),
+    )
 
 
 def _count(model: Mapping) -> range:

@@ -40,13 +40,7 @@ class SegmentationPredictor:
     columns = ("class", "share of the pixels")
 
     def __init__(self, run: Run, source: str | Path, device: torch.device) -> None:
-        settings: dict[str, Any] = dict(run.config.model) | {"checkpoint": None}
-        settings["backbone"] = settings["backbone"] | {"pretrained": False, "checkpoint": None}
-        self.model: SemanticSegmentor = MODELS.build(settings).eval()
-        state = self.model.checkpoint_filter_fn(run.state)
-        check_fit(state, self.model, f"checkpoint {source} does not fit the model that it names")
-        self.model.load_state_dict(state)
-        reparameterize_model(self.model, inplace=True).to(device)
+        self.model: Any = build_segmentor(run, source).to(device)
         for part in (self.model.backbone, self.model.neck, self.model.decode_head):
             if part is not None:
                 capture_inference(part)
@@ -73,15 +67,43 @@ class SegmentationPredictor:
         return Regions(self.names, labels.numpy())
 
     def __call__(self, picture: Image.Image) -> Prediction:
-        regions = self.predict(picture)
-        shares = list(regions.shares().items())
-        labels = torch.from_numpy(regions.labels)
-        original = v2.functional.to_image(picture)
-        return Prediction(
-            summary=", ".join(f"{name} {share:.1%}" for name, share in shares[:3]),
-            rows=[(name, f"{share:.6f}") for name, share in shares],
-            drawing=render(draw_classes(original, labels, self.classes, self.palette)),
-        )
+        return describe(picture, self.predict(picture), self.palette)
+
+
+def build_segmentor(run: Run, source: str | Path) -> SemanticSegmentor:
+    """The segmentor of a checkpoint, in evaluation mode, its constants folded.
+
+    Raises:
+        CheckpointError: the weights do not fit the model that the checkpoint names.
+    """
+    settings: dict[str, Any] = dict(run.config.model) | {"checkpoint": None}
+    settings["backbone"] = settings["backbone"] | {"pretrained": False, "checkpoint": None}
+    model: SemanticSegmentor = MODELS.build(settings).eval()
+    state = model.checkpoint_filter_fn(run.state)
+    check_fit(state, model, f"checkpoint {source} does not fit the model that it names")
+    model.load_state_dict(state)
+    reparameterize_model(model, inplace=True)
+    return model
+
+
+def describe(
+    picture: Image.Image, regions: Regions, palette: Sequence[Colour] | None = None
+) -> Prediction:
+    """The classes of a picture's (RGB) pixels as text, rows and a drawing.
+
+    Args:
+        picture: the picture.
+        regions: the classes.
+        palette: as :func:`draw_classes` takes it.
+    """
+    shares = list(regions.shares().items())
+    labels = torch.from_numpy(regions.labels)
+    original = v2.functional.to_image(picture)
+    return Prediction(
+        summary=", ".join(f"{name} {share:.1%}" for name, share in shares[:3]),
+        rows=[(name, f"{share:.6f}") for name, share in shares],
+        drawing=render(draw_classes(original, labels, tuple(regions.names), palette)),
+    )
 
 
 def draw_classes(

@@ -13,7 +13,7 @@ SIDES = {"min": 33, "max": 4096}
 DYNAMIC = ({0: Dim("batch", min=1, max=1024), 2: Dim("height", **SIDES), 3: Dim("width", **SIDES)},)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nano():
     """Blocks of both mixers, and two in a row, the second of which adds what the first defers."""
     return lively(timm.create_model("rala_vit_nano", num_classes=10, depths=(2, 0, 1, 0)))
@@ -41,16 +41,10 @@ def test_compile():
     assert relative(got, wanted) < 1e-5
 
 
-def test_export(nano):
-    program = torch.export.export(nano, (torch.randn(2, 3, 64, 96),), dynamic_shapes=DYNAMIC)
-    with torch.inference_mode():
-        for batch, height, width in SIZES:
-            x = torch.randn(batch, 3, height, width)
-            assert relative(program.module()(x), nano(x)) < 1e-6
-
-
 @pytest.mark.slow
 def test_onnx(nano, tmp_path):
+    """The bare model, as a program of one's own exports it; the command's files have tests of
+    their own."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     path = str(tmp_path / "nano.onnx")

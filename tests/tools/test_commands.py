@@ -24,7 +24,9 @@ from linsight.data.pictures import read_picture
 from linsight.kernels.runtime import dispatch
 from linsight.tools import main, models, predict
 from linsight.tools.config import load_config
-from linsight.tools.export import write_torch
+from linsight.tools.export import Format, write_file
+from linsight.tools.export_file import open_file
+from linsight.tools.export_subject import classifier_subject
 from linsight.tools.model import class_names, open_model, read_run
 from linsight.tools.predict_classification import ClassificationPredictor
 
@@ -234,12 +236,16 @@ SWIN = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 2)}
 )
 def test_windows_tie_a_graph_to_its_size(name, options, tied, tmp_path):
     model = timm.create_model(name, num_classes=5, **options).eval()
-    path, _, size = write_torch(model, tmp_path)
-    assert size == tied
-    images = torch.randn(3, 3, *(size or (96, 160)))
+    subject = classifier_subject(model)
+    written = write_file(subject, tmp_path, Format.torch)
+    assert written.size == tied
+    height, width = tied or (96, 160)
+    images = torch.randint(0, 256, (3, 3, height, width), dtype=torch.uint8)
+    mean, std = (torch.tensor(subject.description[key])[:, None, None] for key in ("mean", "std"))
     with torch.inference_mode():
-        found = torch.export.load(path).module()(images)
-        torch.testing.assert_close(found, model(images), rtol=1e-4, atol=1e-5)
+        found = open_file(written.path).run(images)["logits"]
+        wanted = model((images / 255 - mean) / std)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_export_to_a_full_disk_leaves_what_was_there(app, checkpoint, tmp_path):

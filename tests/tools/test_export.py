@@ -1,0 +1,373 @@
+"""Exported files: what they hold, what they compute, and what becomes of those that fail."""
+
+import copy
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from mmengine.registry import MODELS
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+import linsight
+from linsight.heads import segmentation  # noqa: F401  registers what the config names
+from linsight.heads.deployment import DeployedClassifier
+from linsight.tools import export_check, main
+from linsight.tools.config import load_config
+from linsight.tools.export import Format, Precision, trace, write_file
+from linsight.tools.export_file import open_file
+from linsight.tools.export_half import lower
+from linsight.tools.export_subject import (
+    Subject,
+    classifier_subject,
+    dense_subject,
+    open_subject,
+)
+from linsight.tools.model import Run
+
+from ..backbones.conftest import lively
+from .conftest import full_disk
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A block of linear attention."""
+    options = {"num_classes": 2, "depths": (1, 0, 0, 0), "img_size": 64}
+    model = lively(timm.create_model("rala_vit_nano", **options))
+    model.pretrained_cfg["label_names"] = ["cat", "dög"]
+    return classifier_subject(model)
+
+
+@pytest.fixture(scope="module")
+def tiny(classifier):
+    """Two layers, for what does not depend on the model."""
+    layers = nn.Sequential(
+        nn.Conv2d(3, 64, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2)
+    )
+    module = DeployedClassifier(layers, (0.5,) * 3, (0.5,) * 3).eval()
+    return replace(classifier, module=module).with_size((64, 64))
+
+
+@pytest.fixture(scope="module")
+def segmentor(tmp_path_factory):
+    """A checkpoint of a small segmentor that nobody has trained."""
+    words = ["model.backbone.depths=(0,0,1,0)"]
+    config = load_config("segformer_rala_vit_nano_digits", words)
+    model = MODELS.build(config.model)
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(part.weight)
+    torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+    path = tmp_path_factory.mktemp("run") / "segmentor.pth"
+    names = tuple(f"class {i}" for i in range(model.num_classes))
+    meta = {"cfg": config.pretty_text, "dataset_meta": {"classes": names}}
+    torch.save({"meta": meta, "state_dict": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(segmentor, tmp_path_factory):
+    """The segmentor as ONNX, by the command, under a mask that lets the group read."""
+    folder = tmp_path_factory.mktemp("files")
+    mask = os.umask(0o027)
+    try:
+        words = ["export", str(segmentor), "--out", str(folder), "--to", "onnx"]
+        result = CliRunner().invoke(main.app, words)
+    finally:
+        os.umask(mask)
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def test_a_segmentor_as_onnx(files, segmentor):
+    """Any batch and size, the description and readable names, and what the command says."""
+    folder, output = files
+    path = folder / "model.onnx"
+    assert path.stat().st_mode & 0o777 == 0o640
+    for phase in ("tracing the graph", "writing model.onnx", "comparing it with the model"):
+        assert phase in output
+    model = onnx.load(path)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(entries["classes"])[3] == "class 3"
+    assert entries["task"] == "segmentation"
+    assert {"mean", "std", "linsight_version", "preparation", "inputs"} <= set(entries)
+    (images,) = model.graph.input
+    dims = [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim]
+    assert dims == ["batch", 3, "height", "width"]
+    assert [o.name for o in model.graph.output] == ["labels", "logits"]
+    dims = [d.dim_param or d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", "height", "width"]
+    wanted, found = open_subject(str(segmentor)).module, open_file(path).run
+    batches = [pixels(1, 3, 96, 96), pixels(3, 3, 64, 130)]
+    difference = export_check.compare(wanted, found, batches, export_check.EXACT)
+    assert difference.faults == ()
+    assert len(found(batches[0])["labels"].unique()) > 1
+
+
+@pytest.mark.slow
+def test_upernet_at_any_size():
+    """Whose pyramid pools a map of any size to a few cells."""
+    config = load_config("upernet_rala_vit_nano_digits", ["model.backbone.depths=(0,0,0,0)"])
+    state = MODELS.build(config.model).state_dict()
+    subject = dense_subject(Run(config, None, state), "upernet")
+    program, reason = trace(subject)
+    assert reason == ""
+    images = pixels(2, 3, 70, 131)
+    with torch.inference_mode():
+        wanted, found = (run(images)["logits"] for run in (subject.module, program.module()))
+    assert export_check.relative(found, wanted) < 1e-5
+
+
+RUN_ONNX = """
+import sys
+sys.modules["linsight"] = sys.modules["torch"] = None
+import numpy, onnxruntime
+run = onnxruntime.InferenceSession(sys.argv[1]).run
+batches, results = sys.argv[2:]
+images = numpy.load(batches)
+found = {f"{name} {output}": value for name in images.files
+         for output, value in zip(("labels", "logits"), run(None, {"images": images[name]}))}
+numpy.savez(results, **found)
+for wrong in (images["0"][:, :1], images["0"].astype("f")):
+    try:
+        run(None, {"images": wrong})
+    except Exception:
+        continue
+    raise SystemExit(f"{wrong.shape} {wrong.dtype} is taken")
+"""
+
+
+def test_onnx_without_linsight(files, segmentor, tmp_path):
+    batches = [pixels(*shape) for shape in BATCHES]
+    np.savez(tmp_path / "images.npz", **{str(i): each.numpy() for i, each in enumerate(batches)})
+    words = [files[0] / "model.onnx", tmp_path / "images.npz", tmp_path / "results.npz"]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ONNX, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = np.load(tmp_path / "results.npz")
+    module = open_subject(str(segmentor)).module
+    for i, images in enumerate(batches):
+        with torch.inference_mode():
+            wanted = module(images)
+        logits, labels = (torch.from_numpy(results[f"{i} {key}"]) for key in ("logits", "labels"))
+        assert export_check.relative(logits, wanted["logits"]) < 1e-4
+        assert (labels == wanted["labels"]).float().mean() > 0.999
+
+
+def test_openvino_runs_the_onnx(files, segmentor):
+    openvino = pytest.importorskip("openvino")
+    model = openvino.Core().compile_model(str(files[0] / "model.onnx"), "CPU")
+    module = open_subject(str(segmentor)).module
+    for shape in BATCHES:
+        images = pixels(*shape)
+        with torch.inference_mode():
+            wanted = module(images)
+        found = model([images.numpy()])
+        logits, labels = (torch.from_numpy(found[key].copy()) for key in ("logits", "labels"))
+        assert export_check.relative(logits, wanted["logits"]) < 1e-4
+        assert (labels == wanted["labels"]).float().mean() > 0.999
+
+
+def test_a_file_predicts_what_its_checkpoint_predicts(files, segmentor, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (70, 110, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    rows, out = [], tmp_path / "out"
+    for source in (segmentor, files[0] / "model.onnx"):
+        words = ["predict", source, tmp_path / "noise.png", "--out", out, "--device", "cpu"]
+        result = CliRunner().invoke(main.app, list(map(str, words)))
+        assert result.exit_code == 0, result.output
+        with open(out / "predictions.csv", newline="") as file:
+            rows.append(list(csv.reader(file)))
+    Image.new("RGB", (16, 64)).save(tmp_path / "small.png")
+    words = ["predict", files[0] / "model.onnx", tmp_path / "small.png", "--out", out]
+    result = CliRunner().invoke(main.app, list(map(str, words)))
+    assert result.exit_code == 1
+    assert "small.png (a side of 16 pixels, and the file takes 33 or more)" in result.output
+    shares = [{row[1]: float(row[2]) for row in each[1:]} for each in rows]
+    assert shares[0].keys() == shares[1].keys()
+    assert shares[0] == pytest.approx(shares[1], abs=1e-3)
+
+
+# One image and three, of two sizes, one of which is not square.
+BATCHES = [(1, 3, 64, 64), (3, 3, 70, 100)]
+
+RUN = """
+import os, sys
+sys.modules["linsight"] = None
+os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
+import torch
+path, batches, results = sys.argv[1:]
+if path.endswith(".aoti.pt2"):
+    run = torch._inductor.aoti_load_package(path)
+    text = run.get_metadata()["linsight.json"]
+else:
+    extra = {"linsight.json": ""}
+    run = torch.export.load(path, extra_files=extra).module()
+    text = extra["linsight.json"]
+torch.save((text, [run(images)["logits"] for images in torch.load(batches)]), results)
+shapes = (1, 1, 64, 64), (1, 3, 16, 64)
+for wrong in (*(torch.zeros(shape).byte() for shape in shapes), torch.zeros(1, 3, 64, 64)):
+    try:
+        run(wrong)
+    except Exception:
+        continue
+    raise SystemExit(f"{wrong.dtype} {wrong.shape} is taken")
+"""
+
+
+def check_alone(subject: Subject, path: Path, batches: list[torch.Tensor]) -> None:
+    """A process that cannot import linsight finds the description and computes the logits."""
+    results = path.with_name("results.pt")
+    torch.save(batches, path.with_name("images.pt"))
+    words = [sys.executable, "-c", RUN, str(path), str(path.with_name("images.pt")), str(results)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text, found = torch.load(results)
+    description = json.loads(text)
+    assert description.pop("image_size") == (None if subject.any_size else list(subject.size))
+    assert description.pop("dtype") == "float32"
+    assert description == json.loads(json.dumps(subject.description))
+    for images, logits in zip(batches, found, strict=True):
+        with torch.inference_mode():
+            wanted = subject.module(images)["logits"]
+        assert export_check.relative(logits, wanted) < 1e-5
+
+
+def test_pt2_without_linsight(classifier, tmp_path):
+    written = write_file(classifier, tmp_path, Format.torch)
+    assert written.size is None
+    assert classifier.description["linsight_version"] == linsight.__version__
+    assert classifier.description["mean"] == pytest.approx(timm.data.IMAGENET_DEFAULT_MEAN)
+    assert classifier.description["classes"] == ["cat", "dög"]
+    check_alone(classifier, written.path, [pixels(*shape) for shape in BATCHES])
+
+
+@pytest.mark.slow  # C++ is compiled for a minute
+def test_a_package_without_linsight(classifier, tmp_path):
+    fixed = classifier.with_size((64, 64))
+    fixed.description["classes"] = ['a "word"', "\\"]  # which C++ has to quote
+    written = write_file(fixed, tmp_path, Format.aoti)
+    check_alone(fixed, written.path, [pixels(batch, 3, 64, 64) for batch in (1, 3)])
+
+
+def test_a_failure_leaves_the_old_file(tiny, tmp_path, monkeypatch):
+    """A full disk, an interruption, and a file that computes something else than its model."""
+    (tmp_path / "model.pt2").write_text("before")
+    with full_disk(100_000), pytest.raises(ValueError, match="cannot write to"):
+        write_file(tiny, tmp_path, Format.torch)
+
+    def interrupt(phase: str) -> None:
+        if phase.startswith("comparing"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file(tiny, tmp_path, Format.torch, interrupt)
+    limits = export_check.Limits(logits=-1.0, labels=1.0, objects=1.0)
+    monkeypatch.setattr("linsight.tools.export.EXACT", limits)
+    with pytest.raises(ValueError, match="differs from the model: the logits differ by"):
+        write_file(tiny, tmp_path, Format.torch)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+    assert (tmp_path / "model.pt2").read_text() == "before"
+
+
+def test_no_objects_are_no_difference():
+    nothing = {"boxes": torch.zeros(1, 2, 4), "labels": torch.full((1, 2), -1)}
+    nothing["scores"] = torch.zeros(1, 2)
+    same = export_check.compare(
+        lambda x: nothing, lambda x: nothing, [pixels(1)], export_check.EXACT
+    )
+    assert same.faults == ()
+
+
+def test_layers_that_overflow_stay_in_float32(classifier):
+    """A feed-forward network of large features and an ordinary result."""
+    large = replace(classifier, module=copy.deepcopy(classifier.module))
+    mlp = large.module.get_submodule("model.stages.0.blocks.0.mlp")
+    mlp.fc1.weight.data *= 1e5
+    images = pixels(2, 3, 64, 96)
+    with pytest.raises(ValueError, match=r"stages\.0\.blocks\.0\.mlp\.fc1 overflows float16"):
+        lower(large, torch.float16, [images])
+    mlp.fc2.weight.data *= 1e-5
+    lowered, wide = lower(large, torch.float16, [images])
+    assert wide == ("model.stages.0.blocks.0.mlp",)
+    with torch.inference_mode():
+        wanted, found = (each.module(images)["logits"] for each in (large, lowered))
+    assert 0 < export_check.relative(found, wanted) < 1e-2
+    lowered, wide = lower(large, torch.bfloat16, [images])
+    assert wide == ()
+
+
+def test_half_precision(tiny, tmp_path):
+    written = write_file(tiny, tmp_path, Format.torch, dtype=Precision.float16)
+    assert 0 < written.difference.values["relative error of the logits"] < 1e-2
+    assert open_file(written.path).description["dtype"] == "float16"
+    program = torch.export.load(str(written.path))
+    assert {weight.dtype for weight in program.parameters()} == {torch.float16}
+
+
+def test_objects_that_are_lost_or_moved_are_seen():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 0, 60, 10]])
+    wanted = {
+        "boxes": boxes,
+        "labels": torch.tensor([1, 2, 3]),
+        "scores": torch.tensor([0.9, 0.8, 0.1]),
+    }
+    same = export_check.match_objects(wanted, wanted)
+    assert (same["objects"], same["found"], same["iou"]) == (2, 2, 1.0)
+    moved = wanted | {"boxes": boxes + torch.tensor([[0.0], [3.0], [0.0]])}
+    assert export_check.match_objects(wanted, moved)["found"] == 1
+    other = wanted | {"labels": torch.tensor([2, 2, 3])}
+    assert export_check.match_objects(wanted, other)["found"] == 1
+    weaker = wanted | {"scores": torch.tensor([0.7, 0.8, 0.1])}
+    assert export_check.match_objects(wanted, weaker)["found"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--to", "onnx", "--size", "64"], "--size is '64', expected HEIGHTxWIDTH"),
+        (["--to", "onnx", "--dtype", "bfloat16"], "--to onnx has no --dtype bfloat16"),
+        (["--dtype", "float16"], "are for --to onnx, torch and aoti"),
+        (["--size", "64x64"], "are for --to onnx, torch and aoti"),
+        (["--to", "onnx", "--push-to-hub", "a/b"], "--push-to-hub pushes safetensors"),
+    ],
+)
+def test_wrong_words_are_one_line(segmentor, words, message):
+    result = CliRunner().invoke(main.app, ["export", str(segmentor), *words])
+    assert result.exit_code == 1
+    assert message in result.output
+    assert result.output.splitlines()[-1].startswith("error: ")
+
+
+def test_without_a_compiler(segmentor, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+    result = CliRunner().invoke(main.app, ["export", str(segmentor), "--to", "aoti"])
+    assert result.exit_code == 1
+    assert "error: --to aoti compiles C++, and there is no compiler" in result.output

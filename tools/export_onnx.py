@@ -1,0 +1,100 @@
+"""Graphs as ONNX: the operators that PyTorch's exporter lacks, names, and the description."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import onnx_ir
+import onnxscript
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from linsight.heads import deployment
+
+# The newest that both ONNX Runtime and OpenVINO run whole.
+OPSET = 18
+op: Any = onnxscript.opset18
+
+
+@torch.library.custom_op("linsight::suppress", mutates_args=())
+def _operator(boxes: Tensor, scores: Tensor, overlap: float, least: float, most: int) -> Tensor:
+    return deployment.suppress(boxes, scores, overlap, least, most)
+
+
+def suppress(boxes: Tensor, scores: Tensor, overlap: float, least: float, most: int) -> Tensor:
+    """Non-maximum suppression that ONNX's own operator computes in a file.
+
+    It is a function, because a module that holds an operator cannot be copied.
+    """
+    return _operator(boxes, scores, overlap, least, most)
+
+
+@_operator.register_fake
+def _(boxes: Tensor, scores: Tensor, overlap: float, least: float, most: int) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
+def _suppress(boxes: Any, scores: Any, overlap: float, least: float, most: int) -> Any:
+    """(image, class, box) of the boxes kept, scattered to (B, N)."""
+    chosen = op.NonMaxSuppression(boxes, op.Unsqueeze(scores, [1]), most, overlap, least)
+    places = op.Gather(chosen, [0, 2], axis=1)
+    ones = op.Expand(op.Constant(value_float=1.0), op.Shape(places, start=0, end=1))
+    kept = op.ScatterND(op.Mul(scores, op.Constant(value_float=0.0)), places, ones)
+    return op.Greater(kept, op.Constant(value_float=0.5))
+
+
+def save(
+    program: ExportedProgram, file: Path, outputs: Sequence[str], description: dict[str, Any]
+) -> None:
+    """Write a graph as ONNX, with its description as entries of ``metadata_props``."""
+    exported = cast(
+        torch.onnx.ONNXProgram,
+        torch.onnx.export(
+            program,
+            input_names=["images"],
+            output_names=list(outputs),
+            opset_version=OPSET,
+            custom_translation_table={torch.ops.linsight.suppress.default: _suppress},
+            dynamo=True,
+            verbose=False,
+        ),
+    )
+    model = exported.model
+    _name_dimensions(model)
+    for key, value in description.items():
+        model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    exported.save(file)
+
+
+def _name_dimensions(model: Any) -> None:
+    """Call the free dimensions batch, height and width, as PyTorch's symbols say nothing."""
+    (images,) = model.graph.inputs
+    names = {
+        str(symbol.value): name
+        for symbol, name in zip(images.shape, ("batch", "channels", "height", "width"), strict=True)
+        if not isinstance(symbol, int)
+    }
+    for value in _values(model.graph):
+        if value.shape is not None:
+            value.shape = _renamed(value.shape, names)
+
+
+def _values(graph: Any) -> Iterator[Any]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _renamed(shape: Any, names: dict[str, str]) -> Any:
+    def rename(dimension: Any) -> Any:
+        if isinstance(dimension, int) or dimension.value is None:
+            return dimension
+        text = str(dimension.value)
+        return re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), text)
+
+    return onnx_ir.Shape([rename(dimension) for dimension in shape])

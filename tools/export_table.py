@@ -1,0 +1,161 @@
+"""Export a shallow model of each body for each task, and write the table of docs/export.md.
+
+``python -m linsight.tools.export_table [BODY...] [--task TASK]...`` replaces the rows of what it
+exports. A model has one block per stage and random weights, as the question is whether a graph
+computes what the model computes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import timm
+import torch
+import typer
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor
+
+import linsight.heads.segmentation  # noqa: F401  registers what configs name
+from linsight.backbones import ZOO
+from linsight.backbones.checkpoint import CheckpointError
+from linsight.tools.config import load_config, quiet_mmdet
+from linsight.tools.export import Format, write_file
+from linsight.tools.export_check import EXACT, compare
+from linsight.tools.export_subject import Subject, batches_for, classifier_subject, dense_subject
+from linsight.tools.model import Run
+from linsight.tools.models import read_counts
+
+BEGIN, END = (
+    f"<!-- The lines {where} here are written by `python -m linsight.tools.export_table`. -->"
+    for where in ("from", "up to")
+)
+HEAD = ("body", "model", "task", "file", "image sizes", "run by", "differs from the model")
+CONFIGS = {
+    "UPerNet": "upernet_rala_vit_nano_digits",
+    "RetinaNet": "retinanet_rala_vit_nano_fpn_digits",
+    "Mask R-CNN": "mask_rcnn_rala_vit_nano_fpn_digits",
+    "DINO": "dino_4scale_rala_vit_nano_digits",
+}
+TASKS = ("classification", *CONFIGS)
+# Runs a .pt2 where linsight cannot be imported.
+ALONE = """
+import sys
+sys.modules["linsight"] = None
+import torch, torchvision
+file, images, results = sys.argv[1:]
+run = torch.export.load(file).module()
+torch.save([run(x) for x in torch.load(images)], results)
+"""
+
+
+def bodies() -> dict[str, str]:
+    """From each skeleton's name to its smallest model."""
+    parameters = {name: counts[0] for name, counts in read_counts().items()}
+    names: dict[str, str] = {}
+    for name in sorted(ZOO, key=parameters.__getitem__):
+        names.setdefault(ZOO[name].family.skeleton.__name__, name)
+    return names
+
+
+def shallow(name: str) -> dict[str, Any]:
+    """Arguments that leave a model one block per stage, or all where they are listed by block."""
+    config = ZOO[name].family.config | ZOO[name].config
+    mixer = config.get("mixer", "")
+    if not isinstance(mixer, str) and any(not isinstance(names, str) for names in mixer):
+        return {}
+    return {"depths": [1] * len(config["depths"])} if "depths" in config else {"depth": 1}
+
+
+def subject_of(model: str, task: str, onnx: bool) -> Subject:
+    """A model of random weights."""
+    torch.manual_seed(0)
+    options = shallow(model)
+    if task == "classification":
+        classifier: Any = timm.create_model(model, **options).eval()
+        return classifier_subject(classifier)
+    config = load_config(CONFIGS[task])
+    config.model.backbone.update(model_name=model, **options)
+    with quiet_mmdet(), DefaultScope.overwrite_default_scope(config.default_scope):
+        state = MODELS.build(config.model).state_dict()
+    return dense_subject(Run(config, None, state), model, onnx)
+
+
+def results_of(model: str, task: str, to: Format) -> list[str]:
+    """The sizes that a file takes, by what it was run, and how its outputs differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            subject = subject_of(model, task, to is Format.onnx)
+            written = write_file(subject, Path(folder), to)
+        except (CheckpointError, ValueError) as error:
+            return ["", "", f"not written: {error}"]
+        batches = batches_for(subject, written.size is None)
+        used, other = ("ONNX Runtime", "OpenVINO"), _openvino
+        if to is Format.torch:
+            used, other = ("PyTorch", "PyTorch without linsight"), _alone
+        try:
+            found = iter(other(written.path, subject, batches))
+            second = str(compare(subject.module, lambda _: next(found), batches, EXACT))
+        # Each runtime has errors of its own.
+        except Exception as error:
+            second = f"fails: {str(error).strip().splitlines()[-1]}"
+    first = str(written.difference)
+    sizes = "any" if written.size is None else "{} x {}".format(*written.size)
+    same = first == second
+    return [sizes, ", ".join(used), first if same else f"{first}; {used[1]}: {second}"]
+
+
+def _alone(file: Path, subject: Subject, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    images, results = file.with_name("images.pt"), file.with_name("results.pt")
+    torch.save(list(batches), images)
+    words = [sys.executable, "-c", ALONE, str(file), str(images), str(results)]
+    subprocess.run(words, check=True)
+    return torch.load(results)
+
+
+def _openvino(file: Path, subject: Subject, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    import openvino
+
+    model = openvino.Core().compile_model(str(file), "CPU")
+    found = []
+    for images in batches:
+        outputs = model([images.numpy()])
+        found.append({name: torch.from_numpy(outputs[name].copy()) for name in subject.outputs})
+    return found
+
+
+def main(
+    body: Annotated[list[str] | None, typer.Argument(help="Skeletons; default: all.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
+) -> None:
+    """Write rows of the table in docs/export.md of the checkout in the current folder."""
+    for skeleton, model in bodies().items():
+        if body and skeleton not in body:
+            continue
+        for each in task or TASKS:
+            for to in (Format.onnx, Format.torch):
+                row = [skeleton, f"`{model}`", each, to.value, *results_of(model, each, to)]
+                print(*row, sep="  ", flush=True)
+                write_row(row)
+
+
+def write_row(row: list[str]) -> None:
+    """Put a row into the table, in the place of one of the same body, task and file."""
+    page = Path("docs", "export.md")
+    before, _, rest = page.read_text().partition(BEGIN)
+    table, _, after = rest.partition(END)
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rows = [other for other in rows if other[:4] != row[:4]] + [row]
+    order = list(bodies())
+    rows.sort(key=lambda cells: (order.index(cells[0]), TASKS.index(cells[2]), cells[3]))
+    lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows)]
+    page.write_text(before + "\n".join((BEGIN, "", *lines, "", END)) + after)
+
+
+if __name__ == "__main__":
+    typer.run(main)
