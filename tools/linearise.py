@@ -22,7 +22,7 @@ from linsight.tools.config import ConfigError
 from linsight.tools.export import write_safetensors
 from linsight.tools.linearise_report import compare_sizes, draw_features, table
 from linsight.tools.model import open_model
-from linsight.tools.run import Overrides, build_runner, report_errors
+from linsight.tools.run import Overrides, build_runner, lock_work_dir, report_errors
 from linsight.tools.schedule import set_epochs
 
 
@@ -139,55 +139,56 @@ def train_student(
     shape = (teacher.in_chans, *(side * stride for side in teacher.size))
     teacher.pretrained_cfg = {**teacher.pretrained_cfg, "input_size": shape}
     work_dir = Path(work_dir).resolve()
-    chosen = None if blocks is None else list(blocks)
-    write_safetensors(teacher, work_dir / "teacher")
-    size = image_size or teacher.pretrained_cfg["input_size"][-1]
-    looks = {
-        key: teacher.pretrained_cfg[key]
-        for key in ("mean", "std", "interpolation")
-        if teacher.pretrained_cfg.get(key)
-    }
+    with lock_work_dir(work_dir):
+        chosen = None if blocks is None else list(blocks)
+        write_safetensors(teacher, work_dir / "teacher")
+        size = image_size or teacher.pretrained_cfg["input_size"][-1]
+        looks = {
+            key: teacher.pretrained_cfg[key]
+            for key in ("mean", "std", "interpolation")
+            if teacher.pretrained_cfg.get(key)
+        }
 
-    def adapt(cfg: Config) -> None:
-        folder = f"local-dir:{work_dir / 'teacher'}"
-        cfg.model.teacher = {"model_name": folder, "pretrained": True}
-        cfg.model.update(mixer=mixer, blocks=chosen, mixer_options=mixer_options)
-        if not teacher.num_classes:
-            cfg.model.stages.pop("logits", None)
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-            loader.dataset.transform.update(input_size=size, **looks)
-            if data is not None:
-                loader.dataset.root = str(data)
-        if batch_size is not None:
-            cfg.train_dataloader.batch_size = batch_size
-        if epochs is not None:
-            set_epochs(cfg, epochs)
-        cfg.resume = resume
+        def adapt(cfg: Config) -> None:
+            folder = f"local-dir:{work_dir / 'teacher'}"
+            cfg.model.teacher = {"model_name": folder, "pretrained": True}
+            cfg.model.update(mixer=mixer, blocks=chosen, mixer_options=mixer_options)
+            if not teacher.num_classes:
+                cfg.model.stages.pop("logits", None)
+            for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+                loader.dataset.transform.update(input_size=size, **looks)
+                if data is not None:
+                    loader.dataset.root = str(data)
+            if batch_size is not None:
+                cfg.train_dataloader.batch_size = batch_size
+            if epochs is not None:
+                set_epochs(cfg, epochs)
+            cfg.resume = resume
 
-    overrides = list(cfg_options or [])
-    if data is not None:
-        overrides.append(f"data_root={data}")
-    runner = build_runner(config or "linearise_pictures", overrides, work_dir, adapt=adapt)
-    before = agreement(runner.model, runner.val_dataloader)
-    runner.train()
-    report = {
-        "teacher": teacher.pretrained_cfg["architecture"],
-        "mixer": mixer,
-        "blocks": cast(Any, runner.model).swapped,
-        "image_size": size,
-        "swapped, untrained": before,
-        "trained": agreement(runner.model, runner.val_dataloader),
-    }
-    trained: Any = runner.model
-    student = trained.backbone.eval()
-    pictures, device = runner.cfg.val_dataloader.dataset, next(student.parameters()).device
-    teacher = trained._teacher[0].to(device)
-    sizes = report_sizes or (size, 2 * size)
-    report["sizes"] = compare_sizes(teacher, student, pictures, sizes, device)
-    draw_features(teacher, student, pictures, size, device, work_dir / "features.png")
-    (work_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    write_safetensors(student.cpu(), work_dir / "student")
-    return student
+        overrides = list(cfg_options or [])
+        if data is not None:
+            overrides.append(f"data_root={data}")
+        runner = build_runner(config or "linearise_pictures", overrides, work_dir, adapt=adapt)
+        before = agreement(runner.model, runner.val_dataloader)
+        runner.train()
+        report = {
+            "teacher": teacher.pretrained_cfg["architecture"],
+            "mixer": mixer,
+            "blocks": cast(Any, runner.model).swapped,
+            "image_size": size,
+            "swapped, untrained": before,
+            "trained": agreement(runner.model, runner.val_dataloader),
+        }
+        trained: Any = runner.model
+        student = trained.backbone.eval()
+        pictures, device = runner.cfg.val_dataloader.dataset, next(student.parameters()).device
+        teacher = trained._teacher[0].to(device)
+        sizes = report_sizes or (size, 2 * size)
+        report["sizes"] = compare_sizes(teacher, student, pictures, sizes, device)
+        draw_features(teacher, student, pictures, size, device, work_dir / "features.png")
+        (work_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_safetensors(student.cpu(), work_dir / "student")
+        return student
 
 
 def _sizes(text: str) -> list[int]:

@@ -191,7 +191,8 @@ def locate_class(model: Any, x: Tensor, label: int) -> Tensor:
         sizes.append(args[1].size)
         return (kept[0], *args[1:])
 
-    block = (model.stages[-1].blocks if hasattr(model, "stages") else model.blocks)[-1]
+    parts = model.stages if hasattr(model, "stages") else [model]
+    block = [block for part in parts for block in part.blocks][-1]
     handle = block.register_forward_pre_hook(hook)
     try:
         with torch.enable_grad():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, cast
 
 import torch
 import typer
+from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
@@ -223,3 +225,30 @@ def _leave(error: Exception) -> NoReturn:
         message = message.splitlines()[-1].partition(": ")[2]
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(1) from None
+
+
+def lock_work_dir(work_dir: Path) -> ExitStack | FileLock:
+    """A lock on a work dir against a second training; the system releases it when this process
+    ends, however it ends.
+
+    Raises:
+        ConfigError: another training has it, or the folder cannot be written.
+    """
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
+        return ExitStack()  # the first of several processes holds it for all
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(work_dir / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another training writes to the work dir {work_dir}: end it, or give another "
+            "--work-dir"
+        ) from None
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"the work dir {work_dir} cannot be written: {error.strerror}") from None
+    held = ExitStack()
+    held.callback(lock.release)
+    return held

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import typer
-from filelock import FileLock, Timeout
 from mmengine.config import Config
 
 from linsight.data.sources import read_source
@@ -28,6 +27,7 @@ from linsight.tools.run import (
     Words,
     WorkDir,
     build_runner,
+    lock_work_dir,
     report_errors,
 )
 from linsight.tools.schedule import set_epochs
@@ -158,7 +158,7 @@ def run(**options: Any) -> Path:
     work_dir = given.work_dir and Path(given.work_dir)
 
     def adapt(cfg: Config) -> None:
-        locks.enter_context(_lock(Path(cfg.work_dir)))
+        locks.enter_context(lock_work_dir(Path(cfg.work_dir)))
         cfg.resume = given.resume or cfg.get("resume", False)
         if checkpoints:
             cfg.load_from = checkpoints[-1]
@@ -233,40 +233,13 @@ def _config_for(data: str, task: str | None, wishes: Wishes, work_dir: Path, res
     # With several processes each reads the data, and the first one writes.
     source = read_source(data, check_task(task), wishes.seed)
     report = inspect_data(source)
-    with _lock(work_dir):
+    with lock_work_dir(work_dir):
         file = write_recipe(source, report, wishes, work_dir)
         if source.splits:
             draw_samples(source, work_dir / "samples.png")
     print(file.read_text(encoding="utf-8"))
     print(f"This config is {file}; samples of the data with their labels: {work_dir}/samples.png")
     return file
-
-
-def _lock(work_dir: Path) -> ExitStack | FileLock:
-    """A lock on a work dir against a second training; the system releases it when this process
-    ends, however it ends.
-
-    Raises:
-        ConfigError: another training has it, or the folder cannot be written.
-    """
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
-        return ExitStack()  # the first of several processes holds it for all
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work_dir / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"another training writes to the work dir {work_dir}: end it, or give another "
-            "--work-dir"
-        ) from None
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"the work dir {work_dir} cannot be written: {error.strerror}") from None
-    held = ExitStack()
-    held.callback(lock.release)
-    return held
 
 
 def _choose_device(name: str | None) -> None:

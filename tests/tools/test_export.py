@@ -264,6 +264,43 @@ def test_pt2_without_linsight(classifier, tmp_path):
     check_alone(classifier, written.path, [pixels(*shape) for shape in BATCHES])
 
 
+def test_a_model_of_grey_images(tmp_path):
+    """It predicts, is exported, and its file predicts the same, of coloured pictures too."""
+    words = [
+        "model.backbone.in_chans=1",
+        "model.backbone.depths=(1,0,0,0)",
+        "test_dataloader.dataset.transform.mean=(0.5,)",
+        "test_dataloader.dataset.transform.std=(0.25,)",
+    ]
+    config = load_config("rala_vit_nano_digits", words)
+    model = MODELS.build(config.model)
+    lively(model.backbone)
+    meta = {"cfg": config.pretty_text, "dataset_meta": {"classes": tuple("0123456789")}}
+    trained = str(tmp_path / "grey.pth")
+    torch.save({"meta": meta, "state_dict": model.state_dict()}, trained)
+    (tmp_path / "pictures").mkdir()
+    for name, mode in (("a.png", "L"), ("b.png", "RGB")):
+        picture = Image.fromarray(pixels(64, 64, 3).numpy()).convert(mode)
+        picture.save(tmp_path / "pictures" / name)
+    found = []
+    words = ["export", trained, "--to", "torch", "--size", "64x64"]
+    commands = [
+        ["predict", trained],
+        [*words, "--out", str(tmp_path / "file")],
+        ["predict", str(tmp_path / "file" / "model.pt2")],
+    ]
+    for i, command in enumerate(commands):
+        if command[0] == "predict":
+            command += [str(tmp_path / "pictures"), "--out", str(tmp_path / f"out{i}")]
+        result = CliRunner().invoke(main.app, command)
+        assert result.exit_code == 0, result.output
+        if command[0] == "predict":
+            rows = list(csv.DictReader((tmp_path / f"out{i}" / "predictions.csv").open()))
+            found.append([float(row["probability"]) for row in rows])
+    assert len(found[0]) == 10  # five classes of each picture
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
 @pytest.mark.slow  # C++ is compiled for a minute
 def test_a_package_without_linsight(classifier, tmp_path):
     fixed = classifier.with_size((64, 64))
