@@ -382,7 +382,9 @@ def _read_pair(
     labels = read_numbers(mask_file)
     picture = read_picture(image_file, size=labels.shape[1::-1])
     if table is not None and labels.ndim == 2:
-        labels = table[labels]
+        # The last row is that of numbers beyond 16 bits.
+        beyond = (labels < 0) | (labels >= len(table))
+        labels = table[np.where(beyond, len(table) - 1, labels)]
     return picture, labels
 
 
@@ -393,13 +395,28 @@ def _name_pair(pairs: Sequence[tuple[Path, Path]], root: Path, index: int) -> st
 def read_numbers(file: Path) -> np.ndarray:
     """The numbers in the file of a mask: (H, W), or (H, W, C) where it has several channels."""
     with Image.open(file) as mask:
-        return np.asarray(turn(mask))
+        numbers = np.asarray(turn(mask))
+    if numbers.dtype == bool:
+        return numbers.astype(np.uint8)
+    if np.issubdtype(numbers.dtype, np.floating):
+        whole = numbers.astype(np.int64)
+        if (whole != numbers).any():
+            raise ValueError("its numbers are not whole: save the mask as integers")
+        return whole
+    return numbers
 
 
 def label_table(label_map: Mapping[int, int], ignore_index: int) -> np.ndarray:
-    """The class of each 16-bit number; `ignore_index` for those that the map does not have."""
-    table = np.full(1 << 16, ignore_index, np.int32)
+    """The class of each 16-bit number, and in the last row of all others; `ignore_index` for those
+    that the map does not have.
+
+    Raises:
+        ValueError: a number of the map has more than 16 bits.
+    """
+    table = np.full((1 << 16) + 1, ignore_index, np.int32)
     for number, label in label_map.items():
+        if not 0 <= int(number) < 1 << 16:
+            raise ValueError(f"label_map has {number}, expected numbers from 0 to {(1 << 16) - 1}")
         table[int(number)] = label
     return table
 
@@ -411,8 +428,8 @@ def _label_table(
     if label_map is not None:
         return label_table(label_map, ignore_index)
     if reduce_zero_label:
-        table = np.arange(-1, (1 << 16) - 1, dtype=np.int32)
-        table[[0, IGNORE]] = ignore_index
+        table = np.arange(-1, 1 << 16, dtype=np.int32)
+        table[[0, IGNORE, -1]] = ignore_index
         return table
     return None
 

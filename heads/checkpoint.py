@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import datetime
 import os
 import pathlib
 import pickle
@@ -12,6 +14,7 @@ import zipfile
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -112,8 +115,15 @@ _SAFE_GLOBALS: list[Any] = [
     (_method_of_mmengine, "builtins.getattr"),
     np.ndarray,
     np.dtype,
-    type(np.dtype(np.float64)),
-    type(np.dtype(np.int64)),
+    *{type(np.dtype(code)) for code in np.typecodes["All"]},
+    codecs.encode,  # the bytes of arrays, by the first protocols
+    datetime.date,
+    datetime.datetime,
+    datetime.timedelta,
+    frozenset,
+    range,
+    slice,
+    SimpleNamespace,
     _MAKE_ARRAY,
     _MAKE_SCALAR,
     (_MAKE_ARRAY, "numpy.core.multiarray._reconstruct"),
@@ -212,7 +222,7 @@ def _foreign_names(path: Path) -> list[str]:
     except Exception:  # the file ends early or is no pickle; the names up to there still count
         pass
     harmless = {"argparse.Namespace", *_PATHS, *_CONFIGS}
-    data = ("torch.", "collections.", "numpy.")
+    data = ("torch.", "collections.", "numpy.", "_codecs.", "datetime.")
     return [name for name in names if not name.startswith(data) and name not in harmless]
 
 
@@ -400,24 +410,36 @@ class SafeCheckpointHook(CheckpointHook):
         self._check_save_best(runner)
 
     def _check_save_best(self, runner: Any) -> None:
-        """Compare the names in ``save_best`` with those that the metrics of the validation give.
+        """Compare the names in ``save_best``, and those that early stopping and schedules watch,
+        with those that the metrics of the validation give.
 
         Raises:
             ValueError: no metric gives such a name.
         """
         loop = runner.val_loop
-        if not self.save_best or loop is None:
+        if loop is None:
             return
         known: list[str] = []
         for metric in loop.evaluator.metrics:
             if not hasattr(metric, "names"):  # of another library, which may give any
                 return
             known += [f"{metric.prefix}/{name}" if metric.prefix else name for name in metric.names]
-        for name in self.key_indicators:
+        watched = [
+            ("default_hooks.checkpoint.save_best", name)
+            for name in (self.key_indicators if self.save_best else ())
+        ]
+        schedulers: Any = runner.param_schedulers or []
+        groups = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
+        parts = [("the monitor of a hook", hook) for hook in runner.hooks]
+        parts += [("the monitor of a param_scheduler", s) for group in groups for s in group]
+        for what, part in parts:
+            if isinstance(name := getattr(part, "monitor", None), str):
+                watched.append((f"{what}, {type(part).__name__},", name))
+        for what, name in watched:
             if name not in ("auto", *known):
                 raise ValueError(
-                    f"default_hooks.checkpoint.save_best is {name!r}, and the validation measures "
-                    f"{', '.join(known)}: set it to one of these"
+                    f"{what} is {name!r}, and the validation measures {', '.join(known)}: set it "
+                    "to one of these"
                 )
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:

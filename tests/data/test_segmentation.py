@@ -89,6 +89,29 @@ class TestFolder:
         assert red(image).equal(labels.long())
 
 
+@pytest.mark.parametrize("kind", ["1 bit", "float", "32 bits", "reduced"])
+def test_masks_of_other_numbers(folder, kind):
+    """Of one bit, of floating point, beyond 16 bits: whole numbers are what they are."""
+    numbers = np.zeros((20, 30), {"1 bit": bool, "float": np.float32}.get(kind, np.int32))
+    numbers[:, 10:] = 1
+    if kind == "32 bits":
+        numbers[:, 20:] = 70_000
+    for file in list((folder / "masks").rglob("*.png")):
+        file.unlink()
+        Image.fromarray(numbers).save(file.with_suffix(".png" if kind == "1 bit" else ".tif"))
+    suffix = ".png" if kind == "1 bit" else ".tif"
+    if kind == "reduced":
+        found = build(folder, classes="pq", mask_suffix=suffix, reduce_zero_label=True)[0][1]
+        assert found.unique().tolist() == [0, 255]
+        return
+    found = build(folder, classes="pq", mask_suffix=suffix, label_map={0: 1, 1: 0})[0][1]
+    assert found[:, :10].unique().tolist() == [1]
+    assert found[:, 10:20].unique().tolist() == [0]
+    assert found[:, 20:].unique().tolist() == [255 if kind == "32 bits" else 0]
+    with pytest.raises(ValueError, match="label_map has 70000, expected numbers from 0 to 65535"):
+        build(folder, classes="pq", mask_suffix=suffix, label_map={70_000: 1})
+
+
 class TestFaults:
     def test_a_label_that_no_class_has(self, folder):
         with pytest.raises(DataError, match=r"mask of part/c\.png has the labels 3, .* 3 classes"):

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code, refused when foreign."""
 
 import argparse
+import datetime
 import errno
 import json
 import logging
@@ -11,11 +12,13 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 from mmengine.fileio import get_file_backend
+from mmengine.hooks import EarlyStoppingHook
 from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from mmengine.runner import save_checkpoint
@@ -161,6 +164,15 @@ class TestReading:
         torch.save({"model": STATE, "args": args}, tmp_path / "a.pth")
         assert torch.equal(read_checkpoint(tmp_path / "a.pth")["state_dict"]["bias"], STATE["bias"])
 
+    def test_scores_and_dates_of_a_training_script(self, tmp_path):
+        extras = {
+            "best": np.float32(0.5), "flags": np.array([True]), "names": np.array(["a"]),
+            "when": datetime.datetime(2026, 1, 2), "sizes": range(3), "kinds": frozenset({1}),
+        }  # fmt: skip
+        torch.save({"model": STATE, **extras}, tmp_path / "a.pth")
+        content = read_checkpoint(tmp_path / "a.pth")
+        assert torch.equal(content["state_dict"]["bias"], STATE["bias"])
+
     @pytest.mark.parametrize("package", ["addict", "mmengine", "yacs"])
     def test_config_of_a_training_script(self, tmp_path, package):
         """Swin's script saves a yacs node, which is a dict, and so are others' configs."""
@@ -212,11 +224,19 @@ def test_a_misspelt_best_metric_is_named_before_training():
     metric = Accuracy(topk=(1, 5))
     metric.dataset_meta = {"classes": list(range(10))}
     loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[metric]))
-    runner = SimpleNamespace(val_loop=loop)
+    runner = SimpleNamespace(val_loop=loop, hooks=[], param_schedulers=[])
     SafeCheckpointHook(save_best="accuracy/top1")._check_save_best(runner)
     SafeCheckpointHook(save_best="auto")._check_save_best(runner)
     with pytest.raises(ValueError, match=r"'accuracy/top_1', and .* accuracy/top1, accuracy/top5"):
         SafeCheckpointHook(save_best="accuracy/top_1", rule="greater")._check_save_best(runner)
+    stop = EarlyStoppingHook(monitor="accuracy/topp", rule="greater")
+    wrong = SimpleNamespace(val_loop=loop, hooks=[stop], param_schedulers=[])
+    with pytest.raises(ValueError, match=r"EarlyStoppingHook, is 'accuracy/topp', and .*top1"):
+        SafeCheckpointHook()._check_save_best(wrong)
+    plateau = SimpleNamespace(monitor="accuracy/topp")
+    wrong = SimpleNamespace(val_loop=loop, hooks=[], param_schedulers={"a": [plateau]})
+    with pytest.raises(ValueError, match=r"monitor of a param_scheduler, .* is 'accuracy/topp'"):
+        SafeCheckpointHook()._check_save_best(wrong)
     metric.dataset_meta = {"classes": ["a", "b"]}  # of which there are no five
     with pytest.raises(ValueError, match="accuracy/top5"):
         SafeCheckpointHook(save_best="accuracy/top5", rule="greater")._check_save_best(runner)
