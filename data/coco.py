@@ -290,7 +290,13 @@ def read_annotations(path: str, evaluated: bool = False) -> dict[str, list[dict]
                 raise DataError(f"annotation file {path}: {part} has the id {entry['id']} twice")
             seen.add(entry["id"])
     for image in content["images"]:
-        if not (image["width"] > 0 and image["height"] > 0):
+        sides = image["width"], image["height"]
+        if not all(isinstance(side, int | float) for side in sides):
+            raise DataError(
+                f"annotation file {path}: image {image['id']} ({image['file_name']}) has width and "
+                f"height {sides}, expected numbers"
+            )
+        if not min(sides) > 0:
             raise DataError(
                 f"annotation file {path}: image {image['id']} ({image['file_name']}) is "
                 f"{image['width']} x {image['height']} pixels"

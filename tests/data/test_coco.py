@@ -133,6 +133,10 @@ def test_a_right_file_is_mmdets_own(tmp_path, images, capfd):
             content() | {"images": [{"id": 0, "file_name": "0.png", "width": 0, "height": 3}]},
             r"image 0 \(0\.png\) is 0 x 3 pixels",
         ),
+        (
+            content() | {"images": [{"id": 0, "file_name": "a.png", "width": "9", "height": 3}]},
+            r"image 0 \(a\.png\) has width and height \('9', 3\), expected numbers",
+        ),
     ],
 )
 def test_a_file_of_no_use_is_refused(tmp_path, images, written, message):
