@@ -407,9 +407,9 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
-        self._check_save_best(runner)
+        self._check_watched_metrics(runner)
 
-    def _check_save_best(self, runner: Any) -> None:
+    def _check_watched_metrics(self, runner: Any) -> None:
         """Compare the names in ``save_best``, and those that early stopping and schedules watch,
         with those that the metrics of the validation give.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from linsight.tools.benchmark_cases import default_batch
 from linsight.tools.benchmark_timing import peak_memory, quantiles, release
+from linsight.tools.look import colour_features
 
 # Pictures that are compared at each size, and that are drawn.
 COMPARED, DRAWN = 16, 4
@@ -101,18 +102,13 @@ def draw_features(
     axes = figure.subplots(len(pictures), 3, squeeze=False)
     for row, picture in zip(axes, pictures, strict=True):
         tokens = [map_tokens(m, picture, device).cpu() for m in (teacher, student)]
-        mean = tokens[0].mean(0)
-        # Signs and order are those of the singular vectors, equal for both models.
-        basis = torch.linalg.svd(tokens[0] - mean, full_matrices=False)[2][:3].T
-        colours = [(t - mean) @ basis for t in tokens]
-        low, high = colours[0].quantile(torch.tensor([0.02, 0.98]), dim=0)
+        side = round(len(tokens[0]) ** 0.5)
+        maps = [t.T.unflatten(1, (side, side)) for t in tokens]
         shown = picture.permute(1, 2, 0).float()
         shown = (shown - shown.amin()) / (shown.amax() - shown.amin()).clamp(min=1e-6)
         row[0].imshow(shown.squeeze(-1).numpy(), cmap="gray")
-        for cell, values in zip(row[1:], colours, strict=True):
-            side = round(len(values) ** 0.5)
-            values = ((values - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-            cell.imshow(values.view(side, side, 3).numpy())
+        for cell, features in zip(row[1:], maps, strict=True):
+            cell.imshow(colour_features(features, like=maps[0]))
         for cell in row:
             cell.axis("off")
     for cell, title in zip(axes[0], ("picture", "teacher", "student"), strict=True):

@@ -19,6 +19,7 @@ from linsight.backbones.mixers.projected import PackedAttention, ProjectedMixer
 from linsight.data.pictures import read_picture
 from linsight.tools.config import ConfigError
 from linsight.tools.model import class_names, open_model
+from linsight.tools.predict_classification import mode_of
 from linsight.tools.run import report_errors
 
 
@@ -47,7 +48,7 @@ def look(
         settings = timm.data.resolve_model_data_config(net)
         if image_size is not None:
             settings["input_size"] = (settings["input_size"][0], image_size, image_size)
-        mode = {1: "L", 3: "RGB"}[settings["input_size"][0]]
+        mode = mode_of(settings["input_size"][0])
         transform: Any = timm.data.create_transform(**settings)
         x = transform(read_picture(picture).convert(mode))[None]
         place = _point(point)
@@ -207,13 +208,20 @@ def locate_class(model: Any, x: Tensor, label: int) -> Tensor:
     return (values * slope.mean(0)).sum(-1).relu().view(height, width)
 
 
-def colour_features(features: Tensor) -> np.ndarray:
-    """The three principal components of features (C, H, W) as red, green and blue (H, W, 3)."""
+def colour_features(features: Tensor, like: Tensor | None = None) -> np.ndarray:
+    """The three principal components of features (C, H, W) as red, green and blue (H, W, 3).
+
+    Args:
+        features: of a picture.
+        like: features (C, ...) that the components and the range of the colours are taken from, so
+            that two models can be compared; None for `features` themselves.
+    """
     tokens = features.flatten(1).T.double()
-    tokens = tokens - tokens.mean(0)
-    basis = torch.linalg.svd(tokens, full_matrices=False)[2][:3].T
-    colours = tokens @ basis
-    low, high = colours.quantile(torch.tensor([0.02, 0.98]).double(), dim=0)
+    others = tokens if like is None else like.flatten(1).T.double()
+    mean = others.mean(0)
+    basis = torch.linalg.svd(others - mean, full_matrices=False)[2][:3].T
+    colours = (tokens - mean) @ basis
+    low, high = ((others - mean) @ basis).quantile(torch.tensor([0.02, 0.98]).double(), dim=0)
     colours = ((colours - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     colours = F.pad(colours, (0, 3 - colours.shape[1]))
     return colours.view(*features.shape[1:], 3).numpy()

@@ -225,21 +225,23 @@ def test_a_misspelt_best_metric_is_named_before_training():
     metric.dataset_meta = {"classes": list(range(10))}
     loop = SimpleNamespace(evaluator=SimpleNamespace(metrics=[metric]))
     runner = SimpleNamespace(val_loop=loop, hooks=[], param_schedulers=[])
-    SafeCheckpointHook(save_best="accuracy/top1")._check_save_best(runner)
-    SafeCheckpointHook(save_best="auto")._check_save_best(runner)
+    SafeCheckpointHook(save_best="accuracy/top1")._check_watched_metrics(runner)
+    SafeCheckpointHook(save_best="auto")._check_watched_metrics(runner)
     with pytest.raises(ValueError, match=r"'accuracy/top_1', and .* accuracy/top1, accuracy/top5"):
-        SafeCheckpointHook(save_best="accuracy/top_1", rule="greater")._check_save_best(runner)
+        SafeCheckpointHook(save_best="accuracy/top_1", rule="greater")._check_watched_metrics(
+            runner
+        )
     stop = EarlyStoppingHook(monitor="accuracy/topp", rule="greater")
     wrong = SimpleNamespace(val_loop=loop, hooks=[stop], param_schedulers=[])
     with pytest.raises(ValueError, match=r"EarlyStoppingHook, is 'accuracy/topp', and .*top1"):
-        SafeCheckpointHook()._check_save_best(wrong)
+        SafeCheckpointHook()._check_watched_metrics(wrong)
     plateau = SimpleNamespace(monitor="accuracy/topp")
     wrong = SimpleNamespace(val_loop=loop, hooks=[], param_schedulers={"a": [plateau]})
     with pytest.raises(ValueError, match=r"monitor of a param_scheduler, .* is 'accuracy/topp'"):
-        SafeCheckpointHook()._check_save_best(wrong)
+        SafeCheckpointHook()._check_watched_metrics(wrong)
     metric.dataset_meta = {"classes": ["a", "b"]}  # of which there are no five
     with pytest.raises(ValueError, match="accuracy/top5"):
-        SafeCheckpointHook(save_best="accuracy/top5", rule="greater")._check_save_best(runner)
+        SafeCheckpointHook(save_best="accuracy/top5", rule="greater")._check_watched_metrics(runner)
 
 
 def test_fit_names_what_differs():
