@@ -15,6 +15,8 @@ from .skeletons.base import image_size
 from .skeletons.vit import DistilledVisionTransformer, VisionTransformer, checkpoint_filter_fn
 
 SUPPORTED = "timm's plain vit_*, deit_*, deit3_* and *_dinov2, and linsight's *_deit_*, *_dinov2_*"
+# What `pretrained_cfg` says of the preparation of images.
+PREPARATION = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 # What the models of timm's two classes become here.
 CLASSES: dict[type[nn.Module], type[VisionTransformer]] = {
     timm_vit.VisionTransformer: VisionTransformer,
@@ -59,7 +61,7 @@ def convert_timm_model(model: nn.Module) -> VisionTransformer:
     weights.setdefault("patch_embed.proj.bias", weight.new_zeros(len(weight)))
     settings = {
         key: reference.pretrained_cfg.get(key)
-        for key in ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+        for key in PREPARATION
         if reference.pretrained_cfg.get(key) is not None
     }
     with weight.device:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .checkpoint import TimmModel
-from .conversion import convert_timm_model
+from .conversion import PREPARATION, convert_timm_model
 from .mixers import MIXERS, MixerOptions
 
 
@@ -61,8 +61,7 @@ def swap_mixers(
     settings = {
         key: value
         for key, value in teacher.pretrained_cfg.items()
-        if key in ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-        or key == "label_names"
+        if key in (*PREPARATION, "label_names")
     }
     with like.device:
         student: Any = timm.create_model(
