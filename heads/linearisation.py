@@ -14,6 +14,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import HOOKS, METRICS, MODELS
+from timm.data import Mixup
 from torch import Tensor, nn
 
 from ..backbones.context import Context
@@ -51,6 +52,8 @@ class Linearisation(BaseModel):
         sizes: sides of square images, of which one is drawn for each batch of the training, which
             is resized to it; None leaves batches as they are. A student that sees several numbers
             of tokens agrees at others as well.
+        cutmix: share of the images of the training that get a rectangle of another image of their
+            batch (arXiv:1905.04899), so that few pictures make many. Batches must then be even.
 
     Raises:
         ValueError: if a stage is unknown, or the teacher has no classifier for ``logits``.
@@ -65,6 +68,7 @@ class Linearisation(BaseModel):
         stages: dict[str, float] | None = None,
         temperature: float = 1.0,
         sizes: Sequence[int] | None = None,
+        cutmix: float = 0.0,
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
         super().__init__(data_preprocessor or BaseDataPreprocessor())
@@ -87,6 +91,10 @@ class Linearisation(BaseModel):
         ]
         self.temperature = temperature
         self.sizes = sizes
+        # There are no labels: all images are of one class.
+        self.cutmix = Mixup(
+            mixup_alpha=0.0, cutmix_alpha=1.0, prob=cutmix, mode="elem", num_classes=1
+        )
         self.stage = next(iter(self.stages))
 
     def init_weights(self) -> None:
@@ -114,7 +122,7 @@ class Linearisation(BaseModel):
                 the same (None without a classifier), and ``errors``, one per swapped block.
 
         Raises:
-            ValueError: the mode is unknown.
+            ValueError: the mode is unknown, or the batch is odd and `cutmix` is not 0.
         """
         student: Any = self.backbone
         teacher: Any = self._teacher[0]
@@ -122,6 +130,14 @@ class Linearisation(BaseModel):
             return student.forward_features(inputs)
         teacher.to(inputs.device)
         if mode == "loss":
+            if self.cutmix.mix_prob:
+                if len(inputs) % 2:
+                    raise ValueError(
+                        f"a batch has {len(inputs)} images, and cutmix takes an even number: set "
+                        "--batch-size, or model.cutmix=0"
+                    )
+                classes = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+                inputs, _ = self.cutmix(inputs, classes)
             if self.sizes:
                 side = self.sizes[int(torch.randint(len(self.sizes), ()))]
                 inputs = F.interpolate(inputs, (side, side), mode="bilinear", antialias=True)

@@ -20,7 +20,7 @@ from linsight.backbones.linearise import swap_mixers
 from linsight.heads.linearisation import Agreement
 from linsight.tools.config import ConfigError
 from linsight.tools.export import write_safetensors
-from linsight.tools.linearise_report import compare_sizes, draw_features, table
+from linsight.tools.linearise_report import compare_blocks, compare_sizes, draw_features, table
 from linsight.tools.model import open_model
 from linsight.tools.run import Overrides, build_runner, lock_work_dir, report_errors
 from linsight.tools.schedule import set_epochs
@@ -104,9 +104,10 @@ def train_student(
     """Train a copy of a model, with another mixer, to agree with the model.
 
     The work dir gets the teacher and the student as folders that timm loads, ``report.json`` with
-    their agreement on the pictures kept apart before and after the training and, by image size,
-    their agreement, speed and memory; ``features.png``, the features of pictures kept apart in
-    colours; ``block_errors.png``; and what every training writes.
+    their agreement on the pictures kept apart before and after the training, by image size with
+    speed and memory, and by the number of linear blocks (``linear_blocks.png``);
+    ``features.png``, the features of pictures kept apart in colours; ``block_errors.png``; and
+    what every training writes.
 
     Args:
         model, mixer, blocks, mixer_options: as for
@@ -185,6 +186,15 @@ def train_student(
         teacher = trained._teacher[0].to(device)
         sizes = report_sizes or (size, 2 * size)
         report["sizes"] = compare_sizes(teacher, student, pictures, sizes, device)
+        report["linear blocks"] = compare_blocks(
+            teacher,
+            student,
+            trained.swapped,
+            pictures,
+            size,
+            device,
+            work_dir / "linear_blocks.png",
+        )
         draw_features(teacher, student, pictures, size, device, work_dir / "features.png")
         (work_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         write_safetensors(student.cpu(), work_dir / "student")

@@ -18,9 +18,10 @@ from linsight.tools.benchmark_cases import default_batch
 from linsight.tools.benchmark_timing import peak_memory, quantiles, release
 from linsight.tools.look import colour_features
 
-# Pictures that are compared at each size, and that are drawn.
-COMPARED, DRAWN = 16, 4
-SECONDS = 0.2
+# Pictures that are compared at each size, that are drawn, and for each number of linear blocks.
+COMPARED, DRAWN, COUNTED = 16, 4, 8
+# Fewer large pictures at once leave a GPU waiting for its host.
+SECONDS, LEAST_BATCH = 0.2, 8
 
 
 @torch.inference_mode()
@@ -39,7 +40,8 @@ def compare_sizes(
         For each size a dict: ``cosine``, the mean over the tokens of the map and over the pictures
         of the cosine between the models' features in float32, in percent; ``teacher`` and
         ``student``, each with ``images_per_second`` and ``memory`` in MiB (None on a CPU) of
-        inference in bfloat16 on a GPU, and in float32 on a CPU.
+        inference in bfloat16 on a GPU, and in float32 on a CPU; and ``batch``, how many images
+        these are of.
     """
     rows = []
     for size in sizes:
@@ -53,10 +55,64 @@ def compare_sizes(
             "pictures": len(pictures),
             "cosine": round(100 * torch.cat(cosines).mean().item(), 2),
         }
-        batch = default_batch("inference", size, device)
+        row["batch"] = batch = default_batch("inference", size, device)
+        if device.type == "cuda":
+            row["batch"] = batch = max(batch, LEAST_BATCH)
         for name, model in (("teacher", teacher), ("student", student)):
             row[name] = measure(model, torch.randn(batch, *pictures[0].shape), device)
         rows.append(row)
+    return rows
+
+
+@torch.inference_mode()
+def compare_blocks(
+    teacher: Any,
+    student: Any,
+    blocks: Sequence[int],
+    dataset: dict,
+    size: int,
+    device: torch.device,
+    file: Path,
+) -> dict[str, list[float]]:
+    """Agreement when some of the student's linear blocks stand among blocks of the teacher.
+
+    Args:
+        teacher, student, dataset, device: as for `compare_sizes`.
+        blocks: indices of the student's linear blocks.
+        size: side of square images in pixels.
+        file: a drawing of the result.
+
+    Returns:
+        ``first`` and ``last``: the cosines in percent, in the sense of `compare_sizes`, with the
+        first 1, 2, ... of the linear blocks, and with the last 1, 2, ...
+    """
+    pictures = load_pictures(dataset, size, COUNTED)
+    wanted = [map_tokens(teacher, x, device) for x in pictures]
+    own = list(student.blocks)
+
+    def agreement(linear: Sequence[int]) -> float:
+        for i in blocks:
+            student.blocks[i] = own[i] if i in linear else teacher.blocks[i]
+        got = [map_tokens(student, x, device) for x in pictures]
+        cosines = [F.cosine_similarity(a, b, dim=-1) for a, b in zip(got, wanted, strict=True)]
+        return round(100 * torch.cat(cosines).mean().item(), 2)
+
+    counts = range(1, len(blocks) + 1)
+    try:
+        rows = {
+            "first": [agreement(blocks[:count]) for count in counts],
+            "last": [agreement(blocks[-count:]) for count in counts],
+        }
+    finally:
+        for i in blocks:
+            student.blocks[i] = own[i]
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), style in zip(rows.items(), ("o-", "s--"), strict=True):
+        axes.plot(counts, values, style, markersize=4, label=f"the {name} ones")
+    axes.set(xlabel="linear blocks", ylabel=f"cosine per token at {size} px, %")
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=120)
     return rows
 
 

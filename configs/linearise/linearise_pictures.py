@@ -66,6 +66,9 @@ param_scheduler = [
         end=20,
         convert_to_iter_based=True,
     ),
+    # In the stage of the features all weights are trained, and a pretrained model's forget at the
+    # rate of new ones (docs/linearise.md).
+    dict(type="ConstantLR", factor=0.05, begin=10, convert_to_iter_based=True),
 ]
 # In the first stage the weights outside of the mixers get no gradient.
 find_unused_parameters = True

@@ -24,7 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .private import describe_launch, get_cache_folder, get_target, has_machine_code
+from .private import (
+    describe_launch,
+    get_cache_folder,
+    get_target,
+    has_machine_code,
+    settle_hash,
+)
 
 LOGGER = logging.getLogger("linsight")
 
@@ -258,6 +264,7 @@ def prepare_launch(kernel: Any, args: Iterable[Any], constants: dict[str, Any]) 
     `launch` calls this before Triton compiles or loads what it has not launched before.
     """
     global _pending
+    settle_hash(kernel)
     if _pending is None:
         return
     with _lock:  # Another thread waits here, and finds the machine code.

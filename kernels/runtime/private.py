@@ -4,12 +4,14 @@ Tried with torch 2.11 and 2.14, and with Triton 3.6 and 3.8. A new version may m
 tests/kernels/test_private.py then names what is missing. Triton is imported at the first use.
 """
 
+import ast
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -234,6 +236,31 @@ class _Pointer:
         return 0
 
 
+def settle_hash(kernel: Any, callers: tuple = ()) -> None:
+    """Have Triton compute a kernel's hash, after the hashes of all functions that it calls.
+
+    Triton 3.6 leaves the constants of a called function out of the caller's hash where the called
+    one has no hash yet, so that a key in the cache on disk depends on what was launched before.
+
+    Args:
+        kernel: the kernel, or a function that it calls.
+        callers: functions whose hashes wait for this one.
+    """
+    if getattr(kernel, "hash", "") is not None:  # Functions of the interpreter have none.
+        return
+    scope, callers = kernel.fn.__globals__, (*callers, kernel)
+    for node in ast.walk(kernel.parse()):
+        called = None
+        if isinstance(node, ast.Name):
+            called = scope.get(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = scope.get(node.value.id)
+            called = getattr(module, node.attr, None) if isinstance(module, ModuleType) else None
+        if not any(called is caller for caller in callers):
+            settle_hash(called, callers)
+    kernel.cache_key  # noqa: B018 (a property that computes the hash)
+
+
 def describe_launch(
     kernel: Any, args: Sequence[Any], constants: dict[str, Any]
 ) -> tuple[str, str] | None:
@@ -251,6 +278,7 @@ def describe_launch(
     """
     from triton import knobs
 
+    settle_hash(kernel)
     runtime: Any = knobs.runtime
     found: list[dict[str, Any]] = []
 
@@ -301,6 +329,7 @@ def compile_description(kernel: Any, description: str) -> Any:
     Returns:
         Triton's compiled kernel.
     """
+    settle_hash(kernel)
     return kernel.preload(description)
 
 

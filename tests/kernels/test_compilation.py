@@ -3,6 +3,7 @@
 No GPU is needed: what a pass would launch is collected on tensors without storage.
 """
 
+import ast
 import logging
 import os
 import subprocess
@@ -11,6 +12,7 @@ import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import pytest
 import timm
@@ -25,7 +27,12 @@ from linsight.kernels import force, layer_norm
 from linsight.kernels.runtime import compilation, dispatch, rehearsal
 from linsight.kernels.runtime.compilation import Variant, collect_variants, compile_pass
 from linsight.kernels.runtime.dispatch import HAS_TRITON
-from linsight.kernels.runtime.private import get_target, make_target, pretend_target
+from linsight.kernels.runtime.private import (
+    get_target,
+    make_target,
+    pretend_target,
+    settle_hash,
+)
 from linsight.kernels.runtime.rehearsal import Pass, change_resolution, rehearse
 from linsight.tools.main import app
 
@@ -242,6 +249,34 @@ def test_a_pass_is_compiled_at_its_first_miss(
         compilation.prepare_launch(*arguments)
     assert sorted(variant.kernel for variant in submitted) == ["_backward", "_forward"]
     assert saved == []
+
+
+def test_a_called_function_has_its_hash_before_its_caller() -> None:
+    """In Triton 3.6 the caller's hash, a part of the key on disk, depends on it."""
+    settled = []
+
+    class Function:
+        def __init__(self, line: str) -> None:
+            self.line, self.hash = line, None
+            self.fn = FunctionType(compile(line, "", "exec"), scope)
+
+        def parse(self) -> ast.Module:
+            return ast.parse(self.line)
+
+        @property
+        def cache_key(self) -> str:
+            settled.append(self)
+            self.hash = "settled"
+            return self.hash
+
+    scope: dict = {"mathematics": ModuleType("mathematics"), "constant": 3}
+    lowest = scope["lowest"] = Function("constant")
+    low = scope["mathematics"].low = Function("lowest(lowest.low)")
+    high = scope["high"] = Function("mathematics.low(high, lowest)")
+    settle_hash(high)
+    settle_hash(high)
+    assert settled == [lowest, low, high]
+    settle_hash(lambda: None)  # of the interpreter
 
 
 class FakeCompiler:

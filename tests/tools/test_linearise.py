@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -158,6 +159,20 @@ def test_batches_are_resized(teacher, digits):
     assert sides == {8}
 
 
+def test_images_get_pieces_of_one_another(teacher, digits):
+    model = student_of(teacher, "mala", cutmix=1.0)
+    seen = []
+    model._teacher[0].patch_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    images = digits[0][:2]
+    np.random.seed(0)  # noqa: NPY002 -- timm draws by it
+    model(images.clone(), mode="loss")
+    mixed = seen[0]
+    assert not torch.equal(mixed, images)
+    assert ((mixed == images) | (mixed == images.flip(0))).all()
+    with pytest.raises(ValueError, match="a batch has 3 images, and cutmix takes an even number"):
+        model(digits[0][:3], mode="loss")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -246,7 +261,10 @@ def test_the_command(pictures, tmp_path, monkeypatch):
         assert row["size"] == size
         assert 0 < row["cosine"] <= 100
         assert min(row[model]["images_per_second"] for model in ("teacher", "student")) > 0
-    for figure in ("block_errors.png", "features.png"):
+    # One linear block among a teacher's blocks is the student.
+    assert report["linear blocks"]["first"] == report["linear blocks"]["last"]
+    assert len(report["linear blocks"]["first"]) == 1
+    for figure in ("block_errors.png", "features.png", "linear_blocks.png"):
         assert (tmp_path / "work" / figure).is_file()
     student = timm.create_model(f"local-dir:{tmp_path / 'work/student'}", pretrained=True)
     kinds = [type(block.mixer).__name__ for block in student.blocks]
