@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .loading import DataError
-from .segmentation import read_numbers
+from .segmentation import IGNORE, are_grey_levels, read_numbers
 from .sources import ENDINGS, SPLITS, Sample, Source, Task, image_size
 
 KNOWN = (
@@ -572,8 +572,17 @@ def _read_masks(root: Path) -> Source | None:
         if 255 in values:
             notes.append("the masks hold 0 and 255: 255 is taken for the foreground")
     else:
-        numbers = sorted(values - {255})
-        if names is not None:
+        # 255 is for pixels to ignore, unless the numbers are shades of grey.
+        grey = are_grey_levels(values)
+        numbers = sorted(values if grey else values - {IGNORE})
+        if IGNORE in values:
+            notes.append(
+                f"the masks hold {', '.join(map(str, numbers))}: shades of grey are taken for one "
+                "class each"
+                if grey
+                else "the masks hold 255, which is taken for pixels of no class"
+            )
+        if names is not None and not grey:
             numbers = list(range(max(numbers) + 1))
         table = {number: i for i, number in enumerate(numbers)}
         classes = ["background" if number == 0 else str(number) for number in numbers]

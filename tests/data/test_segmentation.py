@@ -209,6 +209,36 @@ class TestNumbersThatAreNoClasses:
         with pytest.raises(DataError, match=rf"set label_map={fix} if these numbers stand for"):
             build(folder, classes=classes)[0]
 
+    @pytest.mark.parametrize(
+        ("values", "options", "fix"),
+        [
+            ((0, 255), {"classes": "p"}, r"\{0: 0, 255: 1\}, and name 2 classes, if .*\{0: 0\}"),
+            ((0, 127, 255), {"classes": range(150)}, r"\{0: 0, 127: 1, 255: 2\} if"),
+            ((0, 85, 170, 255), {"classes": range(200), "reduce_zero_label": True}, r"\{0: 0, 85"),
+            ((128, 255), {"classes": "pq", "label_map": {0: 0, 1: 1}}, "which label_map lacks"),
+        ],
+    )
+    def test_shades_of_grey_whatever_the_classes(self, folder, values, options, fix):
+        self.write(folder, *values)
+        with pytest.raises(DataError, match=fix):
+            build(folder, **options)
+
+    @pytest.mark.parametrize(
+        ("values", "options", "said"),
+        [
+            ((0, 128, 255), {"classes": "pq", "label_map": {0: 0, 128: 1}}, "255 is ignored (33"),
+            ((0, 1, 255), {"classes": "p", "reduce_zero_label": True}, "0, 255 are ignored (66.7"),
+        ],
+    )
+    def test_what_is_ignored_on_purpose_is_said(
+        self, folder, capfd, monkeypatch, values, options, said
+    ):
+        monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
+        self.write(folder, *values)
+        build(folder, **options)
+        output = capfd.readouterr()
+        assert said in output.out + output.err
+
     def test_absent_classes_are_said_once(self, folder, caplog, capfd, monkeypatch):
         monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
         self.write(folder, 0, 1, 255)
