@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 from .digits import DigitSegmentation
 from .lists import read_pairs
 from .loading import DataError, TolerantDataset, flags
-from .pictures import read_picture, turn
+from .pictures import files_in, read_picture, turn
 
 IGNORE = 255
 # So many masks are looked at before training.
@@ -298,7 +298,7 @@ def _find_pairs(
                 f"data set folder '{folder}' does not exist: set data_root in the config, or "
                 "train_dataloader.dataset.root and val_dataloader.dataset.root"
             )
-    files = sorted(f for f in image_root.rglob("*") if f.name.lower().endswith(suffixes))
+    files = files_in(image_root, suffixes)
     if not files:
         raise DataError(f"folder '{image_root}' holds no images ({', '.join(suffixes)})")
     pairs = []

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .loading import DataError
+from .pictures import files_in, folders_in
 from .segmentation import IGNORE, are_grey_levels, read_numbers
 from .sources import ENDINGS, SPLITS, Sample, Source, Task, image_size
 
@@ -69,23 +70,12 @@ def read(path: str, task: Task | None = None) -> Source:
 
 def images_in(folder: Path) -> list[Path]:
     """The images in a folder and its sub-folders, by name; hidden files are left out."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in ENDINGS
-        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
-    )
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(
-        f for f in root.iterdir() if f.is_dir() and not f.name.startswith((".", "__MACOSX"))
-    )
+    return files_in(folder, ENDINGS)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """The sub-folders of a folder that are named as splits."""
-    return {SPLITS[f.name.lower()]: f for f in _folders(root) if f.name.lower() in SPLITS}
+    return {SPLITS[f.name.lower()]: f for f in folders_in(root) if f.name.lower() in SPLITS}
 
 
 def _split_of(path: Path) -> str:
@@ -101,7 +91,7 @@ def _split_of(path: Path) -> str:
 def _read_class_folders(root: Path) -> Source | None:
     splits = _split_folders(root)
     places = splits if "train" in splits else {"train": root}
-    folders = {split: _folders(place) for split, place in places.items()}
+    folders = {split: folders_in(place) for split, place in places.items()}
     files = {
         (split, folder.name): found
         for split, inner in folders.items()
@@ -117,7 +107,7 @@ def _read_class_folders(root: Path) -> Source | None:
     )
     if empty:
         notes.append(f"{len(empty)} folders hold no images: {', '.join(empty[:5])}")
-    loose = [f for place in places.values() for f in place.iterdir() if f.suffix.lower() in ENDINGS]
+    loose = [f for place in places.values() for f in files_in(place, ENDINGS, deep=False)]
     if loose:
         notes.append(f"{len(loose)} images lie beside the class folders, and are left out")
     for split in places:
@@ -142,7 +132,7 @@ def _natural(name: str) -> tuple:
 
 
 def _read_csv(root: Path) -> Source | None:
-    files = [root] if root.is_file() else sorted(root.glob("*.csv"))
+    files = [root] if root.is_file() else files_in(root, (".csv",), deep=False)
     rows: list[tuple[str, str, str]] = []
     base = root.parent if root.is_file() else root
     for file in files:
@@ -249,10 +239,13 @@ def _read_coco(root: Path) -> Source | None:
             base = base.parent
     else:
         base = root
-        places = [root, *_folders(root)]
+        places = [root, *folders_in(root)]
         unfit = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
         files = sorted(
-            f for place in places for f in place.glob("*.json") if not f.name.startswith(unfit)
+            f
+            for place in places
+            for f in files_in(place, (".json",), deep=False)
+            if not f.name.startswith(unfit)
         )
     contents = {}
     for file in files:
@@ -331,7 +324,7 @@ def _image_folder(file: Path, images: Sequence[dict], base: Path) -> Path:
     if not images:
         raise DataError(f"annotation file {file} lists no images")
     names = [str(image["file_name"]) for image in images[:: max(1, len(images) // 20)]]
-    nested = [f for top in _folders(base) for f in (top, *_folders(top))]
+    nested = [f for top in folders_in(base) for f in (top, *folders_in(top))]
     places = [file.parent, base, *nested]
     hits = {place: sum((place / name).is_file() for name in names) for place in places}
     best = max(places, key=lambda place: (hits[place], _split_of(place / "x") == _split_of(file)))
@@ -345,7 +338,7 @@ def _image_folder(file: Path, images: Sequence[dict], base: Path) -> Path:
 def _read_yolo(root: Path) -> Source | None:
     import yaml
 
-    files = [root] if root.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    files = [root] if root.is_file() else files_in(root, (".yaml", ".yml"), deep=False)
     settings, base = {}, root.parent if root.is_file() else root
     for file in files:
         try:
@@ -367,7 +360,7 @@ def _read_yolo(root: Path) -> Source | None:
             if found:
                 labelled[split] = found
     if not labelled and not root.is_file() and (root / "images").is_dir():
-        texts = (root / "labels").is_dir() and any((root / "labels").rglob("*.txt"))
+        texts = (root / "labels").is_dir() and files_in(root / "labels", (".txt",))
         if texts:
             splits = _split_folders(root / "images")
             places = splits if "train" in splits else {"train": root / "images"}
@@ -462,8 +455,8 @@ def _read_voc(root: Path) -> Source | None:
     places = splits if "train" in splits else {"train": root}
     files = {}
     for split, place in places.items():
-        inner = next((f for f in _folders(place) if f.name.lower() == "annotations"), place)
-        files[split] = sorted(inner.glob("*.xml")) or sorted(place.rglob("*.xml"))
+        inner = next((f for f in folders_in(place) if f.name.lower() == "annotations"), place)
+        files[split] = files_in(inner, (".xml",), deep=False) or files_in(place, (".xml",))
     if not any(files.values()):
         return None
     entries, classes, notes, faulty = {}, set(), [], []
@@ -520,7 +513,7 @@ def _voc_picture(file: Path, name: str, place: Path) -> Path | None:
     folders = [
         file.parent,
         place,
-        *(f for f in _folders(place) if f.name.lower() in _IMAGE_FOLDERS),
+        *(f for f in folders_in(place) if f.name.lower() in _IMAGE_FOLDERS),
     ]
     names = [name, *(file.stem + ending for e in ENDINGS for ending in (e, e.upper()))]
     candidates = (folder / n for folder in folders for n in names if n)
@@ -606,16 +599,13 @@ def _mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """The folders of images and of masks of each split."""
 
     def pair(place: Path) -> tuple[Path, Path] | None:
-        inner = {f.name.lower(): f for f in _folders(place)}
+        inner = {f.name.lower(): f for f in folders_in(place)}
         images = next((inner[name] for name in _IMAGE_FOLDERS if name in inner), None)
         masks = next((inner[name] for name in _MASK_FOLDERS if name in inner), None)
         if (
             images is None
             or masks is None
-            or not any(
-                f.suffix.lower() in (".png", ".bmp", ".tif", ".tiff", ".gif")
-                for f in masks.rglob("*")
-            )
+            or not files_in(masks, (".png", ".bmp", ".tif", ".tiff", ".gif"))
         ):
             return None
         return images, masks

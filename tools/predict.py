@@ -19,7 +19,7 @@ from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
-from linsight.data.pictures import read_picture
+from linsight.data.pictures import files_in, read_picture
 from linsight.heads.checkpoint import AtomicLocalBackend
 from linsight.tools.config import ConfigError, check_config, override, quiet_mmdet
 from linsight.tools.export_file import is_exported_file
@@ -214,7 +214,7 @@ def find_pictures(sources: Sequence[Path]) -> list[Path]:
     for source in sources:
         if source.is_dir():
             endings = (*get_img_extensions(), *SUFFIXES)
-            found = sorted(f for f in source.rglob("*") if f.suffix.lower() in endings)
+            found = files_in(source, endings)
             if not found:
                 raise DataError(f"folder {source} holds no pictures ({', '.join(endings)})")
             files += found
