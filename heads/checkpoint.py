@@ -92,7 +92,7 @@ _METHODS = {
 def _method_of_mmengine(owner: type, name: str) -> Any:
     """A `getattr` for the methods to which mmengine pickles references into its checkpoints: the
     statistics of its log histories, and the curves of its one-cycle schedule."""
-    if isinstance(owner, _StandIn) or (isinstance(owner, type) and issubclass(owner, _StandIn)):
+    if isinstance(owner, list | dict) or (isinstance(owner, type) and issubclass(owner, _StandIn)):
         return owner  # a method, or a member of an enumeration
     if name not in _METHODS.get(owner, ()):
         raise pickle.UnpicklingError(f"it asks for {owner!r}.{name}")
