@@ -365,15 +365,15 @@ class HierarchicalVisionTransformer(VisionModel):
         announce_pass(self, x)
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
-        pixels = x.shape[-2:]
+        height, width = x.shape[-2:]
         x = self.stem(x)
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if i in take:
                 y = self.norm(x) if norm and i == len(self.stages) - 1 else x
-                if y.ndim == 3:
+                if getattr(stage, "prefix_tokens", 0):
                     reduction = self.feature_info[i]["reduction"]
-                    y = y[:, 1:].unflatten(1, tuple(-(-side // reduction) for side in pixels))
+                    y = y[:, 1:].unflatten(1, (-(-height // reduction), -(-width // reduction)))
                 intermediates.append(y.permute(0, 3, 1, 2) if output_fmt == "NCHW" else y)
         if intermediates_only:
             return intermediates
