@@ -15,7 +15,7 @@ import numpy as np
 from .loading import DataError
 from .pictures import files_in, folders_in
 from .segmentation import IGNORE, are_grey_levels, read_numbers
-from .sources import ENDINGS, SPLITS, Sample, Source, Task, image_size
+from .sources import ENDINGS, SPLITS, Sample, Source, Task, image_size, mend_coco
 
 KNOWN = (
     "a folder for each class (in train/ and val/ or not); COCO's JSON; YOLO's labels with a YAML "
@@ -247,11 +247,16 @@ def _read_coco(root: Path) -> Source | None:
             for f in files_in(place, (".json",), deep=False)
             if not f.name.startswith(unfit)
         )
-    contents = {}
+    contents: dict[Path, dict] = {}
+    notes: list[str] = []
     for file in files:
         content = _read_json(file)
         fits = isinstance(content, dict) and {"images", "annotations"} <= content.keys()
         if fits and isinstance(content.get("categories"), list):
+            _check_entries(file, content)
+            mended = sum(mend_coco(content).values())
+            if mended:
+                notes.append(f"{file.name}: {mended} annotations have texts for numbers, or no id")
             contents[file] = content
         elif root.is_file():
             raise DataError(
@@ -264,9 +269,8 @@ def _read_coco(root: Path) -> Source | None:
     for content in contents.values():
         names = {c["id"]: str(c["name"]) for c in content["categories"]}
         listed += [name for name in names.values() if name not in listed]
-        used |= {names.get(a["category_id"]) for a in content["annotations"]}
+        used |= {names.get(a.get("category_id")) for a in content["annotations"]}
     classes = [name for name in listed if name in used]
-    notes = []
     if len(classes) < len(listed):
         idle = [name for name in listed if name not in used]
         notes.append(
@@ -281,6 +285,16 @@ def _read_coco(root: Path) -> Source | None:
     masked = [bool(o.get("segmentation")) for s in samples.values() for i in s for o in i.label]
     task: Task = "instances" if masked and all(masked) else "detection"
     return Source(str(root), "COCO's JSON", task, classes, samples, notes)
+
+
+def _check_entries(file: Path, content: dict) -> None:
+    for part, keys in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
+        for place, entry in enumerate(content[part]):
+            lacking = [key for key in keys if key not in entry]
+            if lacking:
+                raise DataError(
+                    f"annotation file {file}: entry {place} of {part} has no {', '.join(lacking)}"
+                )
 
 
 def _coco_samples(

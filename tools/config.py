@@ -180,8 +180,8 @@ def _parse_value(word: str, text: str) -> Any:
             return list(ast.literal_eval(f"[{text}]"))
     raise ConfigError(
         f"--cfg-options {word}: a list is [a, b], a tuple (a, b), a dict {{'a': 1, 'b': 2}}, or "
-        f"one {word.partition('=')[0]}.NAME=VALUE per entry; put a text with brackets and commas in "
-        "double quotes within single ones"
+        f"one {word.partition('=')[0]}.NAME=VALUE per entry; put a text with brackets and "
+        "commas in double quotes within single ones"
     )
 
 
