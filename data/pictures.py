@@ -81,8 +81,10 @@ def prepare(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Im
         size: as :func:`turn` takes it.
 
     Raises:
-        ValueError: the values have no such range.
+        ValueError: the values have no such range, or there are none.
     """
+    if not all(image.size):
+        raise ValueError(f"the picture has {image.width} x {image.height} pixels")
     # Pillow opens 16-bit PGM files in the mode of 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(turn(image, size)) >> 8).astype(np.uint8))

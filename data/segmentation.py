@@ -64,16 +64,102 @@ def _build_transform(settings: dict, ignore_index: int) -> Callable:
     try:
         kind: Any = TRANSFORMS.get(settings["type"])
         arguments = inspect.signature(kind).parameters if kind else {}
+        _check_takes_masks(settings["type"], kind)
         if "fill" in arguments and kind.__module__.startswith("torchvision."):
             fill = settings.get("fill", arguments["fill"].default)
-            settings["fill"] = {tv_tensors.Mask: ignore_index, "others": fill}
+            settings["fill"] = {
+                tv_tensors.Mask: ignore_index,
+                _Labels: ignore_index,
+                "others": fill,
+            }
         if "ignore_index" in arguments:
             settings.setdefault("ignore_index", ignore_index)
         if kind is v2.CenterCrop:
             settings["type"] = partial(_CenterCrop, ignore_index=ignore_index)
-        return TRANSFORMS.build(settings)
+        built = TRANSFORMS.build(settings)
     except KeyError as error:
         raise DataError(f"transforms: there is no {settings['type']!r}") from error
+    return _AugmentMasks(built) if isinstance(built, _AUTOMATIC) else built
+
+
+_AUTOMATIC = (v2.AutoAugment, v2.RandAugment, v2.TrivialAugmentWide)
+_WITHOUT_MASKS = (
+    *(v2.AugMix, v2.MixUp, v2.CutMix, v2.FiveCrop, v2.TenCrop, v2.RandomIoUCrop),
+    v2.LinearTransformation,
+)
+
+
+def _check_takes_masks(name: Any, kind: Any) -> None:
+    """Refuse torchvision's transforms of images alone, or of labels of another kind.
+
+    Raises:
+        DataError: see above.
+    """
+    module = getattr(kind, "__module__", "")
+    old = module.startswith("torchvision.") and not module.startswith("torchvision.transforms.v2")
+    if kind in _WITHOUT_MASKS or old:
+        fix = f"take torchvision.transforms.v2.{kind.__name__}" if old else "leave it out"
+        raise DataError(
+            f"transforms: {name} takes no masks: {fix}. Of torchvision.transforms.v2 those that "
+            "crop, resize, pad, mirror, turn, shear or change colours take them, and RandAugment, "
+            "AutoAugment and TrivialAugmentWide here"
+        )
+
+
+class _Labels(tv_tensors.Image):
+    """A mask (1, H, W) as torchvision's automatic augmentations see it: what moves pixels moves
+    it, and what changes colours leaves it."""
+
+
+def _register(functional: Callable, kernel: Callable) -> None:
+    v2.functional.register_kernel(functional, _Labels)(kernel)
+
+
+def _keep(labels: _Labels, *_: Any, **__: Any) -> _Labels:
+    return labels
+
+
+for _change in (
+    *(v2.functional.adjust_brightness, v2.functional.adjust_saturation),
+    *(v2.functional.adjust_contrast, v2.functional.adjust_sharpness),
+    *(v2.functional.posterize, v2.functional.solarize, v2.functional.autocontrast),
+    *(v2.functional.equalize, v2.functional.invert),
+):
+    _register(_change, _keep)
+
+
+def _move(functional: Callable, labels: Any, *args: Any, **options: Any) -> Any:
+    options["interpolation"] = v2.InterpolationMode.NEAREST
+    moved = functional(labels.as_subclass(torch.Tensor), *args, **options)
+    return tv_tensors.wrap(moved, like=labels)
+
+
+_register(v2.functional.affine, partial(_move, v2.functional.affine_image))
+_register(v2.functional.rotate, partial(_move, v2.functional.rotate_image))
+
+
+class _AugmentMasks(v2.Transform):
+    """An automatic augmentation of torchvision, which takes images alone, of images and masks.
+
+    Args:
+        augment: the augmentation, whose ``fill`` of `_Labels` is the label to ignore.
+    """
+
+    def __init__(self, augment: v2.Transform) -> None:
+        super().__init__()
+        self.augment = augment
+
+    def forward(self, *inputs: Any) -> Any:
+        """The augmented image, or the image and the mask (H, W)."""
+        image, *masks = inputs
+        state = torch.get_rng_state()
+        image = self.augment(image)
+        if not masks:
+            return image
+        # The same draws move the mask as the image.
+        torch.set_rng_state(state)
+        moved = self.augment(_Labels(masks[0][None]))
+        return image, tv_tensors.Mask(moved.as_subclass(torch.Tensor)[0])
 
 
 class _CenterCrop(v2.CenterCrop):
