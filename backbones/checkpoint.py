@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# Training scripts save weights beside their optimiser and arguments; these keys are in timm's
-# order of choice.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# Training scripts save weights beside their optimiser and arguments. These keys are in the order of
+# choice, timm's first; averaged weights come before raw ones.
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema")
+RAW = ("state_dict", "model", "model_state_dict", "model_state", "net", "params")
+# What averages keep beside the weights.
+_COUNTERS = ("n_averaged", "steps", "num_updates", "updates", "decay")
+# Modules by which PyTorch wraps a model or its parts.
+_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+_WRAPPED = re.compile(rf"^(?:(?:module|{_WRAPPERS})\.)+|(?<![^.])(?:{_WRAPPERS})\.")
 SHOWN = 3
 
 
@@ -52,11 +58,59 @@ class CheckpointError(ValueError):
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The weights of a training checkpoint, its averaged ones first; a state dict as it is."""
-    for key in WRAPPERS:
-        if isinstance(checkpoint.get(key), Mapping):
-            return checkpoint[key]
-    return checkpoint
+    """The weights of a training checkpoint, under the names of the model that was trained.
+
+    Where there are averaged weights they are taken, which one logged line says if there are raw
+    ones beside them. What PyTorch's wrappers of models put before names is left out, and so is
+    ``model.`` before all of them. Other state dicts are returned as they are.
+    """
+    averaged = [key for key in AVERAGED if not is_raw(checkpoint, key)]
+    for key in (*averaged, *RAW):
+        weights = _find(checkpoint.get(key))
+        if weights is None:
+            continue
+        if key in AVERAGED and any(_find(checkpoint.get(other)) is not None for other in RAW):
+            logger.warning("the averaged weights (%s) of the checkpoint are taken", key)
+        return clean_names(weights, own="meta" in checkpoint)
+    return clean_names(checkpoint)
+
+
+def is_raw(checkpoint: Mapping[str, Any], key: str) -> bool:
+    """Whether the entry `key` is mmengine's ``ema_state_dict``, which on saving has changed places
+    with the averaged ``state_dict``."""
+    entry = checkpoint.get(key)
+    mmengines = isinstance(entry, Mapping) and "steps" in entry
+    return key == "ema_state_dict" and mmengines and "state_dict" in checkpoint
+
+
+def _find(entry: Any) -> Mapping[str, Any] | None:
+    """The mapping of names to tensors in an entry of a checkpoint, or None."""
+    if not isinstance(entry, Mapping):
+        return None
+    inner = (_find(entry.get(key)) for key in ("module", *RAW))
+    found = next((each for each in inner if each is not None), None)
+    if found is None and any(isinstance(value, Tensor) for value in entry.values()):
+        return entry
+    return found
+
+
+def clean_names(weights: Mapping[str, Any], own: bool = False) -> Mapping[str, Any]:
+    """The weights without what wrappers of a model put before their names.
+
+    Args:
+        weights: the weights.
+        own: whether ``model.`` before all names is a part of the model, as in mmengine's
+            checkpoints.
+    """
+    if not weights or not all(isinstance(name, str) for name in weights):
+        return weights
+    counters = {name for name in weights if name in _COUNTERS}
+    names = {name: _WRAPPED.sub("", name) for name in weights if name not in counters}
+    while not own and all(name.startswith("model.") for name in names.values()) and names:
+        names = {old: _WRAPPED.sub("", name[len("model.") :]) for old, name in names.items()}
+    if all(old == new for old, new in names.items()):
+        return weights
+    return {new: weights[old] for old, new in names.items()}
 
 
 def rename(name: str, names: Mapping[str, str]) -> str:

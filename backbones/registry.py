@@ -210,6 +210,7 @@ def _entrypoint(module: str, name: str, model: Model) -> Callable[..., nn.Module
             )
         # What `timm.create_model` needs beside the name to build the same model again.
         built.model_args = _remembered(tagged.arguments | kwargs)
+        built.filter_fn = model.family.filter_fn
         return built.to(dtype=dtype)
 
     create.__name__ = create.__qualname__ = name

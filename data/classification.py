@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import timm.data
 import torch
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -19,13 +20,14 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder, find_images
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose
 
 from .augmentation import Views, ViewTransform, create_transform, effective_settings
 from .digits import DigitClassification
 from .lists import ListReader
 from .loading import DataError, TolerantDataset
-from .pictures import prepare, read_picture
+from .pictures import folders_in, is_hidden, prepare, read_picture
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
 
@@ -142,6 +144,8 @@ def TimmDataset(
     mode = reader.get("input_img_mode", "RGB")
     if name.startswith(("hfids/", "wds/")):
         reader["input_img_mode"] = ""  # the transform converts the picture
+    if name in ("torch/folder", "torch/image_folder"):
+        reader.setdefault("allow_empty", True)  # a hidden folder is no class
     try:
         reader["class_map"] = class_map or ""
         create = timm.data.ImageDataset if annotations else partial(timm.data.create_dataset, name)
@@ -155,6 +159,8 @@ def TimmDataset(
         return dataset
     if not isinstance(dataset, timm.data.ImageDataset):
         others = cast(Any, dataset)
+        if isinstance(dataset, ImageFolder):
+            _leave_out_hidden(dataset)
         if hasattr(others, "loader"):  # that of torchvision's folders loses 16 bits
             others.loader = read_picture
         return TransformedImages(
@@ -168,11 +174,14 @@ def TimmDataset(
         )
 
     images = cast(Any, dataset.reader)
+    if isinstance(images, ReaderImageFolder):
+        images.samples = [s for s in images.samples if not is_hidden(_inner(images, s[0]))]
     if folder and os.path.isdir(root):
         _check_folder(Path(root), split, images, mapped=bool(class_map))
     if isinstance(images, ReaderImageFolder):
-        _label_by_top_folder(images, class_map)
+        _label_by_top_folder(images, class_map, reader.get("input_key"))
     elif isinstance(images, ReaderImageInTar):
+        _leave_out_hidden_in_tar(images, mapped=bool(class_map))
         _check_tar(images)
 
     indices = getattr(images, "class_to_idx", None)
@@ -221,15 +230,62 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return picture.convert(mode or picture.mode)
 
 
-def _label_by_top_folder(images: ReaderImageFolder, class_map: Any) -> None:
+def _inner(images: Any, file: str) -> str:
+    return os.path.relpath(file, images.root)
+
+
+def _leave_out_hidden(dataset: ImageFolder) -> None:
+    """Leave hidden files and folders out of torchvision's data set, and classes that only they
+    have.
+
+    Raises:
+        DataError: a class has no image left.
+    """
+    kept = [s for s in dataset.samples if not is_hidden(_inner(dataset, s[0]))]
+    filled = {number for _, number in kept}
+    empty = [name for name, number in dataset.class_to_idx.items() if number not in filled]
+    empty = [name for name in empty if not is_hidden(name)]
+    if empty or not kept:
+        raise DataError(
+            f"the class folders in '{dataset.root}' hold no images: {', '.join(empty[:5])}"
+        )
+    dataset.classes = [name for name in dataset.classes if not is_hidden(name)]
+    numbers = {name: number for number, name in enumerate(dataset.classes)}
+    names = {number: name for name, number in dataset.class_to_idx.items()}
+    dataset.class_to_idx = numbers
+    dataset.samples = dataset.imgs = [(file, numbers[names[number]]) for file, number in kept]
+    dataset.targets = [number for _, number in dataset.samples]
+
+
+def _leave_out_hidden_in_tar(images: ReaderImageInTar, mapped: bool) -> None:
+    """Leave hidden files and folders out of a tar file, and, unless a class map names the classes,
+    those that only they have.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    kept = [i for i, (info, _, _) in enumerate(images.samples) if not is_hidden(info.path)]
+    if not kept:
+        raise DataError(f"data set root '{images.root}' holds no images")
+    images.samples, images.targets = images.samples[kept], images.targets[kept]
+    if not mapped:
+        shown, images.targets = np.unique(images.targets, return_inverse=True)
+        names = [images.class_idx_to_name[number] for number in shown.tolist()]
+        images.class_name_to_idx = {name: number for number, name in enumerate(names)}
+        images.class_idx_to_name = dict(enumerate(names))
+
+
+def _label_by_top_folder(
+    images: ReaderImageFolder, class_map: Any, endings: str | None = None
+) -> None:
     """Label the images by the folders of the classes; timm's labels are the innermost folders.
 
     Raises:
         DataError: images lie beside the folders of the classes, or all in one folder of folders.
     """
-    found, _ = find_images_and_targets(images.root)
-    files = [file for file, _ in found]
-    folders = [Path(os.path.relpath(file, images.root)).parts[:-1] for file in files]
+    found, _ = find_images_and_targets(images.root, types=endings.split(";") if endings else None)
+    files = [file for file, _ in found if not is_hidden(_inner(images, file))]
+    folders = [Path(_inner(images, file)).parts[:-1] for file in files]
     known = load_class_map(class_map, images.root) if class_map else None
     stray = [file for file, parts in zip(files, folders, strict=True) if not parts]
     if stray and known is None:
@@ -238,8 +294,6 @@ def _label_by_top_folder(images: ReaderImageFolder, class_map: Any) -> None:
             f"{', '.join(map(str, stray[:3]))}{', ...' if len(stray) > 3 else ''}; move them into "
             "a folder per class"
         )
-    if all(len(parts) == 1 for parts in folders):
-        return
     tops = {parts[0] for parts in folders if parts}
     if known is None and len(tops) == 1 and min(map(len, folders)) > 1:
         (top,) = tops
@@ -278,10 +332,10 @@ def _check_folder(root: Path, split: str, images: Any, mapped: bool) -> None:
             f"data set root '{root}' has folders {', '.join(sorted(os.listdir(root))[:4])} "
             f"but none for split {split!r}"
         )
-    start = len(str(taken)) + 1
-    filled = {sample[0][start:].split(os.sep, 1)[0] for sample in images.samples}
-    empty = sorted(entry.name for entry in os.scandir(taken) if entry.is_dir())
-    empty = [name for name in empty if name not in filled]
+    filled = {_inner(images, file).split(os.sep, 1)[0] for file, _ in images.samples}
+    empty = [entry.name for entry in folders_in(taken) if entry.name not in filled]
+    if not filled:
+        raise DataError(f"data set root '{taken}' holds no images in folders of classes")
     # With a class map the labels do not depend on which folders have images.
     if empty and not mapped:
         raise DataError(

@@ -30,6 +30,7 @@ from mmengine.registry import DATASETS
 
 from .loading import DataError, flags, mark_corrupt, most_corrupt
 from .pictures import read_picture
+from .sources import look_like_corners, mend_coco
 
 SHOWN = 3
 # The keys of an entry that mmdet and COCO's evaluation read without checking that they exist.
@@ -107,6 +108,8 @@ class CheckedCocoDataset(CocoDataset):
                 "current",
                 logging.WARNING,
             )
+        if beyond := boxes_beyond(content):
+            print_log(f"{path}: {beyond}", "current", logging.WARNING)
         if not self.test_mode:
             unlearned = unlearned_annotations(content, self.metainfo["classes"])
             if _count(unlearned) == len(content["annotations"]):
@@ -246,13 +249,17 @@ def _some(values: Collection) -> str:
     return f"{shown}, ..." if len(values) > SHOWN else shown
 
 
-def read_annotations(path: str, evaluated: bool = False) -> dict[str, list[dict]]:
-    """Read a COCO file of instances, and check that every entry has the keys that mmdet needs.
+def read_annotations(
+    path: str, evaluated: bool = False, report: bool = True
+) -> dict[str, list[dict]]:
+    """Read a COCO file of instances, mend what :func:`~linsight.data.sources.mend_coco` mends, and
+    check that every entry has the keys that mmdet needs.
 
     Args:
         path: path of the file.
         evaluated: whether the file is for evaluation rather than training. Its annotations then
             need ``iscrowd``, and it may have no annotations and only list images.
+        report: whether what was mended is counted in a warning.
 
     Raises:
         DataError: the file is no COCO file of instances; the message names the entry.
@@ -266,6 +273,13 @@ def read_annotations(path: str, evaluated: bool = False) -> dict[str, list[dict]
             raise DataError(f"annotation file {path} ({size} bytes) is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"annotation file {path} holds a {type(content).__name__}, no COCO object")
+    mended = mend_coco(content)
+    if mended and report:
+        print_log(
+            f"{path}: {'; '.join(f'{n} annotations {how}' for how, n in mended.items())}: mended",
+            "current",
+            logging.WARNING,
+        )
     for part, keys in _NEEDED.items():
         entries = content.get(part)
         if part == "annotations" and evaluated:
@@ -279,6 +293,11 @@ def read_annotations(path: str, evaluated: bool = False) -> dict[str, list[dict]
             )
         seen = set()
         for place, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise DataError(
+                    f"annotation file {path}: entry {place} of {part} is a "
+                    f"{type(entry).__name__}, no COCO object"
+                )
             lacking = [key for key in keys if key not in entry]
             if lacking:
                 hints = "".join(f"; {_MADE_UP[key]} will do" for key in lacking if key in _MADE_UP)
@@ -402,6 +421,28 @@ def fill_areas(content: dict[str, list[dict]]) -> list[int]:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
             filled.append(annotation["id"])
     return filled
+
+
+def boxes_beyond(content: dict[str, list[dict]]) -> str:
+    """A sentence about boxes that reach beyond the edges of their images; empty if none does."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    annotations = content["annotations"]
+    beyond = []
+    for annotation in annotations:
+        (x, y, w, h), (width, height) = annotation["bbox"], sizes[annotation["image_id"]]
+        # Rounding leaves boxes that end a pixel beyond the edge.
+        if min(x, y) < -2 or x + w > width + 2 or y + h > height + 2:
+            beyond.append(annotation["id"])
+    if not beyond:
+        return ""
+    corners = 4 * len(beyond) >= len(annotations) and look_like_corners(
+        [each["bbox"] for each in annotations], [sizes[each["image_id"]] for each in annotations]
+    )
+    return (
+        f"the boxes of {len(beyond)} of {len(annotations):,} annotations reach beyond the edges of "
+        f"their images ({_some(beyond)})"
+        + (": they look like x1, y1, x2, y2, and bbox is x, y, w, h" if corners else "")
+    )
 
 
 def unlearned_annotations(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import BaseDataset, dataset_wrapper
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.registry import FUNCTIONS, HOOKS
+from mmengine.registry import DATASETS, FUNCTIONS, HOOKS
 from torch.utils.data import Dataset
 
 # From the attribute of a data set that marks its faulty images to the fault and its consequence.
@@ -128,6 +130,28 @@ def describe(dataset: Any, fault: str = "corrupt") -> str:
     names = ", ".join(dataset.name_of(i) for i in bad[:5])
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     return f"{len(bad)} of {len(dataset):,} images {_FAULTS[fault][0]}: {names}{more}"
+
+
+@DATASETS.register_module(force=True)
+class ClassBalancedDataset(dataset_wrapper.ClassBalancedDataset):
+    """mmengine's, which here also takes its ``ConcatDataset`` and ``RepeatDataset``."""
+
+    def _get_repeat_factors(self, dataset: Any, repeat_thr: float) -> list[float]:
+        if not hasattr(dataset, "get_cat_ids"):
+            dataset.get_cat_ids = partial(_category_ids, dataset)
+        return super()._get_repeat_factors(dataset, repeat_thr)
+
+
+def _category_ids(dataset: Any, index: int) -> list[int]:
+    """The classes of an item of a data set, through mmengine's wrappers of it."""
+    while not isinstance(dataset, BaseDataset | TolerantDataset):
+        inner = dataset._get_ori_dataset_idx(index)
+        if hasattr(dataset, "datasets"):
+            part, index = inner
+            dataset = dataset.datasets[part]
+        else:
+            dataset, index = dataset.dataset, inner
+    return dataset.get_cat_ids(index)
 
 
 @FUNCTIONS.register_module()

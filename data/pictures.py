@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePath
 from typing import IO
 
 import numpy as np
@@ -19,6 +20,48 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAP_SIDES = (5, 6, 7, 8)
+# Folders and files that operating systems and storage devices add to a user's, beside those whose
+# names begin with a dot.
+_NOT_THE_USERS = frozenset(
+    (
+        *("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
+        *("$recycle.bin", "system volume information", "lost+found", "__pycache__"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini"),
+    )
+)
+
+
+def is_hidden(path: str | PurePath) -> bool:
+    """Whether a path, relative to the folder of the data, leads to or through what is hidden:
+    names that begin with a dot, and those that operating systems and storage devices add."""
+    return any(
+        part.startswith(".") or part.lower() in _NOT_THE_USERS
+        for part in PurePath(path).parts
+        if part != ".."
+    )
+
+
+def files_in(folder: Path, endings: Collection[str], deep: bool = True) -> list[Path]:
+    """The files of a folder that are not hidden, by name, with one of the endings in lower case.
+
+    Args:
+        folder: the folder.
+        endings: as of ``.png``, or longer ends of names.
+        deep: whether sub-folders are included.
+    """
+    endings = tuple(endings)
+    return sorted(
+        file
+        for file in (folder.rglob("*") if deep else folder.iterdir())
+        if file.name.lower().endswith(endings)
+        and not is_hidden(file.relative_to(folder))
+        and file.is_file()
+    )
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden, by name."""
+    return sorted(f for f in folder.iterdir() if not is_hidden(f.name) and f.is_dir())
 
 
 def read_picture(file: str | Path | IO[bytes], size: tuple[int, int] | None = None) -> Image.Image:
@@ -38,8 +81,10 @@ def prepare(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Im
         size: as :func:`turn` takes it.
 
     Raises:
-        ValueError: the values have no such range.
+        ValueError: the values have no such range, or there are none.
     """
+    if not all(image.size):
+        raise ValueError(f"the picture has {image.width} x {image.height} pixels")
     # Pillow opens 16-bit PGM files in the mode of 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(turn(image, size)) >> 8).astype(np.uint8))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -29,7 +30,7 @@ from torchvision.transforms import v2
 from .digits import DigitSegmentation
 from .lists import read_pairs
 from .loading import DataError, TolerantDataset, flags
-from .pictures import read_picture, turn
+from .pictures import files_in, read_picture, turn
 
 IGNORE = 255
 # So many masks are looked at before training.
@@ -63,16 +64,102 @@ def _build_transform(settings: dict, ignore_index: int) -> Callable:
     try:
         kind: Any = TRANSFORMS.get(settings["type"])
         arguments = inspect.signature(kind).parameters if kind else {}
+        _check_takes_masks(settings["type"], kind)
         if "fill" in arguments and kind.__module__.startswith("torchvision."):
             fill = settings.get("fill", arguments["fill"].default)
-            settings["fill"] = {tv_tensors.Mask: ignore_index, "others": fill}
+            settings["fill"] = {
+                tv_tensors.Mask: ignore_index,
+                _Labels: ignore_index,
+                "others": fill,
+            }
         if "ignore_index" in arguments:
             settings.setdefault("ignore_index", ignore_index)
         if kind is v2.CenterCrop:
             settings["type"] = partial(_CenterCrop, ignore_index=ignore_index)
-        return TRANSFORMS.build(settings)
+        built = TRANSFORMS.build(settings)
     except KeyError as error:
         raise DataError(f"transforms: there is no {settings['type']!r}") from error
+    return _AugmentMasks(built) if isinstance(built, _AUTOMATIC) else built
+
+
+_AUTOMATIC = (v2.AutoAugment, v2.RandAugment, v2.TrivialAugmentWide)
+_WITHOUT_MASKS = (
+    *(v2.AugMix, v2.MixUp, v2.CutMix, v2.FiveCrop, v2.TenCrop, v2.RandomIoUCrop),
+    v2.LinearTransformation,
+)
+
+
+def _check_takes_masks(name: Any, kind: Any) -> None:
+    """Refuse torchvision's transforms of images alone, or of labels of another kind.
+
+    Raises:
+        DataError: see above.
+    """
+    module = getattr(kind, "__module__", "")
+    old = module.startswith("torchvision.") and not module.startswith("torchvision.transforms.v2")
+    if kind in _WITHOUT_MASKS or old:
+        fix = f"take torchvision.transforms.v2.{kind.__name__}" if old else "leave it out"
+        raise DataError(
+            f"transforms: {name} takes no masks: {fix}. Of torchvision.transforms.v2 those that "
+            "crop, resize, pad, mirror, turn, shear or change colours take them, and RandAugment, "
+            "AutoAugment and TrivialAugmentWide here"
+        )
+
+
+class _Labels(tv_tensors.Image):
+    """A mask (1, H, W) as torchvision's automatic augmentations see it: what moves pixels moves
+    it, and what changes colours leaves it."""
+
+
+def _register(functional: Callable, kernel: Callable) -> None:
+    v2.functional.register_kernel(functional, _Labels)(kernel)
+
+
+def _keep(labels: _Labels, *_: Any, **__: Any) -> _Labels:
+    return labels
+
+
+for _change in (
+    *(v2.functional.adjust_brightness, v2.functional.adjust_saturation),
+    *(v2.functional.adjust_contrast, v2.functional.adjust_sharpness),
+    *(v2.functional.posterize, v2.functional.solarize, v2.functional.autocontrast),
+    *(v2.functional.equalize, v2.functional.invert),
+):
+    _register(_change, _keep)
+
+
+def _move(functional: Callable, labels: Any, *args: Any, **options: Any) -> Any:
+    options["interpolation"] = v2.InterpolationMode.NEAREST
+    moved = functional(labels.as_subclass(torch.Tensor), *args, **options)
+    return tv_tensors.wrap(moved, like=labels)
+
+
+_register(v2.functional.affine, partial(_move, v2.functional.affine_image))
+_register(v2.functional.rotate, partial(_move, v2.functional.rotate_image))
+
+
+class _AugmentMasks(v2.Transform):
+    """An automatic augmentation of torchvision, which takes images alone, of images and masks.
+
+    Args:
+        augment: the augmentation, whose ``fill`` of `_Labels` is the label to ignore.
+    """
+
+    def __init__(self, augment: v2.Transform) -> None:
+        super().__init__()
+        self.augment = augment
+
+    def forward(self, *inputs: Any) -> Any:
+        """The augmented image, or the image and the mask (H, W)."""
+        image, *masks = inputs
+        state = torch.get_rng_state()
+        image = self.augment(image)
+        if not masks:
+            return image
+        # The same draws move the mask as the image.
+        torch.set_rng_state(state)
+        moved = self.augment(_Labels(masks[0][None]))
+        return image, tv_tensors.Mask(moved.as_subclass(torch.Tensor)[0])
 
 
 class _CenterCrop(v2.CenterCrop):
@@ -297,7 +384,7 @@ def _find_pairs(
                 f"data set folder '{folder}' does not exist: set data_root in the config, or "
                 "train_dataloader.dataset.root and val_dataloader.dataset.root"
             )
-    files = sorted(f for f in image_root.rglob("*") if f.name.lower().endswith(suffixes))
+    files = files_in(image_root, suffixes)
     if not files:
         raise DataError(f"folder '{image_root}' holds no images ({', '.join(suffixes)})")
     pairs = []
@@ -361,9 +448,8 @@ def SegmentationFolder(
         pairs = _find_pairs(image_root, Path(root, masks), suffixes, mask_suffix)
     ignore_index = options.get("ignore_index", IGNORE)
     table = _label_table(reduce_zero_label, label_map, ignore_index)
-    if label_map is None and len(classes) > 1:
-        mask_files = [mask for _, mask in pairs]
-        _check_ignored(mask_files, classes, ignore_index, reduce_zero_label)
+    mask_files = [mask for _, mask in pairs]
+    _check_ignored(mask_files, classes, ignore_index, table, label_map is not None)
 
     return TransformedMasks(
         partial(_read_pair, pairs, table),
@@ -381,11 +467,15 @@ def _read_pair(
     image_file, mask_file = pairs[index]
     labels = read_numbers(mask_file)
     picture = read_picture(image_file, size=labels.shape[1::-1])
-    if table is not None and labels.ndim == 2:
-        # The last row is that of numbers beyond 16 bits.
-        beyond = (labels < 0) | (labels >= len(table))
-        labels = table[np.where(beyond, len(table) - 1, labels)]
-    return picture, labels
+    return picture, labels if labels.ndim > 2 else _classes_of(labels, table)
+
+
+def _classes_of(numbers: np.ndarray, table: np.ndarray | None) -> np.ndarray:
+    if table is None:
+        return numbers
+    # The last row is that of numbers beyond 16 bits.
+    beyond = (numbers < 0) | (numbers >= len(table))
+    return table[np.where(beyond, len(table) - 1, numbers)]
 
 
 def _name_pair(pairs: Sequence[tuple[Path, Path]], root: Path, index: int) -> str:
@@ -434,48 +524,88 @@ def _label_table(
     return None
 
 
+def are_grey_levels(numbers: Iterable[int]) -> bool:
+    """Whether the numbers in masks are up to 18 evenly spaced shades of grey from black to white,
+    such as 0 and 255, or 0, 128 and 255, and so no class ids with 255 for pixels to ignore."""
+    levels = sorted(numbers)
+    if not 2 <= len(levels) <= 18:
+        return False
+    return bool(np.abs(np.linspace(0, 255, len(levels)) - levels).max() <= 3)
+
+
 def _check_ignored(
-    masks: Sequence[Path], classes: Sequence[str], ignore_index: int, reduce_zero_label: bool
+    masks: Sequence[Path],
+    classes: Sequence[str],
+    ignore_index: int,
+    table: np.ndarray | None,
+    mapped: bool,
 ) -> None:
-    """Look at masks from the whole data set for a class that has the number to ignore.
+    """Look at masks from the whole data set for classes that have the number to ignore, and say
+    which share of their pixels is ignored.
+
+    Args:
+        masks: the files.
+        classes: names of the classes.
+        ignore_index: the label to ignore.
+        table: as :func:`_label_table` returns it.
+        mapped: whether the table is that of a ``label_map``, which says of each number what it is.
 
     Raises:
-        DataError: beside pixels to ignore the masks have one class or none.
+        DataError: a table ignores all pixels; or, unless `mapped`, the numbers are grey levels, or
+            without a table there is a single class beside what is ignored.
     """
     looked_at = masks[:: -(-len(masks) // _LOOKED_AT)]
-    numbers: set[int] = set()
+    pixels: Counter[int] = Counter()
     for file in looked_at:
         with suppress(Exception):  # a damaged file is counted when its item is read
-            numbers.update(np.unique(read_numbers(file)).tolist())
-    if reduce_zero_label:
-        if numbers and numbers <= {0, IGNORE}:
-            raise DataError(
-                f"the masks in '{masks[0].parent}' ({len(looked_at)} of {len(masks):,} were looked "
-                f"at) have the numbers {_some(map(str, sorted(numbers)))} alone, which "
-                "reduce_zero_label ignores: set it to False, and "
-                f"dataset.label_map={_numbers(sorted(numbers))} if these are classes"
-            )
+            mask = read_numbers(file)
+            if mask.ndim > 2:  # colours, which are an error when the item is read
+                continue
+            numbers, counts = np.unique(mask, return_counts=True)
+            pixels.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+    numbers = sorted(pixels)
+    labels = dict(zip(numbers, _classes_of(np.array(numbers, int), table).tolist(), strict=True))
+    ignored = [number for number in numbers if labels[number] == ignore_index]
+    if not ignored:
         return
-    absent = [str(name) for label, name in enumerate(classes) if label not in numbers]
-    if ignore_index not in numbers or not absent:
-        return
+    shown = set(labels.values()) - {ignore_index}
+    absent = [str(name) for label, name in enumerate(classes) if label not in shown]
+    share = sum(pixels[number] for number in ignored) / pixels.total()
     message = (
         f"the masks in '{masks[0].parent}' ({len(looked_at)} of {len(masks):,} were looked at) "
-        f"have the numbers {_some(map(str, sorted(numbers)))}, of which {ignore_index} is ignored, "
-        f"and so no pixel of {len(absent)} of the {len(classes)} classes ({_some(absent)})"
+        f"have the numbers {_some(map(str, numbers))}"
     )
-    fix = _numbers(sorted(numbers)) if len(numbers) <= len(classes) else "{number: class, ...}"
-    if len(numbers) <= 2:
+    if not shown and table is not None:
+        which = "label_map lacks" if mapped else "reduce_zero_label ignores"
+        set_to = "" if mapped else "it to False, and "
         raise DataError(
-            f"{message}: set dataset.label_map={fix} if {ignore_index} is a class. If it is none, "
-            f"dataset.label_map={_numbers(range(len(classes)))} says so"
+            f"{message} alone, which {which}: set {set_to}dataset.label_map={_numbers(numbers)} "
+            "if these are classes"
         )
-    if len(looked_at) == len(masks):
-        print_log(
-            f"{message}. If {ignore_index} is a class, set dataset.label_map={fix}",
-            "current",
-            logging.WARNING,
+    verb = "is" if len(ignored) == 1 else "are"
+    message += f", of which {_some(map(str, ignored))} {verb} ignored ({share:.1%} of the pixels)"
+    if absent and (len(looked_at) == len(masks) or len(shown) < 2):
+        message += (
+            f", and so no pixel of {len(absent)} of the {len(classes)} classes ({_some(absent)})"
         )
+    fix = _numbers(numbers)
+    one_class = table is None and len(shown) < 2 and absent
+    if not mapped and (are_grey_levels(numbers) or one_class):
+        names = "" if len(numbers) <= len(classes) else f", and name {len(numbers)} classes,"
+        kept = {number: label for number, label in labels.items() if 0 <= label < len(classes)}
+        kept.pop(ignored[-1], None)
+        if table is None:
+            kept |= _numbers(range(len(classes)))
+        raise DataError(
+            f"{message}: set label_map={fix}{names} if these numbers stand for classes. If "
+            f"{ignored[-1]} is none, label_map={kept} says so"
+        )
+    fix = str(fix) if len(numbers) <= len(classes) else "{number: class, ...}"
+    print_log(
+        f"{message}. If {ignored[-1]} is a class, set dataset.label_map={fix}",
+        "current",
+        logging.WARNING if absent or len(shown) < 2 or share > 0.5 else logging.INFO,
+    )
 
 
 def _some(words: Iterable[str]) -> str:

@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .loading import DataError
-from .segmentation import read_numbers
-from .sources import ENDINGS, SPLITS, Sample, Source, Task, image_size
+from .pictures import files_in, folders_in
+from .segmentation import IGNORE, are_grey_levels, read_numbers
+from .sources import ENDINGS, SPLITS, Sample, Source, Task, image_size, mend_coco
 
 KNOWN = (
     "a folder for each class (in train/ and val/ or not); COCO's JSON; YOLO's labels with a YAML "
@@ -69,23 +70,12 @@ def read(path: str, task: Task | None = None) -> Source:
 
 def images_in(folder: Path) -> list[Path]:
     """The images in a folder and its sub-folders, by name; hidden files are left out."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in ENDINGS
-        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
-    )
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(
-        f for f in root.iterdir() if f.is_dir() and not f.name.startswith((".", "__MACOSX"))
-    )
+    return files_in(folder, ENDINGS)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """The sub-folders of a folder that are named as splits."""
-    return {SPLITS[f.name.lower()]: f for f in _folders(root) if f.name.lower() in SPLITS}
+    return {SPLITS[f.name.lower()]: f for f in folders_in(root) if f.name.lower() in SPLITS}
 
 
 def _split_of(path: Path) -> str:
@@ -101,7 +91,7 @@ def _split_of(path: Path) -> str:
 def _read_class_folders(root: Path) -> Source | None:
     splits = _split_folders(root)
     places = splits if "train" in splits else {"train": root}
-    folders = {split: _folders(place) for split, place in places.items()}
+    folders = {split: folders_in(place) for split, place in places.items()}
     files = {
         (split, folder.name): found
         for split, inner in folders.items()
@@ -117,7 +107,7 @@ def _read_class_folders(root: Path) -> Source | None:
     )
     if empty:
         notes.append(f"{len(empty)} folders hold no images: {', '.join(empty[:5])}")
-    loose = [f for place in places.values() for f in place.iterdir() if f.suffix.lower() in ENDINGS]
+    loose = [f for place in places.values() for f in files_in(place, ENDINGS, deep=False)]
     if loose:
         notes.append(f"{len(loose)} images lie beside the class folders, and are left out")
     for split in places:
@@ -142,7 +132,7 @@ def _natural(name: str) -> tuple:
 
 
 def _read_csv(root: Path) -> Source | None:
-    files = [root] if root.is_file() else sorted(root.glob("*.csv"))
+    files = [root] if root.is_file() else files_in(root, (".csv",), deep=False)
     rows: list[tuple[str, str, str]] = []
     base = root.parent if root.is_file() else root
     for file in files:
@@ -249,16 +239,24 @@ def _read_coco(root: Path) -> Source | None:
             base = base.parent
     else:
         base = root
-        places = [root, *_folders(root)]
+        places = [root, *folders_in(root)]
         unfit = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
         files = sorted(
-            f for place in places for f in place.glob("*.json") if not f.name.startswith(unfit)
+            f
+            for place in places
+            for f in files_in(place, (".json",), deep=False)
+            if not f.name.startswith(unfit)
         )
-    contents = {}
+    contents: dict[Path, dict] = {}
+    notes: list[str] = []
     for file in files:
         content = _read_json(file)
         fits = isinstance(content, dict) and {"images", "annotations"} <= content.keys()
         if fits and isinstance(content.get("categories"), list):
+            _check_entries(file, content)
+            mended = sum(mend_coco(content).values())
+            if mended:
+                notes.append(f"{file.name}: {mended} annotations have texts for numbers, or no id")
             contents[file] = content
         elif root.is_file():
             raise DataError(
@@ -271,9 +269,8 @@ def _read_coco(root: Path) -> Source | None:
     for content in contents.values():
         names = {c["id"]: str(c["name"]) for c in content["categories"]}
         listed += [name for name in names.values() if name not in listed]
-        used |= {names.get(a["category_id"]) for a in content["annotations"]}
+        used |= {names.get(a.get("category_id")) for a in content["annotations"]}
     classes = [name for name in listed if name in used]
-    notes = []
     if len(classes) < len(listed):
         idle = [name for name in listed if name not in used]
         notes.append(
@@ -288,6 +285,16 @@ def _read_coco(root: Path) -> Source | None:
     masked = [bool(o.get("segmentation")) for s in samples.values() for i in s for o in i.label]
     task: Task = "instances" if masked and all(masked) else "detection"
     return Source(str(root), "COCO's JSON", task, classes, samples, notes)
+
+
+def _check_entries(file: Path, content: dict) -> None:
+    for part, keys in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
+        for place, entry in enumerate(content[part]):
+            lacking = [key for key in keys if key not in entry]
+            if lacking:
+                raise DataError(
+                    f"annotation file {file}: entry {place} of {part} has no {', '.join(lacking)}"
+                )
 
 
 def _coco_samples(
@@ -331,7 +338,7 @@ def _image_folder(file: Path, images: Sequence[dict], base: Path) -> Path:
     if not images:
         raise DataError(f"annotation file {file} lists no images")
     names = [str(image["file_name"]) for image in images[:: max(1, len(images) // 20)]]
-    nested = [f for top in _folders(base) for f in (top, *_folders(top))]
+    nested = [f for top in folders_in(base) for f in (top, *folders_in(top))]
     places = [file.parent, base, *nested]
     hits = {place: sum((place / name).is_file() for name in names) for place in places}
     best = max(places, key=lambda place: (hits[place], _split_of(place / "x") == _split_of(file)))
@@ -345,7 +352,7 @@ def _image_folder(file: Path, images: Sequence[dict], base: Path) -> Path:
 def _read_yolo(root: Path) -> Source | None:
     import yaml
 
-    files = [root] if root.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    files = [root] if root.is_file() else files_in(root, (".yaml", ".yml"), deep=False)
     settings, base = {}, root.parent if root.is_file() else root
     for file in files:
         try:
@@ -367,7 +374,7 @@ def _read_yolo(root: Path) -> Source | None:
             if found:
                 labelled[split] = found
     if not labelled and not root.is_file() and (root / "images").is_dir():
-        texts = (root / "labels").is_dir() and any((root / "labels").rglob("*.txt"))
+        texts = (root / "labels").is_dir() and files_in(root / "labels", (".txt",))
         if texts:
             splits = _split_folders(root / "images")
             places = splits if "train" in splits else {"train": root / "images"}
@@ -462,8 +469,8 @@ def _read_voc(root: Path) -> Source | None:
     places = splits if "train" in splits else {"train": root}
     files = {}
     for split, place in places.items():
-        inner = next((f for f in _folders(place) if f.name.lower() == "annotations"), place)
-        files[split] = sorted(inner.glob("*.xml")) or sorted(place.rglob("*.xml"))
+        inner = next((f for f in folders_in(place) if f.name.lower() == "annotations"), place)
+        files[split] = files_in(inner, (".xml",), deep=False) or files_in(place, (".xml",))
     if not any(files.values()):
         return None
     entries, classes, notes, faulty = {}, set(), [], []
@@ -520,7 +527,7 @@ def _voc_picture(file: Path, name: str, place: Path) -> Path | None:
     folders = [
         file.parent,
         place,
-        *(f for f in _folders(place) if f.name.lower() in _IMAGE_FOLDERS),
+        *(f for f in folders_in(place) if f.name.lower() in _IMAGE_FOLDERS),
     ]
     names = [name, *(file.stem + ending for e in ENDINGS for ending in (e, e.upper()))]
     candidates = (folder / n for folder in folders for n in names if n)
@@ -572,8 +579,17 @@ def _read_masks(root: Path) -> Source | None:
         if 255 in values:
             notes.append("the masks hold 0 and 255: 255 is taken for the foreground")
     else:
-        numbers = sorted(values - {255})
-        if names is not None:
+        # 255 is for pixels to ignore, unless the numbers are shades of grey.
+        grey = are_grey_levels(values)
+        numbers = sorted(values if grey else values - {IGNORE})
+        if IGNORE in values:
+            notes.append(
+                f"the masks hold {', '.join(map(str, numbers))}: shades of grey are taken for one "
+                "class each"
+                if grey
+                else "the masks hold 255, which is taken for pixels of no class"
+            )
+        if names is not None and not grey:
             numbers = list(range(max(numbers) + 1))
         table = {number: i for i, number in enumerate(numbers)}
         classes = ["background" if number == 0 else str(number) for number in numbers]
@@ -597,16 +613,13 @@ def _mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """The folders of images and of masks of each split."""
 
     def pair(place: Path) -> tuple[Path, Path] | None:
-        inner = {f.name.lower(): f for f in _folders(place)}
+        inner = {f.name.lower(): f for f in folders_in(place)}
         images = next((inner[name] for name in _IMAGE_FOLDERS if name in inner), None)
         masks = next((inner[name] for name in _MASK_FOLDERS if name in inner), None)
         if (
             images is None
             or masks is None
-            or not any(
-                f.suffix.lower() in (".png", ".bmp", ".tif", ".tiff", ".gif")
-                for f in masks.rglob("*")
-            )
+            or not files_in(masks, (".png", ".bmp", ".tif", ".tiff", ".gif"))
         ):
             return None
         return images, masks

@@ -13,6 +13,7 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -244,6 +245,77 @@ def to_coco(classes: Sequence[str], samples: Sequence[Sample], base: Path) -> di
             annotations.append(entry)
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def mend_coco(content: dict[str, Any]) -> dict[str, int]:
+    """Mend, in place, what other programs write otherwise than COCO: ids, boxes, areas and flags as
+    texts, flags as truth values, annotations without an id.
+
+    Ids that are texts of other characters than digits stay as they are.
+
+    Returns:
+        How many annotations were mended in which way.
+    """
+    for part in ("images", "categories"):
+        for entry in _entries(content, part):
+            if "id" in entry:
+                entry["id"] = _whole(entry["id"])
+    annotations = _entries(content, "annotations")
+    mended: Counter[str] = Counter()
+    for entry in annotations:
+        before = dict(entry)
+        for key in ("id", "image_id", "category_id"):
+            if key in entry:
+                entry[key] = _whole(entry[key])
+        for key in ("iscrowd", "ignore"):
+            if key in entry:
+                entry[key] = _flag(entry[key])
+        if isinstance(entry.get("bbox"), list):
+            entry["bbox"] = [_number(value) for value in entry["bbox"]]
+        if "area" in entry:
+            entry["area"] = _number(entry["area"])
+        if any(repr(entry[key]) != repr(value) for key, value in before.items()):
+            mended["with texts or truth values for numbers"] += 1
+    known = [entry["id"] for entry in annotations if isinstance(entry.get("id"), int)]
+    for number, entry in enumerate(
+        (e for e in annotations if "id" not in e), max(known, default=0)
+    ):
+        entry["id"] = number + 1
+        mended["without an id"] += 1
+    return dict(mended)
+
+
+def _entries(content: dict[str, Any], part: str) -> list[dict]:
+    found = content.get(part)
+    return [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
+
+
+def _number(value: Any) -> Any:
+    """The number that a text stands for; another value as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """The whole number that a text stands for; another value as it is."""
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
+def _flag(value: Any) -> Any:
+    if isinstance(value, str):
+        value = value.strip().lower()
+        return int(value not in ("", "0", "false", "no", "none", "0.0"))
+    return int(value or 0) if isinstance(value, bool | None) else value
+
+
+def look_like_corners(boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[int, int]]) -> bool:
+    """Whether boxes x, y, w, h of images of (width, height) are rather x1, y1, x2, y2."""
+    return all(
+        0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
+        for (x, y, w, h), (width, height) in zip(boxes, sizes, strict=True)
+    )
 
 
 def _area(box: Any) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +12,7 @@ from PIL import Image
 
 from .classification import TransformedImages
 from .loading import DataError
-from .pictures import read_picture
+from .pictures import files_in, read_picture
 
 # Every tenth picture is kept apart for validation.
 APART = 10
@@ -41,7 +43,7 @@ def PictureFolder(
     if not Path(root).is_dir():
         raise DataError(f"the folder of pictures {root!r} does not exist: give one by --data")
     endings = Image.registered_extensions()
-    files = sorted(file for file in Path(root).rglob("*") if file.suffix.lower() in endings)
+    files = files_in(Path(root), endings)
     if not files:
         raise DataError(f"the folder {root!r} holds no pictures: give one with some by --data")
     own = [[f for f in files if f.relative_to(root).parts[0] == name] for name in ("train", "val")]
@@ -52,9 +54,17 @@ def PictureFolder(
     elif len(files) > 1:
         files = [file for i, file in enumerate(files) if i % APART]
     return TransformedImages(
-        lambda index: (read_picture(files[index % len(files)]), 0),
+        partial(_read, files),
         length or len(files),
         transform,
-        name_of=lambda index: str(files[index % len(files)]),
+        name_of=partial(_name, files),
         corrupt_tolerance=corrupt_tolerance,
     )
+
+
+def _read(files: Sequence[Path], index: int) -> tuple[Image.Image, int]:
+    return read_picture(files[index % len(files)]), 0
+
+
+def _name(files: Sequence[Path], index: int) -> str:
+    return str(files[index % len(files)])

@@ -44,12 +44,13 @@ def create_backbone(
         FileNotFoundError: there is no such checkpoint.
         ValueError: timm has no model of this name, the model does not take an argument, or it has
             fewer stages than are to be frozen.
-        CheckpointError: ``pretrained`` weights cannot be fetched.
+        CheckpointError: ``pretrained`` weights cannot be fetched, or the checkpoint is damaged,
+            holds code or no weights, or is of another model.
     """
     if checkpoint is not None:
         if not Path(checkpoint).is_file():
             raise FileNotFoundError(f"checkpoint: there is no file {str(checkpoint)!r}")
-        overlay = {"file": str(checkpoint)}
+        overlay = {"state_dict": dict(read_checkpoint(checkpoint)["state_dict"])}
         kwargs = {**kwargs, "pretrained": True, "pretrained_cfg_overlay": overlay}
     architecture = model_name.split(".")[0]
     if ":" not in model_name and not timm.is_model(architecture):
@@ -61,7 +62,9 @@ def create_backbone(
     if kwargs.get("pretrained") and not kwargs.get("pretrained_cfg_overlay"):
         require_weights(model_name)
     try:
-        model = cast(TimmModel, _create(model_name, checkpoint, kwargs))
+        model = cast(TimmModel, timm.create_model(model_name, **kwargs))
+        if checkpoint is not None:
+            model.pretrained_cfg.pop("state_dict")
         if frozen_stages >= 0:
             freeze_stages(model, frozen_stages)
         return model
@@ -90,15 +93,6 @@ def create_backbone(
             f"backbone: {model_name} takes no argument {unknown[1]!r}; "
             f"the nearest are {', '.join(nearest or sorted(set(accepted) - {'self'}))}"
         ) from None
-
-
-def _create(model_name: str, checkpoint: str | Path | None, kwargs: dict[str, Any]) -> nn.Module:
-    try:
-        return timm.create_model(model_name, **kwargs)
-    except Exception:
-        if checkpoint is not None:
-            read_checkpoint(checkpoint)  # Its error says what the file is.
-        raise
 
 
 def _weights_source(architecture: str) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import codecs
 import datetime
+import io
 import os
 import pathlib
 import pickle
 import pickletools
-import re
+import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -31,7 +33,14 @@ from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from linsight.backbones.checkpoint import CheckpointError, check_fit, unwrap
+from linsight.backbones.checkpoint import (
+    AVERAGED,
+    CheckpointError,
+    check_fit,
+    clean_names,
+    is_raw,
+    unwrap,
+)
 
 from .sharding import REST, is_sharded, local, read_shards
 
@@ -83,6 +92,8 @@ _METHODS = {
 def _method_of_mmengine(owner: type, name: str) -> Any:
     """A `getattr` for the methods to which mmengine pickles references into its checkpoints: the
     statistics of its log histories, and the curves of its one-cycle schedule."""
+    if isinstance(owner, list | dict) or (isinstance(owner, type) and issubclass(owner, _StandIn)):
+        return owner  # a method, or a member of an enumeration
     if name not in _METHODS.get(owner, ()):
         raise pickle.UnpicklingError(f"it asks for {owner!r}.{name}")
     return getattr(owner, name)
@@ -91,6 +102,32 @@ def _method_of_mmengine(owner: type, name: str) -> Any:
 # The functions by which numpy unpickles arrays and scalars; numpy 1 called them otherwise.
 _MAKE_ARRAY = np.empty(0).__reduce__()[0]
 _MAKE_SCALAR = np.float64().__reduce__()[0]
+
+
+def _make_list(items: Iterable[Any] = (), *_: Any) -> list:
+    """A list in the place of a deque, as PyTorch's unpickler fills no others."""
+    return list(items)
+
+
+def _make_dict(*_: Any) -> OrderedDict:
+    return OrderedDict()
+
+
+# Modules of Python whose objects are data, and the beginnings of PyTorch's names for tensors.
+_DATA_MODULES = (
+    *(
+        "argparse",
+        "collections",
+        "copyreg",
+        "datetime",
+        "decimal",
+        "enum",
+        "fractions",
+        "functools",
+    ),
+    *("inspect", "logging", "pathlib", "random", "re", "types", "typing", "uuid", "zoneinfo"),
+)
+_TENSORS = ("torch._utils.", "torch._tensor.", "torch.storage.")
 
 _PATHS = ("pathlib.PosixPath", "pathlib.WindowsPath")
 # Dicts of settings that training scripts save beside the weights. PyTorch's unpickler fills no
@@ -113,6 +150,9 @@ _SAFE_GLOBALS: list[Any] = [
     *((set, f"{module}.set") for module in ("builtins", "__builtin__")),
     *_METHODS,
     (_method_of_mmengine, "builtins.getattr"),
+    *(list, tuple, dict, str, bytes, int, float, bool, object),
+    (_make_list, "collections.deque"),
+    (_make_dict, "collections.defaultdict"),
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["All"]},
@@ -161,12 +201,19 @@ def read_checkpoint(
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
-            with torch.serialization.safe_globals(_SAFE_GLOBALS):
-                content = torch.load(path, map_location=map_location, weights_only=True)
+            content = _load(path, map_location)
     except pickle.UnpicklingError as error:
-        calls = _foreign_names(path)
-        if not calls:
+        protocol, foreign = _foreign_names(path)
+        calls = [name for name in foreign if not _is_harmless(name)]
+        if protocol > 2 and not calls:
+            raise CheckpointError(
+                f"checkpoint {path} is a pickle of protocol {protocol}, and without running code "
+                "PyTorch reads protocol 2: save it by torch.save, without pickle_protocol"
+            ) from error
+        if not foreign:
             raise _not_a_checkpoint(path) from error
+        calls = calls or [n for n in foreign if not n.startswith(("torch.", "collections."))]
+        calls = calls or foreign
         raise CheckpointError(
             f"checkpoint {path} is a Python pickle that wants to run code "
             f"({', '.join(calls[:3])}), and is refused: take its weights as .safetensors, or as "
@@ -180,14 +227,17 @@ def read_checkpoint(
     # The unpickler takes the bytes of a text for its instructions, and fails in many ways.
     except Exception as error:
         raise _not_a_checkpoint(path) from error
+    held = (content, *(content.values() if isinstance(content, Mapping) else ()))
+    objects = [type(value).__name__ for value in held if isinstance(value, _StandIn)]
     if isinstance(content, Mapping):
-        # Of timm's raw and averaged weights the averaged ones are taken.
+        state = unwrap(content)
         kept = content if "state_dict" in content else {}
-        content = {**kept, "state_dict": unwrap(content)}
-        state = content["state_dict"]
+        kept = {k: v for k, v in kept.items() if k not in AVERAGED or is_raw(content, k)}
+        content = {**kept, "state_dict": state}
         if isinstance(state, Mapping) and any(isinstance(v, Tensor) for v in state.values()):
             return content
-    raise CheckpointError(f"checkpoint {path} holds no weights")
+    found = f", but whole objects ({', '.join(objects[:3])}): save their state_dict()"
+    raise CheckpointError(f"checkpoint {path} holds no weights{found if objects else ''}")
 
 
 def _not_a_checkpoint(path: Path) -> CheckpointError:
@@ -201,29 +251,106 @@ def _not_a_checkpoint(path: Path) -> CheckpointError:
     return CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({what})")
 
 
-def _foreign_names(path: Path) -> list[str]:
-    """Names that a pickle would import beyond those of data types. The pickle is not run."""
+class _StandIn(list):
+    """What stands for an object of a class, or for a function, that a checkpoint holds beside its
+    weights. Its arguments and its state are dropped, and nothing of it is imported or run.
+
+    Raises:
+        UnpicklingError: it would be made by a call of code.
+    """
+
+    def __new__(cls, *_: Any, **__: Any) -> _StandIn:
+        if not _is_harmless(cls.__name__):
+            raise pickle.UnpicklingError(f"it calls {cls.__name__}")
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        """Does nothing."""
+
+
+class _DictStandIn:
+    """What stands for a dict of a class that is not known."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return OrderedDict()
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether what a checkpoint makes by calling `name` is data: an instance of a class, unless it
+    is one of Python's own outside a few modules."""
+    top, _, _ = name.partition(".")
+    if top in _DATA_MODULES or name.startswith("numpy.random."):
+        return True
+    class_like = name.rpartition(".")[2].lstrip("_")[:1].isupper()
+    # Of Python's built-in names those of exceptions are so written.
+    return class_like and (top == "builtins" or top not in sys.stdlib_module_names)
+
+
+def _load(path: Path, map_location: Any) -> Any:
+    """The content of a file of ``torch.save``, with stand-ins for objects that are not known.
+
+    Raises:
+        UnpicklingError: the file is no such file, or would run code.
+    """
+    _, foreign = _foreign_names(path)
+    foreign = [name for name in foreign if name != "builtins.getattr"]
+    stand_ins: dict[str, Any] = {name: type(name, (_StandIn,), {}) for name in foreign}
+    for _ in range(len(foreign) + 1):
+        known = [*_SAFE_GLOBALS, *((stand_in, name) for name, stand_in in stand_ins.items())]
+        try:
+            with torch.serialization.safe_globals(known):
+                return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            # Keys are set in what PyTorch's unpickler knows for a dict alone.
+            dicts = [name for name, each in stand_ins.items() if str(each) in str(error)]
+            if "SETITEM" not in str(error) or not dicts or not _is_harmless(dicts[0]):
+                raise
+            stand_ins[dicts[0]] = type(dicts[0], (_DictStandIn,), {})
+    raise pickle.UnpicklingError("it sets keys in what is no dict")
+
+
+def _foreign_names(path: Path) -> tuple[int, list[str]]:
+    """The protocol of a pickle, and the names that it would import beyond those that are known
+    here. The pickle is not run."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
             content = archive.read(name) if name else b""
     else:
         content = path.read_bytes()
-    names: list[str] = []
-    strings: list[str] = []
+    known = {each[1] if isinstance(each, tuple) else _name_of(each) for each in _SAFE_GLOBALS}
+    known.remove("builtins.getattr")  # most of what it reaches is refused
+    protocol, names, strings = 0, [], []
+    stream = io.BytesIO(content)
     try:
-        for opcode, value, _ in pickletools.genops(content):
-            if opcode.name == "GLOBAL" and value is not None:
-                names.append(value.replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                names.append(".".join(strings[-2:]))
-            elif isinstance(value, str):
-                strings.append(value)
+        # Before version 1.6 PyTorch wrote several pickles, one after another.
+        for _ in range(4):
+            for opcode, value, _ in pickletools.genops(stream):
+                if opcode.name == "PROTO":
+                    protocol = max(protocol, cast(int, value))
+                elif opcode.name == "GLOBAL" and value is not None:
+                    names.append(_name_today(*value.split(" ", 1)))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(".".join(strings[-2:]))
+                elif isinstance(value, str):
+                    strings.append(value)
     except Exception:  # the file ends early or is no pickle; the names up to there still count
         pass
-    harmless = {"argparse.Namespace", *_PATHS, *_CONFIGS}
-    data = ("torch.", "collections.", "numpy.", "_codecs.", "datetime.")
-    return [name for name in names if not name.startswith(data) and name not in harmless]
+    names = [n for n in dict.fromkeys(names) if n not in known and not n.startswith(_TENSORS)]
+    return protocol, names
+
+
+def _name_of(known: Any) -> str:
+    return f"{known.__module__}.{known.__qualname__}"
+
+
+def _name_today(module: str, name: str) -> str:
+    """A name of protocol 2, which has those of Python 2, as PyTorch's unpickler looks it up."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}"
 
 
 def fetch_checkpoint(place: str, map_location: Any = "cpu", mesh: DeviceMesh | None = None) -> dict:
@@ -270,10 +397,7 @@ class CheckedLoadHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         source = runner._load_from or find_latest_checkpoint(runner.work_dir)
         own = model.state_dict()
-        state = {
-            re.sub(r"^((module|_orig_mod)\.)+", "", k): v
-            for k, v in checkpoint["state_dict"].items()
-        }
+        state = dict(clean_names(checkpoint["state_dict"], own=True))
         message = f"checkpoint {source} does not fit the model of the config"
         try:
             state = _convert(state, model)

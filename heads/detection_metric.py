@@ -6,10 +6,11 @@ import io
 from contextlib import redirect_stdout
 from typing import Any
 
-from linsight.data.coco import fill_areas, index_annotations, remove_faulty
+from linsight.data.coco import fill_areas, index_annotations, read_annotations, remove_faulty
 
 # isort: split
 from mmdet.evaluation import CocoMetric
+from mmengine.fileio import get_local_path
 from mmengine.registry import METRICS
 
 
@@ -23,10 +24,12 @@ class QuietCocoMetric(CocoMetric):
     :class:`~linsight.data.coco.CheckedCocoDataset`, which reports the others.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self._coco_api is not None and self._coco_api.dataset.get("annotations"):
-            content: Any = self._coco_api.dataset
+    def __init__(self, ann_file: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super().__init__(None, *args, **kwargs)
+        if ann_file is not None:
+            with get_local_path(ann_file, backend_args=self.backend_args) as path:
+                content = read_annotations(str(path), evaluated=True, report=False)
+            content.setdefault("annotations", [])
             remove_faulty(content, masks=False, shortest=0)
             fill_areas(content)
             self._coco_api = index_annotations(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import io
@@ -10,7 +11,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -160,7 +161,28 @@ def _parse_override(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
     if not (equals and key):
         raise ConfigError(f"--cfg-options takes key=value, got {word!r}")
-    return key, DictAction._parse_iterable(value)
+    return key, _parse_value(word, value)
+
+
+def _parse_value(word: str, text: str) -> Any:
+    """The value of an override: mmengine's lists and tuples, Python's dicts, numbers or a text."""
+    try:
+        if text.startswith("{"):
+            return ast.literal_eval(text)
+        parsed = DictAction._parse_iterable(text)
+        # mmengine takes spaces out of texts, too.
+        return text.strip("'\"") if isinstance(parsed, str) else parsed
+    # mmengine recurses without end over brackets that are no list and no tuple.
+    except (RecursionError, AssertionError, SyntaxError, ValueError):
+        if text[:1] in ("'", '"') and text[-1:] == text[:1]:
+            return text[1:-1]
+        with suppress(SyntaxError, ValueError):
+            return list(ast.literal_eval(f"[{text}]"))
+    raise ConfigError(
+        f"--cfg-options {word}: a list is [a, b], a tuple (a, b), a dict {{'a': 1, 'b': 2}}, or "
+        f"one {word.partition('=')[0]}.NAME=VALUE per entry; put a text with brackets and "
+        "commas in double quotes within single ones"
+    )
 
 
 def tta_of(config: Config | Mapping) -> dict:

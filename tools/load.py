@@ -52,6 +52,11 @@ class LoadedModel:
             OSError: the file is missing, or is no picture.
             ValueError: the array is no picture.
         """
+        if isinstance(picture, list | tuple):
+            raise ValueError(
+                f"picture is a {type(picture).__name__} of {len(picture)}, expected one: give the "
+                "pictures one by one"
+            )
         if isinstance(picture, np.ndarray):
             shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
             if picture.dtype != np.uint8 or not shaped:
@@ -59,6 +64,8 @@ class LoadedModel:
                     f"picture is an array {picture.dtype} {picture.shape}, expected uint8 "
                     "(H, W, 3) in RGB or (H, W)"
                 )
+            if not picture.size:
+                raise ValueError(f"picture is an array {picture.shape} without pixels")
             picture = Image.fromarray(picture)
         elif not isinstance(picture, Image.Image):
             return self.predictor.predict(read_picture(picture))

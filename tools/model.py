@@ -14,7 +14,7 @@ from mmengine.config import Config
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from linsight.backbones.checkpoint import CheckpointError, TimmModel, check_fit, unwrap
+from linsight.backbones.checkpoint import CheckpointError, TimmModel, check_fit
 from linsight.data.augmentation import effective_settings
 from linsight.heads.backbone import create_backbone
 from linsight.heads.checkpoint import read_checkpoint
@@ -60,7 +60,7 @@ def read_run(source: str | Path, name: str | None = None) -> Run | None:
         except ConfigError:
             return None
         classes = meta.get("CLASSES")  # as mmsegmentation and mmdetection called them
-        return Run(config, tuple(classes) if classes else None, dict(unwrap(checkpoint)))
+        return Run(config, tuple(classes) if classes else None, checkpoint["state_dict"])
     try:
         config = Config(_literals(meta["cfg"]))
     except (SyntaxError, ValueError) as error:
@@ -143,11 +143,10 @@ def open_model(source: str | Path, model_name: str | None = None) -> TimmModel:
     if model_name is None:
         raise CheckpointError(f"{path} does not say which model it is of: give --model NAME")
     try:
-        return create_backbone(
-            model_name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
-        ).eval()
+        return create_backbone(model_name, path).eval()
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        named = str(path) in str(error)
+        raise CheckpointError(str(error) if named else f"{path}: {error}") from error
 
 
 def _open_published(name: str) -> TimmModel:

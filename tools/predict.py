@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
-from linsight.data.pictures import read_picture
+from linsight.data.pictures import files_in, read_picture
 from linsight.heads.checkpoint import AtomicLocalBackend
 from linsight.tools.config import ConfigError, check_config, override, quiet_mmdet
 from linsight.tools.export_file import is_exported_file
@@ -214,7 +215,7 @@ def find_pictures(sources: Sequence[Path]) -> list[Path]:
     for source in sources:
         if source.is_dir():
             endings = (*get_img_extensions(), *SUFFIXES)
-            found = sorted(f for f in source.rglob("*") if f.suffix.lower() in endings)
+            found = files_in(source, endings)
             if not found:
                 raise DataError(f"folder {source} holds no pictures ({', '.join(endings)})")
             files += found
@@ -225,28 +226,42 @@ def find_pictures(sources: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _joined(*parts: str) -> str:
+    """One name of several, which begins with no dot, as names of hidden files do."""
+    return "_".join(part.replace("/", "") for part in parts).lstrip(".")
+
+
 def _drawings(out: Path, files: list[Path]) -> list[Path]:
     """Files of the drawings, each named like its picture or video.
 
     Where names would be equal, those of files in one folder get their endings, and others the names
-    of their folders.
+    of their folders. Names are equal where a file system may take them for equal: in another case,
+    or in another form of Unicode.
 
     Raises:
         DataError: a drawing would overwrite a picture.
     """
-    kinds = Counter(file.with_suffix("") for file in files)
-    bases = [file.stem if kinds[file.with_suffix("")] == 1 else file.name for file in files]
+    whole = [_folded(str(file.with_suffix(""))) for file in files]
+    kinds = Counter(whole)
+    bases = [
+        file.stem if kinds[name] == 1 else file.name
+        for file, name in zip(files, whole, strict=True)
+    ]
     depths = [1] * len(files)
     while True:
         names = [
-            "_".join((*file.parent.parts[len(file.parent.parts) + 1 - depth :], base))
+            _joined(*file.parent.parts[len(file.parent.parts) + 1 - depth :], base)
             for file, base, depth in zip(files, bases, depths, strict=True)
         ]
-        counts = Counter(names)
+        counts = Counter(map(_folded, names))
         deeper = [
             i
             for i, name in enumerate(names)
-            if counts[name] > 1 and depths[i] <= len(files[i].parent.parts)
+            if counts[_folded(name)] > 1 and depths[i] <= len(files[i].parent.parts)
         ]
         if not deeper:
             break
@@ -256,12 +271,12 @@ def _drawings(out: Path, files: list[Path]) -> list[Path]:
     for i, name in enumerate(names):
         # Folders and names that are joined to the same word.
         number = 1
-        while names[i] in taken:
+        while _folded(names[i]) in taken:
             number += 1
             names[i] = f"{name}_{number}"
-        taken.add(names[i])
+        taken.add(_folded(names[i]))
     drawings = [
-        out / f"{name.replace('/', '')}.{'mp4' if _is_video(file) else 'png'}"
+        out / f"{name}.{'mp4' if _is_video(file) else 'png'}"
         for name, file in zip(names, files, strict=True)
     ]
     sources = {file.resolve() for file in files}

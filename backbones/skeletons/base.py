@@ -1,6 +1,7 @@
 """The base of every skeleton: timm's interface, stages of blocks, a head."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -261,9 +262,46 @@ class VisionModel(TimmModel):
     and `norm`, and compute `forward_features` and `forward_head`.
     """
 
+    # The `checkpoint_filter_fn` of the model's family, which `create_model` sets.
+    filter_fn: Callable[..., dict[str, Tensor]] | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.register_load_state_dict_pre_hook(_rename_before_loading)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """PyTorch's, which here also takes a checkpoint that is not under the model's names.
+
+        `timm.create_model(name, checkpoint_path=FILE)` ends in this call, without a filter.
+
+        Args:
+            state_dict: weights of this library, or of the paper's authors if `strict`.
+            strict, assign: as for `torch.nn.Module.load_state_dict`.
+
+        Raises:
+            RuntimeError: the weights are of another model or, if `strict`, of other classes.
+        """
+        if strict and self.filter_fn and state_dict.keys() != self.state_dict().keys():
+            # What is no checkpoint of this model is named by PyTorch.
+            with suppress(Exception):
+                state_dict = self.filter_fn(dict(state_dict), self)
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            config = self.pretrained_cfg
+            classifiers = config["classifier"]
+            first = classifiers if isinstance(classifiers, str) else classifiers[0]
+            theirs = getattr(state_dict.get(f"{first}.bias"), "shape", (self.num_classes,))[0]
+            if theirs == self.num_classes:
+                raise
+            raise RuntimeError(
+                f"{error}\n\tThe weights are for {theirs} classes and the model has "
+                f"{self.num_classes}: take timm.create_model({config['architecture']!r}, "
+                f"pretrained=True, num_classes={self.num_classes}, "
+                f"pretrained_cfg_overlay=dict(file=FILE, num_classes={theirs}))"
+            ) from None
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters, beyond vectors and biases, that weight decay leaves out.
@@ -365,15 +403,15 @@ class HierarchicalVisionTransformer(VisionModel):
         announce_pass(self, x)
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
-        pixels = x.shape[-2:]
+        height, width = x.shape[-2:]
         x = self.stem(x)
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if i in take:
                 y = self.norm(x) if norm and i == len(self.stages) - 1 else x
-                if y.ndim == 3:
+                if getattr(stage, "prefix_tokens", 0):
                     reduction = self.feature_info[i]["reduction"]
-                    y = y[:, 1:].unflatten(1, tuple(-(-side // reduction) for side in pixels))
+                    y = y[:, 1:].unflatten(1, (-(-height // reduction), -(-width // reduction)))
                 intermediates.append(y.permute(0, 3, 1, 2) if output_fmt == "NCHW" else y)
         if intermediates_only:
             return intermediates

@@ -239,6 +239,28 @@ class TestCheckpoints:
             nano.stages[2].blocks[0].mixer.in_proj.weight,
         )
 
+    def test_checkpoint_path_of_timm(self, nano, tmp_path):
+        """timm loads it after the model is made, without a filter and for the same classes."""
+        state = nano.state_dict()
+        average = {"ema": {"module": {f"_orig_mod.{k}": v for k, v in state.items()}}, "epoch": 1}
+        for content in ({"model": state}, average):
+            torch.save(content, tmp_path / "w.pth")
+            path = str(tmp_path / "w.pth")
+            model = timm.create_model("rala_vit_nano", num_classes=10, checkpoint_path=path)
+            assert torch.equal(model.head.fc.weight, nano.head.fc.weight)
+        with pytest.raises(
+            RuntimeError, match=r"for 10 classes and the model has 4: .*, num_classes=10\)\)"
+        ):
+            timm.create_model("rala_vit_nano", num_classes=4, checkpoint_path=path)
+
+    def test_checkpoint_path_of_the_authors(self, tmp_path):
+        theirs = timm.create_model("deit_tiny_patch16_224", depth=1).eval()
+        torch.save({"model": theirs.state_dict()}, tmp_path / "w.pth")
+        path = str(tmp_path / "w.pth")
+        model = timm.create_model("softmax_deit_tiny", depth=1, checkpoint_path=path).eval()
+        x = torch.randn(1, 3, 224, 224)
+        torch.testing.assert_close(model(x), theirs(x))
+
     def test_another_models(self, tmp_path):
         torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pth")
         with pytest.raises(ValueError, match=r"not of rala_vit_nano: .* missing .* unexpected"):

@@ -15,6 +15,9 @@ from PIL import Image
 
 import linsight.data.classification  # noqa: F401  registers TimmDataset
 from linsight.data.loading import DataError, describe
+from linsight.data.source_formats import images_in, read
+from linsight.data.unlabelled import PictureFolder
+from linsight.tools.predict import find_pictures
 
 
 @pytest.fixture
@@ -63,6 +66,56 @@ def test_timms_other_readers(root, tmp_path):
     torchvision = build(root, name="torch/image_folder", transform={"input_size": 32})
     assert len(torchvision) == 12
     assert torchvision.metainfo["classes"] == ["a", "b", "c"]
+
+
+def hide(folder):
+    """Put into a folder what operating systems and storage devices leave there."""
+    for name in ("__MACOSX/a", ".ipynb_checkpoints", "@eaDir/a", "a/@eaDir", "a"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file in ("._0.png", "Thumbs.db"):
+            (folder / name / file).write_bytes(b"nothing")
+    for name in (".ipynb_checkpoints/0-checkpoint.png", "@eaDir/0.png", "a/@eaDir/0.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+
+
+@pytest.mark.parametrize("kind", ["folders", "torchvision", "tar", "class_map"])
+def test_hidden_files_and_folders_are_no_classes(root, tmp_path, kind):
+    hide(root / "train")
+    options = {
+        "folders": {},
+        "torchvision": {"name": "torch/image_folder"},
+        "tar": {},
+        "class_map": {"class_map": {"a": 0, "b": 1, "c": 2, "@eaDir": 3}},
+    }[kind]
+    if kind == "tar":
+        root = shutil.make_archive(str(tmp_path / "made"), "tar", root / "train")
+    dataset = build(root, transform={"input_size": 8}, **options)
+    assert [dataset[i][1] for i in range(len(dataset))] == [0] * 4 + [1] * 4 + [2] * 4
+    assert not dataset.corrupt.any()
+    if kind in ("folders", "torchvision"):
+        assert dataset.metainfo["classes"] == ["a", "b", "c"]
+
+
+def test_hidden_pictures_are_not_read(root):
+    hide(root / "train")
+    wanted = sorted((root / "train").glob("[abc]/[0-9].png"))
+    assert find_pictures([root / "train"]) == wanted
+    assert images_in(root / "train") == wanted
+    assert read(str(root)).classes == ["a", "b", "c"]
+    pictures = PictureFolder(str(root))
+    assert [pictures.name_of(i) for i in range(len(pictures))] == list(map(str, wanted))
+    masks = root / "masks"
+    shutil.copytree(root / "train", masks)
+    pairs = DATASETS.build(
+        {
+            "type": "SegmentationFolder",
+            "root": str(root),
+            "images": "train",
+            "masks": "masks",
+            "classes": range(200),
+        }
+    )
+    assert len(pairs) == 12
 
 
 class TestNestedFolders:

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -157,6 +158,78 @@ def test_an_entry_that_lacks_something_is_named(tmp_path, images, key, test_mode
     del written["annotations"][2][key]
     with pytest.raises(DataError, match=message):
         dataset(tmp_path, images, written, test_mode=test_mode)
+
+
+MENDED = [
+    {"iscrowd": "0"},
+    {"iscrowd": False},
+    {"category_id": "5"},
+    {"image_id": "1"},
+    {"id": "3"},
+    {"bbox": ["4", "4.0", "10", "10"]},
+    {"area": "100"},
+    {"id": None},
+]
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+@pytest.mark.parametrize("change", MENDED, ids=str)
+def test_texts_for_numbers_are_mended(tmp_path, images, change, test_mode, capfd):
+    wanted = dataset(tmp_path, images, content(), test_mode=test_mode)[1]["data_samples"]
+    written = content()
+    written["annotations"][2] |= change
+    if change == {"id": None}:
+        del written["annotations"][2]["id"]
+    found = dataset(tmp_path, images, written, test_mode=test_mode)
+    said = capfd.readouterr()
+    assert re.search("1 annotations with(out an id| texts .*): mended", said.out + said.err)
+    instances = found[1]["data_samples"].gt_instances
+    assert torch.equal(instances.bboxes.tensor, wanted.gt_instances.bboxes.tensor)
+    assert instances.labels.equal(wanted.gt_instances.labels)
+    metric = QuietCocoMetric(ann_file=str(tmp_path / "instances.json"))
+    assert len(metric._coco_api.getAnnIds(iscrowd=0)) == 6
+
+
+def test_ids_that_are_words(tmp_path, images):
+    written = content()
+    for image in written["images"]:
+        image["id"] = f"picture {image['id']}"
+    for annotation in written["annotations"]:
+        annotation["image_id"] = f"picture {annotation['image_id']}"
+    checked = dataset(tmp_path, images, written)
+    assert [len(checked.get_data_info(i)["instances"]) for i in range(4)] == [2, 2, 2, 0]
+
+
+def test_true_crowds_are_counted(tmp_path, images, capfd):
+    written = content()
+    for annotation, flag in zip(written["annotations"][:2], (True, "1"), strict=True):
+        annotation["iscrowd"] = flag
+    dataset(tmp_path, images, written)
+    said = capfd.readouterr()
+    assert "2 with an iscrowd flag (1, 2)" in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("box", "hint"),
+    [([20, 10, 30, 20], True), ([-5, 4, 10, 10], False), ([4, 4, 1, 1], None)],
+)
+def test_boxes_beyond_the_edges(tmp_path, images, box, hint, capfd):
+    written = content()
+    for annotation in written["annotations"]:
+        annotation["bbox"] = box
+    assert len(dataset(tmp_path, images, written).get_data_info(0)["instances"]) == 2
+    said = capfd.readouterr()
+    text = said.out + said.err
+    assert ("of 6 annotations reach beyond the edges" in text) == (hint is not None)
+    assert ("they look like x1, y1, x2, y2" in text) == bool(hint)
+
+
+def test_rare_classes_within_wrappers(tmp_path, images):
+    checked = dataset(tmp_path, images, content())
+    config = {"type": "RepeatDataset", "dataset": checked, "times": 2}
+    balanced = {"type": "ClassBalancedDataset", "dataset": config, "oversample_thr": 1.5}
+    # Each class is in 3 of 4 images, and so comes sqrt(1.5 / 0.75) times, rounded up.
+    assert len(DATASETS.build(balanced)) == 2 * (3 * 2 + 1)
 
 
 def test_a_missing_file_is_named(tmp_path, images):

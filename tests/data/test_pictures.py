@@ -12,6 +12,7 @@ from PIL import Image
 import linsight.data.classification
 import linsight.data.segmentation  # noqa: F401
 from linsight.data.pictures import prepare, read_picture
+from linsight.tools.load import LoadedModel
 
 RAMP = np.linspace(0, 65535, 40 * 48).reshape(40, 48).astype(np.uint16)
 # The view of timm's transform is the whole picture, in its own size.
@@ -27,10 +28,44 @@ def in_8_bits(image, statistics):
 
 def turned(pixels, orientation, file, **options):
     """Store pixels so that EXIF's orientation restores them."""
-    undo = {1: 0, 6: 1, 3: 2, 8: 3}[orientation]
+    turns = {1: 0, 6: 1, 3: 2, 8: 3}
+    # The others mirror, and so undo themselves.
+    mirrors = {2: np.fliplr, 4: np.flipud, 5: lambda p: p.swapaxes(0, 1)}
+    mirrors[7] = lambda p: np.rot90(p.swapaxes(0, 1), 2)
+    if orientation in turns:
+        stored = np.rot90(pixels, turns[orientation])
+    else:
+        stored = np.ascontiguousarray(mirrors[orientation](pixels))
     exif = Image.Exif()
     exif[0x112] = orientation
-    Image.fromarray(np.rot90(pixels, undo)).save(file, exif=exif, **options)
+    Image.fromarray(stored).save(file, exif=exif, **options)
+
+
+class Sizes:
+    def predict(self, picture):
+        return picture.size
+
+
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), r"an array \(0, 5, 3\) without pixels"),
+        (np.zeros((5, 0), np.uint8), r"an array \(5, 0\) without pixels"),
+        (np.zeros((0,), np.uint8), r"is an array uint8 \(0,\), expected"),
+        (Image.new("RGB", (0, 5)), "the picture has 0 x 5 pixels"),
+        ([], "picture is a list of 0, expected one"),
+        ((), "picture is a tuple of 0, expected one"),
+        ("empty.png", "cannot identify image file"),
+    ],
+    ids=str,
+)
+def test_pictures_without_pixels(tmp_path, monkeypatch, picture, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.png").touch()
+    model = LoadedModel.__new__(LoadedModel)
+    model.predictor = Sizes()
+    with pytest.raises((ValueError, OSError), match=said):
+        model.predict(picture)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +103,7 @@ def test_other_depths(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_upright(tmp_path, suffix, orientation):
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:16, :32] = (250, 240, 230)

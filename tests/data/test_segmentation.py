@@ -14,7 +14,12 @@ from torchvision import tv_tensors
 
 from linsight.data.digits import digit_scene
 from linsight.data.loading import DataCheckHook, DataError
-from linsight.data.segmentation import IGNORE, RandomClassCrop, named_colours
+from linsight.data.segmentation import (
+    IGNORE,
+    RandomClassCrop,
+    build_transforms,
+    named_colours,
+)
 from linsight.heads.segmentation_figures import class_colours
 
 FLIP = {"type": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1.0}
@@ -209,6 +214,36 @@ class TestNumbersThatAreNoClasses:
         with pytest.raises(DataError, match=rf"set label_map={fix} if these numbers stand for"):
             build(folder, classes=classes)[0]
 
+    @pytest.mark.parametrize(
+        ("values", "options", "fix"),
+        [
+            ((0, 255), {"classes": "p"}, r"\{0: 0, 255: 1\}, and name 2 classes, if .*\{0: 0\}"),
+            ((0, 127, 255), {"classes": range(150)}, r"\{0: 0, 127: 1, 255: 2\} if"),
+            ((0, 85, 170, 255), {"classes": range(200), "reduce_zero_label": True}, r"\{0: 0, 85"),
+            ((128, 255), {"classes": "pq", "label_map": {0: 0, 1: 1}}, "which label_map lacks"),
+        ],
+    )
+    def test_shades_of_grey_whatever_the_classes(self, folder, values, options, fix):
+        self.write(folder, *values)
+        with pytest.raises(DataError, match=fix):
+            build(folder, **options)
+
+    @pytest.mark.parametrize(
+        ("values", "options", "said"),
+        [
+            ((0, 128, 255), {"classes": "pq", "label_map": {0: 0, 128: 1}}, "255 is ignored (33"),
+            ((0, 1, 255), {"classes": "p", "reduce_zero_label": True}, "0, 255 are ignored (66.7"),
+        ],
+    )
+    def test_what_is_ignored_on_purpose_is_said(
+        self, folder, capfd, monkeypatch, values, options, said
+    ):
+        monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
+        self.write(folder, *values)
+        build(folder, **options)
+        output = capfd.readouterr()
+        assert said in output.out + output.err
+
     def test_absent_classes_are_said_once(self, folder, caplog, capfd, monkeypatch):
         monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
         self.write(folder, 0, 1, 255)
@@ -275,6 +310,51 @@ class TestOutside:
         inside = labels == 2
         assert (level[~inside] < 199).float().mean() > 0.9
         assert (level[inside] > 199).float().mean() > 0.9
+
+
+V2 = "torchvision.transforms.v2."
+
+
+class TestAutomaticAugmentation:
+    @pytest.mark.parametrize("kind", ["RandAugment", "AutoAugment", "TrivialAugmentWide"])
+    def test_masks_move_with_their_images(self, kind):
+        corner = torch.zeros(40, 40, dtype=torch.uint8)
+        corner[:20, :20] = 1
+        image = tv_tensors.Image(torch.stack([100 * corner + 50] * 3))
+        transforms = build_transforms([{"type": f"{V2}{kind}"}], ignore_index=7)
+        torch.manual_seed(0)
+        moved = 0
+        for _ in range(60):
+            picture, mask = transforms(image, tv_tensors.Mask(corner))
+            assert set(mask.unique().tolist()) <= {0, 1, 7}
+            moved += not mask.equal(corner)
+            levels = picture[0].float()
+            for label in (0, 1):
+                inside = levels[mask == label]
+                # Two small moves after one another, and sharpening, mix pixels at the edges.
+                same = (inside - inside.median()).abs() <= 3
+                assert not inside.numel() or same.float().mean() > 0.85
+        assert moved > 5
+        assert transforms(image).shape == image.shape
+
+    @pytest.mark.parametrize(
+        ("name", "fix"),
+        [
+            (f"{V2}AugMix", "leave it out"),
+            (f"{V2}FiveCrop", "leave it out"),
+            ("torchvision.transforms.RandAugment", rf"take {V2}RandAugment"),
+            ("torchvision.transforms.RandomRotation", rf"take {V2}RandomRotation"),
+        ],
+    )
+    def test_transforms_of_images_alone_are_named(self, name, fix):
+        with pytest.raises(DataError, match=rf"{name} takes no masks: {fix}\. Of torchvision"):
+            build_transforms([{"type": name, "degrees": 1}])
+
+    def test_erasing_leaves_the_mask(self, folder):
+        erase = {"type": f"{V2}RandomErasing", "p": 1.0, "value": 9}
+        image, labels = build(folder, transforms=[erase])[0]
+        assert labels.equal(build(folder)[0][1])
+        assert not image.equal(build(folder)[0][0])
 
 
 class TestRandomClassCrop:

@@ -274,6 +274,7 @@ class TestMasks:
             ([0, 255], ["background", "foreground"], {0: 0, 255: 1}),
             ([0, 1], ["background", "foreground"], {0: 0, 1: 1}),
             ([0, 5, 9, 255], ["background", "5", "9"], {0: 0, 5: 1, 9: 2}),
+            ([0, 128, 255], ["background", "128", "255"], {0: 0, 128: 1, 255: 2}),
         ],
     )
     def test_numbers_become_classes(self, tmp_path, values, classes, table):

@@ -96,6 +96,19 @@ def test_rare_classes_are_drawn_more_often(root):
     assert [masks.get_cat_ids(i) for i in range(4)] == [[0], [0], [0], [0, 1]]
 
 
+def test_rare_classes_within_wrappers(root):
+    folder = configs(root)["folder"]
+    twice = {"type": "RepeatDataset", "dataset": folder, "times": 2}
+    joined = {"type": "ConcatDataset", "datasets": [folder, twice]}
+    balanced = {"type": "ClassBalancedDataset", "dataset": joined, "oversample_thr": 0.8}
+    dataset = pickle.loads(pickle.dumps(DATASETS.build(balanced)))
+    dogs = [4, 4, 9, 9, 14, 14]
+    assert [index for index in dataset.repeat_indices if index % 5 == 4] == dogs
+    assert len(dataset) == 12 + len(dogs)
+    around = {"type": "RepeatDataset", "dataset": balanced, "times": 2}
+    assert len(DATASETS.build(around)) == 36
+
+
 @pytest.mark.parametrize("kind", ["folder", "masks"])
 def test_nothing_can_be_read(root, kind):
     """Whatever is tolerated, there is no next image to take."""

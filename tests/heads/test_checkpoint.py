@@ -2,13 +2,18 @@
 
 import argparse
 import datetime
+import enum
 import errno
+import functools
 import json
 import logging
 import os
 import pickle
+import random
 import shutil
+import subprocess
 import zipfile
+from collections import defaultdict, deque
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,13 +22,16 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from mmengine.config import Config
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import EarlyStoppingHook
 from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from mmengine.runner import save_checkpoint
+from PIL import Image
 from timm.models import load_state_dict
 from torch import nn
+from torchvision.transforms import InterpolationMode
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
 from linsight.heads.checkpoint import (
@@ -39,6 +47,39 @@ from .test_segmentation import REFERENCE, authors
 
 ATOMIC = {"backend": "atomic"}
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)}
+
+
+class Mode(enum.Enum):
+    A = 1
+
+
+class Settings(dict):
+    pass
+
+
+class Names(list):
+    pass
+
+
+# What training scripts save beside weights.
+BESIDE = {
+    "deque": deque([1, 2], maxlen=3),
+    "defaultdict": defaultdict(list, {"a": [1]}),
+    "function": json.dumps,
+    "functions of NumPy and PyTorch": [np.mean, torch.relu, nn.functional.gelu],
+    "built-in function": len,
+    "partial": functools.partial(json.dumps, indent=1),
+    "method": Settings(a=1).get,
+    "class": Mode,
+    "enumeration": [Mode.A, InterpolationMode.BICUBIC, Image.Resampling.BICUBIC],
+    "config": Config({"a": {"b": 1}}),
+    "dict of a class": Settings(a=Settings(b=1)),
+    "list of a class": Names([1, 2]),
+    "path": Path("a"),
+    "object": SimpleNamespace(a=Settings()),
+    "generators": [np.random.RandomState(0), np.random.default_rng(0), random.Random(0)],
+    "exception": ValueError("a"),
+}
 
 
 class TestWriting:
@@ -81,6 +122,52 @@ class TestReading:
             for found in (load_state_dict(path), read_checkpoint(path)["state_dict"]):
                 assert found.keys() == average.keys()
                 assert all(torch.equal(found[name], average[name]) for name in average)
+
+    @pytest.mark.parametrize(
+        "key", ["ema_state_dict", "ema", "model_ema", "state_dict_ema", "ema_model", "params_ema"]
+    )
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_averages_of_other_scripts(self, tmp_path, caplog, key, nested):
+        average = {f"module.{name}": value + 1 for name, value in STATE.items()}
+        content = {"module": average, "updates": 7} if nested else {**average, "n_averaged": 3}
+        for raw in ("state_dict", "model"):
+            torch.save({raw: STATE, key: content, "epoch": 3}, tmp_path / "a.pth")
+            found = read_checkpoint(tmp_path / "a.pth")
+            assert found["state_dict"].keys() == STATE.keys()
+            assert torch.equal(found["state_dict"]["bias"], STATE["bias"] + 1)
+            assert key not in found
+            assert f"the averaged weights ({key}) of the checkpoint are taken" in caplog.text
+
+    def test_mmengines_averages_are_in_the_state_dict(self, tmp_path, caplog):
+        """Its EMAHook lets both change places before it saves them."""
+        raw = {"steps": torch.tensor(3), **{f"module.{k}": v - 1 for k, v in STATE.items()}}
+        torch.save({"state_dict": STATE, "ema_state_dict": raw, "meta": {}}, tmp_path / "a.pth")
+        found = read_checkpoint(tmp_path / "a.pth")
+        assert torch.equal(found["state_dict"]["bias"], STATE["bias"])
+        assert found["ema_state_dict"].keys() == raw.keys()
+        assert not caplog.text
+
+    @pytest.mark.parametrize(
+        "prefixes",
+        [
+            ["module."],
+            ["_orig_mod."],
+            ["model."],
+            ["module._orig_mod."],
+            ["_orig_mod.module.", ""],
+            ["model.module.", "model._orig_mod."],
+            ["module.model."],
+        ],
+    )
+    def test_what_wrappers_put_before_names(self, tmp_path, prefixes):
+        state = {prefixes[i % len(prefixes)] + name: v for i, (name, v) in enumerate(STATE.items())}
+        for content in (state, {"state_dict": state}, {"model_ema": {"module": state}}):
+            torch.save(content, tmp_path / "a.pth")
+            assert read_checkpoint(tmp_path / "a.pth")["state_dict"].keys() == STATE.keys()
+        # A part that torch.compile has wrapped by itself.
+        torch.save({f"blocks.0._orig_mod.{k}": v for k, v in STATE.items()}, tmp_path / "a.pth")
+        names = read_checkpoint(tmp_path / "a.pth")["state_dict"]
+        assert set(names) == {"blocks.0.weight", "blocks.0.bias"}
 
     def test_a_web_address_is_downloaded_once(self, tmp_path, monkeypatch):
         torch.save(STATE, tmp_path / "served.pth")
@@ -182,6 +269,40 @@ class TestReading:
         torch.save({"model": STATE, "config": node}, tmp_path / "a.pth")
         content = read_checkpoint(tmp_path / "a.pth")
         assert torch.equal(content["state_dict"]["bias"], STATE["bias"])
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize("key", [*BESIDE])
+    def test_harmless_things_beside_weights(self, tmp_path, key, zipped):
+        path = tmp_path / "a.pth"
+        content = {"state_dict": STATE, "x": BESIDE[key], "y": {"z": [BESIDE[key]]}}
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        assert torch.equal(read_checkpoint(path)["state_dict"]["bias"], STATE["bias"])
+
+    def test_whole_models_and_other_protocols(self, tmp_path):
+        path = tmp_path / "a.pth"
+        torch.save({"model": STATE, "transform": timm.data.create_transform(8)}, path)
+        assert read_checkpoint(path)["state_dict"].keys() == STATE.keys()
+        for content in (nn.Linear(2, 2), {"model": nn.Linear(2, 2), "epoch": 3}):
+            torch.save(content, path)
+            with pytest.raises(CheckpointError, match=r"whole objects \(torch\.nn.*state_dict\(\)"):
+                read_checkpoint(path)
+        torch.save({"state_dict": STATE}, path, pickle_protocol=4)
+        with pytest.raises(CheckpointError, match=r"pickle of protocol 4, .* reads protocol 2"):
+            read_checkpoint(path)
+
+    @pytest.mark.parametrize(
+        "call",
+        [(eval, "1"), (subprocess.Popen, "true"), (torch.load, "x"), (getattr, os, "system")],
+        ids=lambda call: call[0].__name__,
+    )
+    def test_what_holds_code_is_called_so(self, tmp_path, call):
+        class Payload:
+            def __reduce__(self):
+                return call[0], tuple("os" if part is os else part for part in call[1:])
+
+        torch.save({"state_dict": STATE, "x": Payload()}, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=rf"to run code \(.*{call[0].__name__}"):
+            read_checkpoint(tmp_path / "a.pth")
 
     @pytest.mark.parametrize(
         ("content", "said"),

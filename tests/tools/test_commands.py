@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -150,6 +151,26 @@ def test_prediction_and_testing_see_the_same_pixels(checkpoint, pictures, tmp_pa
     tested = DATASETS.build({**settings, "root": str(tmp_path / "images")})[0][0]
     predictor = ClassificationPredictor(model, torch.device("cpu"), 1)
     assert torch.equal(predictor.transform(read_picture(pictures / "wide.png")), tested)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a/caf\u00e9.jpg", "b/cafe\u0301.jpg"),
+        ("a/caf\u00e9.jpg", "a/cafe\u0301.jpg"),
+        ("a/IMG.jpg", "b/img.jpg"),
+        ("a/IMG.jpg", "a/img.JPG"),
+        ("a/IMG.mp4", "a/img.mp4"),
+        ("/a/x.jpg", "a/x.jpg"),
+        ("../x.jpg", "x.jpg", ".x.jpg"),
+    ],
+    ids=str,
+)
+def test_drawings_that_a_file_system_takes_for_one(names):
+    drawings = predict._drawings(Path("out"), [Path(name) for name in names])
+    folded = {unicodedata.normalize("NFC", drawing.name).casefold() for drawing in drawings}
+    assert len(folded) == len(names)
+    assert not any(name.startswith(".") for name in folded)
 
 
 def test_each_drawing_has_a_name_of_its_own(tmp_path):

@@ -98,6 +98,24 @@ def test_found_by_name_and_by_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[0,1],[2,3]", [[0, 1], [2, 3]]),
+        ("(1,2),(3,4)", [(1, 2), (3, 4)]),
+        ("[(1,2),[a,b]]", [(1, 2), ["a", "b"]]),
+        ("{0: 0, 255: 1}", {0: 0, 255: 1}),
+        ("my photos (2)", "my photos (2)"),
+        ('"my photos (a, b)"', "my photos (a, b)"),
+        ("1,2", [1, 2]),
+        ("a", "a"),
+    ],
+)
+def test_values_of_overrides(text, value):
+    cfg = load_config("rala_vit_nano_digits", [f"work_dir={text}"])
+    assert cfg.work_dir == value
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("model.num_clases=3", "model.num_clases: ImageClassifier takes no .*num_classes"),
@@ -116,6 +134,11 @@ def test_found_by_name_and_by_path(tmp_path, monkeypatch):
         ("optm_wrapper.lr=1", "the config has no such key; the nearest are optim_wrapper"),
         ("unheard=1", "unheard: the config has no such key"),
         ("train_cfg", "key=value, got 'train_cfg'"),
+        ("work_dir=dict(a=1,b=2)", r"a list is \[a, b\], .* one work_dir\.NAME=VALUE per entry"),
+        ("work_dir=photos(a,b)", r"a list is \[a, b\], .* in double quotes"),
+        ("train_cfg=[1,2", r"a list is \[a, b\]"),
+        ("train_cfg=lambda x: (x, 1)", r"a list is \[a, b\]"),
+        ("train_cfg={a: 1, b", r"a dict \{'a': 1, 'b': 2\}"),
     ],
 )
 def test_misspelt_override(override, message):

@@ -74,6 +74,15 @@ def test_fx_traces_for_any_size(name):
 
 @pytest.mark.parametrize("name", PARTS)
 @torch.no_grad()
+def test_fx_traces_feature_maps_for_any_size(name):
+    """`features_only` is `forward_intermediates` as a module."""
+    model = little(name, features_only=True, out_indices=1, **two_blocks(name))
+    wide = torch.cat((one_image(), one_image()), -1)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(wide), model(wide))
+
+
+@pytest.mark.parametrize("name", PARTS)
+@torch.no_grad()
 def test_torchvision_extracts_features(name):
     model, x = little(name, **two_blocks(name)), one_image()
     seen = []
