@@ -34,7 +34,7 @@ from .pictures import files_in, read_picture, turn
 
 IGNORE = 255
 # So many masks are looked at before training.
-_LOOKED_AT = 64
+_LOOKED_AT = 32
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
