@@ -21,6 +21,7 @@ from linsight.tools.export_check import EXACT, HALF, compare, match_objects
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
 from linsight.tools.export_subject import dense_subject
+from linsight.tools.export_tensorrt import refusals
 from linsight.tools.model import Run
 from linsight.tools.predict_detection import DetectionPredictor
 
@@ -136,6 +137,7 @@ def test_mask_rcnn_as_onnx(written):
     model = onnx.load(written.path)
     assert [node.op_type for node in model.graph.node].count("NonMaxSuppression") == 2
     assert [output.name for output in model.graph.output] == ["boxes", "labels", "scores", "masks"]
+    assert refusals(model) == []  # TensorRT takes it
     opened = open_file(written.path)
     assert opened.description["classes"] == list("0123456789")
     assert opened.sides == (64, 96)

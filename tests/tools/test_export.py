@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+import typer
 from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
@@ -23,7 +24,7 @@ from linsight.heads import segmentation  # noqa: F401  registers what the config
 from linsight.heads.deployment import DeployedClassifier
 from linsight.tools import export_check, main
 from linsight.tools.config import load_config
-from linsight.tools.export import Format, Precision, trace, write_file
+from linsight.tools.export import Format, Precision, replace_files, trace, write_file
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
 from linsight.tools.export_subject import (
@@ -32,6 +33,8 @@ from linsight.tools.export_subject import (
     dense_subject,
     open_subject,
 )
+from linsight.tools.export_tensorrt import main as check_tensorrt
+from linsight.tools.export_tensorrt import refusals
 from linsight.tools.model import Run
 
 from ..backbones.conftest import lively
@@ -115,11 +118,42 @@ def test_a_segmentor_as_onnx(files, segmentor):
     assert [o.name for o in model.graph.output] == ["labels", "logits"]
     dims = [d.dim_param or d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
     assert dims == ["batch", "height", "width"]
+    assert refusals(model) == []  # TensorRT takes it
     wanted, found = open_subject(str(segmentor)).module, open_file(path).run
     batches = [pixels(1, 3, 96, 96), pixels(3, 3, 64, 130)]
     difference = export_check.compare(wanted, found, batches, export_check.EXACT)
     assert difference.faults == ()
     assert len(found(batches[0])["labels"].unique()) > 1
+
+
+def test_what_tensorrt_lacks_is_named(tmp_path):
+    """Operators, dtypes and options that its published list does not have."""
+    graph = """
+        <ir_version: 8, opset_import: ["": 21, "own": 1]>
+        main (float[1, 3, 8, 8] x, int64[1] k, uint8[2] u) => (float[1, 3, 16, 16] y) {
+            twice = Constant <value = float[4] {1, 1, 2, 2}> ()
+            y = Resize <mode = "cubic"> (x, , twice)
+            values, places = TopK (x, k)
+            size = Shape (u)
+            other = Unique (x)
+            mine = own.Suppress (x)
+        }
+    """
+    model = onnx.parser.parse_model(graph)
+    assert refusals(model) == [
+        "opset 21",
+        "Resize with mode cubic",
+        "TopK that is unsorted, of 3840 or more, or of a number that is no constant",
+        "Shape of UINT8",
+        "Unique",
+        "own.Suppress",
+    ]
+    onnx.save(model, tmp_path / "model.onnx")
+    app = typer.Typer()
+    app.command()(check_tensorrt)
+    result = CliRunner().invoke(app, [str(tmp_path / "model.onnx")])
+    assert result.exit_code == 1
+    assert "Resize with mode cubic; TopK that" in result.output
 
 
 @pytest.mark.slow
@@ -329,6 +363,18 @@ def test_a_failure_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "model.pt2").read_text() == "before"
 
 
+def test_a_killed_export_leaves_nothing_for_long(tmp_path):
+    """The next export removes what it has left, and nothing of one that still works."""
+    with replace_files(tmp_path) as working:
+        left = tmp_path / ".export-killed"
+        left.mkdir()
+        (left / "model.pt2").write_text("half")
+        with replace_files(tmp_path, "model.pt2") as beside:
+            (beside / "model.pt2").write_text("whole")
+        assert {p.name for p in tmp_path.iterdir()} == {working.name, "model.pt2"}
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+
+
 def test_no_objects_are_no_difference():
     nothing = {"boxes": torch.zeros(1, 2, 4), "labels": torch.full((1, 2), -1)}
     nothing["scores"] = torch.zeros(1, 2)
@@ -356,12 +402,22 @@ def test_layers_that_overflow_stay_in_float32(classifier):
     assert wide == ()
 
 
-def test_half_precision(tiny, tmp_path):
-    written = write_file(tiny, tmp_path, Format.torch, dtype=Precision.float16)
-    assert 0 < written.difference.values["relative error of the logits"] < 1e-2
-    assert open_file(written.path).description["dtype"] == "float16"
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(Precision.float16, 1e-2), (Precision.bfloat16, 5e-2)]
+)
+def test_half_precision(tiny, tmp_path, dtype, bound):
+    """Written, and run back on another batch than that of the comparison."""
+    written = write_file(tiny, tmp_path, Format.torch, dtype=dtype)
+    assert 0 < written.difference.values["relative error of the logits"] < bound
+    opened = open_file(written.path)
+    assert opened.description["dtype"] == dtype.value
     program = torch.export.load(str(written.path))
-    assert {weight.dtype for weight in program.parameters()} == {torch.float16}
+    assert {weight.dtype for weight in program.parameters()} == {getattr(torch, dtype.value)}
+    images = pixels(3, 3, 64, 64)
+    with torch.inference_mode():
+        wanted, found = (run(images)["logits"] for run in (tiny.module, opened.run))
+    assert found.dtype == torch.float32
+    assert 0 < export_check.relative(found, wanted) < bound
 
 
 def test_objects_that_are_lost_or_moved_are_seen():
