@@ -184,7 +184,9 @@ def _to_coreml(file: Path, subject: Subject, images: Tensor) -> str:
         def forward(self, images: Tensor) -> Any:
             return self.run(images.to(torch.uint8))
 
-    program = torch.export.export(Model(), (images.float(),)).run_decompositions({})
+    program = torch.export.export(Model(), (images.float(),))
+    # CoreML has no other names of one tensor.
+    program = program.run_decompositions({torch.ops.aten.alias.default: lambda x: x})
     coremltools.convert(program, minimum_deployment_target=coremltools.target.iOS18)
     return ""
 

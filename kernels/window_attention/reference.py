@@ -85,6 +85,8 @@ def _one_window(x, table, fill, weight, bias, heads, window, shift, padding, att
     top, left = (side // 2 if padding == "centre" else 0 for side in extra)
     sides = (0, 0, left, extra[1] - left, top, extra[0] - top)
     back = (shift[0], shift[1])
+    # Comparing sizes that an exported graph leaves open would specialise it.
+    padded = any(not isinstance(side, int) or side for side in extra)
     rolled = any(shift)
 
     def pad(x: Tensor) -> Tensor:
@@ -129,8 +131,9 @@ def _one_window(x, table, fill, weight, bias, heads, window, shift, padding, att
         y = y + local.reshape(-1, heads, channels // heads, wh * ww).transpose(-2, -1)
     y = y.transpose(1, 2).reshape(batch, rows, columns, wh, ww * channels)
     y = y.transpose(2, 3).reshape(batch, rows * wh, columns * ww, channels)
-    if padding == "end_after_shift":
+    if padded and padding == "end_after_shift":
         y = y[:, :height, :width]
     if rolled:
         y = y.roll(back, (1, 2))
-    return y[:, top : top + height, left : left + width]
+    # CoreML does not take a slice of everything.
+    return y[:, top : top + height, left : left + width] if padded else y

@@ -222,6 +222,8 @@ def test_openvino_runs_the_onnx(files, segmentor):
         logits, labels = (torch.from_numpy(found[key].copy()) for key in ("logits", "labels"))
         assert export_check.relative(logits, wanted["logits"]) < 1e-4
         assert (labels == wanted["labels"]).float().mean() > 0.999
+    with pytest.raises(RuntimeError):  # of other channels
+        model([images[:, :1].numpy()])
 
 
 def test_a_file_predicts_what_its_checkpoint_predicts(files, segmentor, tmp_path):
