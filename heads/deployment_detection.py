@@ -100,7 +100,9 @@ def _detection_of(detector: BaseDetector) -> Callable:
         head: Any = detector.roi_head
         if type(head) not in (StandardRoIHead, CascadeRoIHead) or head.with_shared_head:
             raise ValueError(f"{refused}its roi_head {type(head).__name__} predicts in its own way")
-        extractors = [head.bbox_roi_extractor] + ([head.mask_roi_extractor] * head.with_mask)
+        extractors = [head.bbox_roi_extractor]
+        if head.with_mask:
+            extractors.append(head.mask_roi_extractor)
         for extractor in extractors:
             for each in extractor if isinstance(extractor, nn.ModuleList) else [extractor]:
                 if type(each) is not SingleRoIExtractor:

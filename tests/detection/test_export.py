@@ -96,6 +96,16 @@ def test_an_image_without_objects_has_rows_of_nothing():
     assert not any(found[name].any() for name in ("boxes", "scores", "masks"))
 
 
+def test_faster_rcnn_has_boxes_alone():
+    config = config_of("mask_rcnn")
+    config.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
+    detector = MODELS.build(config.model).eval()
+    with torch.inference_mode():
+        found = DeployedDetector(detector)(images(1, 3, 64, 64))
+    assert list(found) == ["boxes", "labels", "scores"]
+    assert found["boxes"].shape == (1, 20, 4)
+
+
 def test_what_no_graph_computes_is_refused_by_name():
     detector = detector_of("retinanet")
     detector.bbox_head.test_cfg.nms.type = "soft_nms"
