@@ -26,7 +26,7 @@ from linsight.tools.run import report_errors
 OPSETS = range(9, 21)
 # Operators whose results have a size that depends on values.
 DATA_DEPENDENT = ("NonMaxSuppression", "NonZero")
-_DTYPES = {
+_DTYPES: dict[Any, str] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.DOUBLE: "FP32",  # which the parser makes of it
     TensorProto.FLOAT16: "FP16",

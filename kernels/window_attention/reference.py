@@ -45,13 +45,13 @@ def window_attention(
     dtype = projection.dtype
     wide = torch.promote_types(dtype, torch.float32)
     with without_autocast(projection):
-        projection, table, fill, weight, bias = (
-            None if x is None else x.to(wide) for x in (projection, table, fill, weight, bias)
+        table, fill, weight, bias = (
+            None if x is None else x.to(wide) for x in (table, fill, weight, bias)
         )
         parts, fills, weights, biases = (
             [None] * len(windows) if x is None else split(x, len(windows))
             for x, split in (
-                (projection, _split_projection),
+                (projection.to(wide), _split_projection),
                 (fill, _split_projection),
                 (weight, torch.chunk),
                 (bias, torch.chunk),
