@@ -100,7 +100,9 @@ def _detection_of(detector: BaseDetector) -> Callable:
         head: Any = detector.roi_head
         if type(head) not in (StandardRoIHead, CascadeRoIHead) or head.with_shared_head:
             raise ValueError(f"{refused}its roi_head {type(head).__name__} predicts in its own way")
-        extractors = [head.bbox_roi_extractor] + ([head.mask_roi_extractor] * head.with_mask)
+        extractors = [head.bbox_roi_extractor]
+        if head.with_mask:
+            extractors.append(head.mask_roi_extractor)
         for extractor in extractors:
             for each in extractor if isinstance(extractor, nn.ModuleList) else [extractor]:
                 if type(each) is not SingleRoIExtractor:
@@ -183,7 +185,9 @@ def _best(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
         return scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
     # With rows of nothing, as many are taken of a map of few pixels as of one of many.
     best = F.pad(scores, (0, most), value=NOTHING).topk(most)
-    return best.values, best.indices.clamp(max=scores.shape[1] - 1)
+    # TensorRT clamps no integers.
+    last = torch.scalar_tensor(scores.shape[1] - 1, dtype=torch.int64, device=scores.device)
+    return best.values, torch.minimum(best.indices, last)
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:
@@ -377,7 +381,7 @@ def _outline(
         total = total + part(_extract(extractor, maps, boxes)).float().sigmoid()
     masks = total / len(heads)  # (B N, classes or 1, h, w)
     if masks.shape[1] > 1:
-        index = labels.clamp(min=0).flatten()[:, None, None, None]
+        index = labels.flatten()[:, None, None, None]
         masks = masks.gather(1, index.expand(-1, 1, *masks.shape[2:]))
     masks = masks[:, 0].unflatten(0, boxes.shape[:2])
     # Bilinear interpolation is linear in each direction: two products of matrices.

@@ -1,5 +1,6 @@
 """Export a model: `linsight export MODEL --to safetensors|onnx|torch|aoti`."""
 
+import fcntl
 import io
 import json
 import os
@@ -53,6 +54,8 @@ class Precision(str, Enum):
     bfloat16 = "bfloat16"
 
 
+# The beginning of the name of the folder in which files are written before they take their places.
+_BESIDE = ".export-"
 FILES = {Format.onnx: "model.onnx", Format.torch: "model.pt2", Format.aoti: "model.aoti.pt2"}
 
 
@@ -232,7 +235,9 @@ def write_file(
             were there are untouched.
     """
     name = FILES[to]
-    with replace_files(folder, name) as beside, force("reference"):
+    # What PyTorch keeps of each operator's shapes takes longer to keep than to find again.
+    fresh = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    with replace_files(folder, name) as beside, force("reference"), fresh:
         traced, wide, limits = subject, (), EXACT
         if dtype is not Precision.float32:
             report(f"looking for what overflows in {dtype.value}")
@@ -317,7 +322,9 @@ def _trace(subject: Subject, any_size: bool) -> ExportedProgram:
 def replace_files(folder: Path, *names: str) -> Iterator[Path]:
     """Yield an empty folder, whose files `names` replace those in `folder` if no error occurs."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    _remove_remains(folder)
+    beside = Path(tempfile.mkdtemp(prefix=_BESIDE, dir=folder))
+    lock = _lock(beside)
     try:
         yield beside
         for name in names:
@@ -330,6 +337,30 @@ def replace_files(folder: Path, *names: str) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(beside)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what exports into a folder have left that were killed."""
+    for beside in folder.glob(f"{_BESIDE}*"):
+        if (lock := _lock(beside)) is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on a folder, which ends with the process, or None if it is another export's."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # it is gone, or somebody else's
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _umask() -> int:

@@ -48,6 +48,13 @@ def _suppress(boxes: Any, scores: Any, overlap: float, least: float, most: int) 
     return op.Greater(kept, op.Constant(value_float=0.5))
 
 
+def _floor_divide(x: Any, divisor: Any) -> Any:
+    """PyTorch's own translation compares booleans, which TensorRT does not."""
+    if x.dtype.is_floating_point():
+        return op.Floor(op.Div(x, divisor))
+    return op.Div(op.Sub(x, op.Mod(x, divisor)), divisor)
+
+
 def save(
     program: ExportedProgram, file: Path, outputs: Sequence[str], description: dict[str, Any]
 ) -> None:
@@ -59,16 +66,36 @@ def save(
             input_names=["images"],
             output_names=list(outputs),
             opset_version=OPSET,
-            custom_translation_table={torch.ops.linsight.suppress.default: _suppress},
+            custom_translation_table={
+                torch.ops.linsight.suppress.default: _suppress,
+                torch.ops.aten.floor_divide.default: _floor_divide,
+            },
             dynamo=True,
             verbose=False,
         ),
     )
     model = exported.model
+    _read_pixels_once(model.graph)
     _name_dimensions(model)
     for key, value in description.items():
         model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     exported.save(file)
+
+
+def _read_pixels_once(graph: Any) -> None:
+    """Let what reads the images read their first cast, as TensorRT can only cast uint8."""
+    (images,) = graph.inputs
+    readers = images.consumers()
+    (cast, *others) = (node for node in graph if node in readers and node.op_type == "Cast")
+    first = next(iter(graph))
+    if cast is not first:
+        graph.remove(cast)
+        graph.insert_before(first, cast)
+    for node in readers:
+        if node is not cast and node not in others:
+            for place, value in enumerate(node.inputs):
+                if value is images:
+                    node.replace_input_with(place, cast.outputs[0])
 
 
 def _name_dimensions(model: Any) -> None:

@@ -7,6 +7,7 @@ computes what the model computes.
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import timm
 import torch
 import typer
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor
+from torch import Tensor, nn
 
 import linsight.heads.segmentation  # noqa: F401  registers what configs name
 from linsight.backbones import ZOO
@@ -34,11 +35,18 @@ BEGIN, END = (
     f"<!-- The lines {where} here are written by `python -m linsight.tools.export_table`. -->"
     for where in ("from", "up to")
 )
-HEAD = ("body", "model", "task", "file", "image sizes", "run by", "differs from the model")
+HEAD = (
+    *("body", "model", "task", "file", "image sizes", "run by", "differs from the model"),
+    "also taken by",
+)
 CONFIGS = {
     "UPerNet": "upernet_rala_vit_nano_digits",
+    "Semantic FPN": "semantic_fpn_rala_vit_nano_digits",
+    "SegFormer": "segformer_rala_vit_nano_digits",
     "RetinaNet": "retinanet_rala_vit_nano_fpn_digits",
+    "Faster R-CNN": "mask_rcnn_rala_vit_nano_fpn_digits",
     "Mask R-CNN": "mask_rcnn_rala_vit_nano_fpn_digits",
+    "Cascade Mask R-CNN": "cascade_mask_rcnn_rala_vit_nano_fpn_digits",
     "DINO": "dino_4scale_rala_vit_nano_digits",
 }
 TASKS = ("classification", *CONFIGS)
@@ -80,19 +88,40 @@ def subject_of(model: str, task: str, onnx: bool) -> Subject:
         return classifier_subject(classifier)
     config = load_config(CONFIGS[task])
     config.model.backbone.update(model_name=model, **options)
+    if task == "Faster R-CNN":
+        config.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
     with quiet_mmdet(), DefaultScope.overwrite_default_scope(config.default_scope):
-        state = MODELS.build(config.model).state_dict()
-    return dense_subject(Run(config, None, state), model, onnx)
+        # Some of mmdet's classes change the config that they are built of.
+        built = MODELS.build(copy.deepcopy(config.model))
+    _enliven(built)
+    return dense_subject(Run(config, None, built.state_dict()), model, onnx)
 
 
-def results_of(model: str, task: str, to: Format) -> list[str]:
-    """The sizes that a file takes, by what it was run, and how its outputs differ."""
+def _enliven(model: nn.Module) -> None:
+    """Let the heads of an untrained model give objects and labels that differ."""
+    for key, weight in model.named_parameters():
+        if weight.ndim == 1 or any(part in key for part in ("_cls", "_reg", "sampling")):
+            weight.data += (0.01 if "retina" in key else 0.03) * torch.randn(weight.shape)
+        if key.endswith("retina_cls.weight"):
+            weight.data /= 4  # so that the best scores are not all 1
+
+
+def results_of(model: str, task: str, to: Format, size: tuple[int, int] | None = None) -> list[str]:
+    """The sizes that a file takes, by what it was run, and how its outputs differ.
+
+    Args:
+        model: the backbone.
+        task: one of `TASKS`.
+        to: the file.
+        size: the only (height, width) that it is to take; by default any.
+    """
     with tempfile.TemporaryDirectory() as folder:
         try:
             subject = subject_of(model, task, to is Format.onnx)
+            subject = subject.with_size(size) if size else subject
             written = write_file(subject, Path(folder), to)
         except (CheckpointError, ValueError) as error:
-            return ["", "", f"not written: {error}"]
+            return ["", "", f"not written: {error}", ""]
         batches = batches_for(subject, written.size is None)
         used, other = ("ONNX Runtime", "OpenVINO"), _openvino
         if to is Format.torch:
@@ -102,11 +131,78 @@ def results_of(model: str, task: str, to: Format) -> list[str]:
             second = str(compare(subject.module, lambda _: next(found), batches, EXACT))
         # Each runtime has errors of its own.
         except Exception as error:
-            second = f"fails: {str(error).strip().splitlines()[-1]}"
+            second = f"fails: {_reason(error)}"
+        taken = _taken_by(written.path, subject, written.size)
     first = str(written.difference)
     sizes = "any" if written.size is None else "{} x {}".format(*written.size)
     same = first == second
-    return [sizes, ", ".join(used), first if same else f"{first}; {used[1]}: {second}"]
+    return [sizes, ", ".join(used), first if same else f"{first}; {used[1]}: {second}", taken]
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1][:120].replace("|", "/")
+
+
+def _taken_by(file: Path, subject: Subject, size: tuple[int, int] | None) -> str:
+    """Which converters take a file, and of those that do not, why: TensorRT by its list."""
+    if file.suffix == ".onnx":
+        import onnx
+
+        from linsight.tools.export_tensorrt import refusals
+
+        missing = refusals(onnx.load(file))
+        return f"not TensorRT: {', '.join(missing)}" if missing else "TensorRT"
+    images = batches_for(subject.with_size(size or (64, 96)), False)[0]
+    said = [
+        _conversion("CoreML", _to_coreml, file, subject, images),
+        _conversion("ExecuTorch", _to_executorch, file, subject, images),
+    ]
+    return ", ".join(filter(None, said))
+
+
+def _conversion(name: str, convert: Any, file: Path, subject: Subject, images: Tensor) -> str:
+    """What comes of a conversion; "" without the package that makes it."""
+    try:
+        return f"{name}{convert(file, subject, images)}"
+    except ModuleNotFoundError:
+        return ""
+    # Converters raise errors of many classes.
+    except Exception as error:
+        return f"not {name}: {_reason(error)}"
+
+
+def _to_coreml(file: Path, subject: Subject, images: Tensor) -> str:
+    """Convert a file; what it computes then is known on Apple's machines alone."""
+    import coremltools
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.run = torch.export.load(str(file)).module()
+
+        def forward(self, images: Tensor) -> Any:
+            return self.run(images.to(torch.uint8))
+
+    program = torch.export.export(Model(), (images.float(),))
+    # CoreML has no other names of one tensor.
+    program = program.run_decompositions({torch.ops.aten.alias.default: lambda x: x})
+    coremltools.convert(program, minimum_deployment_target=coremltools.target.iOS18)
+    return ""
+
+
+def _to_executorch(file: Path, subject: Subject, images: Tensor) -> str:
+    """Convert a file, run it, and say how its outputs differ."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    program = torch.export.export(torch.export.load(str(file)).module(), (images,))
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    method: Any = Runtime.get().load_program(lowered.to_executorch().buffer).load_method("forward")
+    found = dict(zip(program.module()(images), method.execute([images]), strict=True))
+    difference = compare(subject.module, lambda _: found, [images], EXACT)
+    return f" ({difference})" if difference.faults else f" (within {EXACT.logits})"
 
 
 def _alone(file: Path, subject: Subject, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -131,14 +227,19 @@ def _openvino(file: Path, subject: Subject, batches: Sequence[Tensor]) -> list[d
 def main(
     body: Annotated[list[str] | None, typer.Argument(help="Skeletons; default: all.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
+    to: Annotated[list[Format] | None, typer.Option(help="Default: onnx and torch.")] = None,
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(help="The only height and width of the images.")
+    ] = None,
 ) -> None:
     """Write rows of the table in docs/export.md of the checkout in the current folder."""
     for skeleton, model in bodies().items():
         if body and skeleton not in body:
             continue
         for each in task or TASKS:
-            for to in (Format.onnx, Format.torch):
-                row = [skeleton, f"`{model}`", each, to.value, *results_of(model, each, to)]
+            for form in to or (Format.onnx, Format.torch):
+                results = results_of(model, each, form, size)
+                row = [skeleton, f"`{model}`", each, form.value, *results]
                 print(*row, sep="  ", flush=True)
                 write_row(row)
 
@@ -150,7 +251,8 @@ def write_row(row: list[str]) -> None:
     table, _, after = rest.partition(END)
     lines = [line for line in table.splitlines() if line.startswith("|")][2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    rows = [other for other in rows if other[:4] != row[:4]] + [row]
+    rows = [other + [""] * (len(HEAD) - len(other)) for other in rows if other[:4] != row[:4]]
+    rows.append(row)
     order = list(bodies())
     rows.sort(key=lambda cells: (order.index(cells[0]), TASKS.index(cells[2]), cells[3]))
     lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...kernels.agent_attention import agent_attention
 from ...kernels.runtime.dispatch import cache_constants, without_autocast
 from ..context import Context, Place
+from ..resampling import resampling
 from .base import register_mixer
 from .projected import PackedAttention, ProjectedMixer
 
@@ -155,6 +156,8 @@ def interpolation(length: int, target: int, dtype: torch.dtype, device: torch.de
     The gradient of a product with it is the same in every run; on CUDA, `F.interpolate` sums its
     gradient by atomics.
     """
+    if is_exporting():
+        return resampling(length, target, "linear", False, dtype, device).T
     identity = torch.eye(length, dtype=dtype, device=device)
     return F.interpolate(identity[None], target, mode="linear")[0]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...kernels.runtime.dispatch import cache_constants, without_autocast
 from ..context import Context, Place
+from ..resampling import resampling
 from .projected import PackedAttention, ProjectedMixer, depthwise_parameters, rename_entries
 
 
@@ -105,6 +106,8 @@ def interpolation(length: int, target: int, dtype: torch.dtype, device: torch.de
     The gradient of a product with it is the same in every run; on CUDA, `F.interpolate` sums its
     gradient by atomics.
     """
+    if is_exporting():
+        return resampling(length, target, "bicubic", False, dtype, device)
     identity = torch.eye(length, dtype=dtype, device=device)
     return F.interpolate(identity[None, None], (target, length), mode="bicubic")[0, 0]
 

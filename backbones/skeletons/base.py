@@ -9,6 +9,7 @@ from timm.layers import (
     SelectAdaptivePool2d,
     calculate_drop_path_rates,
     global_pool_nlc,
+    is_exporting,
     resample_abs_pos_embed,
 )
 from timm.models import checkpoint
@@ -21,6 +22,7 @@ from ..checkpoint import TimmModel, rename_old_entries
 from ..context import Context, Place
 from ..layers import check_token_pool, make_classifier
 from ..mixers import MixerNames, MixerOptions, TokenMixer, build_mixer
+from ..resampling import resampling
 
 Size = tuple[int, int]
 
@@ -134,10 +136,28 @@ def add_positions(
     x: Tensor, pos_embed: Tensor, size: Size, old: Size | None, prefix: int, interpolation: str
 ) -> Tensor:
     """Tokens with position embeddings of a map of the size `old`, interpolated to `size`."""
-    position = resample_abs_pos_embed(
-        pos_embed, list(size), list(old or size), prefix, interpolation, interpolation == "bicubic"
-    )
+    old, antialias = old or size, interpolation == "bicubic"
+    if is_exporting():
+        position = _resample(pos_embed, size, old, prefix, interpolation, antialias)
+    else:
+        position = resample_abs_pos_embed(
+            pos_embed, list(size), list(old), prefix, interpolation, antialias
+        )
     return x + position.to(x.dtype)
+
+
+def _resample(
+    pos_embed: Tensor, size: Size, old: Size, prefix: int, interpolation: str, antialias: bool
+) -> Tensor:
+    """timm's `resample_abs_pos_embed`, computed by products alone."""
+    tokens, position = pos_embed[:, :prefix], pos_embed[:, prefix:].float()
+    mode = "linear" if interpolation == "bilinear" else interpolation
+    rows, columns = (
+        resampling(*lengths, mode, antialias, position.dtype, position.device)
+        for lengths in zip(old, size, strict=True)
+    )
+    position = columns @ (rows @ position[0].view(old[0], -1)).view(size[0], old[1], -1)
+    return torch.cat((tokens, position.view(1, size[0] * size[1], -1).to(tokens.dtype)), 1)
 
 
 def run_block(block: nn.Module, x: Tensor, context: Context, recompute: bool) -> Tensor:

@@ -45,16 +45,16 @@ def window_attention(
     dtype = projection.dtype
     wide = torch.promote_types(dtype, torch.float32)
     with without_autocast(projection):
-        parts = projection.to(wide).unflatten(-1, (3, len(windows), -1)).unbind(4)
         table, fill, weight, bias = (
             None if x is None else x.to(wide) for x in (table, fill, weight, bias)
         )
-        fills, weights, biases = (
-            [None] * len(windows) if x is None else split(x)
+        parts, fills, weights, biases = (
+            [None] * len(windows) if x is None else split(x, len(windows))
             for x, split in (
-                (fill, lambda x: x.unflatten(0, (3, len(windows), -1)).unbind(1)),
-                (weight, lambda x: x.chunk(len(windows))),
-                (bias, lambda x: x.chunk(len(windows))),
+                (projection.to(wide), _split_projection),
+                (fill, _split_projection),
+                (weight, torch.chunk),
+                (bias, torch.chunk),
             )
         )
         y = [
@@ -64,20 +64,35 @@ def window_attention(
     return torch.cat(y, -1).to(dtype)
 
 
+def _split_projection(x: Tensor, count: int) -> list[Tensor]:
+    """Of queries, keys and values (..., 3 C), as many parts (..., 3 C / count)."""
+    if count == 1:
+        return [x]
+    parts = x.unflatten(-1, (3 * count, -1))
+    return [parts[..., i::count, :].flatten(-2) for i in range(count)]
+
+
 def _one_window(x, table, fill, weight, bias, heads, window, shift, padding, attn_drop):
-    """`window_attention` for one size of windows; x is (B, H, W, 3, C), fill (3, C)."""
-    batch, height, width, _, channels = x.shape
+    """`window_attention` for one size of windows; x is (B, H, W, 3 C), fill (3 C).
+
+    Tensors have five dimensions at most: CoreML and ExecuTorch's XNNPACK have no others, and
+    OpenVINO scales products of larger ones wrongly.
+    """
+    batch, height, width, channels = x.shape
+    channels = channels // 3
     (rows, columns), (wh, ww) = ((-(-height // window[0]), -(-width // window[1])), window)
     extra = rows * wh - height, columns * ww - width
     top, left = (side // 2 if padding == "centre" else 0 for side in extra)
-    sides = (0, 0, 0, 0, left, extra[1] - left, top, extra[0] - top)
+    sides = (0, 0, left, extra[1] - left, top, extra[0] - top)
     back = (shift[0], shift[1])
+    # Comparing sizes that an exported graph leaves open would specialise it.
+    padded = any(not isinstance(side, int) or side for side in extra)
     rolled = any(shift)
 
     def pad(x: Tensor) -> Tensor:
         y = F.pad(x, sides)
         if fill is not None:
-            outside = 1 - F.pad(x.new_ones(height, width, 1, 1), sides)
+            outside = 1 - F.pad(x.new_ones(height, width, 1), sides)
             y = y + outside * fill
         return y
 
@@ -85,27 +100,27 @@ def _one_window(x, table, fill, weight, bias, heads, window, shift, padding, att
         return x.roll((-shift[0], -shift[1]), (1, 2)) if rolled else x
 
     x = pad(roll(x)) if padding == "end_after_shift" else roll(pad(x))
-    # (3, B, rows, columns, heads, wh * ww, D)
-    x = x.reshape(batch, rows, wh, columns, ww, 3, heads, channels // heads)
-    query, key, value = x.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).unbind(0)
-    scores = query @ key.transpose(-2, -1) * (channels // heads) ** -0.5
+    x = x.reshape(batch, rows, wh, columns, 3 * ww * channels).transpose(2, 3)
+    x = x.reshape(-1, wh * ww, 3, heads, channels // heads)
+    # each (B * rows * columns, heads, wh * ww, D)
+    query, key, value = x.permute(2, 0, 3, 1, 4).unbind(0)
+    scores = (channels // heads) ** -0.5 * query @ key.transpose(-2, -1)
     if table is not None:
         index = relative_positions(window, table)
         scores = scores + table.flatten(0, 1)[index].permute(2, 0, 1)
     if rolled:
         y = _regions(rows * wh, shift[0], x.device).view(rows, 1, wh, 1)
         z = _regions(columns * ww, shift[1], x.device).view(1, columns, 1, ww)
-        region = (2 * y + z).reshape(rows, columns, 1, wh * ww)
+        region = (2 * y + z).reshape(rows * columns, 1, wh * ww)
         apart = region[..., :, None] != region[..., None, :]
-        scores = scores + MASK * apart.to(scores.dtype)
+        scores = scores.unflatten(0, (batch, rows * columns)) + MASK * apart.to(scores.dtype)
+        scores = scores.flatten(0, 1)
     attention = scores.softmax(-1)
     if attn_drop is not None:
-        # As in timm's models, the map has three dimensions more: windows, heads and pairs.
-        attention = attn_drop(attention.flatten(0, 2)).view_as(attention)
+        attention = attn_drop(attention)
     y = attention @ value
-    y = y.unflatten(-2, (wh, ww))  # (B, rows, columns, heads, wh, ww, D)
     if weight is not None:
-        maps = value.unflatten(-2, (wh, ww)).permute(0, 1, 2, 3, 6, 4, 5)
+        maps = value.unflatten(-2, (wh, ww)).permute(0, 1, 4, 2, 3)
         local = F.conv2d(
             maps.reshape(-1, channels, wh, ww),
             weight,
@@ -113,10 +128,12 @@ def _one_window(x, table, fill, weight, bias, heads, window, shift, padding, att
             padding=weight.shape[-1] // 2,
             groups=channels,
         )
-        y = y + local.reshape(maps.shape).permute(0, 1, 2, 3, 5, 6, 4)
-    y = y.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows * wh, columns * ww, channels)
-    if padding == "end_after_shift":
+        y = y + local.reshape(-1, heads, channels // heads, wh * ww).transpose(-2, -1)
+    y = y.transpose(1, 2).reshape(batch, rows, columns, wh, ww * channels)
+    y = y.transpose(2, 3).reshape(batch, rows * wh, columns * ww, channels)
+    if padded and padding == "end_after_shift":
         y = y[:, :height, :width]
     if rolled:
         y = y.roll(back, (1, 2))
-    return y[:, top : top + height, left : left + width]
+    # CoreML does not take a slice of everything.
+    return y[:, top : top + height, left : left + width] if padded else y

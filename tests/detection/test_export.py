@@ -21,6 +21,7 @@ from linsight.tools.export_check import EXACT, HALF, compare, match_objects
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
 from linsight.tools.export_subject import dense_subject
+from linsight.tools.export_tensorrt import refusals
 from linsight.tools.model import Run
 from linsight.tools.predict_detection import DetectionPredictor
 
@@ -95,6 +96,16 @@ def test_an_image_without_objects_has_rows_of_nothing():
     assert not any(found[name].any() for name in ("boxes", "scores", "masks"))
 
 
+def test_faster_rcnn_has_boxes_alone():
+    config = config_of("mask_rcnn")
+    config.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
+    detector = MODELS.build(config.model).eval()
+    with torch.inference_mode():
+        found = DeployedDetector(detector)(images(1, 3, 64, 64))
+    assert list(found) == ["boxes", "labels", "scores"]
+    assert found["boxes"].shape == (1, 20, 4)
+
+
 def test_what_no_graph_computes_is_refused_by_name():
     detector = detector_of("retinanet")
     detector.bbox_head.test_cfg.nms.type = "soft_nms"
@@ -136,6 +147,7 @@ def test_mask_rcnn_as_onnx(written):
     model = onnx.load(written.path)
     assert [node.op_type for node in model.graph.node].count("NonMaxSuppression") == 2
     assert [output.name for output in model.graph.output] == ["boxes", "labels", "scores", "masks"]
+    assert refusals(model) == []  # TensorRT takes it
     opened = open_file(written.path)
     assert opened.description["classes"] == list("0123456789")
     assert opened.sides == (64, 96)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+import typer
 from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
@@ -23,7 +24,7 @@ from linsight.heads import segmentation  # noqa: F401  registers what the config
 from linsight.heads.deployment import DeployedClassifier
 from linsight.tools import export_check, main
 from linsight.tools.config import load_config
-from linsight.tools.export import Format, Precision, trace, write_file
+from linsight.tools.export import Format, Precision, replace_files, trace, write_file
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
 from linsight.tools.export_subject import (
@@ -32,6 +33,8 @@ from linsight.tools.export_subject import (
     dense_subject,
     open_subject,
 )
+from linsight.tools.export_tensorrt import main as check_tensorrt
+from linsight.tools.export_tensorrt import refusals
 from linsight.tools.model import Run
 
 from ..backbones.conftest import lively
@@ -84,6 +87,15 @@ def segmentor(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def batches(segmentor):
+    """Batches of images, and what the segmentor gives of them."""
+    module = open_subject(str(segmentor)).module
+    images = [pixels(*shape) for shape in BATCHES]
+    with torch.inference_mode():
+        return [(each, module(each)) for each in images]
+
+
+@pytest.fixture(scope="module")
 def files(segmentor, tmp_path_factory):
     """The segmentor as ONNX, by the command, under a mask that lets the group read."""
     folder = tmp_path_factory.mktemp("files")
@@ -97,7 +109,7 @@ def files(segmentor, tmp_path_factory):
     return folder, result.output
 
 
-def test_a_segmentor_as_onnx(files, segmentor):
+def test_a_segmentor_as_onnx(files, batches):
     """Any batch and size, the description and readable names, and what the command says."""
     folder, output = files
     path = folder / "model.onnx"
@@ -115,11 +127,43 @@ def test_a_segmentor_as_onnx(files, segmentor):
     assert [o.name for o in model.graph.output] == ["labels", "logits"]
     dims = [d.dim_param or d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
     assert dims == ["batch", "height", "width"]
-    wanted, found = open_subject(str(segmentor)).module, open_file(path).run
-    batches = [pixels(1, 3, 96, 96), pixels(3, 3, 64, 130)]
-    difference = export_check.compare(wanted, found, batches, export_check.EXACT)
+    assert refusals(model) == []  # TensorRT takes it
+    run = open_file(path).run
+    wanted = iter([outputs for _, outputs in batches])
+    images = [each for each, _ in batches]
+    difference = export_check.compare(lambda _: next(wanted), run, images, export_check.EXACT)
     assert difference.faults == ()
-    assert len(found(batches[0])["labels"].unique()) > 1
+    assert len(run(images[0])["labels"].unique()) > 1
+
+
+def test_what_tensorrt_lacks_is_named(tmp_path):
+    """Operators, dtypes and options that its published list does not have."""
+    graph = """
+        <ir_version: 8, opset_import: ["": 21, "own": 1]>
+        main (float[1, 3, 8, 8] x, int64[1] k, uint8[2] u) => (float[1, 3, 16, 16] y) {
+            twice = Constant <value = float[4] {1, 1, 2, 2}> ()
+            y = Resize <mode = "cubic"> (x, , twice)
+            values, places = TopK (x, k)
+            size = Shape (u)
+            other = Unique (x)
+            mine = own.Suppress (x)
+        }
+    """
+    model = onnx.parser.parse_model(graph)
+    assert refusals(model) == [
+        "opset 21",
+        "Resize with mode cubic",
+        "TopK that is unsorted, of 3840 or more, or of a number that is no constant",
+        "Shape of UINT8",
+        "Unique",
+        "own.Suppress",
+    ]
+    onnx.save(model, tmp_path / "model.onnx")
+    app = typer.Typer()
+    app.command()(check_tensorrt)
+    result = CliRunner().invoke(app, [str(tmp_path / "model.onnx")])
+    assert result.exit_code == 1
+    assert "Resize with mode cubic; TopK that" in result.output
 
 
 @pytest.mark.slow
@@ -155,9 +199,9 @@ for wrong in (images["0"][:, :1], images["0"].astype("f")):
 """
 
 
-def test_onnx_without_linsight(files, segmentor, tmp_path):
-    batches = [pixels(*shape) for shape in BATCHES]
-    np.savez(tmp_path / "images.npz", **{str(i): each.numpy() for i, each in enumerate(batches)})
+def test_onnx_without_linsight(files, batches, tmp_path):
+    images = {str(i): each.numpy() for i, (each, _) in enumerate(batches)}
+    np.savez(tmp_path / "images.npz", **images)
     words = [files[0] / "model.onnx", tmp_path / "images.npz", tmp_path / "results.npz"]
     done = subprocess.run(
         [sys.executable, "-c", RUN_ONNX, *map(str, words)],
@@ -167,27 +211,22 @@ def test_onnx_without_linsight(files, segmentor, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     results = np.load(tmp_path / "results.npz")
-    module = open_subject(str(segmentor)).module
-    for i, images in enumerate(batches):
-        with torch.inference_mode():
-            wanted = module(images)
+    for i, (_, wanted) in enumerate(batches):
         logits, labels = (torch.from_numpy(results[f"{i} {key}"]) for key in ("logits", "labels"))
         assert export_check.relative(logits, wanted["logits"]) < 1e-4
         assert (labels == wanted["labels"]).float().mean() > 0.999
 
 
-def test_openvino_runs_the_onnx(files, segmentor):
+def test_openvino_runs_the_onnx(files, batches):
     openvino = pytest.importorskip("openvino")
     model = openvino.Core().compile_model(str(files[0] / "model.onnx"), "CPU")
-    module = open_subject(str(segmentor)).module
-    for shape in BATCHES:
-        images = pixels(*shape)
-        with torch.inference_mode():
-            wanted = module(images)
+    for images, wanted in batches:
         found = model([images.numpy()])
         logits, labels = (torch.from_numpy(found[key].copy()) for key in ("logits", "labels"))
         assert export_check.relative(logits, wanted["logits"]) < 1e-4
         assert (labels == wanted["labels"]).float().mean() > 0.999
+    with pytest.raises(RuntimeError):  # of other channels
+        model([images[:, :1].numpy()])
 
 
 def test_a_file_predicts_what_its_checkpoint_predicts(files, segmentor, tmp_path):
@@ -329,6 +368,18 @@ def test_a_failure_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "model.pt2").read_text() == "before"
 
 
+def test_a_killed_export_leaves_nothing_for_long(tmp_path):
+    """The next export removes what it has left, and nothing of one that still works."""
+    with replace_files(tmp_path) as working:
+        left = tmp_path / ".export-killed"
+        left.mkdir()
+        (left / "model.pt2").write_text("half")
+        with replace_files(tmp_path, "model.pt2") as beside:
+            (beside / "model.pt2").write_text("whole")
+        assert {p.name for p in tmp_path.iterdir()} == {working.name, "model.pt2"}
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+
+
 def test_no_objects_are_no_difference():
     nothing = {"boxes": torch.zeros(1, 2, 4), "labels": torch.full((1, 2), -1)}
     nothing["scores"] = torch.zeros(1, 2)
@@ -356,12 +407,22 @@ def test_layers_that_overflow_stay_in_float32(classifier):
     assert wide == ()
 
 
-def test_half_precision(tiny, tmp_path):
-    written = write_file(tiny, tmp_path, Format.torch, dtype=Precision.float16)
-    assert 0 < written.difference.values["relative error of the logits"] < 1e-2
-    assert open_file(written.path).description["dtype"] == "float16"
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(Precision.float16, 1e-2), (Precision.bfloat16, 5e-2)]
+)
+def test_half_precision(tiny, tmp_path, dtype, bound):
+    """Written, and run back on another batch than that of the comparison."""
+    written = write_file(tiny, tmp_path, Format.torch, dtype=dtype)
+    assert 0 < written.difference.values["relative error of the logits"] < bound
+    opened = open_file(written.path)
+    assert opened.description["dtype"] == dtype.value
     program = torch.export.load(str(written.path))
-    assert {weight.dtype for weight in program.parameters()} == {torch.float16}
+    assert {weight.dtype for weight in program.parameters()} == {getattr(torch, dtype.value)}
+    images = pixels(3, 3, 64, 64)
+    with torch.inference_mode():
+        wanted, found = (run(images)["logits"] for run in (tiny.module, opened.run))
+    assert found.dtype == torch.float32
+    assert 0 < export_check.relative(found, wanted) < bound
 
 
 def test_objects_that_are_lost_or_moved_are_seen():
