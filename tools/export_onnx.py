@@ -66,9 +66,16 @@ def save(
     )
     model = exported.model
     _name_dimensions(model)
-    for key, value in description.items():
-        model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    model.metadata_props.update(entries(description))
     exported.save(file)
+
+
+def entries(description: dict[str, Any]) -> dict[str, str]:
+    """The description as entries of ``metadata_props``."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in description.items()
+    }
 
 
 def _name_dimensions(model: Any) -> None:

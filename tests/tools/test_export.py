@@ -31,6 +31,7 @@ from linsight.tools.export_subject import (
     classifier_subject,
     dense_subject,
     open_subject,
+    photographs,
 )
 from linsight.tools.model import Run
 
@@ -39,7 +40,7 @@ from .conftest import full_disk
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 def pixels(*shape: int) -> torch.Tensor:
@@ -208,6 +209,66 @@ def test_a_file_predicts_what_its_checkpoint_predicts(files, segmentor, tmp_path
     shares = [{row[1]: float(row[2]) for row in each[1:]} for each in rows]
     assert shares[0].keys() == shares[1].keys()
     assert shares[0] == pytest.approx(shares[1], abs=1e-3)
+
+
+def weights_of_eight_bits(model) -> list[str]:
+    """Which operators have a weight of eight bits, by the operator's name."""
+    weights = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    held = {
+        n.output[0]: n
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in weights and len(n.input) > 2
+    }
+    kinds = ("Conv", "Gemm", "MatMul")
+    return [n.op_type for n in model.graph.node if n.op_type in kinds and n.input[1] in held]
+
+
+@pytest.mark.parametrize("calibrated", [True, False], ids=["static", "dynamic"])
+def test_eight_bits(tiny, tmp_path, calibrated):
+    """With pictures to calibrate on both layers have eight bits, without them the linear one."""
+    pictures = []
+    for i, picture in enumerate(photographs() if calibrated else ()):
+        picture.save(tmp_path / f"{i}.png")
+        pictures.append(tmp_path / f"{i}.png")
+    written = write_file(tiny, tmp_path, Format.onnx, dtype=Precision.int8, calibration=pictures)
+    model = onnx.load(written.path)
+    assert sorted(weights_of_eight_bits(model)) == (["Conv", "Gemm"] if calibrated else [])
+    integer = [node.op_type for node in model.graph.node].count("MatMulInteger")
+    assert integer == (0 if calibrated else 1)
+    opened = open_file(written.path)
+    assert opened.description["dtype"] == "int8"
+    quantization = opened.description["quantization"]
+    assert quantization["layers"] == 1 + calibrated
+    assert quantization["pictures"] == len(pictures)
+    assert quantization["agreement"] == pytest.approx(written.difference.values)
+    images = pixels(3, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = tiny.module(images)["logits"]
+    assert 0 < export_check.relative(opened.run(images)["logits"], wanted) < 0.1
+
+
+def test_products_of_attention_stay_in_float(files, segmentor, tmp_path):
+    """And each linear layer and convolution has weights of eight bits."""
+    from linsight.tools.export_int8 import quantize
+
+    target = tmp_path / "int8.onnx"
+    layers = quantize(files[0] / "model.onnx", target, [pixels(1, 3, 64, 64)])
+    module = open_subject(str(segmentor)).module
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    model = onnx.load(target)
+    kinds = weights_of_eight_bits(model)
+    assert kinds.count("MatMul") == len(linear)
+    assert len(kinds) == layers > len(linear)
+    scaled = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    cores = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] not in scaled]
+    assert cores
+    assert all(scaled.isdisjoint(node.input) for node in cores)
+    images = pixels(1, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = module(images)["logits"]
+    session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"images": images.numpy()})
+    assert 0 < export_check.relative(torch.from_numpy(found), wanted) < 0.2
 
 
 # One image and three, of two sizes, one of which is not square.
