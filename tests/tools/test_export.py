@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import timm.data
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
+from mmengine.utils import import_modules_from_strings
 from PIL import Image
+from rich.progress import Progress
 from torch import nn
 from typer.testing import CliRunner
 
@@ -24,6 +26,7 @@ from linsight.heads.deployment import DeployedClassifier
 from linsight.tools import export_check, main
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, Precision, trace, write_file
+from linsight.tools.export_accuracy import measure
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
 from linsight.tools.export_subject import (
@@ -247,6 +250,38 @@ def test_eight_bits(tiny, tmp_path, calibrated):
     assert 0 < export_check.relative(opened.run(images)["logits"], wanted) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "metric"),
+    [
+        ("rala_vit_nano_digits", "classification", "accuracy/top1"),
+        ("segformer_rala_vit_nano_digits", "segmentation", "segmentation/mIoU"),
+    ],
+)
+def test_metrics_of_a_file(name, task, metric):
+    """A file that gives the data's own labels, of the pixels before they were normalised."""
+    loader = "test_dataloader"
+    words = [f"{loader}.dataset.length=3", f"{loader}.batch_size=2", f"{loader}.num_workers=0"]
+    config = load_config(name, words)
+    config[loader].pop("persistent_workers", None)
+    import_modules_from_strings(**config.custom_imports)
+    data = DATASETS.build(config[loader].dataset)
+    seen = []
+
+    def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert images.dtype == torch.uint8
+        known = [data[len(seen) + i] for i in range(len(images))]
+        seen.extend(images)
+        labels = torch.stack([torch.as_tensor(label) for _, label in known])
+        logits = nn.functional.one_hot(labels.long(), 11).movedim(-1, 1).float()
+        return {"logits": logits}
+
+    with Progress(disable=True) as progress:
+        assert measure(run, task, config, progress, "x")[metric] == 100
+    mean, std = (torch.tensor(data.metainfo[key])[:, None, None] for key in ("mean", "std"))
+    for i, image in enumerate(seen):
+        torch.testing.assert_close((image / 255 - mean) / std, data[i][0])
+
+
 def test_products_of_attention_stay_in_float(files, segmentor, tmp_path):
     """And each linear layer and convolution has weights of eight bits."""
     from linsight.tools.export_int8 import quantize
@@ -449,6 +484,9 @@ def test_objects_that_are_lost_or_moved_are_seen():
         (["--to", "onnx", "--dtype", "bfloat16"], "--to onnx has no --dtype bfloat16"),
         (["--dtype", "float16"], "are for --to onnx, torch and aoti"),
         (["--size", "64x64"], "are for --to onnx, torch and aoti"),
+        (["--to", "torch", "--dtype", "int8"], "--dtype int8 is for --to onnx, and --to is torch"),
+        (["--to", "onnx", "--calibrate", "a"], "--calibrate is for --dtype int8"),
+        (["--test"], "are for --to onnx, torch and aoti"),
         (["--to", "onnx", "--push-to-hub", "a/b"], "--push-to-hub pushes safetensors"),
     ],
 )
