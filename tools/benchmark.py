@@ -30,12 +30,13 @@ from linsight.backbones.mixers import MIXERS
 from linsight.kernels import force
 from linsight.tools import benchmark_cases as cases
 from linsight.tools.benchmark_cases import Case
+from linsight.tools.benchmark_exported import RUNTIMES, ExportedModel, missing
 from linsight.tools.benchmark_measure import Disagreement, Model, Network, Operator
 from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
 from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
 
 What = Literal["all", "mixers", "models", "operators", "detectors", "segmentors", "data", "draw"]
-Mode = Literal["eager", "graph", "compile"]
+Mode = Literal["eager", "graph", "compile", "onnxruntime", "openvino", "aoti"]
 Phase = Literal["inference", "training"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RESULTS = "results.csv"
@@ -72,6 +73,11 @@ class Setting:
     references: bool = False
     peers: tuple[str, ...] = ()
     mixer: str | None = None
+
+    @property
+    def exported(self) -> list[str]:
+        """The modes that run a file."""
+        return [mode for mode in self.modes if mode in RUNTIMES]
 
     @property
     def resolutions(self) -> list[int]:
@@ -118,7 +124,10 @@ def benchmark(
     ] = None,
     modes: Annotated[
         str | None,
-        typer.Option(help="Of eager,graph,compile. Default: all; on a CPU eager."),
+        typer.Option(
+            help="Of eager,graph,compile. Default: all; on a CPU eager. Models on a CPU also "
+            "exported: onnxruntime,openvino,aoti."
+        ),
     ] = None,
     phases: Annotated[
         str, typer.Option(help="Of inference,training: forward, and forward with backward.")
@@ -177,6 +186,14 @@ def benchmark(
     )
     if "graph" in setting.modes and not gpu:
         raise typer.BadParameter(f"--modes graph needs a GPU, the device is {place}")
+    if exported := setting.exported:
+        if what != "models" or gpu or setting.dtype != "float32" or "inference" not in phases:
+            raise typer.BadParameter(
+                f"--modes {','.join(exported)} is for 'models' on a CPU, in inference and float32"
+            )
+        for mode in exported:
+            if names_missing := missing(mode):
+                raise typer.BadParameter(f"--modes {mode} needs {', '.join(names_missing)}")
     jobs = list(plan(what, names, setting))
     if not jobs:
         raise typer.BadParameter(f"nothing to measure is called {', '.join(names)} in these modes")
@@ -246,6 +263,8 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
     """All jobs. Those that compile for minutes come last, and operators come after models."""
     for compile in (False, True):
+        if compile and what == "models":
+            yield from _exported_jobs(names or list(cases.MODELS), setting)
         if compile and "compile" not in setting.modes:
             continue
         if what in ("all", "mixers"):
@@ -307,6 +326,20 @@ def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[J
 
                 if rows := [_row(case, m, phase, setting) for m in _modes(compile, setting)]:
                     yield Job(build, measure, case.reference, rows)
+
+
+def _exported_jobs(names: list[str], setting: Setting) -> Iterator[Job]:
+    for name in names:
+        for resolution, batch in setting.batches("inference"):
+            for mode in setting.exported:
+                case = cases.model(name, resolution, batch, setting.mixer)
+
+                def build(case: Case = case, mode: str = mode) -> Model:
+                    how = torch.float32, setting.device, True, setting.seconds, "inference"
+                    return ExportedModel(mode, case, *how)
+
+                row = _row(case, mode, "inference", setting)
+                yield Job(build, lambda model, row: model.measure(), False, [row])
 
 
 def _models(name: str, phase: str, setting: Setting) -> Iterator[Case]:

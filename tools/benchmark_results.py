@@ -19,7 +19,8 @@ class Row:
 
     Attributes:
         mode: 'eager' (plain calls), 'graph' (replayed from a CUDA graph), 'compile'
-            (torch.compile, plain calls) or 'compile graph'.
+            (torch.compile, plain calls), 'compile graph', or the runtime of an exported file:
+            'onnxruntime', 'openvino' or 'aoti' (a package of AOTInductor).
         phase: 'inference' and 'training' of models; 'forward', 'forward+backward' and their
             difference 'backward' of operators.
         peak_mib: largest memory that tensors took, in MiB.

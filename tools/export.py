@@ -19,20 +19,32 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
+from mmengine.config import Config
 from PIL import Image
 from rich.console import Console
+from rich.progress import Progress
 from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
 from torch.export import Dim, ExportedProgram
 
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
+from linsight.heads.hooks import percent
 from linsight.kernels import force
 from linsight.tools.config import ConfigError
-from linsight.tools.export_check import EXACT, HALF, Difference, compare, refuse_faults, relative
-from linsight.tools.export_file import DESCRIPTION, open_file
+from linsight.tools.export_accuracy import measure
+from linsight.tools.export_check import (
+    EIGHT,
+    EXACT,
+    HALF,
+    Difference,
+    compare,
+    refuse_faults,
+    relative,
+)
+from linsight.tools.export_file import DESCRIPTION, ExportedFile, open_file
 from linsight.tools.export_half import lower
 from linsight.tools.export_subject import Subject, batch_of, batches_for, open_subject, photographs
-from linsight.tools.model import loading_statement, open_model
+from linsight.tools.model import loading_statement, open_model, read_run
 from linsight.tools.predict import find_pictures, open_picture
 from linsight.tools.run import report_errors
 
@@ -52,6 +64,7 @@ class Precision(str, Enum):
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
+    int8 = "int8"
 
 
 # The beginning of the name of the folder in which files are written before they take their places.
@@ -83,8 +96,22 @@ def export(
     ] = None,
     dtype: Annotated[
         Precision,
-        typer.Option(help="Of the graph; layers that overflow in float16 stay in float32."),
+        typer.Option(
+            help="Of the graph; layers that overflow in float16 stay in float32. int8 is of linear "
+            "layers and convolutions, for --to onnx."
+        ),
     ] = Precision.float32,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Pictures or folders of them that say how large the inputs of int8's layers are; "
+            "without, each run measures its own, and convolutions stay in float32."
+        ),
+    ] = None,
+    test: Annotated[
+        bool,
+        typer.Option("--test", help="Measure the model and the file on the config's test data."),
+    ] = False,
     pictures: Annotated[
         list[Path] | None,
         typer.Option(help="Pictures or folders of them, to compare on."),
@@ -96,9 +123,10 @@ def export(
     """Write a model for other programs, and check that the written model computes the same."""
     with report_errors():
         if to is Format.safetensors:
-            if size or pictures or dtype is not Precision.float32:
+            if size or pictures or calibrate or test or dtype is not Precision.float32:
                 raise ConfigError(
-                    "--size, --dtype and --pictures are for --to onnx, torch and aoti"
+                    "--size, --dtype, --pictures, --calibrate and --test are for --to onnx, torch "
+                    "and aoti"
                 )
             _export_weights(model, model_name, out, push_to_hub)
             return
@@ -106,6 +134,10 @@ def export(
             raise ConfigError(f"--push-to-hub pushes safetensors, and --to is {to.value}")
         if to is Format.onnx and dtype is Precision.bfloat16:
             raise ConfigError("--to onnx has no --dtype bfloat16, which ONNX Runtime lacks on CPUs")
+        if dtype is Precision.int8 and to is not Format.onnx:
+            raise ConfigError(f"--dtype int8 is for --to onnx, and --to is {to.value}")
+        if calibrate and dtype is not Precision.int8:
+            raise ConfigError(f"--calibrate is for --dtype int8, and --dtype is {dtype.value}")
         report = Phases()
         report("opening the model")
         check_tools(to)
@@ -114,14 +146,25 @@ def export(
             subject = subject.with_size(_size(size))
         folder = out or Path("exports", subject.name)
         shown = [open_picture(file) for file in find_pictures(pictures)] if pictures else None
-        written = write_file(subject, folder, to, report, shown, dtype)
+        seen = find_pictures(calibrate) if calibrate else []
+        config = _test_config(model, model_name) if test else None
+        written = write_file(subject, folder, to, report, shown, dtype, seen, config)
         print(f"{written.path}: compared with the model: {written.difference}")
+        for name, (before, after) in written.metrics.items():
+            print(f"{name}: {before:.2f} before, {after:.2f} after")
         if written.size:
             height, width = written.size
             print(f"For images of {height} x {width} pixels alone: {written.reason}")
         if written.wide:
             print(f"In float32, as {dtype.value} overflows there: {', '.join(written.wide)}")
         print(f"Try it with: linsight predict {written.path} PICTURES")
+
+
+def _test_config(source: str, name: str | None) -> Config:
+    run = read_run(source, name)
+    if run is None:
+        raise ConfigError(f"--test needs a checkpoint of linsight train, and MODEL is {source}")
+    return run.config
 
 
 def _export_weights(
@@ -168,6 +211,7 @@ class Written:
         size: the only image size (height, width) that it takes, or None for any size.
         reason: why there is only one.
         wide: names of the modules that stay in float32 in a graph of half precision.
+        metrics: of the model and of the file on test data, in percent, by their names.
     """
 
     path: Path
@@ -175,6 +219,7 @@ class Written:
     size: tuple[int, int] | None
     reason: str
     wide: tuple[str, ...]
+    metrics: dict[str, tuple[float, float]]
 
 
 def write_safetensors(model: TimmModel, folder: Path) -> tuple[Path, float]:
@@ -219,6 +264,8 @@ def write_file(
     report: Callable[[str], None] = lambda phase: None,
     pictures: Sequence[Image.Image] | None = None,
     dtype: Precision = Precision.float32,
+    calibration: Sequence[Path] = (),
+    test: Config | None = None,
 ) -> Written:
     """Write a model's graph, and compare it with the model before it takes its place.
 
@@ -229,6 +276,8 @@ def write_file(
         report: called with the name of each phase as it begins.
         pictures: what to compare on; by default photographs.
         dtype: of the graph. Layers that overflow in half precision stay in float32.
+        calibration: files of pictures that tell the range of the inputs of int8's layers.
+        test: a config, on whose test data both are measured.
 
     Raises:
         CheckpointError: the graph computes something else, or cannot be written. The files that
@@ -239,7 +288,7 @@ def write_file(
     fresh = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
     with replace_files(folder, name) as beside, force("reference"), fresh:
         traced, wide, limits = subject, (), EXACT
-        if dtype is not Precision.float32:
+        if dtype in (Precision.float16, Precision.bfloat16):
             report(f"looking for what overflows in {dtype.value}")
             seen = batch_of(list(pictures or photographs())[:4], subject.size, subject.channels)
             traced, wide = lower(subject, getattr(torch, dtype.value), [seen])
@@ -250,13 +299,42 @@ def write_file(
         description = subject.description | {"dtype": dtype.value, "image_size": size}
         report(f"writing {name}")
         save(program, beside / name, to, subject.outputs, description)
+        if dtype is Precision.int8:
+            report("choosing the scales of eight bits")
+            from linsight.tools import export_int8
+
+            layers = export_int8.quantize_file(beside / name, subject, size, calibration)
+            report(f"{layers} layers have eight bits")
+            description["quantization"] = {"layers": layers, "pictures": len(calibration)}
+            limits = EIGHT
         report("comparing it with the model on pictures")
         opened = open_file(beside / name)
         compared = batches_for(subject, size is None, pictures)
         difference = compare(subject.module, opened.run, compared, limits)
         refuse_faults(difference)
+        metrics = _measure(subject, opened, test, report) if test else {}
+        if dtype is Precision.int8:
+            description["quantization"] |= {"agreement": difference.values, "metrics": metrics}
+            export_int8.describe(beside / name, description)
     report(f"done, {(folder / name).stat().st_size / 1e6:.1f} MB")
-    return Written(folder / name, difference, size, reason, wide)
+    return Written(folder / name, difference, size, reason, wide, metrics)
+
+
+def _measure(
+    subject: Subject, opened: ExportedFile, config: Config, report: Callable[[str], None]
+) -> dict[str, tuple[float, float]]:
+    """Metrics in percent of a model and of its file, on the test data of its config."""
+    found = []
+    with Progress(console=Console(stderr=True)) as progress:
+        for name, run in (("the model", subject.module), ("the file", opened.run)):
+            report(f"measuring {name} on the test data")
+            found.append(measure(run, subject.task, config, progress, name))
+    before, after = found
+    return {
+        name: (percent(name, value), percent(name, after.get(name, float("nan"))))
+        for name, value in before.items()
+        if value >= 0  # COCO's precision is -1 for a size of which the data have no object.
+    }
 
 
 def save(

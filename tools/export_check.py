@@ -35,6 +35,8 @@ class Limits:
 EXACT = Limits(logits=1e-4, labels=0.999, objects=0.98)
 # Half precision moves what lies on the edge between two classes, or two ranks.
 HALF = Limits(logits=5e-2, labels=0.95, objects=0.9)
+# Eight bits cost accuracy; what is beyond these limits is broken.
+EIGHT = Limits(logits=0.5, labels=0.8, objects=0.5)
 
 
 @dataclass(frozen=True)

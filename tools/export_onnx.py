@@ -77,8 +77,7 @@ def save(
     model = exported.model
     _read_pixels_once(model.graph)
     _name_dimensions(model)
-    for key, value in description.items():
-        model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    model.metadata_props.update(entries(description))
     exported.save(file)
 
 
@@ -96,6 +95,14 @@ def _read_pixels_once(graph: Any) -> None:
             for place, value in enumerate(node.inputs):
                 if value is images:
                     node.replace_input_with(place, cast.outputs[0])
+
+
+def entries(description: dict[str, Any]) -> dict[str, str]:
+    """The description as entries of ``metadata_props``."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in description.items()
+    }
 
 
 def _name_dimensions(model: Any) -> None:

@@ -13,8 +13,9 @@ FLOOR = 100.0
 def elementwise(x: Tensor, feature_map: str) -> Tensor:
     """phi(x) of an elementwise map; elu(x) + 1 is written so that it never rounds to zero."""
     if feature_map == "elu_plus_one":
-        # Not clamp, whose gradient at zero is 0 in some versions of PyTorch: phi's is 1.
-        return torch.where(x > 0, x + 1, x.masked_fill(x > 0, 0).exp())
+        # Their gradients at zero are halves, whose sum is phi's: 1.
+        zero = x.new_zeros(())
+        return torch.maximum(x, zero) + torch.minimum(x, zero).exp()
     if feature_map == "relu":
         return x.relu()
     if feature_map == "exp":
@@ -59,16 +60,20 @@ def linear_attention(
         if key_weights == "global_query":
             # RALA, eq. 5: N times the softmax over tokens of the mean query against the keys.
             scores = scale * (q.mean(1, keepdim=True) * k).sum(-1, keepdim=True)
-            k = k * (scores.softmax(1) * k.shape[1])
-        normalizer = (q * k.mean(1, keepdim=True)).sum(-1, keepdim=True)
+            weights = scores.softmax(1)
+        else:
+            weights = 1 / k.shape[1]
+        # Dividing by N before the sum keeps half precision safe.
+        k = k * weights
+        normalizer = (q * k.sum(1, keepdim=True)).sum(-1, keepdim=True)
         if rotary is not None:
             # Each half of norm-aware features is turned as a head of its own.
             q, k = (
                 apply_rotary(x.unflatten(-1, (-1, width)).flatten(2, 3), rotary).view_as(x)
                 for x in (q, k)
             )
-        # Batched matrix products over heads; dividing before the sum keeps half precision safe.
-        state = (k / k.shape[1]).permute(0, 2, 3, 1) @ v.permute(0, 2, 1, 3)
+        # Batched matrix products over heads.
+        state = k.permute(0, 2, 3, 1) @ v.permute(0, 2, 1, 3)
         y = (q.permute(0, 2, 1, 3) @ state).permute(0, 2, 1, 3)
         if readout == "normalized":
             y = y / (normalizer + EPSILON)

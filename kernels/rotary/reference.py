@@ -12,6 +12,11 @@ def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     columns = columns[:, None].expand(-1, height, -1, -1)
     # (2, N, 1, D / 2): one angle per token and channel pair, the same for every head.
     cosine, sine = torch.cat((rows, columns), dim=-1).flatten(1, 2)[:, :, None]
-    a, b = x.unflatten(-1, (-1, 2)).to(rows.dtype).unbind(-1)
+    pairs = x.to(rows.dtype).unflatten(-1, (-1, 2))
+    if not torch.compiler.is_compiling():
+        # One pass where real numbers take seven. Compilers and ONNX have no complex numbers.
+        turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(cosine, sine)
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    a, b = pairs.unbind(-1)
     turned = torch.stack((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
     return turned.flatten(-2).to(x.dtype)

@@ -232,6 +232,7 @@ def test_the_newest_row_of_a_measurement_is_drawn():
         (("operators", "no_such_operator"), "no_such_operator"),
         (("all", "rala_attention"), "operators"),
         (("--modes", "graph"), "GPU"),
+        (("--modes", "onnxruntime", "--phases", "training"), "inference"),
         (("--modes", "egaer"), "egaer"),
         (("--resolutions", "224 512"), "224,512"),
         (("models", "--resolutions", "64x96"), "64x96"),
@@ -252,6 +253,20 @@ def test_devices_that_cannot_be_timed(tmp_path, device):
     result = run(tmp_path, "operators", device=device)
     assert result.exit_code == 2
     assert device in result.output
+
+
+def test_exported_models(tmp_path):
+    """Beside eager PyTorch, each checked before it is timed."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    words = ("test_resnet", "--modes", "eager,onnxruntime", "--resolutions", "32")
+    result = run(tmp_path, "models", *words, "--phases", "inference")
+    assert result.exit_code == 0, result.output
+    got = rows(tmp_path)
+    assert [row["mode"] for row in got] == ["eager", "onnxruntime"]
+    for row in got:
+        assert row["check"] == "ok"
+        assert float(row["p50_ms"]) > 0
 
 
 def test_segmentors(tmp_path):

@@ -14,8 +14,10 @@ import pytest
 import timm.data
 import torch
 import typer
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
+from mmengine.utils import import_modules_from_strings
 from PIL import Image
+from rich.progress import Progress
 from torch import nn
 from typer.testing import CliRunner
 
@@ -25,6 +27,7 @@ from linsight.heads.deployment import DeployedClassifier
 from linsight.tools import export_check, main
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, Precision, replace_files, trace, write_file
+from linsight.tools.export_accuracy import measure
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
 from linsight.tools.export_subject import (
@@ -32,6 +35,7 @@ from linsight.tools.export_subject import (
     classifier_subject,
     dense_subject,
     open_subject,
+    photographs,
 )
 from linsight.tools.export_tensorrt import main as check_tensorrt
 from linsight.tools.export_tensorrt import refusals
@@ -42,7 +46,7 @@ from .conftest import full_disk
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 def pixels(*shape: int) -> torch.Tensor:
@@ -249,6 +253,98 @@ def test_a_file_predicts_what_its_checkpoint_predicts(files, segmentor, tmp_path
     assert shares[0] == pytest.approx(shares[1], abs=1e-3)
 
 
+def weights_of_eight_bits(model) -> list[str]:
+    """Which operators have a weight of eight bits, by the operator's name."""
+    weights = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    held = {
+        n.output[0]: n
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in weights and len(n.input) > 2
+    }
+    kinds = ("Conv", "Gemm", "MatMul")
+    return [n.op_type for n in model.graph.node if n.op_type in kinds and n.input[1] in held]
+
+
+@pytest.mark.parametrize("calibrated", [True, False], ids=["static", "dynamic"])
+def test_eight_bits(tiny, tmp_path, calibrated):
+    """With pictures to calibrate on both layers have eight bits, without them the linear one."""
+    pictures = []
+    for i, picture in enumerate(photographs() if calibrated else ()):
+        picture.save(tmp_path / f"{i}.png")
+        pictures.append(tmp_path / f"{i}.png")
+    written = write_file(tiny, tmp_path, Format.onnx, dtype=Precision.int8, calibration=pictures)
+    model = onnx.load(written.path)
+    assert sorted(weights_of_eight_bits(model)) == (["Conv", "Gemm"] if calibrated else [])
+    integer = [node.op_type for node in model.graph.node].count("MatMulInteger")
+    assert integer == (0 if calibrated else 1)
+    opened = open_file(written.path)
+    assert opened.description["dtype"] == "int8"
+    quantization = opened.description["quantization"]
+    assert quantization["layers"] == 1 + calibrated
+    assert quantization["pictures"] == len(pictures)
+    assert quantization["agreement"] == pytest.approx(written.difference.values)
+    images = pixels(3, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = tiny.module(images)["logits"]
+    assert 0 < export_check.relative(opened.run(images)["logits"], wanted) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "metric"),
+    [
+        ("rala_vit_nano_digits", "classification", "accuracy/top1"),
+        ("segformer_rala_vit_nano_digits", "segmentation", "segmentation/mIoU"),
+    ],
+)
+def test_metrics_of_a_file(name, task, metric):
+    """A file that gives the data's own labels, of the pixels before they were normalised."""
+    loader = "test_dataloader"
+    words = [f"{loader}.dataset.length=3", f"{loader}.batch_size=2", f"{loader}.num_workers=0"]
+    config = load_config(name, words)
+    config[loader].pop("persistent_workers", None)
+    import_modules_from_strings(**config.custom_imports)
+    data = DATASETS.build(config[loader].dataset)
+    seen = []
+
+    def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert images.dtype == torch.uint8
+        known = [data[len(seen) + i] for i in range(len(images))]
+        seen.extend(images)
+        labels = torch.stack([torch.as_tensor(label) for _, label in known])
+        logits = nn.functional.one_hot(labels.long(), 11).movedim(-1, 1).float()
+        return {"logits": logits}
+
+    with Progress(disable=True) as progress:
+        assert measure(run, task, config, progress, "x")[metric] == 100
+    mean, std = (torch.tensor(data.metainfo[key])[:, None, None] for key in ("mean", "std"))
+    for i, image in enumerate(seen):
+        torch.testing.assert_close((image / 255 - mean) / std, data[i][0])
+
+
+def test_products_of_attention_stay_in_float(files, segmentor, tmp_path):
+    """And each linear layer and convolution has weights of eight bits."""
+    from linsight.tools.export_int8 import quantize
+
+    target = tmp_path / "int8.onnx"
+    layers = quantize(files[0] / "model.onnx", target, [pixels(1, 3, 64, 64)])
+    module = open_subject(str(segmentor)).module
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    model = onnx.load(target)
+    kinds = weights_of_eight_bits(model)
+    assert kinds.count("MatMul") == len(linear)
+    assert len(kinds) == layers > len(linear)
+    scaled = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    cores = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] not in scaled]
+    assert cores
+    assert all(scaled.isdisjoint(node.input) for node in cores)
+    images = pixels(1, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = module(images)["logits"]
+    session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"images": images.numpy()})
+    assert 0 < export_check.relative(torch.from_numpy(found), wanted) < 0.2
+
+
 # One image and three, of two sizes, one of which is not square.
 BATCHES = [(1, 3, 64, 64), (3, 3, 70, 100)]
 
@@ -449,6 +545,9 @@ def test_objects_that_are_lost_or_moved_are_seen():
         (["--to", "onnx", "--dtype", "bfloat16"], "--to onnx has no --dtype bfloat16"),
         (["--dtype", "float16"], "are for --to onnx, torch and aoti"),
         (["--size", "64x64"], "are for --to onnx, torch and aoti"),
+        (["--to", "torch", "--dtype", "int8"], "--dtype int8 is for --to onnx, and --to is torch"),
+        (["--to", "onnx", "--calibrate", "a"], "--calibrate is for --dtype int8"),
+        (["--test"], "are for --to onnx, torch and aoti"),
         (["--to", "onnx", "--push-to-hub", "a/b"], "--push-to-hub pushes safetensors"),
     ],
 )
