@@ -134,9 +134,35 @@ class TestConfig:
                 **{k: v for k, v in recipe(photos, tmp_path, **wishes).model.items() if k != "type"}
             )
 
-    def test_a_plain_body_has_no_maps_for_detectors(self, boxes, tmp_path):
-        with pytest.raises(ConfigError, match="agent_deit_tiny has maps of the strides 16 alone"):
-            recipe(boxes, tmp_path, model="agent_deit_tiny")
+    def test_a_plain_body_gets_a_simple_feature_pyramid(self, boxes, masks, tmp_path):
+        for data in (boxes, masks):
+            model = recipe(data, tmp_path / data.name, model="agent_deit_tiny", batch_size=2).model
+            assert model.neck.type == "SimpleFeaturePyramid"
+            assert "out_indices" not in model.backbone
+        model = recipe(boxes, tmp_path, model="agent_deit_tiny", batch_size=2).model
+        assert model.neck.strides == (8, 16, 32, 64, 128)
+        assert model.bbox_head.anchor_generator.strides == [8, 16, 32, 64, 128]
+
+    @pytest.mark.parametrize(
+        ("model", "message"),
+        [
+            ("crossvit_9_240", "takes images of 240 pixels alone, and detection needs any size"),
+            ("efficientvim_m1", "has maps of the strides 16, 32, 64 alone"),
+        ],
+    )
+    def test_a_body_that_fits_no_detector_is_refused(self, boxes, tmp_path, model, message):
+        with pytest.raises(ConfigError, match=message):
+            recipe(boxes, tmp_path, model=model)
+
+    def test_timms_own_vits(self, boxes, photos, tmp_path):
+        model = recipe(boxes, tmp_path, model="vit_tiny_patch16_224", batch_size=2).model
+        assert model.backbone.dynamic_img_size
+        name = "swin_tiny_patch4_window7_224"
+        model = recipe(boxes, tmp_path, model=name, batch_size=2).model
+        options = model.backbone
+        assert options.get("dynamic_img_size") or options.get("strict_img_size") is False
+        transform = recipe(photos, tmp_path, model="vit_tiny_patch16_224", batch_size=2)
+        assert transform.train_dataloader.dataset.transform.input_size == 224
 
 
 @pytest.fixture(scope="module")
