@@ -14,7 +14,7 @@ from .backbone import TimmBackbone, is_plain
 
 
 def neck_inputs(backbone: Mapping[str, Any], neck: Mapping[str, Any]) -> dict[str, Any]:
-    """What a neck's arguments say of the maps of a :class:`TimmBackbone`; no weight is made or read.
+    """What a neck's arguments say of a :class:`TimmBackbone`'s maps; no weight is made or read.
 
     Channels of each map are ``in_channels``; of a `SimpleFeaturePyramid` the stride of the one map
     is ``in_stride``.

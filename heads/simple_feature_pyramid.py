@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -48,7 +49,7 @@ class SimpleFeaturePyramid(BaseModule):
                 f"a SimpleFeaturePyramid takes one map, and the backbone gives {len(in_channels)}: "
                 "give the index of one level as backbone.out_indices, or use an FPN"
             )
-        doubled = all(b == 2 * a for a, b in zip(strides[:-1], strides[1:], strict=True))
+        doubled = all(b == 2 * a for a, b in pairwise(strides))
         if not strides or strides[0] not in (4, 8, 16, 32) or not doubled:
             raise ValueError(
                 f"strides are {tuple(strides)}, expected 4, 8, 16 or 32, and then each twice the "
@@ -77,7 +78,7 @@ class SimpleFeaturePyramid(BaseModule):
         """Nothing: the weights were initialised when they were created."""
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps (B, out_channels, H_i, W_i), one for each of `strides`, from one map (B, C, H, W)."""
+        """Maps (B, out_channels, H_i, W_i), one per stride, from one map (B, C, H, W)."""
         (x,) = maps
         if self.in_stride != PATCH:
             x = F.interpolate(x, scale_factor=self.in_stride / PATCH, mode="bilinear")

@@ -1,5 +1,5 @@
-# No paper has a detector on this body. The neck is ViTDet's (arXiv:2203.16527), the schedule that of
-# the other bodies rather than ViTDet's 100 epochs at 1024 pixels.
+# No paper has a detector on this body. The neck is ViTDet's (arXiv:2203.16527), the schedule that
+# of the other bodies rather than ViTDet's 100 epochs at 1024 pixels.
 _base_ = [
     "../_base_/models/mask_rcnn_simple_feature_pyramid.py",
     "../_base_/datasets/coco_instance_multi_scale.py",
