@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
+from huggingface_hub import HfApi
 from PIL import Image
 from rich.console import Console
 from safetensors import SafetensorError
-from huggingface_hub import HfApi
 from timm.models import push_to_hf_hub, save_for_hf
 from torch.export import Dim, ExportedProgram
 

@@ -10,12 +10,12 @@ import timm
 import torch
 from PIL import Image
 
-transformers = pytest.importorskip("transformers", minversion="5")
-
 import linsight
 from linsight.tools.export import write_safetensors
 
 from ..backbones.conftest import lively
+
+transformers = pytest.importorskip("transformers", minversion="5")
 
 MODELS = {
     "rala_vit_nano": {"img_size": 64},
@@ -44,7 +44,7 @@ def test_a_classifier(exported):
 
 
 def test_a_picture_through_a_pipeline(exported):
-    model, folder = exported
+    _, folder = exported
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
     scores = linsight.load(folder).predict(picture).scores
     found = transformers.pipeline("image-classification", model=str(folder))(picture)
@@ -82,7 +82,7 @@ def test_the_example_of_the_docs(exported, tmp_path, monkeypatch):
     (tmp_path / "exports" / "digits").symlink_to(exported[1])
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
-    (example,) = re.findall(r"```python\n(import linsight\nfrom transformers.*?)```", text, re.DOTALL)
+    (example,) = re.findall(r"```python\n(import linsight\nfrom tr.*?)```", text, re.DOTALL)
     scope = {}
     exec(example, scope)
     maps = scope["backbone"](torch.zeros(1, 3, 64, 64)).feature_maps
