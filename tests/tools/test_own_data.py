@@ -20,6 +20,7 @@ from linsight.heads import published
 from linsight.heads.classification import ImageClassifier
 from linsight.tools.config import ConfigError, load_config
 from linsight.tools.recipe import Wishes, write_recipe
+from linsight.tools.results import Objects
 from linsight.tools.schedule import drop_empty_schedules, schedule_faults, set_epochs
 
 ROOT = Path(__file__).parents[2]
@@ -323,3 +324,20 @@ class TestPublishedWeights:
         for name in ("http_proxy", "HTTP_PROXY"):
             monkeypatch.delenv(name, raising=False)
         assert not published.answers("http://127.0.0.1:9/weights.pth")
+
+
+def test_objects_for_supervision():
+    supervision = pytest.importorskip("supervision", reason="it is not installed")
+    boxes = np.array([[1, 2, 30, 40], [5, 5, 9, 9]], np.float32)
+    masks = np.zeros((2, 48, 48), bool)
+    masks[0, 2:40, 1:30] = True
+    found = Objects(["cat", "dog"], boxes, np.array([0.9, 0.4], np.float32), np.array([1, 0]), masks)
+    detections = found.to_supervision()
+    assert isinstance(detections, supervision.Detections)
+    assert detections.xyxy.tolist() == boxes.tolist()
+    assert detections.class_id.tolist() == [1, 0]
+    assert detections.data["class_name"].tolist() == ["dog", "cat"]
+    assert detections.mask.sum() == masks.sum()
+    assert len(detections[detections.confidence > 0.5]) == 1
+    none = Objects(["cat"], boxes[:0], np.zeros(0, np.float32), np.zeros(0, np.int64))
+    assert len(none.to_supervision()) == 0
