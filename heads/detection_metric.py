@@ -28,8 +28,8 @@ def _fastest() -> type[CocoMetric]:
 class QuietCocoMetric(_fastest()):
     """mmdet's ``CocoMetric`` without the tables that pycocotools prints.
 
-    Where faster-coco-eval is installed its compiled evaluation runs, with the
-    same figures. The same numbers are returned as metrics, such as ``coco/bbox_mAP``. Where the detector finds
+    Where faster-coco-eval is installed its compiled evaluation runs, with the same figures. The
+    same numbers are returned as metrics, such as ``coco/bbox_mAP``. Where the detector finds
     nothing in any image the precision is 0; mmdet's class returns no metric then. Of an annotation
     file the same annotations count as in
     :class:`~linsight.data.coco.CheckedCocoDataset`, which reports the others.

@@ -331,7 +331,8 @@ def test_objects_for_supervision():
     boxes = np.array([[1, 2, 30, 40], [5, 5, 9, 9]], np.float32)
     masks = np.zeros((2, 48, 48), bool)
     masks[0, 2:40, 1:30] = True
-    found = Objects(["cat", "dog"], boxes, np.array([0.9, 0.4], np.float32), np.array([1, 0]), masks)
+    scores = np.array([0.9, 0.4], np.float32)
+    found = Objects(["cat", "dog"], boxes, scores, np.array([1, 0]), masks)
     detections = found.to_supervision()
     assert isinstance(detections, supervision.Detections)
     assert detections.xyxy.tolist() == boxes.tolist()
