@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from linsight.tools.config import ConfigError, load_config
 from linsight.tools.recipe import Wishes, write_recipe
 from linsight.tools.results import Objects
 from linsight.tools.schedule import drop_empty_schedules, schedule_faults, set_epochs
+from linsight.tools.test import test as run_test
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,6 +229,37 @@ class TestTraining:
             else:
                 assert result.labels.shape == (64, 64)
                 assert sum(result.shares().values()) == pytest.approx(1)
+
+    @pytest.mark.slow
+    def test_masks_of_objects(self, boxes, tmp_path):
+        """COCO with segmentations trains Mask R-CNN, whose checkpoint is tested and continued."""
+        data = tmp_path / "outlines"
+        shutil.copytree(boxes, data)
+        content = json.loads((data / "labels.json").read_text())
+        for entry in content["annotations"]:
+            x, y, w, h = entry["bbox"]
+            entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        (data / "labels.json").write_text(json.dumps(content))
+        folder = tmp_path / "run"
+        options = {"work_dir": folder, "workers": 0, "epochs": 1, "batch_size": 2, "image_size": 64}
+        best = linsight.train(data=data, model="agent_deit_tiny", weights="none", **options)
+        cfg = load_config(folder / "config.py")
+        assert (cfg.model.type, cfg.model.neck.type) == ("TimmMaskRCNN", "SimpleFeaturePyramid")
+        found = linsight.load(best, score=0.0).predict(data / "images" / "0.png")
+        assert found.masks.shape == (len(found), 64, 64)
+        run_test(str(folder / "config.py"), str(best), work_dir=tmp_path / "test")
+
+    @pytest.mark.slow
+    def test_its_checkpoint_is_tested_and_resumed(self, photos, trained, tmp_path, capsys):
+        run_test(str(trained.parent / "config.py"), str(trained), work_dir=tmp_path / "test")
+        assert "accuracy/top1" in capsys.readouterr().out
+        folder = tmp_path / "run"
+        options = {"data": photos, "model": "test_resnet", "weights": "none", "image_size": 32}
+        options |= {"work_dir": folder, "workers": 0, "layer_decay": 0.7}
+        linsight.train(**options, epochs=1)
+        assert load_config(folder / "config.py").optim_wrapper.optimizer.layer_decay == 0.7
+        linsight.train(**options, epochs=2, resume=True)
+        assert [file.name for file in folder.glob("epoch_*.pth")] == ["epoch_2.pth"]
 
 
 def test_scripts_of_timm_know_the_models(tmp_path):
