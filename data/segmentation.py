@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 
 from .digits import DigitSegmentation
 from .lists import read_pairs
-from .loading import DataError, TolerantDataset, flags
+from .loading import DataError, TolerantDataset, flags, some
 from .pictures import read_picture, turn
 
 IGNORE = 255
@@ -451,7 +451,7 @@ def _check_ignored(
         if numbers and numbers <= {0, IGNORE}:
             raise DataError(
                 f"the masks in '{masks[0].parent}' ({len(looked_at)} of {len(masks):,} were looked "
-                f"at) have the numbers {_some(map(str, sorted(numbers)))} alone, which "
+                f"at) have the numbers {some(sorted(numbers), 5)} alone, which "
                 "reduce_zero_label ignores: set it to False, and "
                 f"dataset.label_map={_numbers(sorted(numbers))} if these are classes"
             )
@@ -461,8 +461,8 @@ def _check_ignored(
         return
     message = (
         f"the masks in '{masks[0].parent}' ({len(looked_at)} of {len(masks):,} were looked at) "
-        f"have the numbers {_some(map(str, sorted(numbers)))}, of which {ignore_index} is ignored, "
-        f"and so no pixel of {len(absent)} of the {len(classes)} classes ({_some(absent)})"
+        f"have the numbers {some(sorted(numbers), 5)}, of which {ignore_index} is ignored, "
+        f"and so no pixel of {len(absent)} of the {len(classes)} classes ({some(absent, 5)})"
     )
     fix = _numbers(sorted(numbers)) if len(numbers) <= len(classes) else "{number: class, ...}"
     if len(numbers) <= 2:
@@ -476,11 +476,6 @@ def _check_ignored(
             "current",
             logging.WARNING,
         )
-
-
-def _some(words: Iterable[str]) -> str:
-    first, *others = words
-    return ", ".join([first, *others[:4], *(["..."] if len(others) > 4 else [])])
 
 
 def named_colours(kind: str) -> tuple[tuple[str, ...], list[tuple[int, int, int]]] | None:
