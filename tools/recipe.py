@@ -616,7 +616,8 @@ class Recipe:
 
     def _free_size(self) -> bool:
         """Whether timm's model can be told to take images of any size; it then is."""
-        for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+        choices: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}]
+        for option in choices:
             try:
                 timm.create_model(self.start.name, **self.start.options, **option)
             except TypeError:
