@@ -3,6 +3,9 @@
 # Each of them makes .venv first; a second run installs nothing.
 PYTHON ?= python3
 VENV := .venv
+# What the demonstrations need, and what tests and development need besides.
+LEARNS := $(VENV)/.learns
+DETECTS := $(VENV)/.detects
 INSTALLED := $(VENV)/.installed
 UPSTREAM := .venv-upstream
 IMPORTS := build/imports/linsight
@@ -12,13 +15,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo demo-detection demo-segmentation test test-all test-upstream lint clean
 
-demo: $(INSTALLED)
+demo: $(LEARNS)
 	$(VENV)/bin/linsight demo
 
-demo-detection: $(INSTALLED)
+demo-detection: $(DETECTS)
 	$(VENV)/bin/linsight demo detection
 
-demo-segmentation: $(INSTALLED)
+demo-segmentation: $(LEARNS)
 	$(VENV)/bin/linsight demo segmentation
 
 # Files run in parallel, the tests of one file in its order: the README's build on one another.
@@ -43,10 +46,19 @@ lint: $(INSTALLED) $(IMPORTS)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-$(INSTALLED): pyproject.toml | $(IMPORTS)
+$(LEARNS): EXTRA := train
+$(LEARNS): SIZE := 6 GB
+$(DETECTS): EXTRA := det
+$(DETECTS): SIZE := 6 GB
+$(INSTALLED): EXTRA := dev
+$(INSTALLED): SIZE := 7.5 GB
+
+$(LEARNS) $(DETECTS) $(INSTALLED): pyproject.toml | $(IMPORTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "linsight needs Python 3.10 or newer, this is " + sys.version)'
+	@echo "Installing linsight[$(EXTRA)] into $(VENV): on Linux about $(SIZE) on the disk, of which PyTorch"
+	@echo "with CUDA is 5.3 GB, and some minutes. What is there already is not fetched again."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[$(EXTRA)]'
 	touch $@
 
 # An editable install finds the folders by an import hook, which type checkers and editors do not

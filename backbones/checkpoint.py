@@ -196,15 +196,34 @@ def rename_old_entries(state_dict: dict[str, Tensor], model: nn.Module, prefix: 
         )
 
 
-def resize_position(position: Tensor, size: tuple[int, int], prefix_tokens: int) -> Tensor:
-    """A position embedding (1, P + G * G, C) of a square map, bicubically resized to (H, W).
+def resize_position(
+    position: Tensor,
+    size: tuple[int, int],
+    prefix_tokens: int,
+    old: tuple[int, int] | None = None,
+    interpolation: str = "bicubic",
+) -> Tensor:
+    """A position embedding (1, P + h * w, C), interpolated to a map of (H, W).
 
-    An embedding that has this size already, or whose map is not square, is returned as it is.
+    Args:
+        position: the embedding.
+        size: (H, W).
+        prefix_tokens: P.
+        old: (h, w). If it is None, an embedding that has the size of `size` already, or whose map
+            is not square, is returned as it is.
+        interpolation: 'bicubic' (with antialiasing) or 'bilinear' (without).
     """
-    tokens = position.shape[1] - prefix_tokens
-    if tokens == size[0] * size[1] or math.isqrt(max(tokens, 0)) ** 2 != tokens:
+    if old is None:
+        tokens = position.shape[1] - prefix_tokens
+        side = math.isqrt(max(tokens, 0))
+        old = (side, side)
+        if tokens == size[0] * size[1] or side * side != tokens:
+            return position
+    if old == size:
         return position
-    return resample_abs_pos_embed(position, list(size), num_prefix_tokens=prefix_tokens)
+    return resample_abs_pos_embed(
+        position, list(size), list(old), prefix_tokens, interpolation, interpolation == "bicubic"
+    )
 
 
 def check_fit(

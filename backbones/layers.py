@@ -123,6 +123,13 @@ class BatchNormAct2d(nn.BatchNorm2d):
         # Whether the processes of a distributed training share their statistics.
         self.synchronized = False
 
+    def init_non_persistent_buffers(self) -> None:
+        """Nothing, for the statistics are persistent.
+
+        timm's name for it, by which transformers' `TimmBackbone` (5.24) leaves the layer alone. It
+        sets the statistics of every other batch norm to 0 and 1 after their weights are loaded.
+        """
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         if isinstance(x, Proxy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from .digits import DigitClassification
 from .lists import ListReader
 from .loading import DataError, TolerantDataset
 from .pictures import folders_in, is_hidden, prepare, read_picture
+from .sources import split_samples
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
 
@@ -103,6 +104,7 @@ def TimmDataset(
     augment_on_device: bool = False,
     annotations: str | None = None,
     classes: Sequence[str] = (),
+    part: Mapping[str, Any] | None = None,
     **reader: Any,
 ) -> Dataset:
     """A data set that :func:`timm.data.create_dataset` reads, under timm's transform.
@@ -127,6 +129,9 @@ def TimmDataset(
         annotations: a CSV file with the columns file and label, in place of a folder for each
             class; names of files start from `root`.
         classes: names of the classes in `annotations`, in the order of their indices.
+        part: of a Hugging Face data set without a split to validate on, a dict of ``share`` and
+            ``seed``, by which images of each class are drawn, and of ``name``: "val" are the drawn
+            ones, "train" the others.
         **reader: further arguments of :func:`timm.data.create_dataset`.
 
     Raises:
@@ -176,6 +181,8 @@ def TimmDataset(
     images = cast(Any, dataset.reader)
     if isinstance(images, ReaderImageFolder):
         images.samples = [s for s in images.samples if not is_hidden(_inner(images, s[0]))]
+    if part is not None:
+        _take_part(images, **part)
     if folder and os.path.isdir(root):
         _check_folder(Path(root), split, images, mapped=bool(class_map))
     if isinstance(images, ReaderImageFolder):
@@ -195,6 +202,14 @@ def TimmDataset(
         augment_on_device,
         partial(_label_sample, images) if hasattr(images, "samples") else None,
     )
+
+
+def _take_part(images: Any, name: str, share: float, seed: int) -> None:
+    """Leave one part of the split in timm's reader of a Hugging Face data set, in place."""
+    labels = images.dataset[images.label_key]
+    parts = split_samples(range(len(labels)), lambda index: labels[index], share, seed)
+    images.dataset = images.dataset.select(parts[name == "val"])
+    images.num_samples = len(images.dataset)
 
 
 def _decode(read: Callable, transform: ViewTransform, index: int) -> tuple[Any, int]:

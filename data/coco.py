@@ -14,7 +14,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import linsight.kernels.mmcv_operators  # noqa: F401  has to come before mmdet
@@ -28,11 +28,10 @@ from mmengine import fileio
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from .loading import DataError, flags, mark_corrupt, most_corrupt
+from .loading import DataError, flags, mark_corrupt, most_corrupt, some
 from .pictures import read_picture
 from .sources import look_like_corners, mend_coco
 
-SHOWN = 3
 # The keys of an entry that mmdet and COCO's evaluation read without checking that they exist.
 _NEEDED = {
     "images": ("id", "file_name", "width", "height"),
@@ -104,7 +103,7 @@ class CheckedCocoDataset(CocoDataset):
         if filled := fill_areas(content):
             print_log(
                 f"{path}: the area of {len(filled)} of {total:,} annotations is not above 0 "
-                f"({_some(filled)}): the area of the box, w * h, takes its place",
+                f"({some(filled)}): the area of the box, w * h, takes its place",
                 "current",
                 logging.WARNING,
             )
@@ -143,7 +142,7 @@ class CheckedCocoDataset(CocoDataset):
             return data_list
         message = (
             f"{len(missing)} of the {len(data_list):,} images of {self.ann_file} do not exist "
-            f"({_some(sorted(missing))})"
+            f"({some(sorted(missing))})"
         )
         if self.test_mode or len(missing) > most_corrupt(self.corrupt_tolerance, len(data_list)):
             raise DataError(f"{message}: set the data loader's dataset.data_prefix.img")
@@ -164,7 +163,7 @@ class CheckedCocoDataset(CocoDataset):
             print_log(
                 f"{len(small)} of the {len(self.data_list):,} images of {self.ann_file} are less "
                 f"than dataset.filter_cfg.min_size={least} pixels wide or high and are left out: "
-                f"{_some([info['img_path'] for info in small])}",
+                f"{some([info['img_path'] for info in small])}",
                 "current",
                 logging.WARNING,
             )
@@ -241,12 +240,7 @@ def _count(faults: Mapping[str, Sequence[int]]) -> int:
 
 
 def _reasons(faults: Mapping[str, Sequence[int]]) -> str:
-    return "; ".join(f"{len(ids)} {why} ({_some(ids)})" for why, ids in faults.items())
-
-
-def _some(values: Collection) -> str:
-    shown = ", ".join(str(value) for value in list(values)[:SHOWN])
-    return f"{shown}, ..." if len(values) > SHOWN else shown
+    return "; ".join(f"{len(ids)} {why} ({some(ids)})" for why, ids in faults.items())
 
 
 def read_annotations(
@@ -335,12 +329,12 @@ def check_classes(categories: Sequence[dict], classes: Sequence[str], path: str)
     fix = "set the data loaders' dataset.metainfo.classes, and the model's num_classes to match"
     if absent := [name for name in classes if name not in names]:
         raise DataError(
-            f"{len(absent)} of the data set's {len(classes)} classes ({_some(absent)}) are not "
-            f"among the {len(names)} categories of {path} ({_some(names)}): {fix}"
+            f"{len(absent)} of the data set's {len(classes)} classes ({some(absent)}) are not "
+            f"among the {len(names)} categories of {path} ({some(names)}): {fix}"
         )
     taken = [name for name in names if name in classes]
     if twice := [name for name in dict.fromkeys(taken) if taken.count(name) > 1]:
-        raise DataError(f"{path} has several categories of the same name: {_some(twice)}")
+        raise DataError(f"{path} has several categories of the same name: {some(twice)}")
     if taken != list(classes):
         raise DataError(
             f"{path} lists the data set's classes in another order, and its order counts: set "
@@ -440,7 +434,7 @@ def boxes_beyond(content: dict[str, list[dict]]) -> str:
     )
     return (
         f"the boxes of {len(beyond)} of {len(annotations):,} annotations reach beyond the edges of "
-        f"their images ({_some(beyond)})"
+        f"their images ({some(beyond, 5)})"
         + (": they look like x1, y1, x2, y2, and bbox is x, y, w, h" if corners else "")
     )
 

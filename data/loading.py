@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,12 @@ _FAULTS = {
 
 class DataError(ValueError):
     """A data set that is missing, empty, or too damaged to train on."""
+
+
+def some(values: Iterable[Any], most: int = 3) -> str:
+    """The first values, for a message, with dots if there are more than `most`."""
+    shown = [str(value) for value in values]
+    return ", ".join(shown[:most] + ["..."] * (len(shown) > most))
 
 
 class TolerantDataset(Dataset):

@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 
 from .digits import DigitSegmentation
 from .lists import read_pairs
-from .loading import DataError, TolerantDataset, flags
+from .loading import DataError, TolerantDataset, flags, some
 from .pictures import files_in, read_picture, turn
 
 IGNORE = 255
@@ -573,7 +573,7 @@ def _check_ignored(
     share = sum(pixels[number] for number in ignored) / pixels.total()
     message = (
         f"the masks in '{masks[0].parent}' ({len(looked_at)} of {len(masks):,} were looked at) "
-        f"have the numbers {_some(map(str, numbers))}"
+        f"have the numbers {some(numbers, 5)}"
     )
     if not shown and table is not None:
         which = "label_map lacks" if mapped else "reduce_zero_label ignores"
@@ -583,10 +583,10 @@ def _check_ignored(
             "if these are classes"
         )
     verb = "is" if len(ignored) == 1 else "are"
-    message += f", of which {_some(map(str, ignored))} {verb} ignored ({share:.1%} of the pixels)"
+    message += f", of which {some(ignored, 5)} {verb} ignored ({share:.1%} of the pixels)"
     if absent and (len(looked_at) == len(masks) or len(shown) < 2):
         message += (
-            f", and so no pixel of {len(absent)} of the {len(classes)} classes ({_some(absent)})"
+            f", and so no pixel of {len(absent)} of the {len(classes)} classes ({some(absent, 5)})"
         )
     fix = _numbers(numbers)
     one_class = table is None and len(shown) < 2 and absent
@@ -606,11 +606,6 @@ def _check_ignored(
         "current",
         logging.WARNING if absent or len(shown) < 2 or share > 0.5 else logging.INFO,
     )
-
-
-def _some(words: Iterable[str]) -> str:
-    first, *others = words
-    return ", ".join([first, *others[:4], *(["..."] if len(others) > 4 else [])])
 
 
 def named_colours(kind: str) -> tuple[tuple[str, ...], list[tuple[int, int, int]]] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .loading import some
 from .segmentation import IGNORE
 from .source_formats import read_mask
 from .sources import Sample, Source, class_counts, image_size
@@ -60,7 +60,8 @@ class Report:
         """A sentence for each kind of fault."""
         found = []
         if self.corrupt:
-            found.append(f"{len(self.corrupt)} images cannot be read: {_some(self.corrupt)}")
+            names = some(file.name for file in self.corrupt)
+            found.append(f"{len(self.corrupt)} images cannot be read: {names}")
         if self.masks:
             file, reason = next(iter(self.masks.items()))
             found.append(f"{len(self.masks)} masks do not fit: {file.name} ({reason})")
@@ -75,11 +76,6 @@ class Report:
                 f"good: {pair}"
             )
         return found
-
-
-def _some(files: Iterable[Path]) -> str:
-    names = [file.name for file in files]
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_source(source: Source, track=lambda items, total: items) -> Report:

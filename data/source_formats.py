@@ -209,17 +209,10 @@ def _read_hugging_face(path: str) -> Source:
     splits = {SPLITS.get(str(split).lower(), str(split)): str(split) for split in names}
     if "train" not in splits:
         raise DataError(f"{path} has the splits {', '.join(map(str, names))}, and no train")
-    validation = splits.get("val") or splits.get("test")
-    if validation is None:
-        raise DataError(
-            f"{path} has the splits {', '.join(map(str, names))}, and none to validate on: save it "
-            "with a split validation (datasets' train_test_split)"
-        )
     common = {"name": path, "input_key": images[0], "target_key": labels[0]}
-    reader = {
-        "train": {**common, "split": splits["train"]},
-        "val": {**common, "split": validation},
-    }
+    reader = {"train": {**common, "split": splits["train"]}}
+    if validation := splits.get("val") or splits.get("test"):
+        reader["val"] = {**common, "split": validation}
     classes = features[labels[0]].names
     format = "a Hugging Face data set"
     return Source(path, format, "classification", classes, {}, reader=reader)

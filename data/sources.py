@@ -16,11 +16,12 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .loading import DataError
 
 Task = Literal["classification", "detection", "instances", "segmentation"]
+Item = TypeVar("Item")
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
@@ -97,6 +98,8 @@ def read_source(
 
     source = source_formats.read(str(path), task)
     if source.reader:
+        if "val" not in source.reader:
+            _split_reader(source, share, seed)
         return source
     source.splits = {name: samples for name, samples in source.splits.items() if samples}
     if "train" not in source.splits:
@@ -120,6 +123,17 @@ def read_source(
     return source
 
 
+def _split_reader(source: Source, share: float, seed: int) -> None:
+    """Have another package's data set validate on a share of the split that it trains on."""
+    train = source.reader["train"]
+    for name in ("val", "train"):
+        source.reader[name] = {**train, "part": {"name": name, "share": share, "seed": seed}}
+    source.notes.append(
+        f"there is no validation split: {share:.0%} of each class are drawn for it, with the seed "
+        f"{seed}"
+    )
+
+
 def _key(source: Source) -> Callable[[Sample], Hashable]:
     """The group of a sample, from each of which a share is drawn."""
     if source.task == "classification":
@@ -134,8 +148,8 @@ def _key(source: Source) -> Callable[[Sample], Hashable]:
 
 
 def split_samples(
-    samples: Sequence[Sample], key: Callable[[Sample], Hashable], share: float, seed: int
-) -> tuple[list[Sample], list[Sample]]:
+    samples: Sequence[Item], key: Callable[[Item], Hashable], share: float, seed: int
+) -> tuple[list[Item], list[Item]]:
     """Draw a share of each group of samples; a group of two or more gives at least one, and keeps
     at least one.
 

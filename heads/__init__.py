@@ -27,6 +27,7 @@ from . import (
     segmentation_metric,
     semantic_fpn,
     sharding,
+    simple_feature_pyramid,
     upernet,
 )
 
@@ -51,5 +52,6 @@ __all__ = [
     "segmentation_metric",
     "semantic_fpn",
     "sharding",
+    "simple_feature_pyramid",
     "upernet",
 ]

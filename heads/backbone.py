@@ -187,6 +187,11 @@ def _check_frozen(stages: int, levels: int) -> None:
         raise ValueError(f"frozen_stages is {stages}, expected -1 to {levels}")
 
 
+def is_plain(feature_info: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the levels of a model all have one stride, as in a plain vision transformer."""
+    return len(feature_info) > 1 and len({level["reduction"] for level in feature_info}) == 1
+
+
 def keep_frozen(model: nn.Module, norm_eval: bool = False) -> None:
     """Put the frozen modules of a model into evaluation mode, and with `norm_eval` each batch
     normalisation."""
@@ -208,7 +213,9 @@ class TimmBackbone(BaseModule):
         model_name: name for :func:`timm.create_model`; the model must have
             ``forward_intermediates``.
         out_indices: indices into the model's ``feature_info`` of the levels whose maps are
-            returned; in a transformer of four stages the levels are the stages.
+            returned; in a transformer of four stages the levels are the stages, in a plain one the
+            blocks. By default the first four levels, or the last block of a plain transformer, for
+            a :class:`~linsight.heads.simple_feature_pyramid.SimpleFeaturePyramid`.
         output_norm_eps: epsilon of a new LayerNorm on each returned map, as the detection code of
             most papers has it. With None the maps have no further norm.
         frozen_stages: freeze the stem and this many stages, and keep them in evaluation mode;
@@ -229,7 +236,7 @@ class TimmBackbone(BaseModule):
     def __init__(
         self,
         model_name: str,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
         output_norm_eps: float | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
@@ -251,6 +258,8 @@ class TimmBackbone(BaseModule):
                 f"model_name: {model_name} has no forward_intermediates, so it cannot give maps"
             )
         levels = len(model.feature_info)
+        if out_indices is None:
+            out_indices = (levels - 1,) if is_plain(model.feature_info) else (0, 1, 2, 3)
         if not out_indices or not all(0 <= i < levels for i in out_indices):
             raise ValueError(
                 f"out_indices is {tuple(out_indices)}, but {model_name} has levels 0 to "
@@ -259,6 +268,7 @@ class TimmBackbone(BaseModule):
         _check_frozen(frozen_stages, levels)
         self.out_indices = sorted(out_indices)
         self.out_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
+        self.out_strides = [model.feature_info[i]["reduction"] for i in self.out_indices]
         self.norm_eval = norm_eval
         # Layers after the last returned map would get no gradient.
         model.prune_intermediate_layers(self.out_indices, prune_norm=True)

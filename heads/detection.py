@@ -10,22 +10,37 @@ from mmengine.registry import MODELS
 
 from linsight.backbones.initialization import shapes_only
 
-from .backbone import TimmBackbone
+from .backbone import TimmBackbone, is_plain
 
 
-def map_channels(backbone: Mapping[str, Any]) -> list[int]:
-    """Channels of each map that a :class:`TimmBackbone` gives; no weight is made or read.
+def neck_inputs(backbone: Mapping[str, Any], neck: Mapping[str, Any]) -> dict[str, Any]:
+    """What a neck's arguments say of a :class:`TimmBackbone`'s maps; no weight is made or read.
+
+    Channels of each map are ``in_channels``; of a `SimpleFeaturePyramid` the stride of the one map
+    is ``in_stride``.
 
     Args:
-        backbone: its arguments, as a config has them.
+        backbone: the backbone's arguments, as a config has them.
+        neck: the neck's arguments.
 
     Raises:
-        ValueError: timm knows no such model, or an argument is out of its range.
+        ValueError: timm knows no such model, an argument is out of its range, or the neck needs
+            maps of several strides.
     """
     arguments = {key: value for key, value in backbone.items() if key not in ("type", "_scope_")}
     arguments |= {"pretrained": False, "checkpoint": None, "compile": False}
     with shapes_only():
-        return TimmBackbone(**arguments).out_channels
+        built = TimmBackbone(**arguments)
+    pyramid = neck["type"] == "SimpleFeaturePyramid"
+    if neck["type"] == "FPN" and is_plain(built.model.feature_info):
+        raise ValueError(
+            f"neck: {backbone['model_name']} has maps of the stride {built.out_strides[-1]} alone, "
+            "and an FPN needs several: take "
+            "neck=dict(type='SimpleFeaturePyramid', out_channels=256) instead"
+        )
+    return {"in_channels": built.out_channels} | (
+        {"in_stride": built.out_strides[-1]} if pyramid else {}
+    )
 
 
 class ChannelsFromBackbone:
@@ -39,19 +54,20 @@ class ChannelsFromBackbone:
 
     Args:
         backbone: arguments of the backbone, with its ``type``.
-        neck: arguments of the neck, with its ``type``. ``in_channels`` is filled in where it is
-            missing and the backbone is a `TimmBackbone`.
+        neck: arguments of the neck, with its ``type``. What they say of the backbone's maps is
+            filled in where ``in_channels`` is missing and the backbone is a `TimmBackbone`.
         **options: arguments of mmdet's class.
 
     Raises:
-        ValueError: timm knows no such model, or an argument of the backbone is out of its range.
+        ValueError: timm knows no such model, an argument of the backbone is out of its range, or
+            the neck is not for a body with maps of one stride.
     """
 
     def __init__(
         self, backbone: Mapping[str, Any], neck: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
         if neck is not None and "in_channels" not in neck and backbone["type"] == "TimmBackbone":
-            neck = {**neck, "in_channels": map_channels(backbone)}
+            neck = {**neck, **neck_inputs(backbone, neck)}
         options |= {"backbone": backbone, "neck": neck}
         super().__init__(**options)
 

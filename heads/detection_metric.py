@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from typing import Any
 
 from linsight.data.coco import fill_areas, index_annotations, read_annotations, remove_faulty
 
 # isort: split
+import mmdet.evaluation.metrics
 from mmdet.evaluation import CocoMetric
 from mmengine.fileio import get_local_path
 from mmengine.registry import METRICS
 
 
+def _fastest() -> type[CocoMetric]:
+    """mmdet's metric, with the evaluation of faster-coco-eval if that package is installed.
+
+    Upstream's mmdet 3.3.0 has no such class.
+    """
+    faster = getattr(mmdet.evaluation.metrics, "FasterCocoMetric", None)
+    return faster if faster and find_spec("faster_coco_eval") else CocoMetric
+
+
 @METRICS.register_module()
-class QuietCocoMetric(CocoMetric):
+class QuietCocoMetric(_fastest()):
     """mmdet's ``CocoMetric`` without the tables that pycocotools prints.
 
-    The same numbers are returned as metrics, such as ``coco/bbox_mAP``. Where the detector finds
+    Where faster-coco-eval is installed its compiled evaluation runs, with the same figures. The
+    same numbers are returned as metrics, such as ``coco/bbox_mAP``. Where the detector finds
     nothing in any image the precision is 0; mmdet's class returns no metric then. Of an annotation
     file the same annotations count as in
     :class:`~linsight.data.coco.CheckedCocoDataset`, which reports the others.
@@ -33,6 +45,9 @@ class QuietCocoMetric(CocoMetric):
             remove_faulty(content, masks=False, shortest=0)
             fill_areas(content)
             self._coco_api = index_annotations(content)
+
+    # The class of faster-coco-eval takes the truth from another key than mmdet's transforms write.
+    process = CocoMetric.process
 
     @property
     def names(self) -> list[str]:

@@ -27,6 +27,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from ..backbones.norms import set_training_progress
 
@@ -184,13 +185,19 @@ class ProgressBarHook(Hook):
             return
         self.progress = Progress(
             TextColumn("{task.fields[epoch]}"),
-            BarColumn(),
+            # The bar and the metrics share what the others leave of the line.
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[metrics]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn(
+                "{task.fields[metrics]}",
+                table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis"),
+            ),
             console=console,
+            expand=True,
         )
         self.levels = [(handler, handler.level) for handler in _console_handlers(runner.logger)]
         for handler, _ in self.levels:

@@ -89,9 +89,11 @@ class SemanticSegmentor(BaseModel):
             backbone = {**backbone, "pretrained": False, "checkpoint": None}
         self.backbone = TimmBackbone(**backbone)
         channels = self.backbone.out_channels
-        info = self.backbone.model.feature_info
-        strides = [info[i]["reduction"] for i in self.backbone.out_indices]
+        strides = self.backbone.out_strides
+        if neck and neck["type"] == "SimpleFeaturePyramid":
+            neck = {"in_stride": strides[-1], "strides": (4, 8, 16, 32), **neck}
         self.neck: Any = neck and MODELS.build({"in_channels": channels, **neck})
+        strides = getattr(self.neck, "strides", strides)
         head = {"num_classes": num_classes, **decode_head}
         head.setdefault("in_channels", self.neck.out_channels if neck else channels)
         if head["type"] == "FPNHead":

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
+from huggingface_hub import HfApi
 from mmengine.config import Config
 from PIL import Image
 from rich.console import Console
@@ -180,6 +181,9 @@ def _export_weights(
     print(f"  {loading_statement(name, path, opened.num_classes, shape)}")
     if push_to_hub:
         push_to_hf_hub(opened, push_to_hub, model_config=_config(opened))
+        HfApi().upload_file(
+            path_or_fileobj=folder / "config.json", path_in_repo="config.json", repo_id=push_to_hub
+        )
         print(f"Pushed to {push_to_hub}")
 
 
@@ -226,6 +230,7 @@ def write_safetensors(model: TimmModel, folder: Path) -> tuple[Path, float]:
     """Write ``model.safetensors`` and timm's ``config.json``, and return the relative error."""
     with replace_files(folder, "model.safetensors", "config.json") as beside:
         save_for_hf(model, str(beside), model_config=_config(model), safe_serialization=True)
+        _state_classes_once(beside / "config.json")
         loaded = timm.create_model(f"local-dir:{beside}", pretrained=True).eval()
         images = torch.rand(2, *model.pretrained_cfg["input_size"])
         with torch.inference_mode():
@@ -235,6 +240,16 @@ def write_safetensors(model: TimmModel, folder: Path) -> tuple[Path, float]:
                 f"the exported model differs by {error:.1e}, more than 0; nothing was written"
             )
     return folder / "model.safetensors", error
+
+
+def _state_classes_once(config: Path) -> None:
+    """Leave the number of classes out of the arguments of the model, in place.
+
+    It stands at the top of the file as well, from where transformers passes it by itself.
+    """
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content.get("model_args", {}).pop("num_classes", None)
+    config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def check_tools(to: Format) -> None:

@@ -127,7 +127,7 @@ def _open_segmentor(run: Run, source: str) -> Subject:
         "segmentation",
         backbone.model,
         (3, *size),
-        coarsest(backbone.model, backbone.out_indices),
+        max(*backbone.out_strides, *getattr(segmentor.neck, "strides", ())),
         run.classes or list(map(str, range(segmentor.num_classes))),
         mean,
         std,

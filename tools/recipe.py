@@ -20,7 +20,7 @@ from torch import nn
 from linsight.backbones.initialization import shapes_only
 from linsight.data.source_check import Report
 from linsight.data.sources import Source, class_counts, folder_of, write_lists
-from linsight.heads.backbone import create_backbone
+from linsight.heads.backbone import create_backbone, is_plain
 from linsight.heads.published import require_weights
 from linsight.kernels import force
 from linsight.tools.config import CONFIGS, ConfigError, quiet_mmdet
@@ -176,6 +176,7 @@ class Start:
         chosen = ("mean", "std", "interpolation", "crop_pct")
         self.preparation = {key: values[key] for key in chosen if values.get(key) is not None}
         self.published = bool(config and (config.hf_hub_id or config.url))
+        self.fixed_input_size = bool(values.get("fixed_input_size"))
         self.fixed = int((values.get("input_size") or (3, 224, 224))[-1])
 
     @classmethod
@@ -272,6 +273,7 @@ class Recipe:
         self.task = TASKS[source.task]
         self.report = report
         self.images = len(source.splits["train"]) if source.splits else 50000
+        self.plain = source.task != "classification" and self._check_body()
         self.size, self.size_said = self._image_size()
         self.batch, self.batch_said = self._batch_size()
         self.iterations = max(1, self.images // self.batch)
@@ -299,6 +301,8 @@ class Recipe:
         if self.source.task == "classification":
             if self.start.image_size:
                 return self.start.image_size, "that of the weights"
+            if self.start.fixed_input_size:
+                return self.start.fixed, "the model takes no other"
             if not self.report.sizes:
                 return self.start.fixed, "the model's own"
             size = min(self.start.fixed, max(64, 32 * math.ceil(2 * long / 32)))
@@ -556,7 +560,8 @@ class Recipe:
             "decode_head": {"type": "SegformerHead", "channels": 256},
             "num_classes": len(s.classes),
         }
-        self._check_levels()
+        if self.plain:
+            model["neck"] = {"type": "SimpleFeaturePyramid", "out_channels": 256}
         if self.wishes.class_weights:
             weights = _class_weights(self.report.counts["train"])
             model["loss"] = {"type": "PixelCrossEntropy", "class_weight": weights}
@@ -586,25 +591,57 @@ class Recipe:
         loaders = self._loaders(sets, sets, "default_collate", 1)
         return {"model": model, **loaders, "evaluator": self.task.evaluator}
 
-    def _check_levels(self) -> None:
+    def _check_body(self) -> bool:
+        """Whether the body has maps of one stride, of which a neck makes a pyramid.
+
+        Raises:
+            ConfigError: it has maps of two or three strides, or takes images of one size alone.
+        """
+        name, task = self.start.name, self.source.task
         with shapes_only():
-            levels = timm.create_model(self.start.name).feature_info
-        strides = [level["reduction"] for level in cast(Any, levels)]
-        if len(set(strides)) < 4:
+            if self.start.fixed_input_size and not self._free_size():
+                raise ConfigError(
+                    f"--model {name} takes images of {self.start.fixed} pixels alone, and "
+                    f"{task} needs any size: take one of linsight models, such as rala_vit_tiny"
+                )
+            levels = cast(Any, timm.create_model(name)).feature_info
+        strides = {level["reduction"] for level in levels}
+        if not is_plain(levels) and len(strides) < 4:
             raise ConfigError(
-                f"--model {self.start.name} has maps of the strides "
-                f"{', '.join(map(str, sorted(set(strides))))} alone, and {self.source.task} needs "
+                f"--model {name} has maps of the strides "
+                f"{', '.join(map(str, sorted(strides)))} alone, and {task} needs "
                 "four, such as those of rala_vit_tiny"
             )
+        return is_plain(levels)
+
+    def _free_size(self) -> bool:
+        """Whether timm's model can be told to take images of any size; it then is."""
+        choices: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}]
+        for option in choices:
+            try:
+                timm.create_model(self.start.name, **self.start.options, **option)
+            except TypeError:
+                continue
+            self.start.options |= option
+            return True
+        return False
 
     def _detection(self) -> dict[str, Any]:
         s = self.source
-        self._check_levels()
+        plain = self.plain
         instances = s.task == "instances"
         base = "mask_rcnn_fpn.py" if instances else "retinanet_fpn.py"
         with quiet_mmdet():
             model = Config.fromfile(CONFIGS / "_base_" / "models" / base).model.to_dict()
-        levels = {} if instances else {"out_indices": (1, 2, 3)}
+        levels = {} if instances or plain else {"out_indices": (1, 2, 3)}
+        if plain:
+            first = 4 if instances else 8
+            strides = tuple(first * 2**i for i in range(5))
+            model["neck"] = {
+                "type": "SimpleFeaturePyramid",
+                "out_channels": 256,
+                "strides": strides,
+            }
         model["backbone"] = {
             "type": "TimmBackbone",
             **self._backbone(),

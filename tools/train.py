@@ -176,7 +176,7 @@ def run(**options: Any) -> Path:
         if tracker := given.tracker or ("tensorboard" if given.tensorboard else None):
             backends = [{"type": "LocalVisBackend"}, {"type": _BACKENDS[tracker]}]
             cfg.visualizer = {"type": "Visualizer", "vis_backends": backends}
-        if given.data is None:
+        if given.data is None or given.resume:  # the config of what is resumed is not written anew
             _apply(cfg, given)
 
     names = [field.name for field in fields(Wishes)]

@@ -50,7 +50,6 @@ class AgentAttention(PackedAttention):
         if local_kernel < 1:
             raise ValueError("local_kernel is 0, but agent attention always has a local branch")
         super().__init__(place, local_kernel)
-        self.size = (place.size[0], place.size[1])
         self.table_grid = (side, side)
         grid = agent_grid or side
         self.grid = (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
@@ -58,8 +57,8 @@ class AgentAttention(PackedAttention):
         # Its rows and columns are one axis: `Module.to(memory_format=torch.channels_last)` takes no
         # parameter of rank 5.
         self.map_bias = nn.Parameter(torch.empty(*shape, TABLE * TABLE))
-        self.row_bias = nn.Parameter(torch.empty(*shape, self.size[0]))
-        self.column_bias = nn.Parameter(torch.empty(*shape, self.size[1]))
+        self.row_bias = nn.Parameter(torch.empty(*shape, place.size[0]))
+        self.column_bias = nn.Parameter(torch.empty(*shape, place.size[1]))
         self.prefix_bias = (
             nn.Parameter(torch.empty(*shape, place.prefix_tokens)) if place.prefix_tokens else None
         )
@@ -68,6 +67,11 @@ class AgentAttention(PackedAttention):
         for table in (self.map_bias, self.row_bias, self.column_bias, self.prefix_bias):
             if table is not None:
                 trunc_normal_(table, std=0.02)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the map at the model's image size."""
+        return self.row_bias.shape[-1], self.column_bias.shape[-1]
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
         return agent_attention(
@@ -124,6 +128,8 @@ class Agent(ProjectedMixer):
         ValueError: if `agents` is not a square, or there is no local branch.
     """
 
+    attention: AgentAttention
+
     def __init__(
         self,
         place: Place,
@@ -147,6 +153,18 @@ class Agent(ProjectedMixer):
             if value is not None and value.shape[:-1] == shape[:-1]:
                 entries[key] = resize_axis(value.float(), shape[-1]).to(value.dtype)
         return entries
+
+    def resize_tables(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The biases of rows and columns; those of the 7 x 7 map are for every size."""
+        if self.attention.fused_biases is not None:
+            raise ValueError(
+                "the tables of agent attention are folded for one image size: set the input size "
+                "before reparameterize_model, on the model that it copies"
+            )
+        return {
+            "attention.row_bias": resize_axis(self.attention.row_bias, size[0]),
+            "attention.column_bias": resize_axis(self.attention.column_bias, size[1]),
+        }
 
 
 @cache_constants

@@ -52,6 +52,20 @@ class TokenMixer(nn.Module):
         """
         return entries
 
+    def resize_tables(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The learned tables that depend on the model's image size, interpolated for another one.
+
+        Args:
+            size: (H, W) of the map at the new image size.
+
+        Returns:
+            New values of parameters, by their names within this mixer.
+
+        Raises:
+            ValueError: if a layer depends on the image size otherwise.
+        """
+        return {}
+
 
 MixerClass = TypeVar("MixerClass", bound=type[TokenMixer])
 MIXERS: dict[str, type[TokenMixer]] = {}

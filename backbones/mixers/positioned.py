@@ -41,7 +41,6 @@ class PositionedAttention(PackedAttention):
                 f"{local_kernel}, with whose filters it is joined"
             )
         super().__init__(place)
-        self.size = (place.size[0], place.size[1])
         self.local_weight, self.local_bias = depthwise_parameters(
             place, self.head_dim, local_kernel
         )
@@ -50,7 +49,12 @@ class PositionedAttention(PackedAttention):
             self.channel_weight, self.channel_bias = depthwise_parameters(
                 place, place.dim, channel_kernel
             )
-        self.position = nn.Parameter(torch.zeros(*self.size, place.dim))
+        self.position = nn.Parameter(torch.zeros(*place.size, place.dim))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the map at the model's image size."""
+        return self.position.shape[0], self.position.shape[1]
 
     def key_positions(self, context: Context, like: Tensor) -> Tensor:
         """The positions (P + H * W, heads, D) of the keys `like`, zero at class tokens."""
@@ -97,6 +101,10 @@ class PositionedMixer(ProjectedMixer):
         if (position := entries.get(name)) is not None:
             entries[name] = resize_positions(position, size).to(position.dtype)
         return entries
+
+    def resize_tables(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The positions of the keys."""
+        return {"attention.position": resize_positions(self.attention.position, size)}
 
 
 @cache_constants

@@ -153,7 +153,8 @@ class SoftmaxFree(TokenMixer):
         self.prefix_tokens = place.prefix_tokens
         self.num_heads = place.num_heads
         self.width = place.dim // place.num_heads
-        self.ratio = landmark_ratio or max(1, min(place.size) // LANDMARKS)
+        self.chosen_ratio = landmark_ratio
+        self.ratio = landmark_ratio or ratio_of(place.size)
         self.inverse: InverseMethod = inverse
         self.iterations = iterations
         self.in_proj = nn.Linear(place.dim, 2 * place.dim)
@@ -199,3 +200,22 @@ class SoftmaxFree(TokenMixer):
             for name, value in entries.items()
         }
         return rename_entries(entries, AUTHORS_NAMES)
+
+    def resize_tables(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Nothing, but the windows of the landmarks must stay as they are.
+
+        Raises:
+            ValueError: if they depend on the image size, and this one gives others.
+        """
+        if not self.chosen_ratio and (ratio := ratio_of(size)) != self.ratio:
+            raise ValueError(
+                f"a landmark of softmax_free has learned a window of {self.ratio} tokens, and the "
+                f"default for a map of {size[0]} x {size[1]} is {ratio}: build the model with "
+                f'mixer_options={{"softmax_free": {{"landmark_ratio": {self.ratio}}}}}'
+            )
+        return {}
+
+
+def ratio_of(size: tuple[int, int]) -> int:
+    """Side of the window of a landmark, in tokens, where a map is to have 7 of them per side."""
+    return max(1, min(size) // LANDMARKS)

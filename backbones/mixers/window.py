@@ -31,10 +31,15 @@ class WindowAttention(PackedAttention):
         self.attn_drop = make_attention_drop()
         self.window_size = window_size
         self.padding: Padding = padding
-        self.shift_size = window_size // 2 if place.block % 2 else 0
+        self.shifted = bool(place.block % 2)
         offsets = (2 * window_size - 1) ** 2
         self.relative_position_bias_table = nn.Parameter(torch.empty(offsets, place.num_heads))
         trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    @property
+    def shift_size(self) -> int:
+        """By how many tokens windows are shifted on maps that are larger than a window."""
+        return self.window_size // 2 if self.shifted else 0
 
     def windows(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the windows, which are no larger than the map."""
@@ -100,6 +105,10 @@ class PaddedWindows(ProjectedMixer):
             self.fused_fill = fill
         return absorbed
 
+    def set_window_size(self, window_size: int) -> None:
+        """Attend within windows of another side, in tokens."""
+        self.attention.window_size = window_size
+
 
 @register_mixer("window")
 class Window(PaddedWindows):
@@ -139,6 +148,13 @@ class Window(PaddedWindows):
             offsets = len(self.attention.relative_position_bias_table)
             entries[f"attention.{TABLE}"] = resize_position_bias(table, offsets)
         return entries
+
+    def set_window_size(self, window_size: int) -> None:
+        """Attend within windows of another side, in tokens; the table is interpolated to it."""
+        super().set_window_size(window_size)
+        table = self.attention.relative_position_bias_table
+        resized = resize_position_bias(table.detach(), (2 * window_size - 1) ** 2)
+        self.attention.relative_position_bias_table = nn.Parameter(resized, table.requires_grad)
 
 
 def resize_position_bias(table: Tensor, offsets: int) -> Tensor:

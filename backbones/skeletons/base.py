@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from timm.layers import (
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ...kernels.runtime.rehearsal import announce_pass
 from ..blocks import BlockLayers, add_pending, choices_by_depth, may_defer, resolve_block
-from ..checkpoint import TimmModel, rename_old_entries
+from ..checkpoint import TimmModel, rename_old_entries, resize_position
 from ..context import Context, Place
 from ..layers import check_token_pool, make_classifier
-from ..mixers import MixerNames, MixerOptions, TokenMixer, build_mixer
+from ..mixers import MIXERS, MixerNames, MixerOptions, TokenMixer, build_mixer
 from ..resampling import resampling
 
 Size = tuple[int, int]
@@ -213,6 +213,14 @@ class Stage(nn.Module):
             x = self.norm(x)
         return x if self.prefix_tokens else x.unflatten(1, context.size)
 
+    def set_map_size(self, size: Size, interpolation: str) -> None:
+        """Interpolate the position embeddings, if there are any, to a map of (H, W)."""
+        if self.pos_embed is not None:
+            self.pos_embed = resized_position(
+                self.pos_embed, size, self.prefix_tokens, self.size, interpolation
+            )
+            self.size = size
+
 
 class Head(nn.Module):
     """Pooling, dropout and classifier, from a map (B, H, W, C) or tokens (B, 1 + N, C).
@@ -269,6 +277,14 @@ class Head(nn.Module):
         return x if pre_logits else self.fc(x)
 
 
+def resized_position(
+    position: nn.Parameter, size: Size, prefix: int, old: Size | None, interpolation: str
+) -> nn.Parameter:
+    """Position embeddings as a parameter for a map of (H, W); see `resize_position`."""
+    resized = resize_position(position.detach(), size, prefix, old, interpolation)
+    return nn.Parameter(resized, position.requires_grad)
+
+
 def _rename_before_loading(
     model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
@@ -284,6 +300,8 @@ class VisionModel(TimmModel):
 
     # The `checkpoint_filter_fn` of the model's family, which `create_model` sets.
     filter_fn: Callable[..., dict[str, Tensor]] | None = None
+    # Below it, an image has no pixel left in the last stage.
+    least_side: ClassVar[int] = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -323,6 +341,100 @@ class VisionModel(TimmModel):
                 f"pretrained_cfg_overlay=dict(file=FILE, num_classes={theirs}))"
             ) from None
 
+    def _map_sizes(self, img_size: Size) -> list[tuple[nn.Module, Size]]:
+        """The modules that hold the blocks of each stage, each with the size of its map."""
+        raise NotImplementedError
+
+    def _resize_positions(self, img_size: Size) -> None:
+        """Interpolate what the skeleton itself has learned for maps of one size."""
+        raise NotImplementedError
+
+    def set_input_size(
+        self,
+        img_size: int | Size | None = None,
+        patch_size: int | Size | None = None,
+        window_size: int | Sequence[int] | None = None,
+    ) -> None:
+        """Interpolate what was learned for images of one size to another one, once.
+
+        The model then is the one that ``timm.create_model(name, img_size=...)`` makes with the same
+        weights. New parameters take the place of old ones, so this comes before an optimiser is
+        made. Position embeddings, biases of agents and positions of keys are interpolated; windows
+        keep their side, unless `window_size` is given.
+
+        Args:
+            img_size: side (or height and width) of the images in pixels; None leaves it.
+            patch_size: side of the patches in pixels, in plain ViTs alone; None leaves it.
+            window_size: side of the windows in tokens, one or one per stage; None leaves it.
+
+        Raises:
+            ValueError: for sizes that cannot be, in which case the model is as it was.
+        """
+        if patch_size is not None:
+            raise ValueError(
+                f"patch_size is {patch_size}, but the stem of {type(self).__name__} has strides of "
+                "its own: leave patch_size out"
+            )
+        self._set_input_size(img_size, window_size)
+
+    def _set_input_size(
+        self, img_size: int | Size | None, window_size: int | Sequence[int] | None
+    ) -> None:
+        size = None if img_size is None else self.check_image_size(img_size)
+        tables = {}
+        for stage, map_size in [] if size is None else self._map_sizes(size):
+            for module in stage.modules():
+                if isinstance(module, TokenMixer):
+                    for name, table in module.resize_tables(map_size).items():
+                        tables[module, name] = table
+        windows = None if window_size is None else self._windows(window_size)
+        for (module, name), table in tables.items():
+            owner, _, name = name.rpartition(".")
+            owner = module.get_submodule(owner)
+            old = owner.get_parameter(name)
+            setattr(
+                owner, name, nn.Parameter(table.detach().to(old.dtype).clone(), old.requires_grad)
+            )
+        if size is not None:
+            self._resize_positions(size)
+            record_arguments(self, img_size=size)
+        if windows is not None:
+            for mixer, side in windows:
+                mixer.set_window_size(side)
+            kinds = {type(mixer) for mixer, _ in windows}
+            chosen = window_size if isinstance(window_size, int) else tuple(window_size or ())
+            options = {**(getattr(self, "model_args", {}).get("mixer_options") or {})}
+            for name, kind in MIXERS.items():
+                if kind in kinds:
+                    options[name] = {**options.get(name, {}), "window_size": chosen}
+            record_arguments(self, mixer_options=options)
+
+    def _windows(self, window_size: int | Sequence[int]) -> list[tuple[Any, int]]:
+        """The mixers of windows, each with the side that its windows are to have.
+
+        Raises:
+            ValueError: if there are none, or the sides are not one per stage.
+        """
+        stages = [stage for stage, _ in self._map_sizes((224, 224))]
+        sides = [window_size] * len(stages) if isinstance(window_size, int) else list(window_size)
+        if len(sides) != len(stages) or any(type(s) is not int or s < 1 for s in sides):
+            raise ValueError(
+                f"window_size is {window_size}, expected a number of tokens, or one for each of "
+                f"the {len(stages)} stages"
+            )
+        windows = [
+            (module, side)
+            for stage, side in zip(stages, sides, strict=True)
+            for module in stage.modules()
+            if hasattr(module, "set_window_size")
+        ]
+        if not windows:
+            raise ValueError(
+                f"window_size is {window_size}, but no mixer of {type(self).__name__} attends "
+                "within windows: leave window_size out"
+            )
+        return windows
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters, beyond vectors and biases, that weight decay leaves out.
 
@@ -338,6 +450,17 @@ class VisionModel(TimmModel):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes) from images (B, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
+
+    def check_image_size(self, img_size: int | Sequence[int] | None) -> Size:
+        """(H, W) of the images that the model is made for.
+
+        Raises:
+            ValueError: if a side is too small for the model, or as `image_size` does.
+        """
+        size = image_size(img_size)
+        if min(size) < self.least_side:
+            raise ValueError(f"img_size is {img_size}, at least {self.least_side} is needed")
+        return size
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Unpooled, normed features from images (B, in_chans, H, W)."""
@@ -357,6 +480,8 @@ class HierarchicalVisionTransformer(VisionModel):
     """
 
     output_fmt = "NHWC"
+    # How weights for another image size are loaded; see `resize_position`.
+    position_interpolation: ClassVar[str] = "bicubic"
     stem: nn.Module
     # A ModuleList of `Stage`, which to a type checker is one of any modules.
     stages: Any
@@ -370,6 +495,13 @@ class HierarchicalVisionTransformer(VisionModel):
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"}
             for i, dim in enumerate(dims)
         ]
+
+    def _map_sizes(self, img_size: Size) -> list[tuple[nn.Module, Size]]:
+        return list(zip(self.stages, stage_sizes(img_size, len(self.stages)), strict=True))
+
+    def _resize_positions(self, img_size: Size) -> None:
+        for stage, size in self._map_sizes(img_size):
+            cast(Stage, stage).set_map_size(size, self.position_interpolation)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm's layer decay; downsampling is in the next block's group."""
@@ -463,10 +595,31 @@ class HierarchicalVisionTransformer(VisionModel):
         return self.head(x, pre_logits=pre_logits)
 
 
-def image_size(img_size: int | Size | None) -> Size:
-    """(H, W) of the images that a model is made for; a number is both, None stands for 224."""
-    img_size = 224 if img_size is None else img_size
-    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+def image_size(img_size: int | Sequence[int] | None) -> Size:
+    """(H, W) of the images that a model is made for; a number is both, None stands for 224.
+
+    Raises:
+        ValueError: if it is neither a positive number nor a pair of them.
+    """
+    size = 224 if img_size is None else img_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(
+            f"img_size is {img_size}, expected the side of the images in pixels, or (height, width)"
+        )
+    return sides
+
+
+def record_arguments(model: nn.Module, **arguments: Any) -> None:
+    """Remember arguments with which `timm.create_model` builds the model as it now is.
+
+    timm reads the two private attributes where it exports a model or prepares images for it.
+    """
+    for name in ("model_args", "_model_args"):
+        setattr(model, name, getattr(model, name, {}) | arguments)
+    if "img_size" in arguments:
+        traits = getattr(model, "_traits", {})
+        model._traits = traits | {"img_size": arguments["img_size"]}  # type: ignore[assignment]
 
 
 def stage_sizes(img_size: Size, stages: int) -> list[Size]:

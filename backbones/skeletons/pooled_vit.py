@@ -12,6 +12,7 @@ from ..context import Context
 from ..layers import check_image
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from ..tracing import record_call
+from .base import Size
 from .vit import VisionTransformer
 
 
@@ -67,10 +68,17 @@ class PooledVisionTransformer(VisionTransformer):
         **options: Any,
     ) -> None:
         super().__init__(*args, norm_layer=norm_layer, class_token=class_token, **options)
-        patch = self.patch_embed.proj.stride[0]
-        self.borders = Borders(self.in_chans, (patch * self.size[0], patch * self.size[1]))
+        self._set_borders()
         self.norm = nn.Identity()
         self.fc_norm = resolve_norm_layer(norm_layer, LayerNorm)(self.embed_dim)
+
+    def _set_borders(self) -> None:
+        height, width = self.size
+        self.borders = Borders(self.in_chans, (self.patch_side * height, self.patch_side * width))
+
+    def _resize_positions(self, img_size: Size) -> None:
+        super()._resize_positions(img_size)
+        self._set_borders()
 
     def forward_tokens(self, x: Tensor) -> tuple[Tensor, Context]:
         """Images to the first block's tokens (B, H * W, C), and their context."""

@@ -20,7 +20,6 @@ from .base import (
     Stage,
     build_blocks,
     embed_dims,
-    image_size,
     stage_sizes,
 )
 
@@ -58,18 +57,6 @@ class Stem(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(check_image(x, self.in_chans, REDUCTION)).permute(0, 2, 3, 1)
-
-
-def check_img_size(img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(H, W) of the images that a model is made for; None stands for 224.
-
-    Raises:
-        ValueError: if a side is below 32.
-    """
-    size = image_size(img_size)
-    if min(size) < REDUCTION:
-        raise ValueError(f"img_size is {img_size}, at least {REDUCTION} is needed")
-    return size
 
 
 class RAVLTHead(nn.Module):
@@ -156,6 +143,8 @@ class RAVLT(HierarchicalVisionTransformer):
         ValueError: for an unknown mixer, block or layer, or an `img_size` below 32.
     """
 
+    least_side = REDUCTION
+
     def __init__(
         self,
         img_size: int | tuple[int, int] | None = None,
@@ -180,7 +169,7 @@ class RAVLT(HierarchicalVisionTransformer):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        size = check_img_size(img_size)
+        size = self.check_image_size(img_size)
         dims = embed_dims(embed_dim, len(depths))
         half = dims[0] // 2
         self.num_classes = num_classes

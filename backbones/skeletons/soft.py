@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import resample_abs_pos_embed, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..activations import ActLayer, resolve_act_layer
 from ..blocks import BlockLayers, MlpLayer
-from ..checkpoint import check_model, convert_mixers, rename, unwrap
+from ..checkpoint import check_model, convert_mixers, rename, resize_position, unwrap
 from ..initialization import init_linear_layers
 from ..layers import Downsample
 from ..mixers import MixerNames, MixerOptions, TokenMixer
@@ -28,7 +28,7 @@ from .base import (
     init_tokens,
     stage_sizes,
 )
-from .ravlt import Stem, check_img_size
+from .ravlt import REDUCTION, Stem
 
 STEM_WIDTH = 32
 
@@ -70,6 +70,10 @@ class SOFT(HierarchicalVisionTransformer):
     output_fmt = "NLC"
     num_prefix_tokens = 1
 
+    least_side = REDUCTION
+    # As the authors' code has it.
+    position_interpolation = "bilinear"
+
     def __init__(
         self,
         img_size: int | tuple[int, int] | None = None,
@@ -94,7 +98,7 @@ class SOFT(HierarchicalVisionTransformer):
         super().__init__()
         dims = embed_dims(embed_dim, len(depths))
         last = len(dims) - 1
-        sizes = stage_sizes(check_img_size(img_size), len(dims))
+        sizes = stage_sizes(self.check_image_size(img_size), len(dims))
         act = resolve_act_layer(act_layer, nn.ReLU)
         stds = init_std if isinstance(init_std, Sequence) else (init_std,) * len(dims)
         self.num_classes = num_classes
@@ -164,10 +168,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SOFT) -> dict[str, T
     state_dict = convert_mixers(state_dict, model)
     for i, stage in enumerate(model.stages):
         position = state_dict.get(name := f"stages.{i}.pos_embed")
-        if position is not None and position.shape[1] != stage.pos_embed.shape[1]:
-            # The map is square for the images that the embedding was learned on.
-            state_dict[name] = resample_abs_pos_embed(
-                position, stage.size, None, stage.prefix_tokens, "bilinear", antialias=False
+        if position is not None:
+            state_dict[name] = resize_position(
+                position,
+                stage.size,
+                stage.prefix_tokens,
+                interpolation=model.position_interpolation,
             )
     check_model(state_dict, model)
     return state_dict

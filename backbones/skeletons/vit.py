@@ -1,11 +1,12 @@
 """The plain Vision Transformer (arXiv:2010.11929), as DeiT (arXiv:2012.12877) and DINOv2
 (arXiv:2304.07193) train it."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.layers import global_pool_nlc, trunc_normal_
+from timm.layers import global_pool_nlc, resample_patch_embed, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -19,7 +20,16 @@ from ..layers import PatchEmbed, check_token_pool, make_classifier
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from ..unused import depend_on
-from .base import VisionModel, add_tokens, build_blocks, image_size, init_tokens, run_block
+from .base import (
+    Size,
+    VisionModel,
+    add_tokens,
+    build_blocks,
+    init_tokens,
+    record_arguments,
+    resized_position,
+    run_block,
+)
 
 
 class VisionTransformer(VisionModel):
@@ -97,12 +107,13 @@ class VisionTransformer(VisionModel):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.embed_dim = self.head_hidden_size = embed_dim
-        height, width = image_size(img_size)
-        self.size = (-(-height // patch_size), -(-width // patch_size))
+        self.img_size = self.check_image_size(img_size)
+        self.size = patch_grid(self.img_size, patch_size)
         self.has_class_token = class_token is True
         self.num_prefix_tokens = prefix = self.has_class_token + self.distilled + reg_tokens
         self.no_embed_class = no_embed_class
         self.grad_checkpointing = False
+        self.patch_side = patch_size
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if self.distilled else None
@@ -156,6 +167,52 @@ class VisionTransformer(VisionModel):
                 "'avgmax', or class_token=True"
             )
         self.global_pool = check_token_pool(global_pool)
+
+    def set_input_size(
+        self,
+        img_size: int | Size | None = None,
+        patch_size: int | Size | None = None,
+        window_size: int | Sequence[int] | None = None,
+    ) -> None:
+        """Interpolate what was learned for one image size, or one size of patches, to another.
+
+        See `VisionModel.set_input_size`. Filters of patches of another size are the nearest in the
+        sense of FlexiViT (arXiv:2212.08013).
+        """
+        if patch_size is None:
+            self._set_input_size(img_size, window_size)
+            return
+        sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        if len(set(sides)) != 1 or type(sides[0]) is not int or sides[0] < 1:
+            raise ValueError(f"patch_size is {patch_size}, expected one side in pixels")
+        before, self.patch_side = self.patch_side, sides[0]
+        try:
+            self._set_input_size(self.img_size if img_size is None else img_size, window_size)
+        except ValueError:
+            self.patch_side = before
+            raise
+        if sides[0] == before:
+            return
+        old = self.patch_embed
+        self.patch_embed = PatchEmbed(self.in_chans, self.embed_dim, sides[0])
+        self.patch_embed.to(old.proj.weight)
+        weight, bias = resample_patch_embed(old.proj.weight.detach(), sides), old.proj.bias
+        self.patch_embed.proj.weight = nn.Parameter(weight, old.proj.weight.requires_grad)
+        self.patch_embed.proj.bias = bias
+        self.patch_embed.train(old.training)
+        for info in self.feature_info:
+            info["reduction"] = sides[0]
+        record_arguments(self, patch_size=sides[0])
+
+    def _map_sizes(self, img_size: Size) -> list[tuple[nn.Module, Size]]:
+        return [(self.blocks, patch_grid(img_size, self.patch_side))]
+
+    def _resize_positions(self, img_size: Size) -> None:
+        size = patch_grid(img_size, self.patch_side)
+        self.pos_embed = resized_position(
+            self.pos_embed, size, self.position_prefix, self.size, "bicubic"
+        )
+        self.img_size, self.size = img_size, size
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters, beyond vectors and biases, that weight decay leaves out."""
@@ -317,6 +374,11 @@ class DistilledVisionTransformer(VisionTransformer):
         if self.distilled_training and self.training:
             return logits, dist_logits
         return (logits + dist_logits) / 2
+
+
+def patch_grid(img_size: Size, side: int) -> Size:
+    """(H, W) of the map of patches, the image's sides rounded up."""
+    return -(-img_size[0] // side), -(-img_size[1] // side)
 
 
 def _of_one_stage(choice: Any) -> Any:

@@ -16,6 +16,7 @@ from PIL import Image
 import linsight.data.classification  # noqa: F401  registers TimmDataset
 from linsight.data.loading import DataError, describe
 from linsight.data.source_formats import images_in, read
+from linsight.data.sources import read_source
 from linsight.data.unlabelled import PictureFolder
 from linsight.tools.predict import find_pictures
 
@@ -157,6 +158,24 @@ class TestNestedFolders:
         shutil.rmtree(nested / "pets" / "cat")
         with pytest.raises(DataError, match=r"the one folder 'pets' .* set the root to '.*/pets'"):
             build(nested)
+
+
+def test_a_hugging_face_data_set_without_a_validation_split(root, tmp_path_factory):
+    """A share of each class is drawn, the same one by the same seed."""
+    pytest.importorskip("datasets")
+    shutil.rmtree(root / "val")
+    cache = str(tmp_path_factory.mktemp("cache"))
+    source = read_source(f"hfds/{root}", seed=3, share=0.5)
+    assert source.classes == ["a", "b", "c"]
+    assert "50% of each class are drawn for it, with the seed 3" in source.notes[0]
+    parts = {
+        name: DATASETS.build({"type": "TimmDataset", "root": cache, **arguments})
+        for name, arguments in source.reader.items()
+    }
+    for part in parts.values():
+        assert sorted(label for _, label in part) == [0, 0, 1, 1, 2, 2]
+    names = [{part.name_of(i) for i in range(6)} for part in parts.values()]
+    assert not names[0] & names[1]
 
 
 # One of linsight's configs gives this to mmengine; the working directory is a checkout.

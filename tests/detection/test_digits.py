@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
 import torch
+from mmdet.evaluation import CocoMetric
 from mmdet.structures import DetDataSample
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.structures import InstanceData
@@ -66,6 +67,31 @@ def test_metric_without_an_annotation_file(scenes, capsys):
         for kind in ("bbox", "segm"):
             assert values[f"coco/{kind}_mAP"] == pytest.approx(float(not nothing_found))
     assert "Average Precision" not in capsys.readouterr().out
+
+
+def test_figures_of_faster_coco_eval(scenes):
+    """They are pycocotools', per class, per size and per threshold."""
+    faster = pytest.importorskip("faster_coco_eval", reason="it is not installed")
+    assert any("Faster" in kind.__name__ for kind in QuietCocoMetric.__mro__)
+    generator = torch.Generator().manual_seed(0)
+    values = []
+    samples = [perfect(scenes[index]) for index in range(4)]
+    for sample in samples:
+        found = sample.pred_instances
+        found.bboxes = found.bboxes + 1.5 * torch.randn(found.bboxes.shape, generator=generator)
+        found.scores = torch.rand(len(found), generator=generator)
+        found.masks = found.masks.roll(1, -1)
+        found.labels = (found.labels + (torch.arange(len(found)) % 3 == 2)) % 10
+    for kind in (CocoMetric, QuietCocoMetric):
+        metric = kind(metric=["bbox", "segm"], classwise=True)
+        metric.dataset_meta = scenes.metainfo
+        metric.process({}, [sample.to_dict() for sample in samples])
+        values.append(metric.evaluate(4))
+    assert type(metric._coco_api).__module__.startswith(faster.__name__)
+    assert 0.1 < values[0]["coco/bbox_mAP"] < 0.9
+    assert 0.1 < values[0]["coco/segm_mAP"] < 0.9
+    assert values[0].keys() == values[1].keys()
+    np.testing.assert_equal(values[1], values[0])
 
 
 def test_objects_are_drawn_in_their_colours():

@@ -1,5 +1,7 @@
 """Hooks of a training run."""
 
+import logging
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, PARAM_SCHEDULERS
+from mmengine.runner import EpochBasedTrainLoop
 
 import linsight.heads  # noqa: F401  registers the hooks
 from linsight.backbones.norms import PRepBN
@@ -188,3 +191,28 @@ def test_validations_count_once_over_a_kill(tmp_path, cycle, by_epoch):
     if by_epoch:
         assert resumed.optim_wrapper.get_lr() == unbroken.optim_wrapper.get_lr()
         assert resumed.model.weight == unbroken.model.weight
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_bar_shows_step_and_times_on_any_terminal(monkeypatch, columns):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    metrics = {"coco/bbox_mAP": 0.123, "coco/segm_mAP": 0.1134}
+    hook = HOOKS.build({"type": "ProgressBarHook", "metrics": list(metrics), "interval": 1})
+    runner = SimpleNamespace(
+        iter=1233, epoch=11, max_iters=14784, max_epochs=12, logger=logging.getLogger("bar")
+    )
+    runner.train_loop = object.__new__(EpochBasedTrainLoop)
+    hook.before_train(runner)
+    try:
+        hook.after_train_iter(runner, 0, outputs={"loss": torch.tensor(1.25)})
+        hook.after_val_epoch(runner, metrics)
+        console = hook.progress.console
+        with console.capture() as capture:
+            console.print(hook.progress.get_renderable())
+    finally:
+        hook.close()
+    line = re.sub(r"\x1b\[[0-9;]*[mK]|\r", "", capture.get()).splitlines()[0]
+    assert len(line) <= columns
+    for part in ("epoch 12/12", " 1234/14784 ", "0:00:00 left -:--:--", "loss 1.250", "bbox_mAP"):
+        assert part in line

@@ -339,3 +339,13 @@ def test_authors_checkpoints_load(tmp_path, name, head, norms, eps):
             **options | {"backbone": {"model_name": "rala_vit_nano", "output_norm_eps": eps}},
             checkpoint=tmp_path / "authors.pth",
         )
+
+
+def test_encoders_of_segmentation_models_pytorch():
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="it is not installed")
+    tiny = {"embed_dim": 32, "num_heads": 2}
+    images = torch.randn(1, 3, 96, 64)
+    model = smp.DPT("tu-agent_deit_tiny", encoder_weights=None, classes=3, **tiny).eval()
+    assert model(images).shape == (1, 3, 96, 64)
+    model = smp.Unet("tu-rala_vit_nano", encoder_weights=None, classes=3).eval()
+    assert model(images).shape == (1, 3, 96, 64)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ from linsight.heads import published
 from linsight.heads.classification import ImageClassifier
 from linsight.tools.config import ConfigError, load_config
 from linsight.tools.recipe import Wishes, write_recipe
+from linsight.tools.results import Objects
 from linsight.tools.schedule import drop_empty_schedules, schedule_faults, set_epochs
+from linsight.tools.test import test as run_test
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,9 +137,35 @@ class TestConfig:
                 **{k: v for k, v in recipe(photos, tmp_path, **wishes).model.items() if k != "type"}
             )
 
-    def test_a_plain_body_has_no_maps_for_detectors(self, boxes, tmp_path):
-        with pytest.raises(ConfigError, match="agent_deit_tiny has maps of the strides 16 alone"):
-            recipe(boxes, tmp_path, model="agent_deit_tiny")
+    def test_a_plain_body_gets_a_simple_feature_pyramid(self, boxes, masks, tmp_path):
+        for data in (boxes, masks):
+            model = recipe(data, tmp_path / data.name, model="agent_deit_tiny", batch_size=2).model
+            assert model.neck.type == "SimpleFeaturePyramid"
+            assert "out_indices" not in model.backbone
+        model = recipe(boxes, tmp_path, model="agent_deit_tiny", batch_size=2).model
+        assert model.neck.strides == (8, 16, 32, 64, 128)
+        assert model.bbox_head.anchor_generator.strides == [8, 16, 32, 64, 128]
+
+    @pytest.mark.parametrize(
+        ("model", "message"),
+        [
+            ("crossvit_9_240", "takes images of 240 pixels alone, and detection needs any size"),
+            ("efficientvim_m1", "has maps of the strides 16, 32, 64 alone"),
+        ],
+    )
+    def test_a_body_that_fits_no_detector_is_refused(self, boxes, tmp_path, model, message):
+        with pytest.raises(ConfigError, match=message):
+            recipe(boxes, tmp_path, model=model)
+
+    def test_timms_own_vits(self, boxes, photos, tmp_path):
+        model = recipe(boxes, tmp_path, model="vit_tiny_patch16_224", batch_size=2).model
+        assert model.backbone.dynamic_img_size
+        name = "swin_tiny_patch4_window7_224"
+        model = recipe(boxes, tmp_path, model=name, batch_size=2).model
+        options = model.backbone
+        assert options.get("dynamic_img_size") or options.get("strict_img_size") is False
+        transform = recipe(photos, tmp_path, model="vit_tiny_patch16_224", batch_size=2)
+        assert transform.train_dataloader.dataset.transform.input_size == 224
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +229,37 @@ class TestTraining:
             else:
                 assert result.labels.shape == (64, 64)
                 assert sum(result.shares().values()) == pytest.approx(1)
+
+    @pytest.mark.slow
+    def test_masks_of_objects(self, boxes, tmp_path):
+        """COCO with segmentations trains Mask R-CNN, whose checkpoint is tested and continued."""
+        data = tmp_path / "outlines"
+        shutil.copytree(boxes, data)
+        content = json.loads((data / "labels.json").read_text())
+        for entry in content["annotations"]:
+            x, y, w, h = entry["bbox"]
+            entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        (data / "labels.json").write_text(json.dumps(content))
+        folder = tmp_path / "run"
+        options = {"work_dir": folder, "workers": 0, "epochs": 1, "batch_size": 2, "image_size": 64}
+        best = linsight.train(data=data, model="agent_deit_tiny", weights="none", **options)
+        cfg = load_config(folder / "config.py")
+        assert (cfg.model.type, cfg.model.neck.type) == ("TimmMaskRCNN", "SimpleFeaturePyramid")
+        found = linsight.load(best, score=0.0).predict(data / "images" / "0.png")
+        assert found.masks.shape == (len(found), 64, 64)
+        run_test(str(folder / "config.py"), str(best), work_dir=tmp_path / "test")
+
+    @pytest.mark.slow
+    def test_its_checkpoint_is_tested_and_resumed(self, photos, trained, tmp_path, capsys):
+        run_test(str(trained.parent / "config.py"), str(trained), work_dir=tmp_path / "test")
+        assert "accuracy/top1" in capsys.readouterr().out
+        folder = tmp_path / "run"
+        options = {"data": photos, "model": "test_resnet", "weights": "none", "image_size": 32}
+        options |= {"work_dir": folder, "workers": 0, "layer_decay": 0.7}
+        linsight.train(**options, epochs=1)
+        assert load_config(folder / "config.py").optim_wrapper.optimizer.layer_decay == 0.7
+        linsight.train(**options, epochs=2, resume=True)
+        assert [file.name for file in folder.glob("epoch_*.pth")] == ["epoch_2.pth"]
 
 
 def test_scripts_of_timm_know_the_models(tmp_path):
@@ -297,3 +357,21 @@ class TestPublishedWeights:
         for name in ("http_proxy", "HTTP_PROXY"):
             monkeypatch.delenv(name, raising=False)
         assert not published.answers("http://127.0.0.1:9/weights.pth")
+
+
+def test_objects_for_supervision():
+    supervision = pytest.importorskip("supervision", reason="it is not installed")
+    boxes = np.array([[1, 2, 30, 40], [5, 5, 9, 9]], np.float32)
+    masks = np.zeros((2, 48, 48), bool)
+    masks[0, 2:40, 1:30] = True
+    scores = np.array([0.9, 0.4], np.float32)
+    found = Objects(["cat", "dog"], boxes, scores, np.array([1, 0]), masks)
+    detections = found.to_supervision()
+    assert isinstance(detections, supervision.Detections)
+    assert detections.xyxy.tolist() == boxes.tolist()
+    assert detections.class_id.tolist() == [1, 0]
+    assert detections.data["class_name"].tolist() == ["dog", "cat"]
+    assert detections.mask.sum() == masks.sum()
+    assert len(detections[detections.confidence > 0.5]) == 1
+    none = Objects(["cat"], boxes[:0], np.zeros(0, np.float32), np.zeros(0, np.int64))
+    assert len(none.to_supervision()) == 0
