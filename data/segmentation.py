@@ -131,7 +131,7 @@ for _change in (
 def _move(functional: Callable, labels: Any, *args: Any, **options: Any) -> Any:
     options["interpolation"] = v2.InterpolationMode.NEAREST
     moved = functional(labels.as_subclass(torch.Tensor), *args, **options)
-    return tv_tensors.wrap(moved, like=labels)
+    return type(labels)(moved)
 
 
 _register(v2.functional.affine, partial(_move, v2.functional.affine_image))

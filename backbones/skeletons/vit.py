@@ -182,7 +182,7 @@ class VisionTransformer(VisionModel):
         if patch_size is None:
             self._set_input_size(img_size, window_size)
             return
-        sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        sides = [patch_size] * 2 if isinstance(patch_size, int) else list(patch_size)
         if len(set(sides)) != 1 or type(sides[0]) is not int or sides[0] < 1:
             raise ValueError(f"patch_size is {patch_size}, expected one side in pixels")
         before, self.patch_side = self.patch_side, sides[0]

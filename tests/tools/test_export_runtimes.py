@@ -33,7 +33,7 @@ def run_example(word: str) -> dict:
 
 @pytest.mark.slow
 def test_executorch(written, monkeypatch):
-    runtime = pytest.importorskip("executorch.runtime").Runtime
+    runtime = pytest.importorskip("executorch.runtime", reason="pip install executorch").Runtime
     subject, folder = written
     monkeypatch.chdir(folder)
     run_example("executorch")
@@ -47,7 +47,7 @@ def test_executorch(written, monkeypatch):
 @pytest.mark.slow
 def test_coreml(written, monkeypatch):
     """It is converted; only Apple's machines run it."""
-    pytest.importorskip("coremltools")
+    pytest.importorskip("coremltools", reason="pip install coremltools")
     monkeypatch.chdir(written[1])
     description = run_example("coremltools")["model"].get_spec().description
     assert [x.name for x in description.input] == ["images"]
