@@ -1,4 +1,4 @@
-"""timm's plain vision transformers as models of this library, with equal outputs."""
+"""timm's plain vision transformers and Swin as models of this library, with equal outputs."""
 
 import inspect
 from typing import Any
@@ -6,15 +6,20 @@ from typing import Any
 import timm
 import timm.layers
 import timm.models.deit
+import timm.models.swin_transformer as timm_swin
 import timm.models.vision_transformer as timm_vit
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoint import check_fit
 from .registry import ZOO
-from .skeletons.base import image_size
-from .skeletons.vit import DistilledVisionTransformer, VisionTransformer, checkpoint_filter_fn
+from .skeletons.base import VisionModel, image_size
+from .skeletons.swin import EPSILON, PATCH, SwinTransformer
+from .skeletons.vit import DistilledVisionTransformer, VisionTransformer
 
-SUPPORTED = "timm's plain vit_*, deit_*, deit3_* and *_dinov2, and linsight's *_deit_*, *_dinov2_*"
+SUPPORTED = (
+    "timm's plain vit_*, deit_*, deit3_*, *_dinov2 and swin_*, and linsight's *_deit_*, *_dinov2_* "
+    "and *_swin_*"
+)
 # What `pretrained_cfg` says of the preparation of images.
 PREPARATION = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 # What the models of timm's two classes become here.
@@ -32,12 +37,12 @@ ACTIVATIONS = {
 }
 
 
-def convert_timm_model(model: nn.Module) -> VisionTransformer:
-    """One of timm's plain vision transformers as a model of this library.
+def convert_timm_model(model: nn.Module) -> VisionModel:
+    """One of timm's plain vision transformers, or its Swin, as a model of this library.
 
     Args:
-        model: a model that timm has built: ViT, DeiT or DINOv2, with or without registers. A
-            vision transformer of this library is returned as it is.
+        model: a model that timm has built: ViT, DeiT or DINOv2, with or without registers, or
+            Swin. A vision transformer or Swin of this library is returned as it is.
 
     Returns:
         A model with copies of the weights and the same outputs, in the same mode, on the same
@@ -47,39 +52,45 @@ def convert_timm_model(model: nn.Module) -> VisionTransformer:
     Raises:
         ValueError: if the model has a part that this library's body lacks.
     """
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, VisionTransformer) or type(model) is SwinTransformer:
         return model
     name, arguments = describe_timm_model(model)
     reference: Any = model
     weights = reference.state_dict()
-    for i in range(len(reference.blocks)):
-        # A projection without a bias is one whose bias is zero; so is the patches' in CLIP.
-        for layer in ("attn.qkv", "attn.proj"):
-            weight = weights[f"blocks.{i}.{layer}.weight"]
-            weights.setdefault(f"blocks.{i}.{layer}.bias", weight.new_zeros(len(weight)))
-    weight = weights["patch_embed.proj.weight"]
-    weights.setdefault("patch_embed.proj.bias", weight.new_zeros(len(weight)))
+    if not isinstance(model, timm_swin.SwinTransformer):
+        _add_zero_biases(weights, len(reference.blocks))
     settings = {
         key: reference.pretrained_cfg.get(key)
         for key in PREPARATION
         if reference.pretrained_cfg.get(key) is not None
     }
-    with weight.device:
+    like = weights["patch_embed.proj.weight"]
+    with like.device:
         # Weights are copied in at once.
         ours: Any = timm.create_model(name, pretrained_cfg_overlay=settings, **arguments)
-    converted = checkpoint_filter_fn(weights, ours)
+    converted = ZOO[name].family.filter_fn(weights, ours)
     check_fit(converted, ours, f"{type(model).__name__} of timm cannot be converted")
     ours.load_state_dict(converted)
-    return ours.to(weight.dtype).train(model.training)
+    return ours.to(like.dtype).train(model.training)
+
+
+def _add_zero_biases(weights: dict[str, Tensor], depth: int) -> None:
+    """A projection without a bias is one whose bias is zero; so is the patches' in CLIP."""
+    layers = [f"blocks.{i}.attn.{layer}" for i in range(depth) for layer in ("qkv", "proj")]
+    for layer in (*layers, "patch_embed.proj"):
+        weight = weights[f"{layer}.weight"]
+        weights.setdefault(f"{layer}.bias", weight.new_zeros(len(weight)))
 
 
 def describe_timm_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
     """The name and the arguments with which `timm.create_model` builds this library's twin of one
-    of timm's plain vision transformers.
+    of timm's models.
 
     Raises:
         ValueError: if the model has a part that this library's body lacks.
     """
+    if type(model) is timm_swin.SwinTransformer:
+        return _nearest_row(SwinTransformer, _describe_swin(model))
     skeleton = CLASSES.get(type(model))
     if skeleton is None:
         raise ValueError(f"model is a {type(model).__name__}; supported are {SUPPORTED}")
@@ -113,11 +124,54 @@ def describe_timm_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
     return _nearest_row(skeleton, arguments)
 
 
+def _describe_swin(model: Any) -> dict[str, Any]:
+    """The arguments of this library's twin of a Swin of timm.
+
+    Raises:
+        ValueError: if the model has a part that this library's body lacks.
+    """
+    blocks = [block for layer in model.layers for block in layer.blocks]
+    norms = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
+    faults = {
+        f"patches of {model.patch_embed.patch_size}": model.patch_embed.patch_size != (PATCH, PATCH)
+        or isinstance(model.patch_embed.norm, nn.Identity),
+        "windows that are no squares": any(len(set(b.attn.window_size)) > 1 for b in blocks),
+        "a projection without a bias": any(b.attn.qkv.bias is None for b in blocks),
+        "another feed-forward network than timm's Mlp with GELU": any(
+            type(b.mlp) is not timm.layers.Mlp or type(b.mlp.act) not in (nn.GELU, timm.layers.GELU)
+            for b in blocks
+        ),
+        f"norms other than LayerNorm with an epsilon of {EPSILON:g}": any(
+            type(norm) not in (nn.LayerNorm, timm.layers.LayerNorm) or norm.eps != EPSILON
+            for norm in norms
+        ),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise ValueError(f"model has {fault}; supported are {SUPPORTED}")
+    stages = [layer.blocks for layer in model.layers]
+    first = stages[0][0]
+    # A map that is no larger than a window is the window, here as in timm.
+    sides = tuple(blocks[0].attn.window_size[0] for blocks in stages)
+    return {
+        "img_size": tuple(model.patch_embed.img_size),
+        "in_chans": model.patch_embed.proj.in_channels,
+        "num_classes": model.num_classes,
+        "global_pool": model.global_pool,
+        "embed_dim": model.embed_dim,
+        "depths": tuple(len(blocks) for blocks in stages),
+        "num_heads": tuple(blocks[0].attn.num_heads for blocks in stages),
+        "mlp_ratio": first.mlp.fc1.out_features / first.mlp.fc1.in_features,
+        "mixer_options": {"window": {"padding": "end_after_shift", "window_size": sides}},
+    }
+
+
 def _nearest_row(
     skeleton: type[nn.Module], arguments: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """The softmax model from whose own arguments the fewest differ, and those that differ."""
-    parameters = inspect.signature(VisionTransformer).parameters.values()
+    body = VisionTransformer if issubclass(skeleton, VisionTransformer) else skeleton
+    parameters = inspect.signature(body).parameters.values()
     defaults = {p.name: p.default for p in parameters}
     candidates = []
     for name, row in ZOO.items():

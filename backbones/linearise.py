@@ -18,7 +18,7 @@ def swap_mixers(
     blocks: Iterable[int] | None = None,
     mixer_options: MixerOptions | None = None,
 ) -> TimmModel:
-    """A copy of a plain vision transformer with another token mixer in some of its blocks.
+    """A copy of a vision transformer with another token mixer in some of its blocks.
 
     All other weights are the model's. A new mixer starts with the projections of the old one: q, k
     and v, and the output's. A further block of its input projection, a gate, starts as ones.
@@ -26,7 +26,8 @@ def swap_mixers(
     Args:
         model: a model that `convert_timm_model` takes.
         mixer: name of the new mixer, a key of `linsight.backbones.mixers.MIXERS`.
-        blocks: indices of the blocks that get it, negative ones from the end; None for all.
+        blocks: indices of the blocks that get it, counted through all stages, negative ones from
+            the end; None for all.
         mixer_options: keyword arguments by mixer.
 
     Returns:
@@ -38,7 +39,8 @@ def swap_mixers(
             stand in this body.
     """
     teacher: Any = convert_timm_model(model)
-    depth = len(teacher.blocks)
+    places = teacher.block_places()
+    depth = len(places)
     chosen = set(range(depth)) if blocks is None else set(blocks)
     if not chosen or not chosen <= set(range(-depth, depth)):
         raise ValueError(
@@ -46,15 +48,20 @@ def swap_mixers(
         )
     chosen = {i % depth for i in chosen}
     known = {kind: name for name, kind in MIXERS.items()}
-    names = [known[type(block.mixer)] for block in teacher.blocks]
-    if others := [i for i in sorted(chosen) if names[i] != "softmax"]:
+    names = [known[type(blocks[i].mixer)] for blocks, i in places]
+    if others := [i for i in sorted(chosen) if names[i] not in ("softmax", "window")]:
         raise ValueError(
             f"blocks {', '.join(map(str, others))} hold {', '.join(names[i] for i in others)}, and "
             "softmax attention alone is swapped"
         )
     names = [mixer if i in chosen else name for i, name in enumerate(names)]
     options = dict(teacher.model_args.get("mixer_options") or {}) | dict(mixer_options or {})
-    arguments: dict[str, Any] = teacher.model_args | {"mixer": names}
+    # One name per block: in one list, or in a list per stage.
+    lengths = [len(blocks) for blocks, i in places if not i]
+    rest = iter(names)
+    per_stage = [tuple(next(rest) for _ in range(length)) for length in lengths]
+    chosen_names: Any = names if hasattr(teacher, "blocks") else tuple(per_stage)
+    arguments: dict[str, Any] = teacher.model_args | {"mixer": chosen_names}
     if options:
         arguments["mixer_options"] = options
     like = next(teacher.parameters())
@@ -71,8 +78,11 @@ def swap_mixers(
     for name, value in teacher.state_dict().items():
         if name in weights and weights[name].shape == value.shape:
             weights[name] = value
+    found = {module: name for name, module in teacher.named_modules()}
     for i in chosen:
-        _take_projections(weights, teacher.state_dict(), f"blocks.{i}.mixer.in_proj.")
+        blocks_of_stage, index = places[i]
+        prefix = f"{found[blocks_of_stage[index].mixer]}.in_proj."
+        _take_projections(weights, teacher.state_dict(), prefix)
     student.load_state_dict(weights)
     return student.to(like.dtype).eval()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,13 +81,12 @@ class Linearisation(BaseModel):
         # A list hides the teacher from checkpoints and optimisers.
         self._teacher = [model]
         self.backbone = swap_mixers(model, mixer, blocks, mixer_options)
-        teachers: Any = model
         self.swapped = [
             i
             for i, (one, other) in enumerate(
-                zip(teachers.blocks, cast(Any, self.backbone).blocks, strict=True)
+                zip(mixers_of(model), mixers_of(self.backbone), strict=True)
             )
-            if type(one.mixer) is not type(other.mixer)
+            if type(one) is not type(other)
         ]
         self.temperature = temperature
         self.sizes = sizes
@@ -158,7 +157,7 @@ class Linearisation(BaseModel):
             raise ValueError(f"mode must be 'tensor', 'predict' or 'loss', got {mode!r}")
         errors, wanted = self.block_errors(teacher, inputs)
         got = student.forward_features(inputs)
-        cosines = F.cosine_similarity(got.float(), wanted.float(), dim=-1).mean(1)
+        cosines = F.cosine_similarity(got.float(), wanted.float(), dim=-1).flatten(1).mean(1)
         agree: list[Any] = [None] * len(inputs)
         if student.num_classes:
             classes = [m.forward_head(f) for m, f in ((student, got), (teacher, wanted))]
@@ -182,7 +181,8 @@ class Linearisation(BaseModel):
 
             return hook
 
-        handles = [teacher.blocks[i].mixer.register_forward_hook(keep(i)) for i in self.swapped]
+        originals, mixers = mixers_of(teacher), mixers_of(self.backbone)
+        handles = [originals[i].register_forward_hook(keep(i)) for i in self.swapped]
         try:
             with torch.no_grad():
                 features = teacher.forward_features(inputs)
@@ -192,15 +192,20 @@ class Linearisation(BaseModel):
         errors = []
         for i in self.swapped:
             x, context, wanted = kept[i]
-            got = cast(Any, self.backbone).blocks[i].mixer(x, context)
-            errors.append(relative_error(got, wanted))
+            errors.append(relative_error(mixers[i](x, context), wanted))
         return torch.stack(errors), features
 
 
+def mixers_of(model: Any) -> list[Any]:
+    """The token mixers of all blocks, in order."""
+    return [blocks[i].mixer for blocks, i in model.block_places()]
+
+
 def relative_error(got: Tensor, wanted: Tensor) -> Tensor:
-    """The squared error of tokens (B, N, C) over their squared length, for each image (B,)."""
-    got, wanted = got.float(), wanted.float()
-    return (got - wanted).square().sum((1, 2)) / wanted.square().sum((1, 2)).clamp(min=1e-12)
+    """The squared error of tokens (B, N, C), or a map (B, H, W, C), over their squared length, for
+    each image (B,)."""
+    got, wanted = got.float().flatten(1), wanted.float().flatten(1)
+    return (got - wanted).square().sum(1) / wanted.square().sum(1).clamp(min=1e-12)
 
 
 def _distance(got: Tensor, wanted: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import typer
 from mmengine.config import Config
 from rich.console import Console
+from timm.layers import to_2tuple
 from torch import nn
 
 from linsight.backbones.checkpoint import TimmModel
@@ -61,7 +62,7 @@ def linearise(
     """Swap a model's softmax attention for a linear mixer, and train that to agree with it."""
     with report_errors():
         teacher = convert_timm_model(open_model(model, model_name))
-        depth = len(cast(Any, teacher).blocks)
+        depth = len(teacher.block_places())
         if keep_last >= depth:
             raise ConfigError(f"--keep-last is {keep_last}, expected less than {depth} blocks")
         train_student(
@@ -136,8 +137,8 @@ def train_student(
     swap_mixers(model, mixer, blocks, mixer_options)
     teacher: Any = copy(convert_timm_model(model))
     # A model that is built for another size or other channels has the settings of its weights.
-    stride = teacher.feature_info[0]["reduction"]
-    shape = (teacher.in_chans, *(side * stride for side in teacher.size))
+    size = teacher.model_args.get("img_size") or teacher.pretrained_cfg["input_size"][1:]
+    shape = (teacher.in_chans, *to_2tuple(size))
     teacher.pretrained_cfg = {**teacher.pretrained_cfg, "input_size": shape}
     work_dir = Path(work_dir).resolve()
     with lock_work_dir(work_dir):

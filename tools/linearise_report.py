@@ -88,11 +88,17 @@ def compare_blocks(
     """
     pictures = load_pictures(dataset, size, COUNTED)
     wanted = [map_tokens(teacher, x, device) for x in pictures]
-    own = list(student.blocks)
+    places = student.block_places()
+    own = [stage[i] for stage, i in places]
+    theirs = [stage[i] for stage, i in teacher.block_places()]
+
+    def place(linear: Sequence[int]) -> None:
+        for i in blocks:
+            stage, index = places[i]
+            stage[index] = own[i] if i in linear else theirs[i]
 
     def agreement(linear: Sequence[int]) -> float:
-        for i in blocks:
-            student.blocks[i] = own[i] if i in linear else teacher.blocks[i]
+        place(linear)
         got = [map_tokens(student, x, device) for x in pictures]
         cosines = [F.cosine_similarity(a, b, dim=-1) for a, b in zip(got, wanted, strict=True)]
         return round(100 * torch.cat(cosines).mean().item(), 2)
@@ -104,8 +110,7 @@ def compare_blocks(
             "last": [agreement(blocks[-count:]) for count in counts],
         }
     finally:
-        for i in blocks:
-            student.blocks[i] = own[i]
+        place(blocks)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for (name, values), style in zip(rows.items(), ("o-", "s--"), strict=True):
@@ -143,8 +148,10 @@ def load_pictures(dataset: dict, size: int, count: int) -> list[Tensor]:
 
 def map_tokens(model: Any, picture: Tensor, device: torch.device) -> Tensor:
     """The features (H * W, C) of a picture's patches, in float32."""
-    tokens = model.forward_features(picture[None].to(device))
-    return tokens[0, model.num_prefix_tokens :].float()
+    features = model.forward_features(picture[None].to(device)).float()
+    if features.ndim == 4:  # a map (B, H, W, C)
+        return features[0].flatten(0, 1)
+    return features[0, model.num_prefix_tokens :]
 
 
 @torch.inference_mode()

@@ -341,6 +341,11 @@ class VisionModel(TimmModel):
                 f"pretrained_cfg_overlay=dict(file=FILE, num_classes={theirs}))"
             ) from None
 
+    def block_places(self) -> list[tuple[nn.ModuleList, int]]:
+        """Where each block stands, in order: the list that holds it, and its index there."""
+        lists = [part.blocks for part in self.modules() if hasattr(part, "blocks")]
+        return [(blocks, i) for blocks in lists for i in range(len(blocks))]
+
     def _map_sizes(self, img_size: Size) -> list[tuple[nn.Module, Size]]:
         """The modules that hold the blocks of each stage, each with the size of its map."""
         raise NotImplementedError

@@ -16,6 +16,7 @@ from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..initialization import init_linear_layers
 from ..layers import PatchEmbed, pad_to_multiple
 from ..mixers import MixerNames, MixerOptions, TokenMixer
+from ..mixers.window import TABLE
 from ..norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
 from .base import (
     Head,
@@ -168,6 +169,12 @@ def checkpoint_filter_fn(
             for name, value in state_dict.items()
             # Older code saved this buffer, which depends on the window's size alone.
             if not name.endswith("attn_mask")
+        }
+        own = model.state_dict().keys()
+        placed = {name: name.replace(f".{TABLE}", f".attention.{TABLE}") for name in state_dict}
+        state_dict = {
+            placed[name] if placed[name] in own else name: value
+            for name, value in state_dict.items()
         }
     state_dict = convert_mixers(state_dict, model)
     check_model(state_dict, model)

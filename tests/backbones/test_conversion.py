@@ -1,4 +1,4 @@
-"""timm's plain vision transformers, turned into models of this library."""
+"""timm's plain vision transformers and Swin, turned into models of this library."""
 
 import pytest
 import timm
@@ -10,6 +10,7 @@ from linsight.backbones.initialization import shapes_only
 from .conftest import lively
 
 NANO = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+NANO_SWIN = {"embed_dim": 16, "depths": (2, 1), "num_heads": (2, 4)}
 # Name, further arguments, and the name of the twin.
 MODELS = {
     "vit_tiny_patch16_224": ({}, "softmax_deit_tiny"),
@@ -21,13 +22,17 @@ MODELS = {
     "vit_giant_patch14_reg4_dinov2": ({"img_size": 56}, "softmax_dinov2_small"),
     "vit_medium_patch16_reg4_gap_256": ({"img_size": 64}, "softmax_deit_tiny"),
     "vit_base_patch16_clip_quickgelu_224": ({"img_size": 64}, "softmax_deit_tiny"),
+    # Windows of 7 on maps of 18 x 15 and 9 x 8, which a window does not divide.
+    "swin_tiny_patch4_window7_224": ({"img_size": (72, 60)}, "softmax_swin_tiny"),
+    "swin_base_patch4_window12_384": ({"window_size": 2, "img_size": 32}, "softmax_swin_tiny"),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_are_timms(name):
     options, twin = MODELS[name]
-    theirs = lively(timm.create_model(name, **NANO | options))
+    size = NANO_SWIN if name.startswith("swin") else NANO
+    theirs = lively(timm.create_model(name, **size | options))
     ours = convert_timm_model(theirs)
     assert ours.pretrained_cfg["architecture"] == twin
     assert ours.pretrained_cfg["mean"] == theirs.pretrained_cfg["mean"]
@@ -97,7 +102,8 @@ def test_the_authors_registers(tmp_path):
         ("vit_base_patch16_siglip_224", "attention pooling"),
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
         ("vit_small_patch16_dinov3", "is a Eva"),
-        ("swin_tiny_patch4_window7_224", "SwinTransformer"),
+        ("swinv2_tiny_window8_256", "is a SwinTransformerV2"),
+        ("swin_s3_tiny_224", None),
         ("rala_vit_nano", "model is a RAVLT"),
         ("vit_small_patch16_36x1_224.untrained", None),
         ("vit_small_patch16_18x2_224", "blocks other"),
@@ -107,7 +113,8 @@ def test_what_is_not_supported_is_named(name, part):
     with shapes_only():
         model = timm.create_model(name.split(".")[0])
     if part is None:
-        assert describe_timm_model(model)[1]["depth"] == 36
+        arguments = describe_timm_model(model)[1]
+        assert arguments.get("depth") == 36 or "window_size" in arguments["mixer_options"]["window"]
         return
     with pytest.raises(ValueError, match=f"{part}.*supported are timm's plain"):
         convert_timm_model(model)

@@ -57,7 +57,6 @@ class Sizes:
         ((), "picture is a tuple of 0, expected one"),
         ("empty.png", "cannot identify image file"),
     ],
-    ids=str,
 )
 def test_pictures_without_pixels(tmp_path, monkeypatch, picture, said):
     monkeypatch.chdir(tmp_path)

@@ -173,6 +173,22 @@ def test_images_get_pieces_of_one_another(teacher, digits):
         model(digits[0][:3], mode="loss")
 
 
+def test_windows_of_swin_become_global(tmp_path):
+    """Blocks are counted through the stages, and features are maps."""
+    options = {"img_size": 32, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 4)}
+    theirs = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, **options)
+    write_safetensors(convert_timm_model(theirs.eval()), tmp_path)
+    model = student_of(tmp_path, "mala", blocks=[1, -1])
+    assert model.swapped == [1, 2]
+    images = torch.randn(2, 3, 48, 32)
+    assert model(images, mode="loss").keys() == {"loss", "error_01", "error_02"}
+    model.set_progress(0.9)
+    model(images, mode="loss")["loss_features"].backward()
+    assert model.backbone.stages[1].blocks[0].mixer.in_proj.weight.grad is not None
+    results = model.eval()(images, mode="predict")
+    assert all(-1 <= result["cosine"] <= 1 for result in results)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
