@@ -343,7 +343,7 @@ class VisionModel(TimmModel):
 
     def block_places(self) -> list[tuple[nn.ModuleList, int]]:
         """Where each block stands, in order: the list that holds it, and its index there."""
-        lists = [part.blocks for part in self.modules() if hasattr(part, "blocks")]
+        lists: list[Any] = [part.blocks for part in self.modules() if hasattr(part, "blocks")]
         return [(blocks, i) for blocks in lists for i in range(len(blocks))]
 
     def _map_sizes(self, img_size: Size) -> list[tuple[nn.Module, Size]]:
