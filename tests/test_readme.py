@@ -180,7 +180,7 @@ def test_the_words_of_commands(page):
         if config and "/" not in config and config.islower():
             assert config in CONFIGS, line
         if model and name in ("train", "info", "warm", "linearise", "convert"):
-            assert timm.is_model(model) or model.endswith(".pth"), line
+            assert timm.is_model(model) or model.endswith((".pth", ".safetensors")), line
 
 
 def test_the_tests_that_reliability_names():
