@@ -38,6 +38,8 @@ def blocks(document: str, language: str) -> list[str]:
 
 def commands(document: str) -> list[str]:
     lines = "".join(blocks(document, "console")).replace("\\\n", "").splitlines()
+    if document == "docs/index.md":  # where each line stands beside its page
+        lines += re.findall(r"`(linsight .*?)`", (ROOT / document).read_text())
     return [line for line in lines if line.startswith("linsight ")]
 
 
@@ -47,7 +49,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     torch.save(timm.create_model("rala_vit_nano").state_dict(), folder / "weights.pth")
     (folder / "pictures").mkdir()
-    Image.new("RGB", (80, 60), "teal").save(folder / "pictures" / "teal.png")
+    Image.new("RGB", (80, 60), "teal").save(folder / "pictures" / "cat.jpg")
     for name in ("red", "green"):
         (folder / "photos" / name).mkdir(parents=True)
         for side in range(40, 46):
