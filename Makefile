@@ -13,7 +13,7 @@ IMPORTS := build/imports/linsight
 # Threads that wait by spinning slow everything down as soon as two processes share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-detection demo-segmentation test test-all test-upstream lint clean
+.PHONY: demo demo-detection demo-segmentation test test-all test-upstream lint docs clean
 
 demo: $(LEARNS)
 	$(VENV)/bin/linsight demo
@@ -45,6 +45,10 @@ lint: $(INSTALLED) $(IMPORTS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+# The documentation site; open build/site/index.html.
+docs: $(INSTALLED)
+	$(VENV)/bin/mkdocs build --strict
 
 $(LEARNS): EXTRA := train
 $(LEARNS): SIZE := 6 GB

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .loading import DataError
+from .pictures import files_in, folders_in
 
 Task = Literal["classification", "detection", "instances", "segmentation"]
 Item = TypeVar("Item")
@@ -33,6 +34,7 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "val2017", "val2014"), "val"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit")
 
 
 @dataclass
@@ -354,3 +356,23 @@ def image_size(file: Path) -> tuple[int, int]:
     except Exception as error:
         raise DataError(f"{file} is no image that can be read: {error}") from None
     return (height, width) if turned else (width, height)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder and its sub-folders, by name; hidden files are left out."""
+    return files_in(folder, ENDINGS)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The sub-folders of a folder that are named as splits."""
+    return {SPLITS[f.name.lower()]: f for f in folders_in(root) if f.name.lower() in SPLITS}
+
+
+def split_of(path: Path) -> str:
+    """The split that a name speaks of; ``"train"`` if none."""
+    for part in (path.stem, path.parent.name):
+        words = part.lower().replace("-", "_").replace(".", "_").split("_")
+        for word in words:
+            if word in SPLITS:
+                return SPLITS[word]
+    return "train"

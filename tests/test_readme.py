@@ -1,23 +1,31 @@
-"""Every example of the README and of CONTRIBUTING, in their order, run as written.
+"""Every example of the README and of the pages in docs/, in their order, run as written.
 
 Training is cut short, to one epoch of two blocks on a few scenes, and a graph is traced for one
-size. And docs/reliability.md names tests that there are, and the figures of speed are those of the
+size. Of commands that need what is not here the words are read by the command itself. And
+docs/reliability.md names tests that there are, and the figures of speed are those of the
 benchmark's CSVs.
 """
 
 import csv
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+import typer
 from PIL import Image
 
 from linsight.backbones.mixers import base
+from linsight_command import app
 
 ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+CONFIGS = {file.stem for file in (ROOT / "configs").glob("[!_]*/*.py")}
 SHORT = ["train_cfg.max_epochs=1", "train_dataloader.dataset.length=2000"]
 SHORT += ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
 SHORT += ["test_dataloader.num_workers=0", "model.backbone.depths=(1,0,0,1)"]
@@ -25,16 +33,23 @@ SHORT += ["test_dataloader.num_workers=0", "model.backbone.depths=(1,0,0,1)"]
 
 def blocks(document: str, language: str) -> list[str]:
     text = (ROOT / document).read_text()
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
-    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(document: str) -> list[str]:
+    lines = "".join(blocks(document, "console")).replace("\\\n", "").splitlines()
+    if document == "docs/index.md":  # where each line stands beside its page
+        lines += re.findall(r"`(linsight .*?)`", (ROOT / document).read_text())
+    return [line for line in lines if line.startswith("linsight ")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where a reader stands: a folder with some pictures."""
+    """Where a reader stands: a folder with some pictures, and weights of a paper's authors."""
     folder = tmp_path_factory.mktemp("reader")
+    torch.save(timm.create_model("rala_vit_nano").state_dict(), folder / "weights.pth")
     (folder / "pictures").mkdir()
-    Image.new("RGB", (80, 60), "teal").save(folder / "pictures" / "teal.png")
+    Image.new("RGB", (80, 60), "teal").save(folder / "pictures" / "cat.jpg")
     for name in ("red", "green"):
         (folder / "photos" / name).mkdir(parents=True)
         for side in range(40, 46):
@@ -48,13 +63,30 @@ def own_mixers(monkeypatch):
     monkeypatch.setattr(base, "MIXERS", dict(base.MIXERS))
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_python(document, folder, monkeypatch):
+# What an example needs that is not here, by a word of it; other tests run the first four.
+NEEDS = {
+    "AutoBackbone": "an exported folder: tests/tools/test_transformers.py",
+    "executorch": "an exported file: tests/tools/test_export_runtimes.py",
+    "coremltools": "an exported file: tests/tools/test_export_runtimes.py",
+    'load("best.pth")': "a training: test_the_trained_model_in_python",
+    ".ms_in22k_ft_in1k": "the network",
+    "agent_swin_tiny.safetensors": "the authors' weights",
+}
+EXAMPLES = [(page, index) for page in PAGES for index in range(len(blocks(page, "python")))]
+
+
+@pytest.mark.parametrize(("page", "index"), EXAMPLES)
+def test_python(page, index, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    examples = blocks(document, "python")
-    assert examples
-    for example in examples:
-        exec(compile(example, document, "exec"), {"__name__": "__main__"})
+    example = blocks(page, "python")[index].replace("CHECKOUT", str(ROOT))
+    code = compile(example, page, "exec")
+    if not any(word in example for word in NEEDS):
+        exec(code, {"__name__": "__main__"})
+
+
+def test_what_is_not_run_is_there():
+    every = "".join(blocks(page, "python")[index] for page, index in EXAMPLES)
+    assert all(every.count(word) for word in NEEDS)
 
 
 SWIN = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
@@ -62,12 +94,9 @@ SWIN = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
 
 @pytest.mark.parametrize(("name", "size"), [("rala_vit_nano", {}), ("softmax_swin_tiny", SWIN)])
 def test_the_new_mixer_trains_in_a_model(name, size):
-    """CONTRIBUTING's example, taken to where it says that it leads."""
-    import timm
-    import torch
-
+    """The first example of docs/new_mixer.md, taken to where it says that it leads."""
     scope = {"__name__": "example"}
-    exec(blocks("CONTRIBUTING.md", "python")[0], scope)
+    exec(blocks("docs/new_mixer.md", "python")[0], scope)
     model = timm.create_model(name, mixer="exponential", num_classes=3, **size)
     assert any(isinstance(module, scope["Exponential"]) for module in model.modules())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -79,22 +108,22 @@ def test_the_new_mixer_trains_in_a_model(name, size):
     assert not still
 
 
-COMMANDS = [
+WALK = [
     line
-    for block in blocks("README.md", "console")
-    for line in block.splitlines()
-    if line.startswith("linsight ")
+    for line in dict.fromkeys(commands("README.md") + commands("docs/models.md"))
+    if "data_root=" not in line
 ]
 
 
-def test_readme_has_an_example_of_every_command():
-    named = {line.split()[1] for line in COMMANDS}
+def test_there_is_an_example_of_every_command():
+    named = {line.split()[1] for line in WALK}
     assert named == {
         "check",
         "configs",
         "train",
         "test",
         "predict",
+        "look",
         "export",
         "convert",
         "models",
@@ -104,7 +133,7 @@ def test_readme_has_an_example_of_every_command():
 
 
 # One after the other: what a command writes, the next reads.
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WALK)
 def test_commands(command, folder):
     words = shlex.split(command)[1:]
     for index, word in enumerate(words):
@@ -113,9 +142,10 @@ def test_commands(command, folder):
     if "--data" in words:  # the last of an option's values counts
         words += ["--model", "rala_vit_nano", "--weights", "none", "--image-size", "32"]
         words += ["--epochs", "1", "--workers", "0"]
+        words += ["--work-dir", "work_dirs/photos_rala_vit_tiny"]
     elif "--to" in words:
         words += ["--size", "64x64"]
-    elif words[0] in ("train", "test"):
+    elif "rala_vit_nano_digits" in words:
         words += ["--cfg-options", *SHORT]
     done = subprocess.run(
         [sys.executable, "-m", "linsight.tools.main", *words],
@@ -125,6 +155,34 @@ def test_commands(command, folder):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_trained_model_in_python(folder, monkeypatch, capsys):
+    """The example of docs/your_own_data.md, with what README's training left."""
+    monkeypatch.chdir(folder)
+    (best,) = folder.glob("work_dirs/photos_rala_vit_tiny/best_*.pth")
+    shutil.copy(best, "best.pth")
+    Image.new("RGB", (80, 60), "red").save("picture.jpg")
+    exec(blocks("docs/your_own_data.md", "python")[0], {})
+    assert "['green', 'red']" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_words_of_commands(page):
+    """Each command, option and type is there, and so are the configs and models that they name."""
+    group = typer.main.get_command(app)
+    for line in commands(page):
+        words = shlex.split(line, comments=True)[1:]
+        if "--help" in words or "--version" in words:
+            continue
+        context = group.make_context("linsight", words[:1])
+        name, command, rest = group.resolve_command(context, words)
+        options = command.make_context(name, rest).params
+        config, model = options.get("config"), options.get("model")
+        if config and "/" not in config and config.islower():
+            assert config in CONFIGS, line
+        if model and name in ("train", "info", "warm", "linearise", "convert"):
+            assert timm.is_model(model) or model.endswith((".pth", ".safetensors")), line
 
 
 def test_the_tests_that_reliability_names():

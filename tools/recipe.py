@@ -14,17 +14,13 @@ import timm
 import torch
 from mmengine.config import Config
 from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg
-from torch import nn
 
 from linsight.backbones.initialization import shapes_only
 from linsight.data.source_check import Report
 from linsight.data.sources import Source, class_counts, folder_of, write_lists
-from linsight.heads.backbone import create_backbone, is_plain
-from linsight.heads.published import require_weights
-from linsight.kernels import force
+from linsight.heads.backbone import is_plain
 from linsight.tools.config import CONFIGS, ConfigError, quiet_mmdet
-from linsight.tools.model import Run, read_run
+from linsight.tools.recipe_start import Start, activation_bytes
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def write_recipe(source: Source, report: Report, wishes: Wishes, work_dir: Path)
         ConfigError: a choice is impossible.
         CheckpointError: there are no weights to start from.
     """
-    start = Start.of(wishes, source.task)
+    start = Start.of(wishes.model, wishes.weights, source.task)
     for split, samples in source.splits.items():
         source.splits[split] = [s for s in samples if s.file not in report.corrupt]
         if source.task == "segmentation":
@@ -143,113 +139,6 @@ def write_recipe(source: Source, report: Report, wishes: Wishes, work_dir: Path)
     file = work_dir / FILE
     file.write_text(text, encoding="utf-8")
     return file
-
-
-class Start:
-    """The model, and the weights that a training starts from.
-
-    Attributes:
-        name: timm's name of the model.
-        options: further arguments of it.
-        said: where the weights come from, in words.
-        pretrained: whether timm fetches them.
-        checkpoint: file of weights of the backbone, or None.
-        load_from: checkpoint of a training for the same task, or None.
-        state: weights of a backbone that are to be written to `checkpoint`, or None.
-        image_size: image size that the weights were trained with, or None.
-        preparation: mean, std, interpolation and crop_pct of images.
-    """
-
-    def __init__(self, name: str) -> None:
-        if ":" not in name and not timm.is_model(name.split(".")[0]):
-            create_backbone(name)  # its error names the nearest models
-        self.name = name
-        self.options: dict[str, Any] = {}
-        self.said = "random weights"
-        self.pretrained = False
-        self.checkpoint: str | None = None
-        self.load_from: str | None = None
-        self.state: dict[str, torch.Tensor] | None = None
-        self.image_size: int | None = None
-        config = get_pretrained_cfg(name)
-        values = config.to_dict() if config is not None else {}
-        chosen = ("mean", "std", "interpolation", "crop_pct")
-        self.preparation = {key: values[key] for key in chosen if values.get(key) is not None}
-        self.published = bool(config and (config.hf_hub_id or config.url))
-        self.fixed_input_size = bool(values.get("fixed_input_size"))
-        self.fixed = int((values.get("input_size") or (3, 224, 224))[-1])
-
-    @classmethod
-    def of(cls, wishes: Wishes, task: str) -> Start:
-        """The start that the wishes ask for.
-
-        Raises:
-            ConfigError: no model is named, or it has no published weights.
-            CheckpointError: the weights cannot be had.
-            FileNotFoundError: there is no such file.
-        """
-        known = wishes.weights in ("pretrained", "none")
-        if not known and not Path(wishes.weights).exists():
-            raise FileNotFoundError(
-                f"--weights is {wishes.weights!r}, expected pretrained, none or a file"
-            )
-        run = None if known else read_run(wishes.weights)
-        name = wishes.model or (run and run.config.model.backbone.model_name)
-        if not name:
-            raise ConfigError("--model is missing, such as --model rala_vit_tiny: linsight models")
-        start = cls(name)
-        if run is not None:
-            start._take(run, wishes.weights, task)
-        elif not known:
-            start.checkpoint = str(Path(wishes.weights).resolve())
-            start.said = f"the weights in {wishes.weights}"
-        elif wishes.weights == "pretrained" and not start.published:
-            raise ConfigError(
-                f"{name} has no published weights to fetch: give a file as --weights FILE "
-                "(docs/weights.md says where there are some), or --weights none to train from "
-                "scratch"
-            )
-        elif wishes.weights == "pretrained":
-            require_weights(name)
-            start.pretrained, start.said = True, "its published weights"
-        return start
-
-    def _take(self, run: Run, file: str, task: str) -> None:
-        """Start from a checkpoint of `linsight train`."""
-        model = run.config.model
-        other = model.backbone.model_name
-        if other != self.name:
-            raise ConfigError(f"--weights {file} is of {other}, and --model is {self.name}")
-        self.said = f"the weights in {file}"
-        kinds = {
-            "ImageClassifier": "classification",
-            "SemanticSegmentor": "segmentation",
-            "TimmRetinaNet": "detection",
-            "TimmMaskRCNN": "instances",
-        }
-        own = ("model_name", "type", "pretrained", "checkpoint", "frozen_stages", "out_indices")
-        own = (*own, "output_norm_eps", "norm_eval", "with_cp", "compile", "init_cfg")
-        self.options = {k: v for k, v in model.backbone.items() if k not in own}
-        transform = run.config.test_dataloader.dataset.get("transform") or {}
-        size = transform.get("input_size")
-        self.image_size = size if isinstance(size, int) else None
-        self.preparation |= {k: transform[k] for k in self.preparation if k in transform}
-        if kinds.get(model.type) == task:
-            self.load_from = str(Path(file).resolve())
-            return
-        prefix = "backbone." if model.type == "ImageClassifier" else "backbone.model."
-        self.state = {
-            key.removeprefix(prefix): value
-            for key, value in run.state.items()
-            if key.startswith(prefix)
-        }
-
-    def backbone(self) -> dict[str, Any]:
-        """Arguments of the backbone in a config."""
-        weights: dict[str, Any] = {"pretrained": True} if self.pretrained else {}
-        if self.checkpoint:
-            weights = {"checkpoint": self.checkpoint}
-        return {"model_name": self.name, **self.options, **weights}
 
 
 class Recipe:
@@ -711,34 +600,6 @@ def _lines(comment: str, values: Mapping[str, Any]) -> str:
     lines = [part for line in comment.splitlines() for part in textwrap.wrap(line, 96)]
     said = "".join(f"# {line}\n" for line in lines)
     return said + Config(dict(values)).pretty_text
-
-
-def activation_bytes(start: Start, size: tuple[int, int], half: bool) -> int:
-    """Bytes that the gradient of one image keeps in a model, without computing anything.
-
-    Args:
-        start: the model.
-        size: (height, width) of the image.
-        half: whether it is trained in 16 bits.
-    """
-    kept: dict[int, int] = {}
-    # The storages have to stay, so that no two have the same address.
-    alive: list[Any] = []
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        alive.append(storage)
-        kept[id(storage) if tensor.is_meta else storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.device("meta"), force("reference"):
-        with shapes_only():
-            model = cast(nn.Module, timm.create_model(start.name, num_classes=8, **start.options))
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.train()(torch.empty(2, 3, *size)).sum()
-    saved = max(0, sum(kept.values()) - weights) // 2
-    return max(1 << 20, saved // (2 if half else 1))
 
 
 def _free_memory() -> int:

@@ -78,7 +78,7 @@ def generate(repository: Path, counts: Mapping[str, tuple[int, int]]) -> dict[Pa
         f"{name},{parameters},{macs},{_listed(ZOO[name])}\n"
         for name, (parameters, macs) in counts.items()
     )
-    readme, weights = repository / "README.md", repository / "docs" / "weights.md"
+    models, weights = (repository / "docs" / page for page in ("models.md", "weights.md"))
     cff = repository / "CITATION.cff"
     head, title, _ = cff.read_text().partition("\nreferences:\n")
     return {
@@ -86,7 +86,7 @@ def generate(repository: Path, counts: Mapping[str, tuple[int, int]]) -> dict[Pa
         repository / "docs" / "zoo.md": page(counts),
         repository / "docs" / "model_cards.md": model_cards.page(),
         weights: replace_lines(weights.read_text(), zoo_tables.hosts()),
-        readme: replace_lines(readme.read_text(), zoo_tables.summary(counts)),
+        models: replace_lines(models.read_text(), zoo_tables.summary(counts)),
         cff: head + title + citation.references(),
     }
 

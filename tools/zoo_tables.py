@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/weights.md; `python -m linsight.tools.zoo` writes them."""
+"""The tables of docs/models.md and docs/weights.md; `python -m linsight.tools.zoo` writes them."""
 
 from collections.abc import Mapping
 from urllib.parse import urlsplit

@@ -15,8 +15,8 @@ from PIL import Image
 
 import linsight.data.classification  # noqa: F401  registers TimmDataset
 from linsight.data.loading import DataError, describe
-from linsight.data.source_formats import images_in, read
-from linsight.data.sources import read_source
+from linsight.data.source_formats import read
+from linsight.data.sources import images_in, read_source
 from linsight.data.unlabelled import PictureFolder
 from linsight.tools.predict import find_pictures
 

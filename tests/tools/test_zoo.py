@@ -27,9 +27,9 @@ def test_the_files_are_what_the_script_writes():
     files = zoo.generate(ROOT, models.read_counts())
     assert {path.name for path in files} == {
         "CITATION.cff",
-        "README.md",
         "counts.csv",
         "model_cards.md",
+        "models.md",
         "weights.md",
         "zoo.md",
     }
@@ -47,7 +47,7 @@ def test_hand_written_lines_stay():
 def test_every_family_is_on_every_page():
     """In the files as they are: a script that leaves one out would agree with itself."""
     zoo_page, cards = ((ROOT / "docs" / page).read_text() for page in ("zoo.md", "model_cards.md"))
-    summary, hosts = ((ROOT / page).read_text() for page in ("README.md", "docs/weights.md"))
+    summary, hosts = ((ROOT / page).read_text() for page in ("docs/models.md", "docs/weights.md"))
     for name, row in ZOO.items():
         family = family_name(name)
         skeletons = re.compile(rf"^\| `{mixer_name(family)}(_\S+)?_\*` \|", re.MULTILINE)

@@ -1,0 +1,158 @@
+"""What a training on a user's data starts from: the model, its weights, and the memory it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from linsight.backbones.initialization import shapes_only
+from linsight.heads.backbone import create_backbone
+from linsight.heads.published import require_weights
+from linsight.kernels import force
+from linsight.tools.config import ConfigError
+from linsight.tools.model import Run, read_run
+
+
+class Start:
+    """The model, and the weights that a training starts from.
+
+    Attributes:
+        name: timm's name of the model.
+        options: further arguments of it.
+        said: where the weights come from, in words.
+        pretrained: whether timm fetches them.
+        checkpoint: file of weights of the backbone, or None.
+        load_from: checkpoint of a training for the same task, or None.
+        state: weights of a backbone that are to be written to `checkpoint`, or None.
+        image_size: image size that the weights were trained with, or None.
+        preparation: mean, std, interpolation and crop_pct of images.
+    """
+
+    def __init__(self, name: str) -> None:
+        if ":" not in name and not timm.is_model(name.split(".")[0]):
+            create_backbone(name)  # its error names the nearest models
+        self.name = name
+        self.options: dict[str, Any] = {}
+        self.said = "random weights"
+        self.pretrained = False
+        self.checkpoint: str | None = None
+        self.load_from: str | None = None
+        self.state: dict[str, torch.Tensor] | None = None
+        self.image_size: int | None = None
+        config = get_pretrained_cfg(name)
+        values = config.to_dict() if config is not None else {}
+        chosen = ("mean", "std", "interpolation", "crop_pct")
+        self.preparation = {key: values[key] for key in chosen if values.get(key) is not None}
+        self.published = bool(config and (config.hf_hub_id or config.url))
+        self.fixed_input_size = bool(values.get("fixed_input_size"))
+        self.fixed = int((values.get("input_size") or (3, 224, 224))[-1])
+
+    @classmethod
+    def of(cls, model: str | None, weights: str, task: str) -> Start:
+        """The start that a user asks for.
+
+        Args:
+            model: timm's name; None for that in the file of weights.
+            weights: ``"pretrained"``, ``"none"``, or a file.
+            task: what is to be learned.
+
+        Raises:
+            ConfigError: no model is named, or it has no published weights.
+            CheckpointError: the weights cannot be had.
+            FileNotFoundError: there is no such file.
+        """
+        known = weights in ("pretrained", "none")
+        if not known and not Path(weights).exists():
+            raise FileNotFoundError(
+                f"--weights is {weights!r}, expected pretrained, none or a file"
+            )
+        run = None if known else read_run(weights)
+        name = model or (run and run.config.model.backbone.model_name)
+        if not name:
+            raise ConfigError("--model is missing, such as --model rala_vit_tiny: linsight models")
+        start = cls(name)
+        if run is not None:
+            start._take(run, weights, task)
+        elif not known:
+            start.checkpoint = str(Path(weights).resolve())
+            start.said = f"the weights in {weights}"
+        elif weights == "pretrained" and not start.published:
+            raise ConfigError(
+                f"{name} has no published weights to fetch: give a file as --weights FILE "
+                "(docs/weights.md says where there are some), or --weights none to train from "
+                "scratch"
+            )
+        elif weights == "pretrained":
+            require_weights(name)
+            start.pretrained, start.said = True, "its published weights"
+        return start
+
+    def _take(self, run: Run, file: str, task: str) -> None:
+        """Start from a checkpoint of `linsight train`."""
+        model = run.config.model
+        other = model.backbone.model_name
+        if other != self.name:
+            raise ConfigError(f"--weights {file} is of {other}, and --model is {self.name}")
+        self.said = f"the weights in {file}"
+        kinds = {
+            "ImageClassifier": "classification",
+            "SemanticSegmentor": "segmentation",
+            "TimmRetinaNet": "detection",
+            "TimmMaskRCNN": "instances",
+        }
+        own = ("model_name", "type", "pretrained", "checkpoint", "frozen_stages", "out_indices")
+        own = (*own, "output_norm_eps", "norm_eval", "with_cp", "compile", "init_cfg")
+        self.options = {k: v for k, v in model.backbone.items() if k not in own}
+        transform = run.config.test_dataloader.dataset.get("transform") or {}
+        size = transform.get("input_size")
+        self.image_size = size if isinstance(size, int) else None
+        self.preparation |= {k: transform[k] for k in self.preparation if k in transform}
+        if kinds.get(model.type) == task:
+            self.load_from = str(Path(file).resolve())
+            return
+        prefix = "backbone." if model.type == "ImageClassifier" else "backbone.model."
+        self.state = {
+            key.removeprefix(prefix): value
+            for key, value in run.state.items()
+            if key.startswith(prefix)
+        }
+
+    def backbone(self) -> dict[str, Any]:
+        """Arguments of the backbone in a config."""
+        weights: dict[str, Any] = {"pretrained": True} if self.pretrained else {}
+        if self.checkpoint:
+            weights = {"checkpoint": self.checkpoint}
+        return {"model_name": self.name, **self.options, **weights}
+
+
+def activation_bytes(start: Start, size: tuple[int, int], half: bool) -> int:
+    """Bytes that the gradient of one image keeps in a model, without computing anything.
+
+    Args:
+        start: the model.
+        size: (height, width) of the image.
+        half: whether it is trained in 16 bits.
+    """
+    kept: dict[int, int] = {}
+    # The storages have to stay, so that no two have the same address.
+    alive: list[Any] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(storage)
+        kept[id(storage) if tensor.is_meta else storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.device("meta"), force("reference"):
+        with shapes_only():
+            model = cast(nn.Module, timm.create_model(start.name, num_classes=8, **start.options))
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.train()(torch.empty(2, 3, *size)).sum()
+    saved = max(0, sum(kept.values()) - weights) // 2
+    return max(1 << 20, saved // (2 if half else 1))
