@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 # choice, timm's first; averaged weights come before raw ones.
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema")
 RAW = ("state_dict", "model", "model_state_dict", "model_state", "net", "params")
+# Attributes in which transformers' wrapper of timm's models and users of Lightning hold a model.
+_HOLDERS = ("model.", "timm_model.", "net.")
+# A LightningModule's weights of classes, beside its model.
+_LOSSES = ("criterion.", "loss.", "loss_fn.")
 # What averages keep beside the weights.
 _COUNTERS = ("n_averaged", "steps", "num_updates", "updates", "decay")
 # Modules by which PyTorch wraps a model or its parts.
@@ -61,8 +65,10 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """The weights of a training checkpoint, under the names of the model that was trained.
 
     Where there are averaged weights they are taken, which one logged line says if there are raw
-    ones beside them. What PyTorch's wrappers of models put before names is left out, and so is
-    ``model.`` before all of them. Other state dicts are returned as they are.
+    ones beside them; under a key that is not known the only weights of the checkpoint are taken.
+    What PyTorch's wrappers of models put before names is left out, and so is ``model.`` before all
+    of them, or the attribute in which a LightningModule holds its model. Other state dicts are
+    returned as they are.
     """
     averaged = [key for key in AVERAGED if not is_raw(checkpoint, key)]
     for key in (*averaged, *RAW):
@@ -71,8 +77,14 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
             continue
         if key in AVERAGED and any(_find(checkpoint.get(other)) is not None for other in RAW):
             logger.warning("the averaged weights (%s) of the checkpoint are taken", key)
+        if "pytorch-lightning_version" in checkpoint:
+            weights = {k: v for k, v in weights.items() if not k.startswith(_LOSSES)}
+            if len(attributes := {name.partition(".")[0] for name in weights}) == 1:
+                start = len(attributes.pop()) + 1
+                weights = {name[start:]: value for name, value in weights.items()}
         return clean_names(weights, own="meta" in checkpoint)
-    return clean_names(checkpoint)
+    found = [weights for entry in checkpoint.values() if (weights := _find(entry)) is not None]
+    return clean_names(found[0] if len(found) == 1 else checkpoint)
 
 
 def is_raw(checkpoint: Mapping[str, Any], key: str) -> bool:
@@ -99,18 +111,23 @@ def clean_names(weights: Mapping[str, Any], own: bool = False) -> Mapping[str, A
 
     Args:
         weights: the weights.
-        own: whether ``model.`` before all names is a part of the model, as in mmengine's
-            checkpoints.
+        own: whether ``model.`` or the like before all names is a part of the model, as in
+            mmengine's checkpoints.
     """
     if not weights or not all(isinstance(name, str) for name in weights):
         return weights
     counters = {name for name in weights if name in _COUNTERS}
     names = {name: _WRAPPED.sub("", name) for name in weights if name not in counters}
-    while not own and all(name.startswith("model.") for name in names.values()) and names:
-        names = {old: _WRAPPED.sub("", name[len("model.") :]) for old, name in names.items()}
+    while not own and names and (holder := _holder(names.values())):
+        names = {old: _WRAPPED.sub("", name[len(holder) :]) for old, name in names.items()}
     if all(old == new for old, new in names.items()):
         return weights
     return {new: weights[old] for old, new in names.items()}
+
+
+def _holder(names: Collection[str]) -> str | None:
+    """Which of the known attributes all names begin with."""
+    return next((each for each in _HOLDERS if all(name.startswith(each) for name in names)), None)
 
 
 def rename(name: str, names: Mapping[str, str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 from timm.data.readers.class_map import load_class_map
+from timm.data.readers.img_extensions import get_img_extensions, set_img_extensions
 from timm.data.readers.reader_image_folder import ReaderImageFolder, find_images_and_targets
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
@@ -28,7 +30,7 @@ from .digits import DigitClassification
 from .lists import ListReader
 from .loading import DataError, TolerantDataset
 from .pictures import folders_in, is_hidden, prepare, read_picture
-from .sources import split_samples
+from .sources import ENDINGS, split_samples
 
 _SPLITS = ("train", "training", "val", "validation", "eval", "test")
 
@@ -154,7 +156,8 @@ def TimmDataset(
     try:
         reader["class_map"] = class_map or ""
         create = timm.data.ImageDataset if annotations else partial(timm.data.create_dataset, name)
-        dataset = create(root=root, split=split, **reader)
+        with _all_endings():
+            dataset = create(root=root, split=split, **reader)
     except RuntimeError as error:
         raise DataError(f"data set root {root!r}, split {split!r}: {error}") from error
     if isinstance(dataset, IterableDataset):
@@ -202,6 +205,18 @@ def TimmDataset(
         augment_on_device,
         partial(_label_sample, images) if hasattr(images, "samples") else None,
     )
+
+
+@contextmanager
+def _all_endings() -> Iterator[None]:
+    """Let timm's readers find pictures of the formats that all commands read; their own are PNG and
+    JPEG, and leave others out unsaid."""
+    before = get_img_extensions()
+    set_img_extensions(ENDINGS)
+    try:
+        yield
+    finally:
+        set_img_extensions(before)
 
 
 def _take_part(images: Any, name: str, share: float, seed: int) -> None:
@@ -298,7 +313,8 @@ def _label_by_top_folder(
     Raises:
         DataError: images lie beside the folders of the classes, or all in one folder of folders.
     """
-    found, _ = find_images_and_targets(images.root, types=endings.split(";") if endings else None)
+    types = endings.split(";") if endings else ENDINGS
+    found, _ = find_images_and_targets(images.root, types=types)
     files = [file for file, _ in found if not is_hidden(_inner(images, file))]
     folders = [Path(_inner(images, file)).parts[:-1] for file in files]
     known = load_class_map(class_map, images.root) if class_map else None

@@ -31,11 +31,11 @@ from .digits import DigitSegmentation
 from .lists import read_pairs
 from .loading import DataError, TolerantDataset, flags, some
 from .pictures import files_in, read_picture, turn
+from .sources import ENDINGS
 
 IGNORE = 255
 # So many masks are looked at before training.
 _LOOKED_AT = 32
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def build_transforms(settings: Sequence[dict], ignore_index: int = IGNORE) -> v2.Compose:
@@ -409,7 +409,7 @@ def SegmentationFolder(
     masks: str = "",
     classes: Sequence[str] = (),
     transforms: Sequence[dict] = (),
-    image_suffix: str | Sequence[str] = _IMAGES,
+    image_suffix: str | Sequence[str] = ENDINGS,
     mask_suffix: str = ".png",
     reduce_zero_label: bool = False,
     label_map: Mapping[int, int] | None = None,

@@ -42,6 +42,7 @@ from linsight.backbones.checkpoint import (
     unwrap,
 )
 
+from ..data.loading import some
 from .sharding import REST, is_sharded, local, read_shards
 
 
@@ -141,6 +142,8 @@ _CONFIGS = (
     "mmcv.utils.config.ConfigDict",
 )
 
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
 # These hold data alone. mmengine's own list also allows the real getattr.
 _SAFE_GLOBALS: list[Any] = [
     # What training scripts save of their arguments.
@@ -195,10 +198,15 @@ def read_checkpoint(
     path = Path(path).expanduser()
     if is_sharded(path):
         return read_shards(read_checkpoint(path / REST, map_location), path, mesh)
+    if path.is_dir():
+        files = some(sorted(f.name for f in path.iterdir() if f.suffix in _SUFFIXES)) or "none"
+        raise CheckpointError(
+            f"checkpoint {path} is a folder: name the file of weights in it (there are {files})"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             content = safetensors.torch.load_file(path)
         else:
             content = _load(path, map_location)
@@ -240,9 +248,15 @@ def read_checkpoint(
     raise CheckpointError(f"checkpoint {path} holds no weights{found if objects else ''}")
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do, whatever its name: 8 bytes, and a JSON object."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def _not_a_checkpoint(path: Path) -> CheckpointError:
     with open(path, "rb") as file:
-        start = file.read(64)
+        start = file.read(64).removeprefix(codecs.BOM_UTF8)
     what = f"{path.stat().st_size} bytes"
     if start.lstrip()[:1] == b"<":
         what += "; it is a web page, so take the address of the file itself"
@@ -301,8 +315,9 @@ def _load(path: Path, map_location: Any) -> Any:
     for _ in range(len(foreign) + 1):
         known = [*_SAFE_GLOBALS, *((stand_in, name) for name, stand_in in stand_ins.items())]
         try:
-            with torch.serialization.safe_globals(known):
-                return torch.load(path, map_location=map_location, weights_only=True)
+            # By its path PyTorch would take a file for what its name says.
+            with torch.serialization.safe_globals(known), open(path, "rb") as file:
+                return torch.load(file, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             # Keys are set in what PyTorch's unpickler knows for a dict alone.
             dicts = [name for name, each in stand_ins.items() if str(each) in str(error)]

@@ -56,12 +56,24 @@ class EpochSeedHook(Hook):
     An epoch is then the same whether the epochs before it ran in this process or in one that was
     killed. Data workers draw their seeds from torch's generator when they start, so they must be
     started in each epoch (``persistent_workers=False``).
+
+    A run that counts in iterations is one epoch, and the generators are seeded for each iteration
+    of the model. Its data are the same if workers load them.
     """
 
     priority = "VERY_HIGH"
 
     def before_train_epoch(self, runner: Any) -> None:
-        sequence = np.random.SeedSequence((runner.seed, runner.epoch, get_rank()))
+        self._seed(runner, runner.epoch)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        unit, done, _ = training_progress(runner)
+        if unit == "iteration":
+            self._seed(runner, done)
+
+    @staticmethod
+    def _seed(runner: Any, done: int) -> None:
+        sequence = np.random.SeedSequence((runner.seed, done, get_rank()))
         for seed_generator, seed in zip(
             (random.seed, np.random.seed, torch.manual_seed),
             sequence.generate_state(3),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 
 def loss_parameters(settings: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
@@ -29,19 +29,26 @@ def build_loss(settings: Mapping[str, Any], num_classes: int) -> nn.Module:
         num_classes: number of classes, which the list must have as its length.
 
     Raises:
-        ValueError: a list has another length.
+        ValueError: something else is given, or a list has another length or numbers below 0.
     """
     settings, parameters = dict(settings), loss_parameters(settings)
     for name, value in settings.items():
         takes_tensor = name in parameters and "Tensor" in str(parameters[name].annotation)
-        if not takes_tensor or not isinstance(value, list | tuple):
+        if not (takes_tensor or name == "class_weight") or isinstance(value, Tensor | None):
             continue
-        if len(value) != num_classes:
+        numbers = value if isinstance(value, list | tuple) else ()
+        if len(numbers) != num_classes:
+            got = f"of {len(numbers)} numbers" if numbers else f"= {value!r}"
             raise ValueError(
-                f"the loss {settings['type']} has {name} of {len(value)} numbers, and there are "
-                f"{num_classes} classes: give one number per class"
+                f"the loss {settings['type']} has {name} {got}, and there are {num_classes} "
+                "classes: give a list of one number per class"
             )
-        settings[name] = torch.tensor(value, dtype=torch.float32)
+        if not all(isinstance(number, int | float) and number >= 0 for number in numbers):
+            raise ValueError(
+                f"the loss {settings['type']} has {name} = {value}: give numbers of 0 or more"
+            )
+        if takes_tensor:
+            settings[name] = torch.tensor(numbers, dtype=torch.float32)
     loss = MODELS.build(settings)
     for module in loss.modules():
         for name, value in list(module.named_buffers(recurse=False)):

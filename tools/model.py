@@ -181,11 +181,23 @@ def _open_exported(folder: Path) -> TimmModel:
         ) from error
 
 
+# Arguments of timm's transform that change what is seen in evaluation, and their defaults. timm's
+# record of a model's preparation has no place for them.
+_NOT_KEPT = {"crop_border_pixels": 0, "tf_preprocessing": False, "normalize": True}
+
+
 def _open_trained(path: Path, run: Run) -> TimmModel:
     config = run.config
     if config.get("model", {}).get("type") != "ImageClassifier":
         raise CheckpointError(f"{path} is not of an image classifier of linsight")
-    overlay = effective_settings(config.test_dataloader.dataset.get("transform"))
+    settings = effective_settings(config.test_dataloader.dataset.get("transform"))
+    if bare := [key for key in _NOT_KEPT if settings.get(key) not in (None, _NOT_KEPT[key])]:
+        raise CheckpointError(
+            f"checkpoint {path} was tested on pictures prepared by test_dataloader.dataset."
+            f"transform.{bare[0]}={settings[bare[0]]}, which prediction does not do: train without"
+        )
+    # The others are of training, or say which of the two it is.
+    overlay = {key: settings[key] for key in effective_settings(None)}
     size = overlay["input_size"]
     channels = config.model.backbone.get("in_chans", 3)
     height, width = (size, size) if isinstance(size, int) else size[-2:]

@@ -88,11 +88,12 @@ class QuietRunner(SafeRunner):
         loop = super().build_train_loop(loop)
         if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
             loader = loop.dataloader
-            count = len(cast(Sized, loader.dataset))
+            count, drawn = (len(cast(Sized, each)) for each in (loader.dataset, loader.sampler))
+            of_which = f" of which the sampler draws {drawn} in an epoch," if drawn < count else ""
             raise DataError(
-                f"the training data set has {count} images, too few for a batch: set "
+                f"the training data set has {count} images,{of_which} too few for a batch: set "
                 f"train_dataloader.batch_size, which is {loader.batch_size}, to that or less, or "
-                "train_dataloader.drop_last=False"
+                f"train_dataloader.drop_last=False{', or another sampler' if of_which else ''}"
             )
         for fault in schedule_faults(self.cfg, cast(Any, loop).max_iters, len(loop.dataloader)):
             self.logger.warning(fault)

@@ -12,6 +12,7 @@ import torch
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import Runner
 from PIL import Image
+from timm.data.readers.img_extensions import get_img_extensions
 
 import linsight.data.classification  # noqa: F401  registers TimmDataset
 from linsight.data.loading import DataError, describe
@@ -77,6 +78,24 @@ def hide(folder):
             (folder / name / file).write_bytes(b"nothing")
     for name in (".ipynb_checkpoints/0-checkpoint.png", "@eaDir/0.png", "a/@eaDir/0.png"):
         Image.new("RGB", (8, 8)).save(folder / name)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar file"])
+def test_pictures_of_every_format_are_found(tmp_path, packed):
+    """timm's readers know PNG and JPEG alone, and say nothing of others."""
+    formats = ("png", "JPG", "webp", "bmp", "tif", "gif", "ppm")
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for ending in formats:
+            Image.new("RGB", (40, 40)).save(tmp_path / "data" / name / f"x.{ending}")
+    source = tmp_path / "data"
+    if packed:
+        source = shutil.make_archive(str(tmp_path / "made"), "tar", source)
+    known = get_img_extensions()
+    dataset = build(source, transform={"input_size": 8})
+    assert [dataset[i][1] for i in range(len(dataset))] == [0] * 7 + [1] * 7
+    assert not dataset.corrupt.any()
+    assert get_img_extensions() == known
 
 
 @pytest.mark.parametrize("kind", ["folders", "torchvision", "tar", "class_map"])

@@ -157,6 +157,8 @@ class TestReading:
             ["_orig_mod.module.", ""],
             ["model.module.", "model._orig_mod."],
             ["module.model."],
+            ["timm_model."],
+            ["model.net."],
         ],
     )
     def test_what_wrappers_put_before_names(self, tmp_path, prefixes):
@@ -168,6 +170,26 @@ class TestReading:
         torch.save({f"blocks.0._orig_mod.{k}": v for k, v in STATE.items()}, tmp_path / "a.pth")
         names = read_checkpoint(tmp_path / "a.pth")["state_dict"]
         assert set(names) == {"blocks.0.weight", "blocks.0.bias"}
+
+    def test_what_lightning_saves(self, tmp_path):
+        for attribute in ("backbone.", "model._orig_mod."):
+            state = {attribute + name: value for name, value in STATE.items()}
+            state["criterion.weight"] = torch.ones(3)
+            content = {"state_dict": state, "pytorch-lightning_version": "2.5"}
+            torch.save(content, tmp_path / "a.ckpt")
+            assert read_checkpoint(tmp_path / "a.ckpt")["state_dict"].keys() == STATE.keys()
+
+    @pytest.mark.parametrize("key", ["module", "weights", "network"])
+    def test_the_only_weights_under_another_key(self, tmp_path, key):
+        extras = {"step": torch.tensor(3), "optimizer": {"state": {0: {"m": torch.ones(2)}}}}
+        torch.save({key: STATE, **extras}, tmp_path / "a.pth")
+        assert read_checkpoint(tmp_path / "a.pth")["state_dict"].keys() == STATE.keys()
+
+    def test_the_content_counts_and_not_the_name(self, tmp_path):
+        safetensors.torch.save_file(STATE, tmp_path / "a.bin")
+        torch.save(STATE, tmp_path / "a.safetensors")
+        for name in ("a.bin", "a.safetensors"):
+            assert read_checkpoint(tmp_path / name)["state_dict"].keys() == STATE.keys()
 
     def test_a_web_address_is_downloaded_once(self, tmp_path, monkeypatch):
         torch.save(STATE, tmp_path / "served.pth")
@@ -314,14 +336,16 @@ class TestReading:
             ),
             (b"<!DOCTYPE html><html>", "it is a web page"),
             (b'{"error": "not found"}', "it begins with the text"),
+            (b"\xef\xbb\xbf<!DOCTYPE html><html>", "it is a web page"),
             (bytes(range(256)), r"no checkpoint \(256 bytes\)"),
         ],
     )
     def test_other_files(self, tmp_path, content, said):
         path = tmp_path / "a.pth"
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"a\.pth is damaged or .*{said}"):
-            read_checkpoint(path)
+        for file in (path, tmp_path / "a.safetensors"):
+            file.write_bytes(content)
+            with pytest.raises(CheckpointError, match=rf"{file.name} is damaged or .*{said}"):
+                read_checkpoint(file)
         with pytest.raises(CheckpointError, match=r"a\.pth"):
             MODELS.build(
                 {"type": "TimmBackbone", "model_name": "rala_vit_nano", "checkpoint": path}
@@ -339,6 +363,8 @@ class TestReading:
             read_checkpoint(tmp_path / "a.pth")
         with pytest.raises(FileNotFoundError, match=r"b\.pth does not exist"):
             read_checkpoint(tmp_path / "b.pth")
+        with pytest.raises(CheckpointError, match=r"is a folder: .* \(there are a\.pth\)"):
+            read_checkpoint(tmp_path)
 
 
 def test_a_misspelt_best_metric_is_named_before_training():

@@ -193,6 +193,45 @@ def test_validations_count_once_over_a_kill(tmp_path, cycle, by_epoch):
         assert resumed.model.weight == unbroken.model.weight
 
 
+class Noisy(Line):
+    def forward(self, x, mode="tensor"):
+        return super().forward(torch.tensor(x) + torch.rand(()), mode)
+
+
+def test_a_run_of_iterations_draws_the_same_over_a_kill(tmp_path):
+    """As the layers drop paths, and Mixup and Dropout draw; validations draw seeds between."""
+
+    def train(folder, stop=None, resume=False):
+        data = {"dataset": [{"x": float(i)} for i in range(4)], "batch_size": 2, "num_workers": 0}
+        runner = SafeRunner(
+            Noisy(),
+            str(tmp_path / folder),
+            train_dataloader={**data, "sampler": {"type": "InfiniteSampler"}},
+            val_dataloader={**data, "sampler": {"type": "DefaultSampler", "shuffle": False}},
+            train_cfg={"by_epoch": False, "max_iters": 6, "val_interval": 2},
+            val_cfg={},
+            val_evaluator=Evaluator([Rounded()]),
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01}},
+            default_hooks={
+                "checkpoint": {"type": "SafeCheckpointHook", "interval": 2, "by_epoch": False},
+                "resume_validation": {"type": "ResumeValidationHook"},
+            },
+            custom_hooks=[{"type": "EpochSeedHook"}, Stop(stop)],
+            resume=resume,
+            randomness={"seed": 0},
+            experiment_name=f"iterations_{folder}_{resume}",
+        )
+        try:
+            runner.train()
+        except KeyboardInterrupt:
+            return None
+        return runner.model.weight
+
+    unbroken = train("unbroken")
+    train("killed", stop=(0, 3))
+    assert train("killed", resume=True) == unbroken
+
+
 @pytest.mark.parametrize("columns", [80, 100])
 def test_the_bar_shows_step_and_times_on_any_terminal(monkeypatch, columns):
     monkeypatch.setenv("FORCE_COLOR", "1")

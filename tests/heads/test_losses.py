@@ -30,3 +30,11 @@ def test_weights_of_positive_examples():
 def test_a_list_of_another_length_is_named():
     with pytest.raises(ValueError, match="weight of 2 numbers, and there are 3 classes"):
         build_loss({"type": "CrossEntropyLoss", "weight": [1.0, 2.0]}, 3)
+    with pytest.raises(ValueError, match="class_weight of 4 numbers, and there are 3 classes"):
+        build_loss({"type": "PixelCrossEntropy", "class_weight": [1.0] * 4}, 3)
+
+
+@pytest.mark.parametrize("value", [2.0, "balanced", {"cat": 2.0}, [], [1.0, -1.0, 1.0]])
+def test_what_is_no_list_of_weights_is_named(value):
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss has weight = .*: give "):
+        build_loss({"type": "CrossEntropyLoss", "weight": value}, 3)

@@ -20,6 +20,7 @@ from timm.models import save_for_hf
 from typer.testing import CliRunner
 
 import linsight_command
+from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
 from linsight.data.pictures import read_picture
 from linsight.kernels.runtime import dispatch
@@ -151,6 +152,22 @@ def test_prediction_and_testing_see_the_same_pixels(checkpoint, pictures, tmp_pa
     tested = DATASETS.build({**settings, "root": str(tmp_path / "images")})[0][0]
     predictor = ClassificationPredictor(model, torch.device("cpu"), 1)
     assert torch.equal(predictor.transform(read_picture(pictures / "wide.png")), tested)
+
+
+def test_a_transform_may_say_what_concerns_training(checkpoint, tmp_path):
+    """As timm's function does. What prediction cannot repeat is refused."""
+
+    def open_with(words):
+        content = torch.load(checkpoint, weights_only=True)
+        cfg = content["meta"]["cfg"]
+        content["meta"]["cfg"] = cfg.replace("transform=dict(", f"transform=dict({words}, ")
+        assert content["meta"]["cfg"] != cfg
+        torch.save(content, tmp_path / "w.pth")
+        return open_model(tmp_path / "w.pth")
+
+    assert open_with("is_training=False, hflip=0.5, crop_border_pixels=0")
+    with pytest.raises(CheckpointError, match=r"transform\.crop_border_pixels=4, which predict"):
+        open_with("crop_border_pixels=4")
 
 
 @pytest.mark.parametrize(

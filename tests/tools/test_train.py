@@ -160,6 +160,13 @@ class TestTrain:
             (["train_dataloader.batch_size=13"], "12 images, too few for a batch: set"),
             (
                 [
+                    "train_dataloader.sampler={'_delete_': True, 'type': 'RepeatAugSampler', "
+                    "'selected_ratio': 10}"
+                ],
+                "12 images, of which the sampler draws",
+            ),
+            (
+                [
                     "model.backbone.model_name=rala_vit_nano",
                     "train_dataloader.dataset.transform.input_size=16",
                 ],
