@@ -13,7 +13,7 @@ IMPORTS := build/imports/linsight
 # Threads that wait by spinning slow everything down as soon as two processes share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-detection demo-segmentation test test-all test-upstream lint clean
+.PHONY: demo demo-detection demo-segmentation test test-all test-app test-upstream lint clean
 
 demo: $(LEARNS)
 	$(VENV)/bin/linsight demo
@@ -35,6 +35,12 @@ test: $(INSTALLED)
 # With the tests that try at more sizes and models what `make test` tries at some.
 test-all:
 	$(MAKE) test SLOW=--slow
+
+# `linsight app` in a real browser, which no package of Python's brings.
+test-app: $(INSTALLED)
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ echo "make test-app needs Chromium or Chrome: apt install chromium" >&2; exit 1; }
+	$(VENV)/bin/python -m pytest tests/app/in_browser.py
 
 # Tests of detection on OpenMMLab's own packages, in place of the forks that linsight declares.
 test-upstream: $(UPSTREAM)/.installed
