@@ -4,6 +4,7 @@ The page is served from a process of its own, by the command. Nothing that the b
 lie on another machine.
 """
 
+import re
 import shutil
 import socket
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from linsight.data.digits import digit_scene
+from linsight.tools.predict import open_predictor
 
 from .models import write_checkpoint
 
@@ -38,7 +41,7 @@ def browser():
 
 @pytest.fixture(scope="module", params=["classifier", "segmentor", "detector"])
 def served(request, tmp_path_factory):
-    """The task and the address of a page for its model."""
+    """The task, the address of a page for its model, and the checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = write_checkpoint(request.param, folder)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -53,7 +56,7 @@ def served(request, tmp_path_factory):
                 break
             assert process.poll() is None, (folder / "said.txt").read_text()
             time.sleep(0.4)
-        yield request.param, f"http://127.0.0.1:{port}"
+        yield request.param, f"http://127.0.0.1:{port}", checkpoint
         assert process.poll() is None
     finally:
         process.terminate()
@@ -81,26 +84,58 @@ def drop(page: Page, file: Path) -> None:
     page.locator("input[type=file]").first.set_input_files(file)
 
 
-def shown(page: Page, label: str):
-    """The picture with a label."""
-    return page.locator(".block", has_text=label).locator("img").first
+def picture(page: Page, label: str):
+    """The picture in the block with a label."""
+    return page.locator(".block").filter(has_text=label).locator("img").first
 
 
-def cells(page: Page) -> list[str]:
-    return [text.strip() for text in page.locator("table").first.locator("td").all_inner_texts()]
+def expect_table(page: Page, rows: list[tuple]) -> None:
+    """Each class and number stands in the table on the page."""
+    table = page.locator("table").filter(has_text="class").first
+    for row in rows:
+        for value in row:
+            expect(table).to_contain_text(str(value))
 
 
-def test_a_dropped_picture(page, served, tmp_path):
-    task, _ = served
-    settings = {"size": 64} if task == "classifier" else {"size": 160, "digits": 4}
-    if task != "classifier":
-        settings["digit_size"] = (0.2, 0.45)
+def test_a_picture_and_its_looks(page, served, tmp_path):
+    task, _, checkpoint = served
+    scene = digit_scene(7, "test", size=(96, 128), digit_size=(0.4, 0.7)).image
     file = tmp_path / "ä <b> digit.tif"  # a format that browsers do not show
-    Image.fromarray(digit_scene(7, "test", **settings).image).save(file)
+    Image.fromarray(scene).save(file)
     drop(page, file)
-    expect(page.get_by_label("Time")).to_have_value(
-        __import__("re").compile(rf"\d+ ms for {settings['size']} x {settings['size']} pixels")
-    )
-    expect(shown(page, "Prediction")).to_be_visible()
-    page.screenshot(path="/tmp/app/s1.png", full_page=True)
-    print(cells(page))
+    time_of = page.get_by_label("Time")
+    expect(time_of).to_have_value(re.compile(r"^\d+ ms for 128 x 96 pixels$"))
+    expect(picture(page, "Prediction")).to_be_visible()
+    predictor = open_predictor(str(checkpoint), None, torch.device("cpu"), score=0.1)
+    rows = predictor(Image.fromarray(scene)).rows
+    assert rows
+    expect_table(page, rows[:3])
+    if task == "detector":
+        assert rows[0][-1] > 0  # pixels of a mask
+    looks, seen = picture(page, "Features as colours"), picture(page, "As the model gets it")
+    expect(looks).to_be_visible()
+    expect(seen).to_be_visible()
+    before = looks.get_attribute("src")
+    seen.click(position={"x": 20, "y": 20})
+    expect(looks).not_to_have_attribute("src", str(before))
+    if task == "classifier":
+        page.wait_for_timeout(500)  # the fading of Gradio's progress bars
+        page.screenshot(path=SCREENSHOT, full_page=True)
+    page.get_by_label("Thumbnail 2 of").or_(
+        page.locator("button.thumbnail-item").nth(1)
+    ).first.click()
+    expect(time_of).not_to_have_value(re.compile("128 x 96"))
+
+
+def test_wrong_files_are_one_line_and_the_page_goes_on(page, tmp_path):
+    (tmp_path / "notes.png").write_text("some words")
+    Image.new("RGB", (400, 300)).save(tmp_path / "large.png")
+    Image.new("RGB", (128, 128), "teal").save(tmp_path / "right.png")
+    for name, said in (
+        ("notes.png", "notes.png is no picture, or it is damaged"),
+        ("large.png", "large.png has 400 x 300 pixels, and at most 100,000 are taken"),
+    ):
+        drop(page, tmp_path / name)
+        expect(page.get_by_text(said)).to_be_visible()
+    drop(page, tmp_path / "right.png")
+    expect(page.get_by_label("Time")).to_have_value(re.compile("for 128 x 128 pixels"))
