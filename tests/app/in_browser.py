@@ -81,6 +81,7 @@ def page(browser, served):
 
 
 def drop(page: Page, file: Path) -> None:
+    expect(page.get_by_text("Drop File Here")).to_be_visible()
     page.locator("input[type=file]").first.set_input_files(file)
 
 
@@ -120,6 +121,9 @@ def test_a_picture_and_its_looks(page, served, tmp_path):
     if task == "classifier":
         page.wait_for_timeout(500)  # the fading of Gradio's progress bars
         page.screenshot(path=SCREENSHOT, full_page=True)
+        with Image.open(SCREENSHOT) as shot:
+            small = shot.convert("RGB").quantize(48)
+        small.save(SCREENSHOT, optimize=True)
     page.locator("button.thumbnail-item").nth(1).click()
     expect(time_of).not_to_have_value(re.compile("128 x 96"))
 
