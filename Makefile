@@ -8,12 +8,13 @@ LEARNS := $(VENV)/.learns
 DETECTS := $(VENV)/.detects
 INSTALLED := $(VENV)/.installed
 UPSTREAM := .venv-upstream
+PAGE := .venv-app
 IMPORTS := build/imports/linsight
 
 # Threads that wait by spinning slow everything down as soon as two processes share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-detection demo-segmentation test test-all test-upstream lint docs clean
+.PHONY: demo demo-detection demo-segmentation test test-all test-app test-upstream lint docs clean
 
 demo: $(LEARNS)
 	$(VENV)/bin/linsight demo
@@ -35,6 +36,12 @@ test: $(INSTALLED)
 # With the tests that try at more sizes and models what `make test` tries at some.
 test-all:
 	$(MAKE) test SLOW=--slow
+
+# `linsight app` in a real browser, which no package of Python's brings.
+test-app: $(PAGE)/.installed
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ echo "make test-app needs Chromium or Chrome: apt install chromium" >&2; exit 1; }
+	$(PAGE)/bin/python -m pytest tests/tools/test_app.py tests/app/in_browser.py
 
 # Tests of detection on OpenMMLab's own packages, in place of the forks that linsight declares.
 test-upstream: $(UPSTREAM)/.installed
@@ -80,5 +87,12 @@ $(UPSTREAM)/.installed: pyproject.toml
 		mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 "setuptools<81" scikit-learn tensorboard pytest hypothesis
 	touch $@
 
+# Gradio holds other packages back, so the page has an environment of its own.
+$(PAGE)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PAGE)
+	$(PAGE)/bin/python -m pip install --disable-pip-version-check --editable '.[det,app]' \
+		playwright pytest pytest-timeout hypothesis
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(UPSTREAM) build work_dirs *.egg-info
+	rm -rf $(VENV) $(UPSTREAM) $(PAGE) build work_dirs *.egg-info

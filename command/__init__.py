@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": "Predict pictures and videos, and draw the predictions.",
     "look": "Draw a classifier's features as colours, its attention from a point, "
     "and a class's map.",
+    "app": "Serve a page in the browser that predicts the pictures dropped on it.",
     "export": "Write a model for other programs, and check that the written model computes "
     "the same.",
     "convert": "Write a paper's released weights as safetensors under linsight's names.",
@@ -41,6 +42,7 @@ TRAINING = (
     "demo",
     "check",
     "linearise",
+    "app",
     "train",
     "test",
     "predict",

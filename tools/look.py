@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import timm.data
@@ -12,14 +12,17 @@ import torch
 import torch.nn.functional as F
 import typer
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor, nn
 
-from linsight.backbones.checkpoint import TimmModel
 from linsight.backbones.mixers.projected import PackedAttention, ProjectedMixer
+from linsight.backbones.skeletons.base import VisionModel
 from linsight.data.pictures import read_picture
+from linsight.heads.backbone import TimmBackbone
 from linsight.tools.config import ConfigError
 from linsight.tools.model import class_names, open_model
 from linsight.tools.predict_classification import mode_of
+from linsight.tools.prediction import Predictor
 from linsight.tools.run import report_errors
 
 
@@ -75,7 +78,7 @@ def _point(text: str) -> tuple[float, float]:
 
 
 def _choose(
-    model: TimmModel, x: Tensor, names: Sequence[str], label: str | None
+    model: Any, x: Tensor, names: Sequence[str], label: str | None
 ) -> tuple[list[float], int | None]:
     """The probabilities of the classes, and the class to look for, None without a classifier."""
     if not model.num_classes:
@@ -106,9 +109,15 @@ class Attention(NamedTuple):
 
 
 @torch.no_grad()
-def compute_stages(model: TimmModel, x: Tensor) -> list[Tensor]:
-    """The features (C, H, W) of an image (1, C, H, W) at each resolution, in float32."""
-    maps = model.forward_intermediates(x, intermediates_only=True)
+def compute_stages(model: Any, x: Tensor) -> list[Tensor]:
+    """The features (C, H, W) of an image (1, C, H, W) at each resolution, in float32.
+
+    Args:
+        model: a timm model, or a backbone that gives maps.
+        x: the image.
+    """
+    given = isinstance(model, TimmBackbone)
+    maps = model(x) if given else model.forward_intermediates(x, intermediates_only=True)
     last = {tuple(m.shape[-2:]): m[0].float() for m in maps}
     return list(last.values())
 
@@ -227,6 +236,13 @@ def colour_features(features: Tensor, like: Tensor | None = None) -> np.ndarray:
     return colours.view(*features.shape[1:], 3).numpy()
 
 
+def as_picture(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """A normalised image (1, C, H, W) in colours from 0 to 1, float32 (H, W, 3)."""
+    centre, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    picture = (x[0].float() * scale + centre).clamp(0, 1)
+    return picture.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
 def draw_look(
     x: Tensor,
     settings: dict,
@@ -237,9 +253,7 @@ def draw_look(
     class_name: str | None,
 ) -> Figure:
     """The picture and the class's map, then features and attention, a column per resolution."""
-    mean, std = (torch.tensor(settings[k])[:, None, None] for k in ("mean", "std"))
-    picture = (x[0].float() * std + mean).clamp(0, 1)
-    picture = picture.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    picture = as_picture(x, settings["mean"], settings["std"])
     height, width = picture.shape[:2]
     shown = {tuple(a.weights.shape): a for a in attentions}
     columns = max(2, len(stages))
@@ -268,3 +282,56 @@ def draw_look(
             overlay(grid[2, column], shown[size].weights, f"attention\n{shown[size].name}")
             grid[2, column].plot(point[0] * width, point[1] * height, "k+", markersize=10)
     return figure
+
+
+class Looker:
+    """Draws what the model of a predictor sees.
+
+    Of a detector or a segmentor this is its backbone, which has no classes to locate.
+
+    Args:
+        predictor: the predictor.
+        model: the classifier, or the backbone.
+    """
+
+    def __init__(self, predictor: Any, model: nn.Module) -> None:
+        self.predictor = predictor
+        # Attention and Grad-CAM differentiate by maps alone.
+        self.model: Any = model.eval().requires_grad_(False)
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> Looker | None:
+        """That of a predictor, or None where its model shows no features, such as a file's."""
+        whole = getattr(predictor, "model", None)
+        model = getattr(whole, "backbone", whole)
+        shows = isinstance(model, TimmBackbone) or hasattr(model, "forward_intermediates")
+        return cls(predictor, cast(nn.Module, model)) if shows else None
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """The image (1, C, H, W) that the model gets of a picture (RGB)."""
+        return self.predictor.prepare(picture)
+
+    def show(self, x: Tensor) -> Image.Image:
+        """What the model gets, as a picture (RGB)."""
+        colours = as_picture(x.cpu(), self.predictor.mean, self.predictor.std)
+        return Image.fromarray((255 * colours).round().astype(np.uint8))
+
+    def draw(self, x: Tensor, point: tuple[float, float]) -> Figure:
+        """The likeliest class's map, the features, and the attention from a point, as
+        :func:`draw_look` draws them.
+
+        Args:
+            x: image (1, C, H, W).
+            point: (x, y), as shares of the image's width and height.
+        """
+        names = self.predictor.names
+        class_map, title = None, None
+        if isinstance(self.model, VisionModel):
+            scores, chosen = _choose(self.model, x, names, None)
+            if chosen is not None:
+                class_map = locate_class(self.model, x, chosen).cpu()
+                title = f"{names[chosen]} {scores[chosen]:.1%}"
+        stages = [features.cpu() for features in compute_stages(self.model, x)]
+        seen = [Attention(a.name, a.weights.cpu()) for a in attend_from(self.model, x, point)]
+        settings = {"mean": self.predictor.mean, "std": self.predictor.std}
+        return draw_look(x.cpu(), settings, stages, seen, point, class_map, title)

@@ -59,7 +59,7 @@ def predict(
 ) -> None:
     """Predict pictures and videos, and draw the predictions."""
     with report_errors():
-        place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = device_of(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         predictor = open_predictor(model, model_name, place, topk, score, tta, cfg_options or ())
         files = find_pictures(pictures)
         drawings = _drawings(out, files)
@@ -92,7 +92,12 @@ def predict(
         console.print(f"Drawings and predictions.csv are in {out}")
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that an option names.
+
+    Raises:
+        ConfigError: torch knows no such device, or this machine has none.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:

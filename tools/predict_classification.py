@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from timm.utils import reparameterize_model
+from torch import Tensor
 
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.backbones.graphs import capture_inference
@@ -40,17 +41,25 @@ class ClassificationPredictor:
         self.names = class_names(model)
         data = timm.data.resolve_model_data_config(model)
         self.mode = mode_of(data["input_size"][0])
+        self.mean, self.std = data["mean"], data["std"]
         self.transform: Any = timm.data.create_transform(**data)
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """The image (1, C, H, W) that the model gets of a picture."""
+        return self.transform(picture.convert(self.mode))[None].to(self.device)
 
     @torch.inference_mode()
     def predict(self, picture: Image.Image) -> Classes:
         """The probability of each class."""
-        picture = picture.convert(self.mode)
-        scores = self.model(self.transform(picture)[None].to(self.device))[0].float().softmax(-1)
+        scores = self.model(self.prepare(picture))[0].float().softmax(-1)
         return Classes(self.names, scores.cpu().numpy())
 
+    def describe(self, picture: Image.Image, result: Classes) -> Prediction:
+        """The most probable classes of a picture (RGB) as text, rows and a drawing."""
+        return describe(picture, result, self.topk)
+
     def __call__(self, picture: Image.Image) -> Prediction:
-        return describe(picture, self.predict(picture), self.topk)
+        return self.describe(picture, self.predict(picture))
 
 
 def mode_of(channels: int) -> str:

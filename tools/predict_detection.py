@@ -21,7 +21,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from PIL import Image
 from timm.utils import reparameterize_model
-from torch import nn
+from torch import Tensor, nn
 
 from linsight.backbones.checkpoint import CheckpointError, check_fit
 from linsight.heads.backbone import convert_backbone
@@ -60,11 +60,18 @@ class DetectionPredictor:
         model: Any = build_detector(run, source)
         pipeline = config.tta_pipeline if tta else config.test_dataloader.dataset.pipeline
         self.pipeline = build_pipeline(pipeline)
+        mean, std = detector_scale(model.data_preprocessor)
+        self.mean, self.std = mean.tolist(), std.tolist()
         if augmentation:
             model = MODELS.build({**augmentation, "module": model})
         self.model = model.to(device).eval()
         self.names = [*map(str, run.classes or _count(config.model))]
         self.score = score
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """The image (1, 3, H, W) that the model gets of a picture (RGB)."""
+        batch = pseudo_collate([self.pipeline(pipeline_input(picture))])
+        return self.model.data_preprocessor(batch, False)["inputs"]
 
     @torch.inference_mode()
     def predict(self, picture: Image.Image) -> Objects:
@@ -76,8 +83,12 @@ class DetectionPredictor:
         ordered: Any = {k: None if value is None else value[order] for k, value in found.items()}
         return Objects(self.names, **ordered)
 
+    def describe(self, picture: Image.Image, result: Objects) -> Prediction:
+        """The objects in a picture (RGB) as text, rows and a drawing."""
+        return describe(picture, result)
+
     def __call__(self, picture: Image.Image) -> Prediction:
-        return describe(picture, self.predict(picture))
+        return self.describe(picture, self.predict(picture))
 
 
 def build_detector(run: Run, source: str) -> nn.Module:
@@ -98,6 +109,13 @@ def build_detector(run: Run, source: str) -> nn.Module:
     model.load_state_dict(state, strict=False)
     reparameterize_model(model.backbone, inplace=True)
     return model.eval()
+
+
+def detector_scale(preprocessor: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, by channel, of pixels from 0 to 1 that a detector divides by."""
+    if not preprocessor._enable_normalize:
+        return torch.zeros(3), torch.full((3,), 1 / 255)
+    return preprocessor.mean.flatten() / 255, preprocessor.std.flatten() / 255
 
 
 def build_pipeline(settings: Sequence[dict]) -> Compose:

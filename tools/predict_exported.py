@@ -59,8 +59,8 @@ class ExportedPredictor:
             "detection": self._detect,
         }[self.task](picture)
 
-    def __call__(self, picture: Image.Image) -> Prediction:
-        result = self.predict(picture)
+    def describe(self, picture: Image.Image, result: Result) -> Prediction:
+        """What the file gave of a picture (RGB) as text, rows and a drawing."""
         if isinstance(result, Classes):
             return predict_classification.describe(picture, result, self.topk)
         if isinstance(result, Regions):
@@ -68,6 +68,9 @@ class ExportedPredictor:
         from linsight.tools import predict_detection
 
         return predict_detection.describe(picture, result)
+
+    def __call__(self, picture: Image.Image) -> Prediction:
+        return self.describe(picture, self.predict(picture))
 
     def _run(self, image: Tensor) -> dict[str, Tensor]:
         """What the file gives of an image (3, H, W).

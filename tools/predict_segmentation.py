@@ -55,19 +55,25 @@ class SegmentationPredictor:
         self.mean = dataset.get("mean", IMAGENET_DEFAULT_MEAN)
         self.std = dataset.get("std", IMAGENET_DEFAULT_STD)
 
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """The image (1, 3, H, W) that the model gets of a picture (RGB)."""
+        image = self.transforms(v2.functional.to_image(picture))
+        image = v2.functional.to_dtype(image, torch.float32, scale=True)
+        return v2.functional.normalize(image, self.mean, self.std)[None].to(self.device)
+
     @torch.inference_mode()
     def predict(self, picture: Image.Image) -> Regions:
         """The class of each pixel."""
-        original = v2.functional.to_image(picture)
-        image = v2.functional.to_dtype(self.transforms(original), torch.float32, scale=True)
-        image = v2.functional.normalize(image, self.mean, self.std)
-        labels = self.model(image[None].to(self.device), mode="predict", size=original.shape[-2:])[
-            0
-        ]["labels"].cpu()
-        return Regions(self.names, labels.numpy())
+        image = self.prepare(picture)
+        (found,) = self.model(image, mode="predict", size=picture.size[::-1])
+        return Regions(self.names, found["labels"].cpu().numpy())
+
+    def describe(self, picture: Image.Image, result: Regions) -> Prediction:
+        """The classes of a picture's (RGB) pixels as text, rows and a drawing."""
+        return describe(picture, result, self.palette)
 
     def __call__(self, picture: Image.Image) -> Prediction:
-        return describe(picture, self.predict(picture), self.palette)
+        return self.describe(picture, self.predict(picture))
 
 
 def build_segmentor(run: Run, source: str | Path) -> SemanticSegmentor:

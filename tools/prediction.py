@@ -47,6 +47,10 @@ class Predictor(Protocol):
         """The prediction as arrays."""
         ...
 
+    def describe(self, picture: Image.Image, result: Any) -> Prediction:
+        """What :meth:`predict` gave of a picture as text, rows and a drawing."""
+        ...
+
     def __call__(self, picture: Image.Image) -> Prediction: ...
 
 

@@ -1,0 +1,1 @@
+"""`linsight app` in a real browser, by `make test-app`."""
