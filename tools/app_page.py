@@ -228,10 +228,18 @@ def build_page(answers: Answers, title: str, pictures: list[Image.Image]) -> gr.
         )  # fmt: skip
 
         def from_file(path: str) -> tuple:
-            return answers.predict(answers.read(path))
+            # The file is taken off the page, which so takes the next one, also after an error.
+            try:
+                return (*answers.predict(answers.read(path)), None)
+            except gr.Error as error:
+                gr.Warning(error.message, duration=None, title="Refused")
+                return None, "", None, None, None
 
         def from_example(event: gr.SelectData) -> tuple:
             return answers.predict(pictures[event.index])
+
+        def look(x: Tensor | None) -> tuple:
+            return (None, None) if x is None else answers.look(x)
 
         def from_point(x: Tensor, event: gr.SelectData) -> Image.Image:
             height, width = x.shape[-2:]
@@ -241,11 +249,10 @@ def build_page(answers: Answers, title: str, pictures: list[Image.Image]) -> gr.
         # The device serves one request at a time.
         single: Any = {"concurrency_id": "device", "concurrency_limit": 1, "api_name": False}
         results = [drawing, took, table, image]
-        uploaded = file.upload(from_file, file, results, **single)
-        uploaded.then(lambda: None, None, file, api_name=False)  # free for the next picture
+        uploaded = file.upload(from_file, file, [*results, file], **single)
         chosen = gallery.select(from_example, None, results, **single)
         if answers.looker:
             for event in (uploaded, chosen):
-                event.success(answers.look, image, [seen, looks], **single)
+                event.success(look, image, [seen, looks], **single)
             seen.select(from_point, image, looks, **single)
     return page
