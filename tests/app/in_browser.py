@@ -24,7 +24,8 @@ from linsight.tools.predict import open_predictor
 from .models import write_checkpoint
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "google-chrome-stable")
-SCREENSHOT = Path(__file__).parents[2] / "docs" / "assets" / "app.png"
+# docs/assets/app.png is a copy of it.
+SCREENSHOT = Path(__file__).parents[2] / "build" / "app.png"
 LOADED = 20_000  # milliseconds, on a busy machine
 
 
@@ -120,6 +121,7 @@ def test_a_picture_and_its_looks(page, served, tmp_path):
     expect(looks).not_to_have_attribute("src", str(before))
     if task == "classifier":
         page.wait_for_timeout(500)  # the fading of Gradio's progress bars
+        SCREENSHOT.parent.mkdir(exist_ok=True)
         page.screenshot(path=SCREENSHOT, full_page=True)
         with Image.open(SCREENSHOT) as shot:
             small = shot.convert("RGB").quantize(48)
