@@ -123,6 +123,7 @@ def export(
 ) -> None:
     """Write a model for other programs, and check that the written model computes the same."""
     with report_errors():
+        to, dtype = Format(to), Precision(dtype)  # a call from Python may name them
         if to is Format.safetensors:
             if size or pictures or calibrate or test or dtype is not Precision.float32:
                 raise ConfigError(
