@@ -32,14 +32,11 @@ class WindowAttention(PackedAttention):
         self.window_size = window_size
         self.padding: Padding = padding
         self.shifted = bool(place.block % 2)
+        # By how many tokens windows are shifted on maps that are larger than a window.
+        self.shift_size = window_size // 2 if self.shifted else 0
         offsets = (2 * window_size - 1) ** 2
         self.relative_position_bias_table = nn.Parameter(torch.empty(offsets, place.num_heads))
         trunc_normal_(self.relative_position_bias_table, std=0.02)
-
-    @property
-    def shift_size(self) -> int:
-        """By how many tokens windows are shifted on maps that are larger than a window."""
-        return self.window_size // 2 if self.shifted else 0
 
     def windows(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the windows, which are no larger than the map."""
@@ -152,6 +149,7 @@ class Window(PaddedWindows):
     def set_window_size(self, window_size: int) -> None:
         """Attend within windows of another side, in tokens; the table is interpolated to it."""
         super().set_window_size(window_size)
+        self.attention.shift_size = window_size // 2 if self.attention.shifted else 0
         table = self.attention.relative_position_bias_table
         resized = resize_position_bias(table.detach(), (2 * window_size - 1) ** 2)
         self.attention.relative_position_bias_table = nn.Parameter(resized, table.requires_grad)

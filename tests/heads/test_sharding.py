@@ -140,6 +140,6 @@ class TestFolder:
 
     def test_a_folder_of_something_else(self, folder):
         (folder / REST).unlink()
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(CheckpointError, match="is a folder: name the file of weights in it"):
             read_checkpoint(folder)
         shutil.rmtree(folder)
