@@ -20,14 +20,10 @@ from linsight.tools.export_check import EIGHT, compare
 from linsight.tools.export_file import open_file
 from linsight.tools.export_int8 import quantize_file
 from linsight.tools.export_subject import Subject, batch_of
-from linsight.tools.export_table import bodies, subject_of
+from linsight.tools.export_table import bodies, subject_of, write_row
 from linsight.tools.photographs import collect
 from linsight.tools.predict import find_pictures, open_picture
 
-BEGIN, END = (
-    f"<!-- The lines {where} here are written by `python -m linsight.tools.export_int8_table`. -->"
-    for where in ("from", "up to")
-)
 HEAD = (
     "body",
     "model",
@@ -64,6 +60,7 @@ def main(
     body: Annotated[list[str] | None, typer.Argument(help="Skeletons; default: all.")] = None,
 ) -> None:
     """Write rows of the table in docs/export.md of the checkout in the current folder."""
+    order = list(bodies())
     with tempfile.TemporaryDirectory() as folder:
         photographs = Path(folder)
         collect(photographs)
@@ -77,21 +74,7 @@ def main(
                 cells = [f"fails: {str(error).strip().splitlines()[0]}", *[""] * 5]
             row = [skeleton, f"`{model}`", *cells]
             print(*row, sep="  ", flush=True)
-            write_row(row)
-
-
-def write_row(row: list[str]) -> None:
-    """Put a row into the table, in the place of one of the same body."""
-    page = Path("docs", "export.md")
-    before, _, rest = page.read_text().partition(BEGIN)
-    table, _, after = rest.partition(END)
-    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    rows = [other for other in rows if other[0] != row[0]] + [row]
-    order = list(bodies())
-    rows.sort(key=lambda cells: order.index(cells[0]))
-    lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows)]
-    page.write_text(before + "\n".join((BEGIN, "", *lines, "", END)) + after)
+            write_row(row, "export_int8_table", HEAD, 1, lambda cells: order.index(cells[0]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import copy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,10 +31,6 @@ from linsight.tools.export_subject import Subject, batches_for, classifier_subje
 from linsight.tools.model import Run
 from linsight.tools.models import read_counts
 
-BEGIN, END = (
-    f"<!-- The lines {where} here are written by `python -m linsight.tools.export_table`. -->"
-    for where in ("from", "up to")
-)
 HEAD = (
     *("body", "model", "task", "file", "image sizes", "run by", "differs from the model"),
     "also taken by",
@@ -233,6 +229,11 @@ def main(
     ] = None,
 ) -> None:
     """Write rows of the table in docs/export.md of the checkout in the current folder."""
+    order = list(bodies())
+
+    def place(cells: list[str]) -> tuple:
+        return order.index(cells[0]), TASKS.index(cells[2]), cells[3]
+
     for skeleton, model in bodies().items():
         if body and skeleton not in body:
             continue
@@ -241,22 +242,34 @@ def main(
                 results = results_of(model, each, form, size)
                 row = [skeleton, f"`{model}`", each, form.value, *results]
                 print(*row, sep="  ", flush=True)
-                write_row(row)
+                write_row(row, "export_table", HEAD, 4, place)
 
 
-def write_row(row: list[str]) -> None:
-    """Put a row into the table, in the place of one of the same body, task and file."""
+def write_row(
+    row: list[str], tool: str, head: Sequence[str], keys: int, place: Callable[[list[str]], Any]
+) -> None:
+    """Put a row into a table of docs/export.md, in the place of one that begins alike.
+
+    Args:
+        row: its cells.
+        tool: the module that writes the table, which comments around the table name.
+        head: the titles of the columns.
+        keys: how many cells at the beginning tell rows apart.
+        place: the sort key of a row.
+    """
+    begin, end = (
+        f"<!-- The lines {where} here are written by `python -m linsight.tools.{tool}`. -->"
+        for where in ("from", "up to")
+    )
     page = Path("docs", "export.md")
-    before, _, rest = page.read_text().partition(BEGIN)
-    table, _, after = rest.partition(END)
+    before, _, rest = page.read_text().partition(begin)
+    table, _, after = rest.partition(end)
     lines = [line for line in table.splitlines() if line.startswith("|")][2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    rows = [other + [""] * (len(HEAD) - len(other)) for other in rows if other[:4] != row[:4]]
-    rows.append(row)
-    order = list(bodies())
-    rows.sort(key=lambda cells: (order.index(cells[0]), TASKS.index(cells[2]), cells[3]))
-    lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows)]
-    page.write_text(before + "\n".join((BEGIN, "", *lines, "", END)) + after)
+    rows = [other + [""] * (len(head) - len(other)) for other in rows if other[:keys] != row[:keys]]
+    rows = sorted([*rows, row], key=place)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    page.write_text(before + "\n".join((begin, "", *lines, "", end)) + after)
 
 
 if __name__ == "__main__":

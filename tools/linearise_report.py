@@ -55,9 +55,8 @@ def compare_sizes(
             "pictures": len(pictures),
             "cosine": round(100 * torch.cat(cosines).mean().item(), 2),
         }
-        row["batch"] = batch = default_batch("inference", size, device)
-        if device.type == "cuda":
-            row["batch"] = batch = max(batch, LEAST_BATCH)
+        least = LEAST_BATCH if device.type == "cuda" else 1
+        row["batch"] = batch = max(default_batch("inference", size, device), least)
         for name, model in (("teacher", teacher), ("student", student)):
             row[name] = measure(model, torch.randn(batch, *pictures[0].shape), device)
         rows.append(row)
@@ -105,10 +104,10 @@ def compare_blocks(
 
     counts = range(1, len(blocks) + 1)
     try:
-        rows = {
-            "first": [agreement(blocks[:count]) for count in counts],
-            "last": [agreement(blocks[-count:]) for count in counts],
-        }
+        first = [agreement(blocks[:count]) for count in counts]
+        # All of them are the last ones as well.
+        last = [agreement(blocks[-count:]) for count in counts[:-1]] + first[-1:]
+        rows = {"first": first, "last": last}
     finally:
         place(blocks)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
