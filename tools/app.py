@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from linsight.tools.config import ConfigError
@@ -56,7 +55,7 @@ def app(
             sys.exit("error: linsight app needs gradio: pip install 'linsight[app]'")
         check_address(host, port)
         source = model or newest_checkpoint()
-        place = device_of(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = device_of(device)
         predictor = open_predictor(source, model_name, place, score=score)
         launch(predictor, f"linsight: {source}", place, max_pixels, host, port)
 

@@ -150,7 +150,7 @@ class Answers:
             result = self.predictor.predict(picture)
             took = time.perf_counter() - start
             prediction = self.predictor.describe(picture, result)
-            image = self.looker.prepare(picture).cpu() if self.looker else None
+            image = self.looker.predictor.prepare(picture).cpu() if self.looker else None
         said = f"{1000 * took:.0f} ms for {picture.width} x {picture.height} pixels"
         return prediction.drawing, said, [list(row) for row in prediction.rows], image
 

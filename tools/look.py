@@ -54,14 +54,7 @@ def look(
         mode = mode_of(settings["input_size"][0])
         transform: Any = timm.data.create_transform(**settings)
         x = transform(read_picture(picture).convert(mode))[None]
-        place = _point(point)
-        names = class_names(net)
-        scores, chosen = _choose(net, x, names, label)
-        figure = draw_look(
-            x, settings, compute_stages(net, x), attend_from(net, x, place), place,
-            locate_class(net, x, chosen) if chosen is not None else None,
-            None if chosen is None else f"{names[chosen]} {scores[chosen]:.1%}",
-        )  # fmt: skip
+        figure = draw_view(net, x, settings, class_names(net), _point(point), label)
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150)
         print(f"Drawn: {out}")
@@ -201,8 +194,8 @@ def locate_class(model: Any, x: Tensor, label: int) -> Tensor:
         sizes.append(args[1].size)
         return (kept[0], *args[1:])
 
-    parts = model.stages if hasattr(model, "stages") else [model]
-    block = [block for part in parts for block in part.blocks][-1]
+    blocks, index = model.block_places()[-1]
+    block = blocks[index]
     handle = block.register_forward_pre_hook(hook)
     try:
         with torch.enable_grad():
@@ -241,6 +234,38 @@ def as_picture(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.nda
     centre, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     picture = (x[0].float() * scale + centre).clamp(0, 1)
     return picture.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def draw_view(
+    model: Any,
+    x: Tensor,
+    settings: dict,
+    names: Sequence[str],
+    point: tuple[float, float],
+    label: str | None = None,
+) -> Figure:
+    """Draw a class's map, features and attention as :func:`draw_look` does.
+
+    Args:
+        model: a model of linsight or, without a class's map, a backbone that gives maps.
+        x: image (1, C, H, W).
+        settings: ``mean`` and ``std``, by which the image was normalised.
+        names: of the classes.
+        point: (x, y), as shares of the image's width and height.
+        label: name or number of the class; None for the likeliest.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    class_map, title = None, None
+    if isinstance(model, VisionModel):
+        scores, chosen = _choose(model, x, names, label)
+        if chosen is not None:
+            class_map = locate_class(model, x, chosen).cpu()
+            title = f"{names[chosen]} {scores[chosen]:.1%}"
+    stages = [features.cpu() for features in compute_stages(model, x)]
+    seen = [Attention(a.name, a.weights.cpu()) for a in attend_from(model, x, point)]
+    return draw_look(x.cpu(), settings, stages, seen, point, class_map, title)
 
 
 def draw_look(
@@ -307,31 +332,17 @@ class Looker:
         shows = isinstance(model, TimmBackbone) or hasattr(model, "forward_intermediates")
         return cls(predictor, cast(nn.Module, model)) if shows else None
 
-    def prepare(self, picture: Image.Image) -> Tensor:
-        """The image (1, C, H, W) that the model gets of a picture (RGB)."""
-        return self.predictor.prepare(picture)
-
     def show(self, x: Tensor) -> Image.Image:
         """What the model gets, as a picture (RGB)."""
         colours = as_picture(x.cpu(), self.predictor.mean, self.predictor.std)
         return Image.fromarray((255 * colours).round().astype(np.uint8))
 
     def draw(self, x: Tensor, point: tuple[float, float]) -> Figure:
-        """The likeliest class's map, the features, and the attention from a point, as
-        :func:`draw_look` draws them.
+        """What :func:`draw_view` draws, of the likeliest class.
 
         Args:
             x: image (1, C, H, W).
             point: (x, y), as shares of the image's width and height.
         """
-        names = self.predictor.names
-        class_map, title = None, None
-        if isinstance(self.model, VisionModel):
-            scores, chosen = _choose(self.model, x, names, None)
-            if chosen is not None:
-                class_map = locate_class(self.model, x, chosen).cpu()
-                title = f"{names[chosen]} {scores[chosen]:.1%}"
-        stages = [features.cpu() for features in compute_stages(self.model, x)]
-        seen = [Attention(a.name, a.weights.cpu()) for a in attend_from(self.model, x, point)]
         settings = {"mean": self.predictor.mean, "std": self.predictor.std}
-        return draw_look(x.cpu(), settings, stages, seen, point, class_map, title)
+        return draw_view(self.model, x, settings, self.predictor.names, point)

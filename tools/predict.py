@@ -59,7 +59,7 @@ def predict(
 ) -> None:
     """Predict pictures and videos, and draw the predictions."""
     with report_errors():
-        place = device_of(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = device_of(device)
         predictor = open_predictor(model, model_name, place, topk, score, tta, cfg_options or ())
         files = find_pictures(pictures)
         drawings = _drawings(out, files)
@@ -92,12 +92,13 @@ def predict(
         console.print(f"Drawings and predictions.csv are in {out}")
 
 
-def device_of(name: str) -> torch.device:
-    """The device that an option names.
+def device_of(name: str | None) -> torch.device:
+    """The device that an option names; a GPU, if there is one, where it names none.
 
     Raises:
         ConfigError: torch knows no such device, or this machine has none.
     """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
