@@ -50,13 +50,14 @@ def files_in(folder: Path, endings: Collection[str], deep: bool = True) -> list[
         deep: whether sub-folders are included.
     """
     endings = tuple(endings)
-    return sorted(
+    found = (
         file
         for file in (folder.rglob("*") if deep else folder.iterdir())
         if file.name.lower().endswith(endings)
         and not is_hidden(file.relative_to(folder))
         and file.is_file()
     )
+    return sorted(found, key=lambda file: file.parts)  # Paths compare ten times slower.
 
 
 def folders_in(folder: Path) -> list[Path]:

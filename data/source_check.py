@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from PIL import Image
 from .loading import some
 from .segmentation import IGNORE
 from .source_formats import read_mask
-from .sources import Sample, Source, class_counts, image_size
+from .sources import Sample, Source, class_counts, upright_size
 
 # Up to so many images of a data set are decoded; of more only the headers and the ends are read.
 DECODED = 2000
@@ -111,8 +113,12 @@ def check_source(source: Source, track=lambda items, total: items) -> Report:
         numbers, pixels = np.unique(mask, return_counts=True)
         return size, "", dict(zip(numbers.tolist(), pixels.tolist(), strict=True)), ""
 
-    with ThreadPoolExecutor(8) as pool:
-        results = track(pool.map(look, samples, chunksize=16), len(samples))
+    # A task of a pool of threads costs more than to open a small image.
+    length = 1 + len(samples) // 1000
+    groups = [samples[start : start + length] for start in range(0, len(samples), length)]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda group: [look(item) for item in group], groups)
+        results = track(chain.from_iterable(found), len(samples))
         for (split, sample), (size, reason, pixels, fault) in zip(samples, results, strict=True):
             if size is None:
                 report.corrupt[sample.file] = reason
@@ -128,7 +134,7 @@ def check_source(source: Source, track=lambda items, total: items) -> Report:
                     elif number != IGNORE:
                         report.values[number] += 1
             elif source.task != "classification":
-                report.boxes.update(filter(None, (_box_fault(o, size) for o in sample.label)))
+                report.boxes.update(filter(None, (box_fault(o, size) for o in sample.label)))
     report.duplicates = _duplicates(samples)
     return report
 
@@ -139,8 +145,8 @@ def _look_at(file: Path, decode: bool) -> tuple[int, int]:
     Raises:
         Exception: the file is no image, or a part of it is missing.
     """
-    size = image_size(file)
     with Image.open(file) as image:
+        size = upright_size(image)
         if decode:
             image.load()
         elif end := _ENDS.get(image.format or ""):
@@ -151,7 +157,8 @@ def _look_at(file: Path, decode: bool) -> tuple[int, int]:
     return size
 
 
-def _box_fault(obj: dict, size: tuple[int, int]) -> str | None:
+def box_fault(obj: dict, size: tuple[int, int]) -> str | None:
+    """What is wrong with the box of an object in an image of (width, height), or None."""
     try:
         x, y, w, h = map(float, obj["bbox"])
     except (TypeError, ValueError):

@@ -347,14 +347,21 @@ def image_size(file: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is no image.
     """
-    from PIL import ExifTags, Image
+    from PIL import Image
 
     try:
         with Image.open(file) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return upright_size(image)
     except Exception as error:
         raise DataError(f"{file} is no image that can be read: {error}") from None
+
+
+def upright_size(image: Any) -> tuple[int, int]:
+    """Width and height of an opened picture, upright as its EXIF orientation asks."""
+    from PIL import ExifTags
+
+    width, height = image.size
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
 
 

@@ -15,6 +15,8 @@ from mmdet.evaluation import CocoMetric
 from mmengine.fileio import get_local_path
 from mmengine.registry import METRICS
 
+_ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+
 
 def _fastest() -> type[CocoMetric]:
     """mmdet's metric, with the evaluation of faster-coco-eval if that package is installed.
@@ -52,12 +54,13 @@ class QuietCocoMetric(_fastest()):
     @property
     def names(self) -> list[str]:
         """Names of the values, without the prefix; with ``classwise`` there are others."""
-        ends = ("", "_50", "_75", "_s", "_m", "_l")
-        own = [f"{kind}_mAP{end}" for kind in self.metrics for end in ends]
+        items = self.metric_items or _ITEMS
+        own = [f"{kind}_{item}" for kind in self.metrics for item in items]
         classes = (self.dataset_meta or {}).get("classes") or ()
         return own + [f"{name}_precision" for name in classes if self.classwise]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         with redirect_stdout(io.StringIO()):
             metrics = super().compute_metrics(results)
-        return metrics or {f"{kind}_mAP": 0.0 for kind in self.metrics}
+        first = (self.metric_items or _ITEMS)[0]
+        return metrics or {f"{kind}_{first}": 0.0 for kind in self.metrics}

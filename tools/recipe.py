@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import timm
 import torch
 from mmengine.config import Config
@@ -20,6 +21,7 @@ from linsight.data.source_check import Report
 from linsight.data.sources import Source, class_counts, folder_of, write_lists
 from linsight.heads.backbone import is_plain
 from linsight.tools.config import CONFIGS, ConfigError, quiet_mmdet
+from linsight.tools.recipe_objects import COUNTED, Objects
 from linsight.tools.recipe_start import Start, activation_bytes
 
 
@@ -162,8 +164,18 @@ class Recipe:
         self.task = TASKS[source.task]
         self.report = report
         self.images = len(source.splits["train"]) if source.splits else 50000
+        self.objects: Objects | None = None
+        if source.task in ("detection", "instances"):
+            self.objects = Objects.of(source)
+        self.crowded = self.objects is not None and self.objects.most > COUNTED
+        self.metric = "coco/bbox_mAP_50" if self.crowded else self.task.metric
+        self.crop: int | None = None
         self.plain = source.task != "classification" and self._check_body()
         self.size, self.size_said = self._image_size()
+        self.repeats = 1
+        if self.objects and self.crop:
+            self.repeats = self.objects.repeats(self.crop, self.images)
+            self.images *= self.repeats
         self.batch, self.batch_said = self._batch_size()
         self.iterations = max(1, self.images // self.batch)
         self.epochs = wishes.epochs or min(
@@ -176,7 +188,7 @@ class Recipe:
         self.lr = wishes.lr or float(
             f"{self.task.lr * (2 if scratch else 1) * math.sqrt(self.batch / 64):.1e}"
         )
-        workers = min(8, max(1, (os.cpu_count() or 1) - 1))
+        workers = min(16, max(1, (os.cpu_count() or 1) - 1))
         self.workers = workers if wishes.workers is None else wishes.workers
         self.interval = max(1, self.epochs // 20)
 
@@ -198,6 +210,15 @@ class Recipe:
             return size, f"the model's own is {self.start.fixed}, the images are {short} x {long}"
         most, least = (512, 64) if self.source.task == "segmentation" else (800, 128)
         size = min(most, max(least, 32 * round(short / 32)))
+        if self.objects:
+            self.crop = self.objects.crop(size)
+        if self.objects and self.crop:
+            middle = [np.median(s) for s in (self.objects.sides, self.objects.resized(size))]
+            said = (
+                f"crops of images that are not resized, for the objects are {middle[0]:.0f} pixels "
+                f"in the middle, and would be {middle[1]:.0f} in images resized to {size}"
+            )
+            return self.crop, said
         return size, f"the images are {short} x {long}"
 
     def _batch_size(self) -> tuple[int, str]:
@@ -222,6 +243,8 @@ class Recipe:
 
     def _long(self) -> int:
         """The largest longer side of images in detection."""
+        if self.crop:
+            return self.size
         short, long = self.report.median_size
         return min(1333, 32 * math.ceil(self.size * max(1.34, long / short) / 32))
 
@@ -249,8 +272,15 @@ class Recipe:
             "type": "SafeCheckpointHook",
             "interval": self.interval,
             "max_keep_ckpts": 1,
-            "save_best": self.task.metric,
+            "save_best": self.metric,
         }
+        if self.crowded:
+            shown = [
+                self.metric,
+                *(["coco/segm_mAP_50"] if self.source.task == "instances" else []),
+            ]
+            for name in ("progress_bar", "learning_curve"):
+                hooks[name] = {**hooks[name], "metrics": shown}
         hooks["ema"] = {
             "type": "BatchScaledEMAHook",
             "decay": round(1 - 1 / (2 + self.steps / 20), 5),
@@ -263,7 +293,7 @@ class Recipe:
         if patience:
             hooks["early_stopping"] = {
                 "type": "EarlyStoppingHook",
-                "monitor": self.task.metric,
+                "monitor": self.metric,
                 "rule": "greater",
                 "min_delta": 0.0,
                 "patience": patience,
@@ -307,11 +337,14 @@ class Recipe:
         weights = self.start.load_from
         groups: list[tuple[str, dict[str, Any]]] = [
             (
-                f"The data: {s.path}, {s.format}, for {s.task}; {len(s.classes)} classes.\n"
+                f"The data: {s.path}, {s.format}, for {s.task}; classes: {len(s.classes)}.\n"
                 + "".join(f"{note[0].upper()}{note[1:]}.\n" for note in s.notes),
                 {"data_root": str(folder_of(s)) if s.splits else "data"},
             ),
-            (f"{self.start.name}, from {self.start.said}.", {"model": values["model"]}),
+            (
+                f"{self.start.name}, from {self.start.said}.\n{self._objects_said()}",
+                {"model": values["model"]},
+            ),
             (
                 f"Images of {self.size} pixels: {self.size_said}.\n"
                 f"A batch of {self.batch}: {self.batch_said}.",
@@ -321,7 +354,7 @@ class Recipe:
                 },
             ),
             (
-                "",
+                self._evaluation_said(),
                 {f"{split}_evaluator": self._evaluator(values, split) for split in ("val", "test")},
             ),
             (
@@ -355,6 +388,31 @@ class Recipe:
             f"# `linsight train {FILE} --work-dir ANOTHER`.\n\n"
         )
         return head + "\n".join(_lines(comment, values) for comment, values in groups)
+
+    def _objects_said(self) -> str:
+        """What of a detector's model follows from the objects, in words."""
+        if not self.objects:
+            return ""
+        anchor = self.objects.anchor(self._seen())
+        return (
+            f"The smallest anchors have {anchor:.0f} pixels, and {self.objects.kept} objects of an "
+            f"image are kept, of which the most crowded has {self.objects.most}."
+        )
+
+    def _seen(self) -> np.ndarray:
+        """The sides of the objects as a detector sees them, in pixels."""
+        objects = cast(Objects, self.objects)
+        return objects.sides if self.crop else objects.resized(self.size)
+
+    def _evaluation_said(self) -> str:
+        """What is special in the evaluation, in words."""
+        if not self.crowded:
+            return ""
+        most = cast(Objects, self.objects).most
+        return (
+            f"An image has up to {most} objects, of which COCO's mean precision counts {COUNTED} "
+            "alone: the precision at an overlap of 50 % takes its place."
+        )
 
     def _evaluator(self, values: Mapping[str, Any], split: str) -> dict[str, Any]:
         if self.source.task not in ("detection", "instances"):
@@ -545,7 +603,8 @@ class Recipe:
             model["bbox_head"]["num_classes"] = count
         if self.wishes.class_weights:
             raise ConfigError("--class-weights is for classifiers and segmentors")
-        scale = (self._long(), self.size)
+        objects = cast(Objects, self.objects)
+        objects.adapt(model, self._seen())
         mean, std = (self.start.preparation.get(k) for k in ("mean", "std"))
         if mean and std:
             model["data_preprocessor"]["mean"] = [round(255 * v, 3) for v in mean]
@@ -555,19 +614,27 @@ class Recipe:
             {"type": "LoadAnnotations", "with_bbox": True, "with_mask": instances},
         ]
         keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-        train = [
-            *load,
-            {
-                "type": "RandomChoiceResize",
-                "scales": [(scale[0], round(self.size * f / 32) * 32) for f in (0.75, 1.0, 1.25)],
-                "keep_ratio": True,
-            },
-            {"type": "RandomFlip", "prob": 0.5},
-            {"type": "PackDetInputs"},
-        ]
+        factors = (0.75, 1.0, 1.25)
+        if self.crop:
+            resized = [[{"type": "Resize", "scale_factor": f, "keep_ratio": True}] for f in factors]
+            view: list[dict[str, Any]] = [
+                {"type": "RandomChoice", "transforms": resized},
+                {
+                    "type": "RandomCrop",
+                    "crop_size": (self.crop, self.crop),
+                    "allow_negative_crop": True,
+                },
+            ]
+            resize: dict[str, Any] = {"scale_factor": 1.0}
+        else:
+            long = self._long()
+            scales = [(long, round(self.size * f / 32) * 32) for f in factors]
+            view = [{"type": "RandomChoiceResize", "scales": scales, "keep_ratio": True}]
+            resize = {"scale": (long, self.size)}
+        train = [*load, *view, {"type": "RandomFlip", "prob": 0.5}, {"type": "PackDetInputs"}]
         test = [
             load[0],
-            {"type": "Resize", "scale": scale, "keep_ratio": True},
+            {"type": "Resize", **resize, "keep_ratio": True},
             load[1],
             {"type": "PackDetInputs", "meta_keys": keys},
         ]
@@ -584,9 +651,15 @@ class Recipe:
             }
 
         sets = {split: dataset(file, split == "train") for split, file in self.lists.items()}
+        if self.repeats > 1:
+            repeated = {"type": "RepeatDataset", "times": self.repeats, "dataset": sets["train"]}
+            sets["train"] = repeated
         loaders = self._loaders(sets, sets, "pseudo_collate", 1)
-        metric = ["bbox", "segm"] if instances else "bbox"
-        return {"model": model, **loaders, "evaluator": {**self.task.evaluator, "metric": metric}}
+        evaluator = {**self.task.evaluator, "metric": ["bbox", "segm"] if instances else "bbox"}
+        if self.crowded:
+            evaluator["proposal_nums"] = (100, 300, max(1000, objects.kept))
+            evaluator["metric_items"] = ["mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"]
+        return {"model": model, **loaders, "evaluator": evaluator}
 
 
 def _class_weights(counts: list[int]) -> list[float]:
