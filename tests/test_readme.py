@@ -10,8 +10,6 @@ import csv
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ import timm
 import torch
 import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from linsight.backbones.mixers import base
 from linsight_command import app
@@ -134,11 +133,13 @@ def test_there_is_an_example_of_every_command():
 
 # One after the other: what a command writes, the next reads.
 @pytest.mark.parametrize("command", WALK)
-def test_commands(command, folder):
+def test_commands(command, folder, monkeypatch):
     words = shlex.split(command)[1:]
     for index, word in enumerate(words):
         if "*." in word:  # a shell puts the file's name there
             (words[index],) = map(str, folder.glob(word))
+    if words[:2] == ["benchmark", "mixers"]:
+        words[words.index("224")] = "32"
     if "--data" in words:  # the last of an option's values counts
         words += ["--model", "rala_vit_nano", "--weights", "none", "--image-size", "32"]
         words += ["--epochs", "1", "--workers", "0"]
@@ -147,14 +148,9 @@ def test_commands(command, folder):
         words += ["--size", "64x64"]
     elif "rala_vit_nano_digits" in words:
         words += ["--cfg-options", *SHORT]
-    done = subprocess.run(
-        [sys.executable, "-m", "linsight.tools.main", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
 
 
 def test_the_trained_model_in_python(folder, monkeypatch, capsys):
