@@ -52,8 +52,9 @@ def convert_timm_model(model: nn.Module) -> VisionModel:
 
     Returns:
         A model with copies of the weights and the same outputs, in the same mode, on the same
-        device and in the same dtype. Its name is in `pretrained_cfg["architecture"]`, and its
-        `model_args` are the arguments with which `timm.create_model` builds it.
+        device and in the same dtype. What is random in training, such as dropout, is left out. Its
+        name is in `pretrained_cfg["architecture"]`, and its `model_args` are the arguments with
+        which `timm.create_model` builds it.
 
     Raises:
         ValueError: if the model has a part that this library's body lacks.
@@ -235,16 +236,14 @@ def _faults_of_eva(model: Any) -> dict[str, bool]:
     rope, blocks = model.rope, list(model.blocks)
     attentions: list[Any] = [getattr(block, "attn", None) for block in blocks]
     return {
-        "position embeddings": model.pos_embed is not None,
-        "other positions than DINOv3's rotary ones": type(rope)
-        is not timm.layers.RotaryEmbeddingDinoV3
+        "other positions than DINOv3's rotary ones": model.pos_embed is not None
+        or type(rope) is not timm.layers.RotaryEmbeddingDinoV3
         or rope.temperature is None
         or rope.min_period is not None
         or rope.normalize_coords != "separate"
         or rope.grid_offset != 0
         or rope.grid_indexing != "ij"
         or not rope.rotate_half,
-        "rotary positions that change at random in training": getattr(rope, "aug_active", False),
         "blocks other than timm's EvaBlock": any(
             type(block) is not timm_eva.EvaBlock for block in blocks
         ),

@@ -34,7 +34,7 @@ class ProjectedMixer(TokenMixer):
         self.attention = attention
         self.out_proj = nn.Linear(place.dim, place.dim)
         self.num_heads = place.num_heads
-        self.rotary = place.rotary
+        self.rotary = place.rotary and self.rotated_blocks > 0
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         projection = self.in_proj(x)
