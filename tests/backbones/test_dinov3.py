@@ -75,7 +75,7 @@ def test_a_body_without_prefix_tokens():
     """Mixers that would rotate features by themselves leave it to the body; maps suffice others."""
     bare = {"class_token": False, "reg_tokens": 0}
     x = torch.randn(1, 3, 64, 48)
-    for mixer in ("softmax", "mala", "gated_softmax", "window", "care", "large_kernel"):
+    for mixer in ("mala", "gated_softmax", "window", "large_kernel"):
         model = lively(timm.create_model("softmax_dinov3_small", mixer=mixer, **NANO, **bare))
         assert not getattr(getattr(model.blocks[0].mixer, "attention", None), "rotary", False)
         assert model(x).shape == (1, 32)
