@@ -106,13 +106,11 @@ def describe_timm_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
     reference: Any = model
     _check_parts(reference)
     block = reference.blocks[0]
-    dim, mlp = reference.embed_dim, block.mlp
-    packed = type(mlp) is timm.layers.GluMlp
-    hidden = mlp.fc1.out_features if packed else mlp.fc2.in_features
+    dim, mlp, mlp_layer = reference.embed_dim, block.mlp, MLPS[type(block.mlp)]
+    hidden = mlp.fc1.out_features if mlp_layer == "swiglupacked" else mlp.fc2.in_features
     ratio = hidden / dim
     rotary = isinstance(model, timm_eva.Eva)
-    scale = block.gamma_1 if rotary else block.ls1
-    no_scale = scale is None or isinstance(scale, nn.Identity)
+    scaled = block if rotary else block.ls1
     arguments = {
         "img_size": tuple(reference.patch_embed.img_size),
         "in_chans": reference.in_chans,
@@ -124,13 +122,13 @@ def describe_timm_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
         "patch_size": reference.patch_embed.patch_size[0],
         # `int(ratio * dim)` must be the hidden width again.
         "mlp_ratio": ratio if int(ratio * dim) == hidden else (hidden + 0.5) / dim,
-        "mlp_layer": MLPS[type(mlp)],
-        "act_layer": ACTIVATIONS[type(mlp.act)] if MLPS[type(mlp)] is None else None,
+        "mlp_layer": mlp_layer,
+        "act_layer": ACTIVATIONS[type(mlp.act)] if mlp_layer is None else None,
         "class_token": reference.cls_token is not None,
         "reg_tokens": 0 if reference.reg_token is None else reference.reg_token.shape[1],
         "no_embed_class": reference.no_embed_class,
         "rotary_temperature": reference.rope.temperature if rotary else None,
-        "layer_scale": None if no_scale else (block if rotary else scale).init_values,
+        "layer_scale": None if isinstance(scaled, nn.Identity) else scaled.init_values,
         "norm_eps": block.norm1.eps,
         "pre_norm": not isinstance(reference.norm_pre, nn.Identity),
         "fc_norm": not isinstance(reference.fc_norm, nn.Identity),

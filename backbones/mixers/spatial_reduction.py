@@ -67,7 +67,8 @@ class SpatialReduction(TokenMixer):
             # A key's place is the middle of what the convolution has read.
             temperature = context.rotary_temperature
             key = Context(size, self.prefix_tokens, rotary_temperature=temperature).rotate(key)
-        y = attend(*(t.transpose(1, 2) for t in (query, key, value)), self.attn_drop)
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        y = attend(query, key, value, self.attn_drop)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def fuse(self) -> nn.Module:

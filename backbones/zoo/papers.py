@@ -292,8 +292,8 @@ DINOV3 = Paper(
     license="dinov3-license",
     computes="softmax attention over all tokens of 16 x 16 pixels with rotary positions, four "
     "register tokens, pretrained without labels",
-    limits="cost grows with the square of the pixels; the weights have no classifier, and their "
-    "licence, Meta's DINOv3 License, is no open one; one map, of stride 16",
+    limits="cost grows with the square of the pixels; the weights have no classifier, and Meta's "
+    "DINOv3 License, which is not an open-source licence; one map, of stride 16",
 )
 
 PVT = Paper(

@@ -77,12 +77,12 @@ def _dinov2(size: str) -> dict[str, Weights]:
 
 
 def _dinov3(size: str, **satellite: Any) -> dict[str, Weights]:
-    """The weights of photographs from the web; `satellite` is the preparation of the others."""
+    """The weights from photographs; `satellite` is how images of those from satellites differ."""
     hub, file = f"timm/vit_{size}_patch16_dinov3", "pytorch_model.bin"
-    weights = {"lvd1689m": Weights(f"{hub}.lvd1689m", file, config={"num_classes": 0})}
+    config = {"num_classes": 0, "input_size": (3, 256, 256)}
+    weights = {"lvd1689m": Weights(f"{hub}.lvd1689m", file, config=config)}
     if satellite:
-        config = {"num_classes": 0} | satellite
-        weights["sat493m"] = Weights(f"{hub}.sat493m", file, config=config)
+        weights["sat493m"] = Weights(f"{hub}.sat493m", file, config=config | satellite)
     return weights
 
 
