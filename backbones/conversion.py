@@ -6,6 +6,7 @@ from typing import Any
 import timm
 import timm.layers
 import timm.models.deit
+import timm.models.eva as timm_eva
 import timm.models.swin_transformer as timm_swin
 import timm.models.vision_transformer as timm_vit
 from torch import Tensor, nn
@@ -17,16 +18,21 @@ from .skeletons.swin import EPSILON, PATCH, SwinTransformer
 from .skeletons.vit import DistilledVisionTransformer, VisionTransformer
 
 SUPPORTED = (
-    "timm's plain vit_*, deit_*, deit3_*, *_dinov2 and swin_*, and linsight's *_deit_*, *_dinov2_* "
-    "and *_swin_*"
+    "timm's plain vit_*, deit_*, deit3_*, *_dinov2, *_dinov3 and swin_*, and linsight's *_deit_*, "
+    "*_dinov2_*, *_dinov3_* and *_swin_*"
 )
 # What `pretrained_cfg` says of the preparation of images.
 PREPARATION = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-# What the models of timm's two classes become here.
+# What the models of timm's three classes become here.
 CLASSES: dict[type[nn.Module], type[VisionTransformer]] = {
     timm_vit.VisionTransformer: VisionTransformer,
+    timm_eva.Eva: VisionTransformer,
     timm.models.deit.VisionTransformerDistilled: DistilledVisionTransformer,
 }
+# The layer scales of timm's Eva.
+GAMMAS = ("gamma_1", "gamma_2")
+# The `mlp_layer` of timm's feed-forward networks.
+MLPS = {timm.layers.Mlp: None, timm.layers.GluMlp: "swiglupacked", timm.layers.SwiGLU: "swiglu"}
 # The `act_layer` of timm's activations.
 ACTIVATIONS = {
     nn.GELU: None,
@@ -41,13 +47,14 @@ def convert_timm_model(model: nn.Module) -> VisionModel:
     """One of timm's plain vision transformers, or its Swin, as a model of this library.
 
     Args:
-        model: a model that timm has built: ViT, DeiT or DINOv2, with or without registers, or
-            Swin. A vision transformer or Swin of this library is returned as it is.
+        model: a model that timm has built: ViT, DeiT or DINOv2, with or without registers, DINOv3
+            or Swin. A vision transformer or Swin of this library is returned as it is.
 
     Returns:
         A model with copies of the weights and the same outputs, in the same mode, on the same
-        device and in the same dtype. Its name is in `pretrained_cfg["architecture"]`, and its
-        `model_args` are the arguments with which `timm.create_model` builds it.
+        device and in the same dtype. What is random in training, such as dropout, is left out. Its
+        name is in `pretrained_cfg["architecture"]`, and its `model_args` are the arguments with
+        which `timm.create_model` builds it.
 
     Raises:
         ValueError: if the model has a part that this library's body lacks.
@@ -58,7 +65,7 @@ def convert_timm_model(model: nn.Module) -> VisionModel:
     reference: Any = model
     weights = reference.state_dict()
     if not isinstance(model, timm_swin.SwinTransformer):
-        _add_zero_biases(weights, len(reference.blocks))
+        _add_zero_biases(weights)
     settings = {
         key: reference.pretrained_cfg.get(key)
         for key in PREPARATION
@@ -74,12 +81,14 @@ def convert_timm_model(model: nn.Module) -> VisionModel:
     return ours.to(like.dtype).train(model.training)
 
 
-def _add_zero_biases(weights: dict[str, Tensor], depth: int) -> None:
+def _add_zero_biases(weights: dict[str, Tensor]) -> None:
     """A projection without a bias is one whose bias is zero; so is the patches' in CLIP."""
-    layers = [f"blocks.{i}.attn.{layer}" for i in range(depth) for layer in ("qkv", "proj")]
-    for layer in (*layers, "patch_embed.proj"):
-        weight = weights[f"{layer}.weight"]
-        weights.setdefault(f"{layer}.bias", weight.new_zeros(len(weight)))
+    for name, weight in list(weights.items()):
+        layer, _, kind = name.rpartition(".")
+        # Eva has biases of q and v by names of their own, which the filter knows.
+        known = f"{layer.removesuffix('qkv')}q_bias" in weights
+        if kind == "weight" and layer.endswith((".qkv", ".proj")) and not known:
+            weights.setdefault(f"{layer}.bias", weight.new_zeros(len(weight)))
 
 
 def describe_timm_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
@@ -97,9 +106,11 @@ def describe_timm_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
     reference: Any = model
     _check_parts(reference)
     block = reference.blocks[0]
-    dim, hidden = reference.embed_dim, block.mlp.fc1.out_features
+    dim, mlp, mlp_layer = reference.embed_dim, block.mlp, MLPS[type(block.mlp)]
+    hidden = mlp.fc1.out_features if mlp_layer == "swiglupacked" else mlp.fc2.in_features
     ratio = hidden / dim
-    packed = isinstance(block.mlp, timm.layers.GluMlp)
+    rotary = isinstance(model, timm_eva.Eva)
+    scaled = block if rotary else block.ls1
     arguments = {
         "img_size": tuple(reference.patch_embed.img_size),
         "in_chans": reference.in_chans,
@@ -111,12 +122,13 @@ def describe_timm_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
         "patch_size": reference.patch_embed.patch_size[0],
         # `int(ratio * dim)` must be the hidden width again.
         "mlp_ratio": ratio if int(ratio * dim) == hidden else (hidden + 0.5) / dim,
-        "mlp_layer": "swiglupacked" if packed else None,
-        "act_layer": None if packed else ACTIVATIONS[type(block.mlp.act)],
-        "class_token": reference.has_class_token,
-        "reg_tokens": reference.num_reg_tokens,
+        "mlp_layer": mlp_layer,
+        "act_layer": ACTIVATIONS[type(mlp.act)] if mlp_layer is None else None,
+        "class_token": reference.cls_token is not None,
+        "reg_tokens": 0 if reference.reg_token is None else reference.reg_token.shape[1],
         "no_embed_class": reference.no_embed_class,
-        "layer_scale": None if isinstance(block.ls1, nn.Identity) else block.ls1.init_values,
+        "rotary_temperature": reference.rope.temperature if rotary else None,
+        "layer_scale": None if isinstance(scaled, nn.Identity) else scaled.init_values,
         "norm_eps": block.norm1.eps,
         "pre_norm": not isinstance(reference.norm_pre, nn.Identity),
         "fc_norm": not isinstance(reference.fc_norm, nn.Identity),
@@ -184,40 +196,89 @@ def _nearest_row(
 
 
 def _check_parts(model: Any) -> None:
-    """Refuse a plain vision transformer of timm with a part that this library's body lacks.
+    """Refuse a vision transformer of timm with a part that this library's body lacks.
 
     Raises:
         ValueError: it has one; the message names it.
     """
     name = model.pretrained_cfg.get("architecture", type(model).__name__)
+    own = _faults_of_eva if isinstance(model, timm_eva.Eva) else _faults_of_vit
+    for fault, found in (own(model) | _faults_of_all(model)).items():
+        if found:
+            raise ValueError(f"model {name} has {fault}; supported are {SUPPORTED}")
+
+
+def _faults_of_vit(model: Any) -> dict[str, bool]:
+    """Parts that timm's plain vision transformer may have and this library's has not."""
     attentions: list[Any] = [getattr(block, "attn", None) for block in model.blocks]
-    mlps: list[Any] = [getattr(block, "mlp", None) for block in model.blocks]
-    norms = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
     distilled = isinstance(model, timm.models.deit.VisionTransformerDistilled)
     pooled_with_prefix = model.pool_include_prefix and model.global_pool not in ("", "token")
-    patch = model.patch_embed
-    faults = {
+    return {
         "blocks other than timm's Block": any(
             type(block) is not timm_vit.Block for block in model.blocks
         ),
-        "another patch embedding than timm's PatchEmbed": type(patch) is not timm.layers.PatchEmbed
-        or not isinstance(patch.norm, nn.Identity)
-        or patch.patch_size[0] != patch.patch_size[1],
         "another attention than timm's Attention": any(
             type(attn) is not timm.layers.Attention
-            or any(
-                not isinstance(getattr(attn, part, None), nn.Identity | None)
-                for part in ("q_norm", "k_norm", "norm", "gate")
-            )
+            or _has_more_parts(attn)
             or attn.attn_dim != model.embed_dim
             for attn in attentions
         ),
-        "another feed-forward network than timm's Mlp or SwiGLUPacked": not all(
-            type(mlp) in (timm.layers.Mlp, timm.layers.GluMlp)
+        "no position embedding": model.pos_embed is None,
+        "class tokens in its pooling": pooled_with_prefix,
+        "registers beside a distillation token": distilled and bool(model.num_reg_tokens),
+    }
+
+
+def _faults_of_eva(model: Any) -> dict[str, bool]:
+    """Parts that timm's Eva may have and DINOv3, as it is in this library, has not."""
+    rope, blocks = model.rope, list(model.blocks)
+    attentions: list[Any] = [getattr(block, "attn", None) for block in blocks]
+    return {
+        "other positions than DINOv3's rotary ones": model.pos_embed is not None
+        or type(rope) is not timm.layers.RotaryEmbeddingDinoV3
+        or rope.temperature is None
+        or rope.min_period is not None
+        or rope.normalize_coords != "separate"
+        or rope.grid_offset != 0
+        or rope.grid_indexing != "ij"
+        or not rope.rotate_half,
+        "blocks other than timm's EvaBlock": any(
+            type(block) is not timm_eva.EvaBlock for block in blocks
+        ),
+        "another attention than timm's EvaAttention": any(
+            type(attn) is not timm_eva.EvaAttention
+            or _has_more_parts(attn)
+            or attn.head_dim * attn.num_heads != model.embed_dim
+            for attn in attentions
+        ),
+        "layer scales in some branches": len(
+            {getattr(block, part, None) is None for block in blocks for part in GAMMAS}
+        )
+        != 1,
+        "two last norms": not any(isinstance(m, nn.Identity) for m in (model.norm, model.fc_norm)),
+    }
+
+
+def _has_more_parts(attention: Any) -> bool:
+    """Whether there are norms or a gate between an attention's projections."""
+    parts = (getattr(attention, part, None) for part in ("q_norm", "k_norm", "norm", "gate"))
+    return any(not isinstance(part, nn.Identity | None) for part in parts)
+
+
+def _faults_of_all(model: Any) -> dict[str, bool]:
+    """Parts that both of timm's classes may have and this library's has not."""
+    mlps: list[Any] = [getattr(block, "mlp", None) for block in model.blocks]
+    norms = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
+    patch = model.patch_embed
+    return {
+        "another patch embedding than timm's PatchEmbed": type(patch) is not timm.layers.PatchEmbed
+        or not isinstance(patch.norm, nn.Identity)
+        or patch.patch_size[0] != patch.patch_size[1],
+        "another feed-forward network than timm's Mlp, SwiGLU or SwiGLUPacked": not all(
+            type(mlp) in MLPS
             and isinstance(mlp.norm, nn.Identity)
             and not getattr(mlp, "gate_last", False)
-            and mlp.fc1.bias is not None
-            and mlp.fc2.bias is not None
+            and all(layer.bias is not None for layer in mlp.children() if type(layer) is nn.Linear)
             and type(mlp.act) in ACTIVATIONS
             and getattr(mlp.act, "approximate", "none") == "none"
             and (type(mlp) is timm.layers.Mlp or type(mlp.act) is nn.SiLU)
@@ -225,12 +286,6 @@ def _check_parts(model: Any) -> None:
         ),
         "norms other than LayerNorm of one epsilon": len({norm.eps for norm in norms}) != 1
         or any(not isinstance(norm, nn.LayerNorm) or norm.bias is None for norm in norms),
-        "no position embedding": model.pos_embed is None,
         "no last norm": all(isinstance(m, nn.Identity) for m in (model.norm, model.fc_norm)),
         "attention pooling": model.attn_pool is not None,
-        "class tokens in its pooling": pooled_with_prefix,
-        "registers beside a distillation token": distilled and bool(model.num_reg_tokens),
     }
-    for fault, found in faults.items():
-        if found:
-            raise ValueError(f"model {name} has {fault}; supported are {SUPPORTED}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,7 @@ class Linearisation(BaseModel):
             def hook(_: nn.Module, args: tuple[Tensor, Context], output: Tensor) -> None:
                 x, context = args
                 # The block resets the stream after the mixer.
-                place = Context(context.size, context.prefix_tokens, context.stream)
-                kept[index] = x, place, output
+                kept[index] = x, replace(context), output
 
             return hook
 

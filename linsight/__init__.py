@@ -90,7 +90,7 @@ def linearise(
         student = linsight.linearise(teacher, "mala", data="pictures", epochs=20)
 
     Args:
-        model: a ViT, DeiT or DINOv2 of timm or of linsight, with its weights.
+        model: a ViT, DeiT, DINOv2, DINOv3 or Swin of timm or of linsight, with its weights.
         mixer: name of the new token mixer.
         blocks: indices of the blocks that get it, negative ones from the end; None for all.
         mixer_options: keyword arguments by mixer.

@@ -11,8 +11,9 @@ ALL_LINEAR = "_linear"
 
 
 def family_name(model: str) -> str:
-    """The name of a model without its size: 'agent_swin' of 'agent_swin_tiny'."""
-    return model.removesuffix(ALL_LINEAR).rpartition("_")[0]
+    """The name of a model without its size, such as 'tiny' or 'small_plus': 'agent_swin' of
+    'agent_swin_tiny'."""
+    return model.removesuffix(ALL_LINEAR).removesuffix("_plus").rpartition("_")[0]
 
 
 def mixer_name(family: str) -> str:

@@ -33,7 +33,13 @@ Written by `python -m linsight.tools.zoo`; do not edit it. One card a paper; the
 """
 
 # Training data by a word of a tag, as in timm's tags.
-DATA = {"in22k": "ImageNet-22K", "in1k": "ImageNet-1K", "lvd142m": "LVD-142M without labels"}
+DATA = {
+    "in22k": "ImageNet-22K",
+    "in1k": "ImageNet-1K",
+    "lvd142m": "LVD-142M without labels",
+    "lvd1689m": "LVD-1689M without labels",
+    "sat493m": "SAT-493M, satellite images, without labels",
+}
 
 
 def page() -> str:

@@ -86,6 +86,8 @@ class Ecoformer(ProjectedMixer):
         anchors: number of anchors, to which distances are hashed.
     """
 
+    rotated_blocks = 1
+
     def __init__(self, place: Place, *, bits: int = 16, anchors: int = 25) -> None:
         super().__init__(place, HashAttention(place, bits, anchors), blocks=2)
 

@@ -61,6 +61,7 @@ class InLine(TokenMixer):
         kernels = self.predictor(source.mean(1)[..., None])
         blocks = self.in_proj(x).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = blocks.unbind(2)
+        query, key = context.rotate(query), context.rotate(key)
         image = value.flatten(2)[:, self.prefix_tokens :].unflatten(1, context.size)
         image = image.permute(0, 3, 1, 2)
         local = convolve_each(image, kernels.view(*image.shape[:2], KERNEL, KERNEL))

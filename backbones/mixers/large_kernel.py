@@ -46,6 +46,8 @@ class LargeKernel(ProjectedMixer):
         ValueError: if there are class tokens, which convolutions do not reach.
     """
 
+    rotated_blocks = 0
+
     def __init__(self, place: Place) -> None:
         refuse_prefix_tokens(place, "convolutions take a map alone")
         super().__init__(place, LargeKernelGate(place.dim), blocks=1)

@@ -19,7 +19,8 @@ class LinearAttention(PackedAttention):
         gate: whether the projection's fourth block multiplies the result.
         local_kernel: see `PackedAttention`.
         rotary: whether to rotate the features of q and k by their tokens' positions in the map.
-            Nothing is rotated in a place with class tokens, which have no position.
+            No features are rotated in a place with class tokens, which have no position, or in a
+            body that rotates q and k itself.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class LinearAttention(PackedAttention):
         rotary: bool,
     ) -> None:
         super().__init__(place, local_kernel)
-        self.rotary = rotary and not place.prefix_tokens
+        self.rotary = rotary and not (place.prefix_tokens or place.rotary)
         self.mechanism: dict[str, Any] = {
             "feature_map": feature_map,
             "key_weights": key_weights,

@@ -118,7 +118,12 @@ class MHLA(TokenMixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         query, key, value = self.in_proj(self.norm(x)).chunk(3, -1)
-        y = self.attention(self.query_norm(query), self.key_norm(key), value, context)
+        heads = (self.attention.num_heads, -1)
+        query, key = (
+            context.rotate(x.unflatten(-1, heads)).flatten(2)
+            for x in (self.query_norm(query), self.key_norm(key))
+        )
+        y = self.attention(query, key, value, context)
         image = value[:, self.prefix_tokens :].unflatten(1, context.size)
         local = self.local(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
         if self.prefix_tokens:

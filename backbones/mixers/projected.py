@@ -1,5 +1,7 @@
 """The frame of most mixers: packed input projection, an attention operator, output projection."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
@@ -23,14 +25,29 @@ class ProjectedMixer(TokenMixer):
         blocks: how many blocks of C channels the projection packs: 3 for q, k and v, 4 with a gate.
     """
 
+    # How many of the projection's blocks, from the first one, are queries or keys.
+    rotated_blocks: ClassVar[int] = 2
+
     def __init__(self, place: Place, attention: nn.Module, *, blocks: int = 3) -> None:
         super().__init__()
         self.in_proj = nn.Linear(place.dim, blocks * place.dim)
         self.attention = attention
         self.out_proj = nn.Linear(place.dim, place.dim)
+        self.num_heads = place.num_heads
+        self.rotary = place.rotary and self.rotated_blocks > 0
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        return self.out_proj(self.attention(self.in_proj(x), context))
+        projection = self.in_proj(x)
+        if self.rotary:
+            projection = self.rotate(projection, context)
+        return self.out_proj(self.attention(projection, context))
+
+    def rotate(self, projection: Tensor, context: Context) -> Tensor:
+        """A packed projection whose queries and keys are rotated, see `Context.rotate`."""
+        channels = self.rotated_blocks * self.out_proj.in_features
+        # To the rotation, keys are further heads of queries.
+        heads = projection[..., :channels].unflatten(-1, (self.rotated_blocks * self.num_heads, -1))
+        return torch.cat((context.rotate(heads).flatten(2), projection[..., channels:]), -1)
 
     def absorb_norm(self, norm: nn.Module) -> nn.Module:
         return fold_into_linear(norm, self.in_proj)

@@ -18,14 +18,15 @@ class SoftmaxAttention(PackedAttention):
         place: where the mixer stands.
         gate: whether the projection's fourth block multiplies the result.
         local_kernel: see `PackedAttention`.
-        rotary: whether to rotate q and k by their tokens' positions in the map.
+        rotary: whether to rotate q and k by their tokens' positions in the map. In a place with
+            class tokens, or in a body that rotates q and k itself, this does nothing.
     """
 
     def __init__(
         self, place: Place, *, gate: bool = False, local_kernel: int = 0, rotary: bool = False
     ) -> None:
         super().__init__(place, local_kernel)
-        self.rotary = rotary and not place.prefix_tokens
+        self.rotary = rotary and not (place.prefix_tokens or place.rotary)
         # With a local branch, one operator then computes all that stands between projections.
         self.packed = gate and not place.prefix_tokens
         self.attn_drop = make_attention_drop()
@@ -90,7 +91,10 @@ class GatedSoftmax(ProjectedMixer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         # A hook on the input projection may keep its output, which must then stay as it is.
         overwrite = not has_forward_hooks(self.in_proj)
-        return self.out_proj(self.attention(self.in_proj(x), context, overwrite))
+        projection = self.in_proj(x)
+        if self.rotary:
+            projection = self.rotate(projection, context)
+        return self.out_proj(self.attention(projection, context, overwrite))
 
     def init_weights(self, place: Place) -> None:
         super().init_weights(place)

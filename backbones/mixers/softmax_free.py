@@ -174,6 +174,7 @@ class SoftmaxFree(TokenMixer):
         check_map(size, self.ratio)
         projection = self.in_proj(x)
         query, value = projection.unflatten(-1, (2, self.num_heads, self.width)).unbind(2)
+        query = context.rotate(query)
         marks = self.landmark(query[:, self.prefix_tokens :].unflatten(1, size))
         landmarks = self.landmark_act(self.landmark_norm(marks)).to(query.dtype)
         inverse = newton_inverse(

@@ -55,14 +55,19 @@ class SpatialReduction(TokenMixer):
         """(B, P + H * W, C) to (B, P + H * W, C)."""
         image = x[:, self.prefix_tokens :].unflatten(1, context.size).permute(0, 3, 1, 2)
         image = pad_to_multiple(image, self.reduce.stride[0])
-        reduced = self.reduce(image).flatten(2).transpose(1, 2)
+        reduced = self.reduce(image)
+        size = reduced.shape[2], reduced.shape[3]
+        reduced = reduced.flatten(2).transpose(1, 2)
         if self.prefix_tokens:
             reduced = torch.cat((x[:, : self.prefix_tokens].to(reduced.dtype), reduced), 1)
         reduced = self.norm(reduced)
-        query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        key, value = (
-            self.key_value(reduced).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )
+        query = context.rotate(self.query(x).unflatten(-1, (self.num_heads, -1)))
+        key, value = self.key_value(reduced).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        if context.rotary_temperature is not None:
+            # A key's place is the middle of what the convolution has read.
+            temperature = context.rotary_temperature
+            key = Context(size, self.prefix_tokens, rotary_temperature=temperature).rotate(key)
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
         y = attend(query, key, value, self.attn_drop)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 

@@ -57,6 +57,7 @@ def build_blocks(
     prefix_tokens: Sequence[int] | None = None,
     init_stds: Sequence[float | None] | None = None,
     fan_out: bool = False,
+    rotary: bool = False,
 ) -> list[list[nn.Module]]:
     """The blocks of every stage, each with its mixer.
 
@@ -70,6 +71,7 @@ def build_blocks(
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         options: a function from a stage's index to further keyword arguments of its blocks.
         fan_out: how mixers initialise their convolutions, see `Place`.
+        rotary: whether positions are rotary, see `Place`.
     """
     mixers = choices_by_depth("mixer", mixer, depths)
     blocks = choices_by_depth("block", block, depths)
@@ -85,7 +87,9 @@ def build_blocks(
                 resolve_block(make)(
                     dim,
                     build_mixer(
-                        name, Place(dim, heads, size, i, j, prefix, std, fan_out), mixer_options
+                        name,
+                        Place(dim, heads, size, i, j, prefix, std, fan_out, rotary),
+                        mixer_options,
                     ),
                     drop_path=rate,
                     **options(i),

@@ -1,5 +1,5 @@
-"""The plain Vision Transformer (arXiv:2010.11929), as DeiT (arXiv:2012.12877) and DINOv2
-(arXiv:2304.07193) train it."""
+"""The plain Vision Transformer (arXiv:2010.11929), as DeiT (arXiv:2012.12877), DINOv2
+(arXiv:2304.07193) and DINOv3 (arXiv:2508.10104) train it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -30,6 +30,7 @@ from .base import (
     resized_position,
     run_block,
 )
+from .dinov3 import convert_dinov3
 
 
 class VisionTransformer(VisionModel):
@@ -57,6 +58,9 @@ class VisionTransformer(VisionModel):
             the model holds, because its authors' does, and that no output depends on.
         reg_tokens: number of register tokens (arXiv:2309.16588) behind the class token.
         no_embed_class: whether the map alone has position embeddings, not the tokens in front.
+        rotary_temperature: if given, positions are DINOv3's rotary ones of this temperature, and
+            there are no position embeddings: mixers rotate the queries and keys of the map's
+            tokens. They fit every size of images.
         layer_scale: initial value of the layer scales of both branches, or None for no scales.
         norm_eps: epsilon of the layer norms, unless `norm_layer` is given.
         pre_norm: whether a norm stands before the first block, as in CLIP.
@@ -68,7 +72,8 @@ class VisionTransformer(VisionModel):
 
     Raises:
         ValueError: for an unknown mixer, block, layer or pooling, a mixer that takes no class
-            token in a model with one, or the pooling 'token' in a model without.
+            token in a model with one, the pooling 'token' in a model without, or rotary positions
+            with heads of a number of channels that 4 does not divide.
     """
 
     output_fmt = "NLC"
@@ -94,6 +99,7 @@ class VisionTransformer(VisionModel):
         class_token: bool | Literal["unused"] = True,
         reg_tokens: int = 0,
         no_embed_class: bool = False,
+        rotary_temperature: float | None = None,
         layer_scale: float | None = None,
         norm_eps: float = 1e-6,
         pre_norm: bool = False,
@@ -112,6 +118,7 @@ class VisionTransformer(VisionModel):
         self.has_class_token = class_token is True
         self.num_prefix_tokens = prefix = self.has_class_token + self.distilled + reg_tokens
         self.no_embed_class = no_embed_class
+        self.num_heads = num_heads
         self.grad_checkpointing = False
         self.patch_side = patch_size
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
@@ -119,8 +126,16 @@ class VisionTransformer(VisionModel):
         self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if self.distilled else None
         self.reg_token = nn.Parameter(torch.empty(1, reg_tokens, embed_dim)) if reg_tokens else None
         self.position_prefix = 0 if no_embed_class else prefix
-        tokens = self.position_prefix + self.size[0] * self.size[1]
-        self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim))
+        self.rotary_temperature = rotary_temperature
+        self.pos_embed = None
+        if rotary_temperature is None:
+            tokens = self.position_prefix + self.size[0] * self.size[1]
+            self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim))
+        elif rotary_temperature <= 0:
+            raise ValueError(
+                f"rotary_temperature is {rotary_temperature}, expected a positive number such as "
+                "100, or None for learned position embeddings"
+            )
         make_norm = resolve_norm_layer(norm_layer, partial(LayerNorm, eps=norm_eps))
         self.norm_pre = make_norm(embed_dim) if pre_norm else None
         layers = {
@@ -143,6 +158,7 @@ class VisionTransformer(VisionModel):
             drop_path_rate=drop_path_rate,
             options=lambda _: layers,
             prefix_tokens=(prefix,),
+            rotary=rotary_temperature is not None,
         )
         self.blocks = nn.ModuleList(blocks)
         self.feature_info = [
@@ -209,9 +225,10 @@ class VisionTransformer(VisionModel):
 
     def _resize_positions(self, img_size: Size) -> None:
         size = patch_grid(img_size, self.patch_side)
-        self.pos_embed = resized_position(
-            self.pos_embed, size, self.position_prefix, self.size, "bicubic"
-        )
+        if self.pos_embed is not None:
+            self.pos_embed = resized_position(
+                self.pos_embed, size, self.position_prefix, self.size, "bicubic"
+            )
         self.img_size, self.size = img_size, size
 
     def no_weight_decay(self) -> set[str]:
@@ -238,7 +255,7 @@ class VisionTransformer(VisionModel):
         if global_pool is not None:
             self._set_pool(global_pool)
         self.num_classes = num_classes
-        self.head = make_classifier(self.embed_dim, num_classes, self.pos_embed)
+        self.head = make_classifier(self.embed_dim, num_classes, next(self.parameters()))
         self.head.train(self.training)  # new modules start in training mode
 
     def forward_tokens(self, x: Tensor) -> tuple[Tensor, Context]:
@@ -247,7 +264,11 @@ class VisionTransformer(VisionModel):
         x = self.patch_embed(x)
         token, position = self.cls_token, self.pos_embed
         if token is not None and not self.has_class_token:
-            token, position = None, depend_on(position, token)
+            unused, token = token, None
+            if position is None:
+                x = depend_on(x, unused)
+            else:
+                position = depend_on(position, unused)
         tokens: list[Tensor] = [
             t for t in (token, self.dist_token, self.reg_token) if t is not None
         ]
@@ -255,6 +276,7 @@ class VisionTransformer(VisionModel):
         x, context = add_tokens(
             x, prefix, position, self.size, "bicubic", embed_prefix=not self.no_embed_class
         )
+        context.rotary_temperature = self.rotary_temperature
         return x if self.norm_pre is None else self.norm_pre(x), context
 
     def forward_intermediates(
@@ -356,7 +378,7 @@ class DistilledVisionTransformer(VisionTransformer):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace both classifiers by fresh ones, and the pooling if `global_pool` is given."""
         super().reset_classifier(num_classes, global_pool)
-        self.head_dist = make_classifier(self.embed_dim, num_classes, self.pos_embed)
+        self.head_dist = make_classifier(self.embed_dim, num_classes, next(self.parameters()))
         self.head_dist.train(self.training)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
@@ -415,14 +437,17 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
     """A checkpoint under this library's names.
 
     It may be one of timm's ViT, DeiT and DINOv2, of DeiT's and DINOv2's authors, of transformers'
-    DINOv2, of a mixer's authors in this body, or of this library. Position embeddings and tables of
+    DINOv2, of a mixer's authors in this body, or of this library; for a body with rotary positions,
+    one of those that `convert_dinov3` takes, or of this library. Position embeddings and tables of
     another image size are interpolated.
 
     Raises:
         CheckpointError: if it is the checkpoint of another model.
     """
     state_dict = dict(unwrap(state_dict))
-    if any("embeddings.cls_token" in name for name in state_dict):
+    if model.rotary_temperature is not None:
+        state_dict = convert_dinov3(state_dict, model.num_heads)
+    elif any("embeddings.cls_token" in name for name in state_dict):
         state_dict = convert_transformers(state_dict)
     state_dict = {rename(name, TIMM_NAMES): v for name, v in state_dict.items()}
     for name, value in state_dict.items():
@@ -430,7 +455,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
             state_dict[name] = value.view(1, 1, 1, -1)
     take_authors_registers(state_dict)
     state_dict = convert_mixers(state_dict, model)
-    if (position := state_dict.get("pos_embed")) is not None:
+    if (position := state_dict.get("pos_embed")) is not None and model.pos_embed is not None:
         state_dict["pos_embed"] = resize_position(position, model.size, model.position_prefix)
     check_model(state_dict, model)
     return state_dict

@@ -27,6 +27,18 @@ DINOV2_SMALL = DEIT_SMALL | {"patch_size": 14, "layer_scale": 1e-5, "img_size": 
 DINOV2_BASE = DINOV2_SMALL | {"embed_dim": 768, "num_heads": 12}
 DINOV2_LARGE = DINOV2_SMALL | {"embed_dim": 1024, "num_heads": 16, "depth": 24}
 
+DINOV3 = partial(DEIT, data={"input_size": (3, 256, 256), "pool_size": (16, 16), "crop_pct": 1.0})
+DINOV3_SMALL = DEIT_SMALL | {
+    "reg_tokens": 4,
+    "rotary_temperature": 100.0,
+    "layer_scale": 1e-5,
+    "norm_eps": 1e-5,
+    "img_size": 256,
+}
+DINOV3_SMALL_PLUS = DINOV3_SMALL | {"mlp_layer": "swiglu"}
+DINOV3_BASE = DINOV3_SMALL | {"embed_dim": 768, "num_heads": 12}
+DINOV3_LARGE = DINOV3_SMALL | {"embed_dim": 1024, "num_heads": 16, "depth": 24}
+
 PVT = partial(
     Family,
     skeleton=pvt.PyramidVisionTransformer,

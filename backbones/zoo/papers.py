@@ -253,6 +253,49 @@ DINOV2 = Paper(
     "stride 14",
 )
 
+DINOV3 = Paper(
+    name="DINOv3",
+    arxiv="2508.10104",
+    title="DINOv3",
+    authors=(
+        "Siméoni, Oriane",
+        "Vo, Huy V.",
+        "Seitzer, Maximilian",
+        "Baldassarre, Federico",
+        "Oquab, Maxime",
+        "Jose, Cijo",
+        "Khalidov, Vasil",
+        "Szafraniec, Marc",
+        "Yi, Seungeun",
+        "Ramamonjisoa, Michaël",
+        "Massa, Francisco",
+        "Haziza, Daniel",
+        "Wehrstedt, Luca",
+        "Wang, Jianyuan",
+        "Darcet, Timothée",
+        "Moutakanni, Théo",
+        "Sentana, Leonel",
+        "Roberts, Claire",
+        "Vedaldi, Andrea",
+        "Tolan, Jamie",
+        "Brandt, John",
+        "Couprie, Camille",
+        "Mairal, Julien",
+        "Jégou, Hervé",
+        "Labatut, Patrick",
+        "Bojanowski, Piotr",
+    ),
+    venue="arXiv",
+    year=2025,
+    journal=True,
+    origin="https://github.com/facebookresearch/dinov3",
+    license="dinov3-license",
+    computes="softmax attention over all tokens of 16 x 16 pixels with rotary positions, four "
+    "register tokens, pretrained without labels",
+    limits="cost grows with the square of the pixels; the weights have no classifier, and Meta's "
+    "DINOv3 License, which is not an open-source licence; one map, of stride 16",
+)
+
 PVT = Paper(
     name="PVT",
     arxiv="2102.12122",

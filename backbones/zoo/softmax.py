@@ -1,5 +1,7 @@
-"""The baselines with softmax attention: DeiT, DINOv2, PVT, PVTv2, Swin, CSwin and
+"""The baselines with softmax attention: DeiT, DINOv2, DINOv3, PVT, PVTv2, Swin, CSwin and
 Twins."""
+
+from typing import Any
 
 from ..registry import Model, Weights, register
 from . import bodies, papers
@@ -7,6 +9,7 @@ from . import bodies, papers
 DEIT = bodies.DEIT(paper=papers.DEIT, config={"mixer": "softmax"})
 DISTILLED_DEIT = bodies.DISTILLED_DEIT(paper=papers.DEIT, config={"mixer": "softmax"})
 DINOV2 = bodies.DINOV2(paper=papers.DINOV2, config={"mixer": "softmax"})
+DINOV3 = bodies.DINOV3(paper=papers.DINOV3, config={"mixer": "softmax"})
 REDUCTION = {
     "mixer": ("spatial_reduction", "spatial_reduction", "spatial_reduction", "softmax"),
     "mixer_options": {"spatial_reduction": {"reduction": (8, 4, 2, 1)}},
@@ -71,6 +74,16 @@ def _dinov2(size: str) -> dict[str, Weights]:
             f"{hub}_reg4_dinov2.lvd142m", file, config=config, arguments=registers
         ),
     }
+
+
+def _dinov3(size: str, **satellite: Any) -> dict[str, Weights]:
+    """The weights from photographs; `satellite` is how images of those from satellites differ."""
+    hub, file = f"timm/vit_{size}_patch16_dinov3", "pytorch_model.bin"
+    config = {"num_classes": 0, "input_size": (3, 256, 256)}
+    weights = {"lvd1689m": Weights(f"{hub}.lvd1689m", file, config=config)}
+    if satellite:
+        weights["sat493m"] = Weights(f"{hub}.sat493m", file, config=config | satellite)
+    return weights
 
 
 def _pvt(size: str) -> dict[str, Weights]:
@@ -175,6 +188,14 @@ register(
         "softmax_dinov2_small": Model(DINOV2, bodies.DINOV2_SMALL, _dinov2("small")),
         "softmax_dinov2_base": Model(DINOV2, bodies.DINOV2_BASE, _dinov2("base")),
         "softmax_dinov2_large": Model(DINOV2, bodies.DINOV2_LARGE, _dinov2("large")),
+        "softmax_dinov3_small": Model(DINOV3, bodies.DINOV3_SMALL, _dinov3("small")),
+        "softmax_dinov3_small_plus": Model(DINOV3, bodies.DINOV3_SMALL_PLUS, _dinov3("small_plus")),
+        "softmax_dinov3_base": Model(DINOV3, bodies.DINOV3_BASE, _dinov3("base")),
+        "softmax_dinov3_large": Model(
+            DINOV3,
+            bodies.DINOV3_LARGE,
+            _dinov3("large", mean=(0.430, 0.411, 0.296), std=(0.213, 0.156, 0.143)),
+        ),
         "softmax_pvt_tiny": Model(
             PVT,
             bodies.PVT_TINY,

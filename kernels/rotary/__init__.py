@@ -1,7 +1,11 @@
 """Two-dimensional rotary position embedding (RAVLT, arXiv:2411.07635; RoPE, arXiv:2104.09864).
 
+DINOv3 (arXiv:2508.10104) has the same rotation, with other angles.
+
 A compiler sees the reference, which it fuses with what stands around it.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -13,18 +17,25 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def rotary_tables(
-    size: tuple[int, int], head_dim: int, dtype: torch.dtype, device: torch.device
+    size: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    temperature: float | None = None,
 ) -> Rotary:
     """Cosines and sines of the rotation angles along rows and columns of a map.
 
-    The frequencies are theta_i = 10000^(-i / (m - 1)), i = 0 .. m - 1, with m = head_dim / 4,
-    and a position is a raw pixel index, so any map size extrapolates.
+    With m = head_dim / 4 and i = 0 .. m - 1, RAVLT's frequencies are 10000^(-i / (m - 1)), and a
+    position is a raw pixel index, so any map size extrapolates. DINOv3's, for a temperature T, are
+    2 pi T^(-i / m), and positions are the centres of the tokens on a map that reaches from -1 to 1
+    along both axes, so any map size interpolates.
 
     Args:
         size: height and width of the map, in tokens.
         head_dim: width of a head, a multiple of 4.
         dtype: of the activations; the tables are float32 or, for float64, float64.
         device: where the tables are made.
+        temperature: T of DINOv3's angles, above 0, or None for RAVLT's.
 
     Returns:
         Row table (2, H, head_dim / 4) and column table (2, W, head_dim / 4); entry 0 of the
@@ -39,21 +50,32 @@ def rotary_tables(
             "two axes and needs a multiple of 4"
         )
     dtype = torch.promote_types(dtype, torch.float32)
-    return _tables(*size, head_dim, dtype, device)
+    return _tables(*size, head_dim, temperature, dtype, device)
 
 
 @cache_constants
 def _tables(
-    height: int, width: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    height: int,
+    width: int,
+    head_dim: int,
+    temperature: float | None,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Rotary:
+    count = head_dim // 4
     # The authors round the frequencies to float32, whatever the precision of the model.
-    frequency = 1.0 / 10000 ** torch.linspace(
-        0, 1, head_dim // 4, dtype=torch.float32, device=device
-    )
-    frequency = frequency.to(dtype)
+    if temperature is None:
+        exponent = torch.linspace(0, 1, count, dtype=torch.float32, device=device)
+        frequency = (1.0 / 10000**exponent).to(dtype)
+    else:
+        exponent = torch.arange(count, dtype=torch.float32, device=device) / count
+        frequency = 2 * math.pi / (temperature**exponent).to(dtype)
 
     def table(length: int) -> Tensor:
-        angle = torch.arange(length, dtype=dtype, device=device)[:, None] * frequency
+        position = torch.arange(length, dtype=dtype, device=device)
+        if temperature is not None:
+            position = (position + 0.5) / length * 2 - 1
+        angle = position[:, None] * frequency
         return torch.stack((angle.cos(), angle.sin()))
 
     return table(height), table(width)

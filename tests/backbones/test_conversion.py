@@ -20,6 +20,15 @@ MODELS = {
     "vit_small_patch14_dinov2": ({"img_size": 56}, "softmax_dinov2_small"),
     "vit_small_patch14_reg4_dinov2": ({"img_size": 56}, "softmax_dinov2_small"),
     "vit_giant_patch14_reg4_dinov2": ({"img_size": 56}, "softmax_dinov2_small"),
+    "vit_small_patch16_dinov3": ({"img_size": (48, 80)}, "softmax_dinov3_small"),
+    "vit_small_plus_patch16_dinov3_qkvb": (
+        {"qkv_fused": False, "num_classes": 7},
+        "softmax_dinov3_small_plus",
+    ),
+    "vit_giant_patch16_lingbot": (
+        {"img_size": 64, "init_values": None},
+        "softmax_dinov3_small_plus",
+    ),
     "vit_medium_patch16_reg4_gap_256": ({"img_size": 64}, "softmax_deit_tiny"),
     "vit_base_patch16_clip_quickgelu_224": ({"img_size": 64}, "softmax_deit_tiny"),
     # Windows of 7 on maps of 18 x 15 and 9 x 8, which a window does not divide.
@@ -48,10 +57,12 @@ def test_outputs_are_timms(name):
         torch.testing.assert_close(again(x), ours(x))
 
 
-def test_another_size_is_timms():
-    """Positions of patches are interpolated apart from the registers, which have none."""
-    options = {"img_size": 56, "dynamic_img_size": True}
-    theirs = lively(timm.create_model("vit_small_patch14_reg4_dinov2", **NANO | options))
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_another_size_is_timms(name):
+    """Positions of patches are interpolated apart from the registers, which have none; rotary ones
+    reach from one border of the map to the other at any size."""
+    options = {"img_size": 56 if "14" in name else 64, "dynamic_img_size": True}
+    theirs = lively(timm.create_model(name, dynamic_img_pad=True, **NANO | options))
     x = torch.randn(1, 3, 84, 70)
     with torch.inference_mode():
         wanted, got = theirs(x), convert_timm_model(theirs)(x)
@@ -65,6 +76,11 @@ def test_a_published_size_has_a_name_of_its_own():
     assert name == "softmax_dinov2_large"
     registers = {"reg_tokens": 4, "no_embed_class": True}
     assert arguments == {"num_classes": 0, "global_pool": "token"} | registers
+    for size in ("small", "small_plus", "base", "large"):
+        with shapes_only():
+            theirs = timm.create_model(f"vit_{size}_patch16_dinov3")
+        wanted = f"softmax_dinov3_{size}", {"num_classes": 0, "global_pool": "avg"}
+        assert describe_timm_model(theirs) == wanted
 
 
 def test_the_authors_registers(tmp_path):
@@ -101,7 +117,9 @@ def test_the_authors_registers(tmp_path):
     [
         ("vit_base_patch16_siglip_224", "attention pooling"),
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
-        ("vit_small_patch16_dinov3", "is a Eva"),
+        ("eva02_tiny_patch14_224", "other positions than DINOv3's"),
+        ("vit_small_patch16_rope_224", "other positions than DINOv3's"),
+        ("vit_base_patch16_sapiens2", "another attention than timm's EvaAttention"),
         ("swinv2_tiny_window8_256", "is a SwinTransformerV2"),
         ("swin_s3_tiny_224", None),
         ("rala_vit_nano", "model is a RAVLT"),

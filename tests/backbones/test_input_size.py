@@ -22,6 +22,7 @@ LITTLE = {
     "rala_vit_nano": {},
     "soft_vit_nano": {},
     "softmax_dinov2_small": PLAIN,
+    "softmax_dinov3_small": PLAIN,
     "softmax_swin_tiny": STAGES,
 }
 

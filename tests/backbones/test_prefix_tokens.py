@@ -1,8 +1,11 @@
-"""Class and register tokens in mixers of maps, against the equations of their docstrings."""
+"""Class and register tokens in mixers of maps, against the equations of their docstrings; and
+rotary positions, which these tokens have not."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import RotaryEmbeddingDinoV3, apply_rot_embed_cat
+from torch import nn
 
 from linsight.backbones.context import Context, Place
 from linsight.backbones.mixers import MIXERS, build_mixer
@@ -100,3 +103,48 @@ def test_every_token_reaches_every_other(name):
     for reader, read in ((-1, 1), (1, -1)):
         (gradient,) = torch.autograd.grad(y[0, reader].square().sum(), x, retain_graph=True)
         assert gradient[0, read].abs().max() > 0
+
+
+class Rotated(nn.Module):
+    """A layer whose first results, of so many heads, timm rotates behind the prefix tokens."""
+
+    def __init__(self, layer, count, size=SIZE):
+        super().__init__()
+        self.layer, self.count = layer, count
+        rope = RotaryEmbeddingDinoV3(DIM // HEADS, temperature=100.0, rotate_half=False)
+        self.embedding = rope.get_embed(size)
+
+    def forward(self, x):
+        y = self.layer(x).unflatten(-1, (-1, DIM // HEADS)).clone()
+        tokens = y[:, PREFIX:, : self.count].transpose(1, 2)
+        y[:, PREFIX:, : self.count] = apply_rot_embed_cat(tokens, self.embedding).transpose(1, 2)
+        return y.flatten(2)
+
+
+# The layers that give queries and keys, with their numbers of heads.
+ROTATED = {name: {"in_proj": 2 * HEADS} for name in set(MIXERS) - MAPS_ONLY} | {
+    "ecoformer": {"in_proj": HEADS},
+    "mhla": {"query_norm": HEADS, "key_norm": HEADS},
+    "softmax_free": {"in_proj": HEADS},
+    "spatial_reduction": {"query": HEADS, "key_value": HEADS},
+}
+
+
+@pytest.mark.parametrize("name", sorted(ROTATED))
+def test_rotary_positions_rotate_queries_and_keys(name):
+    """A mixer of a body with rotary positions is the one of any body, of rotated projections."""
+    torch.manual_seed(0)
+    rotary, plain = (
+        build_mixer(name, Place(DIM, HEADS, SIZE, prefix_tokens=PREFIX, init_std=0.3, rotary=on))
+        for on in (True, False)
+    )
+    plain.load_state_dict(rotary.state_dict())
+    for layer, count in ROTATED[name].items():
+        size = (2, 3) if layer == "key_value" else SIZE
+        setattr(plain, layer, Rotated(getattr(plain, layer), count, size))
+    x = torch.randn(2, PREFIX + SIZE[0] * SIZE[1], DIM)
+    got = rotary(x, Context(SIZE, PREFIX, rotary_temperature=100.0))
+    torch.testing.assert_close(got, plain(x, Context(SIZE, PREFIX)), rtol=1e-4, atol=1e-5)
+    # The rotation is no matter of rounding.
+    if name != "ecoformer":  # whose codes are all equal until anchors are loaded
+        assert (got - rotary(x, Context(SIZE, PREFIX, rotary_temperature=7.0))).abs().max() > 1e-3

@@ -16,7 +16,7 @@ from timm.models import _builder, _hub
 from linsight.backbones import ZOO
 
 # These models give tokens, as the models do that timm's tests call non-standard.
-TOKENS = ["*_deit_*", "softmax_pvt_*", "soft_vit_*", "soft_norm_vit_*"]
+TOKENS = ["*_deit_*", "softmax_dinov*", "softmax_pvt_*", "soft_vit_*", "soft_norm_vit_*"]
 
 
 def narrowed(function):

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from timm.layers import RotaryEmbeddingDinoV3
 from torch import Tensor
 
 from linsight.kernels import force
@@ -22,6 +23,14 @@ def test_tables_hold_the_angles_of_rows_and_columns() -> None:
     theta = 10000 ** (-2 / 3)
     assert rows[0, 2, 2].item() == pytest.approx(math.cos(2 * theta), abs=1e-6)
     assert columns[1, 4, 2].item() == pytest.approx(math.sin(4 * theta), abs=1e-6)
+
+
+def test_tables_of_a_temperature_hold_the_angles_of_dinov3() -> None:
+    tables = rotary_tables((3, 5), 16, torch.float32, torch.device("cpu"), 100.0)
+    # Per token sines, then cosines, each of both halves of the channels, of rows and of columns.
+    theirs = RotaryEmbeddingDinoV3(16, 100.0).get_embed([3, 5]).view(3, 5, 2, 2, 2, 4)
+    theirs = theirs[:, :, :, 0].flip(2).movedim(2, 0)
+    torch.testing.assert_close(tables, (theirs[:, :, 0, 0], theirs[:, 0, :, 1]))
 
 
 def test_rotation_keeps_lengths_and_depends_on_offsets_alone() -> None:

@@ -112,6 +112,26 @@ def test_a_student_recovers_its_teachers_features(mixer, teacher, digits):
     assert distance(model, digits[2]) < untrained / 3
 
 
+def test_each_mixer_is_compared_at_its_teachers_places():
+    """DINOv3's attention under another name errs nowhere: it rotates q and k by the same angles."""
+    model = MODELS.build(
+        {
+            "type": "Linearisation",
+            "teacher": {"model_name": "softmax_dinov3_small", "num_classes": 0, **NANO},
+            "mixer": "gated_softmax",
+            "mixer_options": {"gated_softmax": {"gate": False, "local_kernel": 0}},
+        }
+    )
+    (teacher,), student = model._teacher, model.backbone
+    torch.manual_seed(0)
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    teacher.load_state_dict(student.state_dict())
+    errors, _ = model.block_errors(teacher, torch.randn(2, 1, 6, 8))
+    assert errors.shape == (2, 2)
+    assert errors.max() < 1e-9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_student_is_within_a_point_of_its_teacher(mixer, skilled_teacher, digits):
@@ -296,14 +316,13 @@ def test_data_are_asked_for(tmp_path):
         train_student(model, "mala", data=tmp_path / "none", work_dir=tmp_path)
 
 
-def test_the_result_is_a_model_of_timm(tmp_path):
+@pytest.mark.parametrize("name", ["softmax_dinov2_small.lvd142m_reg4", "softmax_dinov3_small"])
+def test_the_result_is_a_model_of_timm(name, tmp_path):
     """A folder that timm, predict, torch.export, classifiers and dense tasks take."""
     options = {"img_size": 56, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 3}
     names = ["cat", "dog", "owl"]
     overlay = {"input_size": (3, 56, 56), "label_names": names}
-    teacher = timm.create_model(
-        "softmax_dinov2_small.lvd142m_reg4", pretrained_cfg_overlay=overlay, **options
-    )
+    teacher = timm.create_model(name, pretrained_cfg_overlay=overlay, **options)
     student = linsight.linearise(teacher, "mhla", mixer_options={"mhla": {"squares": 2}})
     write_safetensors(student, tmp_path)
     source = f"local-dir:{tmp_path}"

@@ -1,9 +1,10 @@
-"""Weights out of an ONNX file of transformers' DINOv2, and into a model of this library."""
+"""Weights out of transformers' DINOv2, also in an ONNX file, and DINOv3, into models of this
+library."""
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from linsight.tools.onnx_weights import app
@@ -23,9 +24,9 @@ def theirs():
     return model
 
 
-def ours(file):
+def ours(file, name="softmax_dinov2_small"):
     return timm.create_model(
-        "softmax_dinov2_small",
+        name,
         img_size=56,
         embed_dim=24,
         depth=2,
@@ -35,11 +36,12 @@ def ours(file):
     ).eval()
 
 
-def check(theirs, file):
-    x = torch.randn(2, 3, 56, 56)
+def check(theirs, file, *name, size=(56, 56)):
+    x = torch.randn(2, 3, *size)
     with torch.inference_mode():
         wanted = theirs(x).last_hidden_state
-        torch.testing.assert_close(ours(file).forward_features(x), wanted, rtol=1e-4, atol=1e-4)
+        got = ours(file, *name).forward_features(x)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_transformers_own_file(theirs, tmp_path):
@@ -47,6 +49,22 @@ def test_transformers_own_file(theirs, tmp_path):
     names = load_file(tmp_path / "model.safetensors").keys()
     assert "encoder.layer.0.attention.attention.query.weight" in names
     check(theirs, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(("name", "act"), [("small", "gelu"), ("small_plus", "silu")])
+def test_transformers_own_file_of_dinov3(name, act, tmp_path):
+    torch.manual_seed(0)
+    own = {"intermediate_size": 96, "num_register_tokens": 4, "hidden_act": act}
+    config = transformers.DINOv3ViTConfig(use_gated_mlp="plus" in name, **own, **TINY)
+    theirs = transformers.DINOv3ViTModel(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    assert "layer.0.attention.k_proj.weight" in state  # as in the files on the hub
+    check(theirs, tmp_path / "model.safetensors", f"softmax_dinov3_{name}", size=(48, 80))
+    save_file(theirs.state_dict(), tmp_path / "modules.safetensors")
+    check(theirs, tmp_path / "modules.safetensors", f"softmax_dinov3_{name}", size=(48, 80))
 
 
 def test_an_onnx_file(theirs, tmp_path):

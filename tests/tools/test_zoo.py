@@ -88,6 +88,7 @@ def test_names_and_spans():
     assert mixer_name(family_name("soft_norm_vit_tiny")) == "soft_norm"
     assert mixer_name(family_name("van_b0")) == "van"
     assert family_name("rala_vit_tiny_linear") == "rala_vit"
+    assert family_name("softmax_dinov3_small_plus") == "softmax_dinov3"
     assert (span([84.5, 9.0, 74.5]), span([80.0]), span([])) == ("9.0 to 84.5", "80.0", "-")
 
 
