@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -120,9 +121,13 @@ def draw_samples(source: Source, file: Path, rows: int = 3, columns: int = 4) ->
     samples = source.splits["train"]
     # Evenly over the data, whose order often is that of the classes.
     places = np.linspace(0, len(samples) - 1, min(len(samples), rows * columns)).astype(int)
+    columns = min(columns, len(places))
+    rows = math.ceil(len(places) / columns)
     figure = Figure(figsize=(3 * columns, 3 * rows + 0.4), layout="constrained")
     present: set[int] = set()
-    for axes, place in zip(figure.subplots(rows, columns).flat, places, strict=False):
+    for axes, place in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, places, strict=False
+    ):
         try:
             picture, title, labels = _draw(source, samples[place])
         except Exception as error:  # a damaged file, which the report names
