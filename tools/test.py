@@ -1,5 +1,6 @@
-"""Evaluate a checkpoint: `linsight test CONFIG CHECKPOINT`, or `python tools/test.py ...`."""
+"""Evaluate a checkpoint: `linsight test CHECKPOINT`, or `linsight test CONFIG CHECKPOINT`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,8 +10,8 @@ from rich.table import Column, Table
 
 from linsight.heads.hooks import percent
 from linsight.tools.config import ConfigError, tta_of
+from linsight.tools.model import read_run
 from linsight.tools.run import (
-    ConfigName,
     LauncherOption,
     Overrides,
     Words,
@@ -21,11 +22,17 @@ from linsight.tools.run import (
 
 
 def test(
-    config: ConfigName,
-    checkpoint: Annotated[
+    config: Annotated[
         str,
-        typer.Argument(help="A .pth or .safetensors file, or 'pretrained' for the published ones."),
+        typer.Argument(
+            help="Name of a config, or a path; or only a checkpoint of linsight train, which holds "
+            "its config."
+        ),
     ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="A .pth or .safetensors file, or 'pretrained' for the published ones."),
+    ] = None,
     words: Words = None,
     work_dir: WorkDir = None,
     tta: Annotated[
@@ -35,6 +42,9 @@ def test(
     cfg_options: Overrides = None,
 ) -> None:
     """Print the metrics of a checkpoint on the test data, and draw some of its predictions."""
+    changes = [*(cfg_options or []), *(words or [])]
+    if checkpoint is not None and "=" in checkpoint:
+        changes, checkpoint = [checkpoint, *changes], None
 
     def adapt(cfg: Config) -> None:
         cfg.resume = False
@@ -44,6 +54,7 @@ def test(
             cfg.model.backbone.pretrained = True
         else:
             cfg.load_from = checkpoint
+            cfg.model.backbone.pop("checkpoint", None)
             if cfg.model.backbone.get("pretrained"):
                 cfg.model.backbone.pretrained = False
         if tta:
@@ -52,9 +63,15 @@ def test(
             cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
     with report_errors():
-        runner = build_runner(
-            config, [*(cfg_options or []), *(words or [])], work_dir, launcher, adapt
-        )
+        settings: str | Config = config
+        if checkpoint is None:
+            checkpoint, run = config, read_run(config)
+            if run is None:
+                raise ConfigError(
+                    f"{config} is no checkpoint of linsight train: give a config and a checkpoint"
+                )
+            settings, work_dir = run.config, work_dir or Path(checkpoint).parent
+        runner = build_runner(settings, changes, work_dir, launcher, adapt)
         metrics = runner.test()
     table = Table("metric", Column("%", justify="right"))
     for name, value in metrics.items():

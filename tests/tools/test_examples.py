@@ -29,7 +29,6 @@ def run_page(name: str, folder: Path, monkeypatch, *small: str) -> None:
     text = (ROOT / "docs" / f"{name}.md").read_text()
     blocks = re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", "").splitlines()
-    trainings = 0
     for line in lines:
         program, *words = shlex.split(line)
         if program == "python":
@@ -39,8 +38,7 @@ def run_page(name: str, folder: Path, monkeypatch, *small: str) -> None:
             continue
         if words[0] == "train":
             data, model = (words[words.index(option) + 1] for option in ("--data", "--model"))
-            words += [*small, "--work-dir", f"work_dirs/{data}_{model}{trainings * '_2'}"]
-            trainings += 1
+            words += [*small, "--work-dir", f"work_dirs/{data}_{model}"]
         for place, word in enumerate(words):
             if "*." in word:  # a shell puts the file's name there
                 (words[place],) = map(str, folder.glob(word))
@@ -113,7 +111,14 @@ def test_trees(tmp_path, monkeypatch):
     small = ["--model", "test_resnet", "--batch-size", "1", "--epochs", "1", "--workers", "0"]
     small += ["train_dataloader.dataset.times=1"]
     run_page("trees", tmp_path, monkeypatch, *small)
-    cfg = load_config(tmp_path / "work_dirs" / "trees_rala_vit_tiny" / "config.py")
+    (words,) = re.findall(r"```text\n(.*?)```", (ROOT / "docs" / "trees.md").read_text(), re.DOTALL)
+    file = tmp_path / "work_dirs" / "trees_rala_vit_tiny" / "config.py"
+    cfg = load_config(file, words.split())
+    assert cfg.train_dataloader.dataset.dataset.pipeline[4] == {
+        "type": "RandomFlip",
+        "prob": [0.25, 0.25, 0.25],
+        "direction": ["horizontal", "vertical", "diagonal"],
+    }
     assert (cfg.train_dataloader.dataset.type, cfg.train_dataloader.dataset.times) == (
         "RepeatDataset",
         256,
