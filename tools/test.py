@@ -48,6 +48,8 @@ def test(
 
     def adapt(cfg: Config) -> None:
         cfg.resume = False
+        # Its hook makes the training's loop, which would read the training data.
+        cfg.get("default_hooks", {}).pop("early_stopping", None)
         if checkpoint == "pretrained" and cfg.model.type != "ImageClassifier":
             raise ConfigError(f"'pretrained' is for classifiers, not for a {cfg.model.type}")
         if checkpoint == "pretrained":
