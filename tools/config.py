@@ -69,11 +69,11 @@ def find_config(name_or_path: str | Path) -> Path:
     )
 
 
-def load_config(source: str | Path | Config, overrides: Iterable[str] = ()) -> Config:
+def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config, apply ``key=value`` overrides, and check every name in it.
 
     Args:
-        source: name or path, as for :func:`find_config`; or a config that has been read.
+        name_or_path: name or path, as for :func:`find_config`.
         overrides: words in OpenMMLab's form after ``--cfg-options``:
             ``model.num_classes=10``, ``param_scheduler.0.end=2``, ``a.b=[1,2]``.
 
@@ -81,16 +81,10 @@ def load_config(source: str | Path | Config, overrides: Iterable[str] = ()) -> C
         ConfigError: a file, key, argument, type or model is unknown; the message has the
             nearest names.
     """
-    config = source if isinstance(source, Config) else _read_config(find_config(source))
-    override(config, overrides)
-    check_config(config)
-    return config
-
-
-def _read_config(path: Path) -> Config:
+    path = find_config(name_or_path)
     try:
         with quiet_mmdet():
-            return Config.fromfile(path)
+            config = Config.fromfile(path)
     except ImportError as error:
         if (missing := _missing_module(error)) in ("mmcv", "mmdet"):
             reason = f"detection needs {missing}: pip install 'linsight[det]'"
@@ -98,6 +92,9 @@ def _read_config(path: Path) -> Config:
         raise ConfigError(f"config {path}: {error}") from error
     except (SyntaxError, FileNotFoundError) as error:
         raise ConfigError(f"config {path}: {error}") from error
+    override(config, overrides)
+    check_config(config)
+    return config
 
 
 def override(config: Config, overrides: Iterable[str]) -> None:

@@ -108,7 +108,7 @@ def _concerns_user(record: logging.LogRecord) -> bool:
 
 
 def build_runner(
-    config: str | Path | Config,
+    config: str | Path,
     overrides: list[str],
     work_dir: Path | None,
     launcher: Launcher = "none",
@@ -117,7 +117,7 @@ def build_runner(
     """Read and check a config and build mmengine's runner from it, for this machine.
 
     Args:
-        config: name or path, or a config that has been read.
+        config: name or path.
         overrides: ``key=value`` words.
         work_dir: folder for the results; by default ``work_dirs/`` and the config's name.
         launcher: what started the processes of a distributed run; torchrun is recognised.

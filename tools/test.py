@@ -10,7 +10,6 @@ from rich.table import Column, Table
 
 from linsight.heads.hooks import percent
 from linsight.tools.config import ConfigError, tta_of
-from linsight.tools.model import read_run
 from linsight.tools.run import (
     LauncherOption,
     Overrides,
@@ -25,8 +24,7 @@ def test(
     config: Annotated[
         str,
         typer.Argument(
-            help="Name of a config, or a path; or only a checkpoint of linsight train, which holds "
-            "its config."
+            help="Name of a config, or a path; or a checkpoint alone, in its training's folder."
         ),
     ],
     checkpoint: Annotated[
@@ -65,15 +63,10 @@ def test(
             cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
     with report_errors():
-        settings: str | Config = config
         if checkpoint is None:
-            checkpoint, run = config, read_run(config)
-            if run is None:
-                raise ConfigError(
-                    f"{config} is no checkpoint of linsight train: give a config and a checkpoint"
-                )
-            settings, work_dir = run.config, work_dir or Path(checkpoint).parent
-        runner = build_runner(settings, changes, work_dir, launcher, adapt)
+            checkpoint, config = config, _config_beside(Path(config))
+            work_dir = work_dir or Path(checkpoint).parent / "test"
+        runner = build_runner(config, changes, work_dir, launcher, adapt)
         metrics = runner.test()
     table = Table("metric", Column("%", justify="right"))
     for name, value in metrics.items():
@@ -81,6 +74,21 @@ def test(
         figure = f"{percent(name, value):.2f}" if value >= 0 else "-"
         table.add_row(name.rpartition("/")[2], figure)
     Console().print(table)
+
+
+def _config_beside(checkpoint: Path) -> str:
+    """The config that a training has left in the folder of its checkpoints.
+
+    Raises:
+        ConfigError: there is none, or several.
+    """
+    found = [] if checkpoint.suffix == ".py" else sorted(checkpoint.parent.glob("*.py"))
+    if not checkpoint.exists() or len(found) != 1:
+        raise ConfigError(
+            f"beside the checkpoint {checkpoint} there is not the one config of its training: "
+            "linsight test CONFIG CHECKPOINT"
+        )
+    return str(found[0])
 
 
 if __name__ == "__main__":
