@@ -10,10 +10,12 @@ import pytest
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
 import torch
+import torchvision
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from PIL import Image
 
+from linsight.heads.deployment import suppress
 from linsight.heads.deployment_detection import DeployedDetector
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, write_file
@@ -52,6 +54,25 @@ def detector_of(name: str, words: list[str] = SMALL) -> torch.nn.Module:
 
 def images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+class Suppression(torch.nn.Module):
+    def forward(self, boxes, scores):
+        return suppress(boxes, scores, 0.5, -0.5, 10)
+
+
+def test_an_exported_suppression_keeps_none_one_or_many():
+    boxes, batch = torch.rand(2, 20, 4), torch.export.Dim("batch", min=1, max=8)
+    boxes[..., 2:] += boxes[..., :2]
+    sizes = ({0: batch}, {0: batch})
+    program = torch.export.export(Suppression(), (boxes, boxes[..., 0]), dynamic_shapes=sizes)
+    for count in (0, 1, 2, 20):
+        scores = torch.full((2, 20), -1.0)
+        scores[1, :count] = torch.rand(count)
+        kept = program.module()(boxes, scores)
+        assert torch.equal(kept, suppress(boxes, scores, 0.5, -0.5, 10))
+        alone = torchvision.ops.nms(boxes[1, :count], scores[1, :count], 0.5)
+        assert kept.nonzero().tolist() == [[1, index] for index in sorted(alone.tolist())]
 
 
 @pytest.mark.parametrize(
