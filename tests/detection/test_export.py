@@ -22,7 +22,7 @@ from linsight.tools.export import Format, write_file
 from linsight.tools.export_check import EXACT, HALF, compare, match_objects
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
-from linsight.tools.export_subject import dense_subject
+from linsight.tools.export_subject import dense_subject, preparation_of
 from linsight.tools.export_tensorrt import refusals
 from linsight.tools.model import Run
 from linsight.tools.predict_detection import DetectionPredictor
@@ -54,6 +54,15 @@ def detector_of(name: str, words: list[str] = SMALL) -> torch.nn.Module:
 
 def images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def test_a_picture_is_resized_as_the_file_says():
+    steps = [{"type": "LoadImageFromFile"}, {"type": "Resize", "scale": [96, 64]}]
+    steps[1]["keep_ratio"] = True
+    steps.append({"type": "PackDetInputs", "meta_keys": ["img_shape", "scale_factor"]})
+    prepare = preparation_of({"task": "detection", "preparation": {"pipeline": steps}})
+    pixels, scale = prepare(Image.new("RGB", (60, 40)))
+    assert (pixels.shape, scale) == ((3, 64, 96), (1.6, 1.6))
 
 
 class Suppression(torch.nn.Module):
