@@ -235,6 +235,16 @@ def _plain(value: Any) -> Any:
     raise ConfigError(f"the preparation of images has {value!r}, which no file can describe")
 
 
+def _with_tuples(value: Any) -> Any:
+    """A value out of JSON, with tuples for lists of numbers: mmcv takes no list for a size."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(each) for key, each in value.items()}
+    if isinstance(value, list):
+        numbers = value and all(isinstance(each, int | float) for each in value)
+        return tuple(value) if numbers else [_with_tuples(each) for each in value]
+    return value
+
+
 # Pictures.
 
 
@@ -309,9 +319,10 @@ def preparation_of(description: dict[str, Any]) -> Callable[[Image.Image], Any]:
 
         transforms = build_transforms(settings["transforms"])
         return lambda picture: transforms(to_image(picture))
-    from linsight.tools.predict_detection import build_pipeline, pipeline_input
+    with quiet_mmdet():
+        from linsight.tools.predict_detection import build_pipeline, pipeline_input
 
-    pipeline = build_pipeline(settings["pipeline"])
+    pipeline = build_pipeline(_with_tuples(settings["pipeline"]))
 
     def prepare(picture: Image.Image) -> tuple[Tensor, tuple[float, float]]:
         item: Any = pipeline(pipeline_input(picture))

@@ -10,17 +10,19 @@ import pytest
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
 import torch
+import torchvision
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from PIL import Image
 
+from linsight.heads.deployment import suppress
 from linsight.heads.deployment_detection import DeployedDetector
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, write_file
 from linsight.tools.export_check import EXACT, HALF, compare, match_objects
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
-from linsight.tools.export_subject import dense_subject
+from linsight.tools.export_subject import dense_subject, preparation_of
 from linsight.tools.export_tensorrt import refusals
 from linsight.tools.model import Run
 from linsight.tools.predict_detection import DetectionPredictor
@@ -52,6 +54,34 @@ def detector_of(name: str, words: list[str] = SMALL) -> torch.nn.Module:
 
 def images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def test_a_picture_is_resized_as_the_file_says():
+    steps = [{"type": "LoadImageFromFile"}, {"type": "Resize", "scale": [96, 64]}]
+    steps[1]["keep_ratio"] = True
+    steps.append({"type": "PackDetInputs", "meta_keys": ["img_shape", "scale_factor"]})
+    prepare = preparation_of({"task": "detection", "preparation": {"pipeline": steps}})
+    pixels, scale = prepare(Image.new("RGB", (60, 40)))
+    assert (pixels.shape, scale) == ((3, 64, 96), (1.6, 1.6))
+
+
+class Suppression(torch.nn.Module):
+    def forward(self, boxes, scores):
+        return suppress(boxes, scores, 0.5, -0.5, 10)
+
+
+def test_an_exported_suppression_keeps_none_one_or_many():
+    boxes, batch = torch.rand(2, 20, 4), torch.export.Dim("batch", min=1, max=8)
+    boxes[..., 2:] += boxes[..., :2]
+    sizes = ({0: batch}, {0: batch})
+    program = torch.export.export(Suppression(), (boxes, boxes[..., 0]), dynamic_shapes=sizes)
+    for count in (0, 1, 2, 20):
+        scores = torch.full((2, 20), -1.0)
+        scores[1, :count] = torch.rand(count)
+        kept = program.module()(boxes, scores)
+        assert torch.equal(kept, suppress(boxes, scores, 0.5, -0.5, 10))
+        alone = torchvision.ops.nms(boxes[1, :count], scores[1, :count], 0.5)
+        assert kept.nonzero().tolist() == [[1, index] for index in sorted(alone.tolist())]
 
 
 @pytest.mark.parametrize(
