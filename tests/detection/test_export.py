@@ -14,6 +14,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from PIL import Image
 
+from linsight.heads.deployment import suppress
 from linsight.heads.deployment_detection import DeployedDetector
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, write_file
@@ -205,3 +206,20 @@ def test_a_file_predicts_what_its_checkpoint_predicts(run, written, tmp_path):
     assert len(rows) == len(wanted.scores)
     assert match["objects"] == match["found"] > 5
     assert match["score"] < 1e-3
+
+
+def test_a_traced_suppression_keeps_any_number_of_boxes():
+    """None, one, and one of two that overlap."""
+
+    class Suppress(torch.nn.Module):
+        def forward(self, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return suppress(boxes, scores, 0.5, 0.1, 10)
+
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8], [-9, 1, -2, 7]]] * 2)
+    scores = torch.tensor([[0.2, 0.5, 0.0], [0.0, 0.0, 0.3]])
+    run = torch.export.export(Suppress(), (boxes, scores)).module()
+    wanted = torch.tensor([[False, True, False], [False, False, True]])
+    for shares in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        share = torch.tensor(shares)[:, None]
+        found = run(boxes, scores * share)
+        assert found.tolist() == (wanted & (share > 0)).tolist()
