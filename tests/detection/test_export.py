@@ -13,9 +13,11 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from PIL import Image
+from typer.testing import CliRunner
 
 from linsight.heads.deployment import suppress
 from linsight.heads.deployment_detection import DeployedDetector
+from linsight.tools import main
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, write_file
 from linsight.tools.export_check import EXACT, HALF, compare, match_objects
@@ -172,23 +174,25 @@ def test_half_precision(run):
         lower(replace(subject, module=dino), torch.float16, [pixels])
 
 
-def test_a_file_predicts_what_its_checkpoint_predicts(run, written, tmp_path):
-    """In a process of its own, which has to know mmdet's transforms, of a folder in which other
-    files stand, too."""
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_file_predicts_what_its_checkpoint_predicts(run, written, tmp_path, monkeypatch, alone):
+    """Of a folder in which other files stand, too; a process of its own has to know mmdet's
+    transforms."""
     picture = Image.fromarray(images(64, 96, 3).numpy())
     (tmp_path / "folder").mkdir()
     picture.save(tmp_path / "folder" / "noise.png")
     (tmp_path / "folder" / "notes.txt").write_text("no picture")
-    command = [sys.executable, "-m", "linsight.tools.main", "predict", str(written.path)]
-    done = subprocess.run(
-        [*command, "folder", "--score", "0.01"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
+    words = ["predict", str(written.path), "folder", "--score", "0.01"]
+    monkeypatch.chdir(tmp_path)
+    if alone:
+        command = [sys.executable, "-m", "linsight.tools.main", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr
+    else:
+        result = CliRunner().invoke(main.app, words)
+        assert result.exit_code == 0, result.output
+        assert "warning" not in result.output
     with open(tmp_path / "predictions" / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["picture"] for row in rows} == {"folder/noise.png"}
