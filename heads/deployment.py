@@ -135,12 +135,12 @@ def suppress(boxes: Tensor, scores: Tensor, overlap: float, least: float, most: 
     wide = boxes.flatten(0, 1).double()[likely]
     span = boxes.amax().double() + 1
     aside = (likely // count).double()[:, None] * span
-    # An exported operator takes for granted that it keeps two boxes: two lie apart from all others.
-    corners = torch.tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]], device=boxes.device)
-    wide = torch.cat([wide + aside, boxes.amin().double() + corners])
-    sure = F.pad(flat[likely].double(), (0, 2))
-    kept = torchvision.ops.nms(wide, sure, overlap)
-    place = F.pad(likely, (0, 2), value=-1)[kept]  # theirs is behind all others
-    keep = flat.new_zeros(batch * count + 1, dtype=torch.bool)
-    keep = keep.index_put((place,), torch.ones_like(place, dtype=torch.bool))
-    return keep[:-1].view(batch, count)
+    # A traced graph takes the operator to keep two boxes or more: two that overlap none come last.
+    last = boxes.amin().double() + boxes.new_tensor([[-4.0], [-2.0]]).double()
+    last = torch.cat([last, last, last + 1, last + 1], 1)
+    candidates = torch.cat([wide + aside, last])
+    values = torch.cat([flat[likely].double(), last.new_full((2,), -torch.inf)])
+    kept = torchvision.ops.nms(candidates, values, overlap)[:-2]
+    keep = torch.zeros_like(flat, dtype=torch.bool)
+    keep = keep.index_put((likely[kept],), torch.ones_like(kept, dtype=torch.bool))
+    return keep.view(batch, count)
