@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,10 +23,12 @@ from huggingface_hub import HfApi
 from mmengine.config import Config
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torchvision.transforms.v2 import functional
 
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.heads.hooks import percent
@@ -44,7 +46,14 @@ from linsight.tools.export_check import (
 )
 from linsight.tools.export_file import DESCRIPTION, ExportedFile, open_file
 from linsight.tools.export_half import lower
-from linsight.tools.export_subject import Subject, batch_of, batches_for, open_subject, photographs
+from linsight.tools.export_subject import (
+    Subject,
+    batch_of,
+    batches_for,
+    open_subject,
+    photographs,
+    preparation_of,
+)
 from linsight.tools.model import loading_statement, open_model, read_run
 from linsight.tools.predict import find_pictures, open_picture
 from linsight.tools.run import report_errors
@@ -99,7 +108,7 @@ def export(
         Precision,
         typer.Option(
             help="Of the graph; layers that overflow in float16 stay in float32. int8 is of linear "
-            "layers and convolutions, for --to onnx."
+            "layers and convolutions, for --to onnx and torch."
         ),
     ] = Precision.float32,
     calibrate: Annotated[
@@ -136,13 +145,13 @@ def export(
             raise ConfigError(f"--push-to-hub pushes safetensors, and --to is {to.value}")
         if to is Format.onnx and dtype is Precision.bfloat16:
             raise ConfigError("--to onnx has no --dtype bfloat16, which ONNX Runtime lacks on CPUs")
-        if dtype is Precision.int8 and to is not Format.onnx:
-            raise ConfigError(f"--dtype int8 is for --to onnx, and --to is {to.value}")
+        if dtype is Precision.int8 and to is Format.aoti:
+            raise ConfigError("--dtype int8 is for --to onnx and torch, and --to is aoti")
         if calibrate and dtype is not Precision.int8:
             raise ConfigError(f"--calibrate is for --dtype int8, and --dtype is {dtype.value}")
         report = Phases()
         report("opening the model")
-        check_tools(to)
+        check_tools(to, dtype)
         subject = open_subject(model, model_name, onnx=to is Format.onnx)
         if size:
             subject = subject.with_size(_size(size))
@@ -253,8 +262,10 @@ def _state_classes_once(config: Path) -> None:
     config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def check_tools(to: Format) -> None:
+def check_tools(to: Format, dtype: Precision = Precision.float32) -> None:
     """Raise a CheckpointError if what a format needs is not installed."""
+    if to is Format.torch and dtype is Precision.int8 and not find_spec("torchao"):
+        raise CheckpointError(".pt2 of eight bits needs torchao: pip install 'linsight[export]'")
     if to is Format.onnx:
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
         if missing:
@@ -313,13 +324,24 @@ def write_file(
         program, reason = trace(traced)
         size = subject.size if reason else None
         description = subject.description | {"dtype": dtype.value, "image_size": size}
+        layers = 0
+        if dtype is Precision.int8 and to is Format.torch:
+            report("choosing the scales of eight bits")
+            from linsight.tools import export_pt2e
+
+            seen = calibration_images(subject, size, calibration)
+            module, layers = export_pt2e.quantize(program, seen)
+            report("tracing the graph of eight bits")
+            program = _trace(replace(subject, module=module), any_size=size is None)
         report(f"writing {name}")
         save(program, beside / name, to, subject.outputs, description)
-        if dtype is Precision.int8:
+        if dtype is Precision.int8 and to is Format.onnx:
             report("choosing the scales of eight bits")
             from linsight.tools import export_int8
 
-            layers = export_int8.quantize_file(beside / name, subject, size, calibration)
+            seen = calibration_images(subject, size, calibration)
+            layers = export_int8.quantize_file(beside / name, seen)
+        if layers:
             report(f"{layers} layers have eight bits")
             description["quantization"] = {"layers": layers, "pictures": len(calibration)}
             limits = EIGHT
@@ -331,9 +353,41 @@ def write_file(
         metrics = _measure(subject, opened, test, report) if test else {}
         if dtype is Precision.int8:
             description["quantization"] |= {"agreement": difference.values, "metrics": metrics}
-            export_int8.describe(beside / name, description)
+            if to is Format.onnx:
+                export_int8.describe(beside / name, description)
+            else:
+                save(program, beside / name, to, subject.outputs, description)
     report(f"done, {(folder / name).stat().st_size / 1e6:.1f} MB")
     return Written(folder / name, difference, size, reason, wide, metrics)
+
+
+def calibration_images(
+    subject: Subject, size: tuple[int, int] | None, pictures: Sequence[Path]
+) -> Iterator[Tensor] | None:
+    """Each picture as `linsight predict` gives it to the graph, uint8 (1, C, H, W).
+
+    Args:
+        subject: the model.
+        size: height and width of the images, if the graph takes no others.
+        pictures: files of pictures; without any there are no images.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    return _prepared(subject, size, pictures) if pictures else None
+
+
+def _prepared(
+    subject: Subject, size: tuple[int, int] | None, pictures: Sequence[Path]
+) -> Iterator[Tensor]:
+    prepare = preparation_of(subject.description)
+    for file in track(pictures, "Calibrating", console=Console(stderr=True)):
+        image = prepare(open_picture(file))
+        if subject.task == "detection":
+            image, _ = image
+        if size or min(image.shape[1:]) < subject.least:
+            image = functional.resize(image, list(size or subject.size))
+        yield image[None].contiguous()
 
 
 def _measure(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators of eight bits
 import torchvision  # noqa: F401  registers the operators of detectors
 from torch import Tensor
 
