@@ -111,6 +111,13 @@ def export(
             "layers and convolutions, for --to onnx and torch."
         ),
     ] = Precision.float32,
+    device: Annotated[
+        str, typer.Option(help="cuda: machine code for this machine's GPU, with --to aoti.")
+    ] = "cpu",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images that a package for a GPU takes at once; default: 1."),
+    ] = None,
     calibrate: Annotated[
         list[Path] | None,
         typer.Option(
@@ -139,6 +146,7 @@ def export(
                     "--size, --dtype, --pictures, --calibrate and --test are for --to onnx, torch "
                     "and aoti"
                 )
+            check_device(to, device, batch_size)
             _export_weights(model, model_name, out, push_to_hub)
             return
         if push_to_hub:
@@ -149,12 +157,15 @@ def export(
             raise ConfigError("--dtype int8 is for --to onnx and torch, and --to is aoti")
         if calibrate and dtype is not Precision.int8:
             raise ConfigError(f"--calibrate is for --dtype int8, and --dtype is {dtype.value}")
+        check_device(to, device, batch_size)
         report = Phases()
         report("opening the model")
         check_tools(to, dtype)
         subject = open_subject(model, model_name, onnx=to is Format.onnx)
         if size:
             subject = subject.with_size(_size(size))
+        if device == "cuda":
+            subject = subject.for_gpu(batch_size or 1)
         folder = out or Path("exports", subject.name)
         shown = [open_picture(file) for file in find_pictures(pictures)] if pictures else None
         seen = find_pictures(calibrate) if calibrate else []
@@ -262,6 +273,22 @@ def _state_classes_once(config: Path) -> None:
     config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
+def check_device(to: Format, device: str, batch_size: int | None) -> None:
+    """Raise a ConfigError unless a format has programs for a device that is there."""
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is {device!r}, expected cpu or cuda")
+    if device == "cuda" and to is not Format.aoti:
+        raise ConfigError(
+            f"--device cuda is for --to aoti, and --to is {to.value}, whose files any device runs"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device is cuda, and PyTorch sees no GPU here")
+    if batch_size and device != "cuda":
+        raise ConfigError(
+            "--batch-size is for --device cuda; elsewhere a file takes batches of any length"
+        )
+
+
 def check_tools(to: Format, dtype: Precision = Precision.float32) -> None:
     """Raise a CheckpointError if what a format needs is not installed."""
     if to is Format.torch and dtype is Precision.int8 and not find_spec("torchao"):
@@ -313,11 +340,14 @@ def write_file(
     name = FILES[to]
     # What PyTorch keeps of each operator's shapes takes longer to keep than to find again.
     fresh = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-    with replace_files(folder, name) as beside, force("reference"), fresh:
+    # A package for a GPU holds the kernels; other programs have PyTorch's operators alone.
+    kernels = force("auto" if to is Format.aoti and subject.device.type == "cuda" else "reference")
+    with replace_files(folder, name) as beside, kernels, fresh:
         traced, wide, limits = subject, (), EXACT
         if dtype in (Precision.float16, Precision.bfloat16):
             report(f"looking for what overflows in {dtype.value}")
             seen = batch_of(list(pictures or photographs())[:4], subject.size, subject.channels)
+            seen = seen.to(subject.device)
             traced, wide = lower(subject, getattr(torch, dtype.value), [seen])
             limits = HALF
         report("tracing the graph")
@@ -348,7 +378,7 @@ def write_file(
         report("comparing it with the model on pictures")
         opened = open_file(beside / name)
         compared = batches_for(subject, size is None, pictures)
-        difference = compare(subject.module, opened.run, compared, limits)
+        difference = compare(subject.run, opened.run, compared, limits)
         refuse_faults(difference)
         metrics = _measure(subject, opened, test, report) if test else {}
         if dtype is Precision.int8:
@@ -396,7 +426,7 @@ def _measure(
     """Metrics in percent of a model and of its file, on the test data of its config."""
     found = []
     with Progress(console=Console(stderr=True)) as progress:
-        for name, run in (("the model", subject.module), ("the file", opened.run)):
+        for name, run in (("the model", subject.run), ("the file", opened.run)):
             report(f"measuring {name} on the test data")
             found.append(measure(run, subject.task, config, progress, name))
     before, after = found
@@ -447,6 +477,8 @@ def trace(subject: Subject) -> tuple[ExportedProgram, str]:
         The graph, and why its images have one size alone; "" if they have any.
     """
     reason = "as it was asked for"
+    if subject.batch:
+        reason = f"in batches of {subject.batch}, which a package for a GPU is compiled for"
     if subject.any_size:
         try:
             return _trace(subject, any_size=True), ""
@@ -457,8 +489,10 @@ def trace(subject: Subject) -> tuple[ExportedProgram, str]:
 
 
 def _trace(subject: Subject, any_size: bool) -> ExportedProgram:
-    images = batch_of(photographs()[:2], subject.size, subject.channels)
-    shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
+    count = subject.batch or 2
+    images = batch_of((photographs() * count)[:count], subject.size, subject.channels)
+    images = images.to(subject.device)
+    shape: dict[int, Any] = {} if subject.batch else {0: Dim("batch", min=1, max=4096)}
     if any_size:
         sides = {"min": subject.least, "max": 8192}
         shape |= {2: Dim("height", **sides), 3: Dim("width", **sides)}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 import linsight
 from linsight.heads import segmentation  # noqa: F401  registers what the config names
 from linsight.heads.deployment import DeployedClassifier
-from linsight.tools import export_check, main
+from linsight.tools import export_check, export_file, main
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, Precision, replace_files, trace, write_file
 from linsight.tools.export_accuracy import measure
@@ -47,6 +48,7 @@ from .conftest import full_disk
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def pixels(*shape: int) -> torch.Tensor:
@@ -418,7 +420,7 @@ def test_products_of_attention_stay_in_float(files, segmentor, tmp_path):
 BATCHES = [(1, 3, 64, 64), (3, 3, 70, 100)]
 
 RUN = """
-import os, sys
+import json, os, sys
 sys.modules["linsight"] = None
 os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
 import torch
@@ -430,7 +432,9 @@ else:
     extra = {"linsight.json": ""}
     run = torch.export.load(path, extra_files=extra).module()
     text = extra["linsight.json"]
-torch.save((text, [run(images)["logits"] for images in torch.load(batches)]), results)
+device = json.loads(text).get("device", "cpu")
+found = [run(images.to(device))["logits"].cpu() for images in torch.load(batches)]
+torch.save((text, found), results)
 shapes = (1, 1, 64, 64), (1, 3, 16, 64)
 for wrong in (*(torch.zeros(shape).byte() for shape in shapes), torch.zeros(1, 3, 64, 64)):
     try:
@@ -455,8 +459,8 @@ def check_alone(subject: Subject, path: Path, batches: list[torch.Tensor]) -> No
     assert description == json.loads(json.dumps(subject.description))
     for images, logits in zip(batches, found, strict=True):
         with torch.inference_mode():
-            wanted = subject.module(images)["logits"]
-        assert export_check.relative(logits, wanted) < 1e-5
+            wanted = subject.run(images)["logits"]
+        assert export_check.relative(logits, wanted) < (1e-3 if subject.batch else 1e-5)
 
 
 def test_pt2_without_linsight(classifier, tmp_path):
@@ -503,6 +507,35 @@ def test_a_model_of_grey_images(tmp_path):
             found.append([float(row["probability"]) for row in rows])
     assert len(found[0]) == 10  # five classes of each picture
     assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
+def test_a_program_for_batches_of_one_length_takes_any():
+    lengths = []
+
+    def program(images):
+        lengths.append(len(images))
+        return {"logits": images.double().mean((2, 3))}
+
+    images = pixels(5, 3, 8, 8)
+    found = export_file._by_batches(program, 2, "cpu")(images)
+    assert lengths == [2, 2, 2]
+    torch.testing.assert_close(found["logits"], images.double().mean((2, 3)))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [Precision.float32, Precision.bfloat16])
+def test_a_package_for_a_gpu_holds_the_kernels(classifier, tmp_path, dtype):
+    subject = classifier.with_size((64, 96)).for_gpu(3)
+    written = write_file(subject, tmp_path, Format.aoti, dtype=dtype)
+    with zipfile.ZipFile(written.path) as archive:
+        kernels = [name for name in archive.namelist() if name.endswith(".cubin")]
+    assert any("_read" in name or "_convolve" in name for name in kernels), kernels
+    batches = [pixels(3, 3, 64, 96)]
+    if dtype is Precision.float32:
+        check_alone(subject, written.path, batches)
+    found = export_file.open_file(written.path).run(pixels(5, 3, 64, 96))["logits"]
+    wanted = subject.run(pixels(5, 3, 64, 96))["logits"]
+    assert export_check.relative(found, wanted) < (1e-3 if dtype is Precision.float32 else 0.05)
 
 
 @pytest.mark.slow  # C++ is compiled for a minute
@@ -614,6 +647,9 @@ def test_objects_that_are_lost_or_moved_are_seen():
         (["--to", "onnx", "--dtype", "bfloat16"], "--to onnx has no --dtype bfloat16"),
         (["--dtype", "float16"], "are for --to onnx, torch and aoti"),
         (["--size", "64x64"], "are for --to onnx, torch and aoti"),
+        (["--device", "cuda"], "--device cuda is for --to aoti, and --to is safetensors"),
+        (["--to", "aoti", "--device", "gpu"], "--device is 'gpu', expected cpu or cuda"),
+        (["--to", "aoti", "--batch-size", "4"], "--batch-size is for --device cuda"),
         (["--to", "aoti", "--dtype", "int8"], "--dtype int8 is for --to onnx and torch, and"),
         (["--to", "onnx", "--calibrate", "a"], "--calibrate is for --dtype int8"),
         (["--test"], "are for --to onnx, torch and aoti"),
