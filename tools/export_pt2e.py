@@ -101,10 +101,10 @@ def quantize(program: ExportedProgram, batches: Iterable[Tensor] | None) -> tupl
     """
     quantizer = LayerQuantizer(dynamic=batches is None)
     prepared = prepare_pt2e(program.module(), quantizer)
-    if batches is None:  # The weights are measured in a run, too.
-        batches, _ = cast(Any, program.example_inputs)
+    # The weights are measured in a run, too.
+    shown = cast(Any, program.example_inputs)[0] if batches is None else batches
     with torch.no_grad():
-        for images in batches:
+        for images in shown:
             prepared(images)
     module = convert_pt2e(prepared)
     _remove_unused(module)
