@@ -27,10 +27,7 @@ class NormGatedMixer(ProjectedMixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         channels = x.shape[-1]
-        projection = self.in_proj(x)
-        if self.rotary:
-            projection = self.rotate(projection, context)
-        packed, gate = projection.split((3 * channels, channels), -1)
+        packed, gate = self.project(x, context).split((3 * channels, channels), -1)
         return self.out_proj(self.norm(self.attention(packed, context)) * self.act(gate))
 
     def init_weights(self, place: Place) -> None:

@@ -37,13 +37,14 @@ class ProjectedMixer(TokenMixer):
         self.rotary = place.rotary and self.rotated_blocks > 0
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        projection = self.in_proj(x)
-        if self.rotary:
-            projection = self.rotate(projection, context)
-        return self.out_proj(self.attention(projection, context))
+        return self.out_proj(self.attention(self.project(x, context), context))
 
-    def rotate(self, projection: Tensor, context: Context) -> Tensor:
-        """A packed projection whose queries and keys are rotated, see `Context.rotate`."""
+    def project(self, x: Tensor, context: Context) -> Tensor:
+        """The packed projection of tokens, whose queries and keys are rotated in a body with rotary
+        positions; see `Context.rotate`."""
+        projection = self.in_proj(x)
+        if not self.rotary:
+            return projection
         channels = self.rotated_blocks * self.out_proj.in_features
         # To the rotation, keys are further heads of queries.
         heads = projection[..., :channels].unflatten(-1, (self.rotated_blocks * self.num_heads, -1))

@@ -111,7 +111,7 @@ class Softmax(ProjectedMixer):
         self.head_gate = nn.Linear(place.dim, place.num_heads) if head_gate else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        y = self.attention(self.in_proj(x), context)
+        y = self.attention(self.project(x, context), context)
         if self.head_gate is not None:
             gate = self.head_gate(x).sigmoid()[..., None]
             y = (y.unflatten(-1, (gate.shape[-2], -1)) * gate).flatten(-2)
@@ -140,10 +140,7 @@ class GatedSoftmax(ProjectedMixer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         # A hook on the input projection may keep its output, which must then stay as it is.
         overwrite = not has_forward_hooks(self.in_proj)
-        projection = self.in_proj(x)
-        if self.rotary:
-            projection = self.rotate(projection, context)
-        return self.out_proj(self.attention(projection, context, overwrite))
+        return self.out_proj(self.attention(self.project(x, context), context, overwrite))
 
     def init_weights(self, place: Place) -> None:
         super().init_weights(place)
