@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import timm
@@ -41,7 +41,7 @@ def main(
     """Draw the saliency by teacher and student beside each picture, and print the agreement."""
     with report_errors():
         decode = open_decoder(file, tokens)
-        model = timm.create_model(f"local-dir:{student}", pretrained=True).eval()
+        model: Any = timm.create_model(f"local-dir:{student}", pretrained=True).eval()
         rows = []
         for source in find_pictures([pictures]):
             picture = open_picture(source).resize((size, size), Image.Resampling.BICUBIC)
@@ -85,13 +85,13 @@ def open_decoder(file: Path, tokens: str) -> Callable[[Tensor, Tensor | None], n
     for dimension in graph.input[0].type.tensor_type.shape.dim[2:]:
         dimension.Clear()
     picture = graph.input[0].name
-    whole = onnxruntime.InferenceSession(model.SerializeToString())
+    whole: Any = onnxruntime.InferenceSession(model.SerializeToString())
     # The decoder reads the tokens from an input, and what computed them gets another name.
     float32 = onnx.TensorProto.FLOAT
     graph.input.append(onnx.helper.make_tensor_value_info(tokens, float32, [1, None, None]))
     for node in graph.node:
         node.output[:] = [f"{name}.own" if name == tokens else name for name in node.output]
-    decoder = onnxruntime.InferenceSession(model.SerializeToString())
+    decoder: Any = onnxruntime.InferenceSession(model.SerializeToString())
 
     def decode(x: Tensor, given: Tensor | None) -> np.ndarray:
         feeds = {picture: x.numpy()}

@@ -95,9 +95,9 @@ def make_collage(pictures: list[Image.Image], side: int, random: Random) -> Imag
     collage = _cut_piece(pictures, side, random)
     for _ in range(random.randint(3, 40)):
         diameter = max(16, int(side * min(0.9, 0.06 / random.uniform(0.06, 1.0))))
-        place = tuple(random.randint(-diameter // 2, side - diameter // 2) for _ in "xy")
+        left, top = (random.randint(-diameter // 2, side - diameter // 2) for _ in "xy")
         piece = _cut_piece(pictures, diameter, random)
-        collage.paste(piece, place, _draw_shape(diameter, random))
+        collage.paste(piece, (left, top), _draw_shape(diameter, random))
     return collage
 
 

@@ -1,4 +1,4 @@
-# Mask R-CNN by the recipe of PVT, as PRepBN (arXiv:2405.11582) is trained: its norms are batch norms
+# Mask R-CNN by the recipe of PVT, as PRepBN (arXiv:2405.11582) is trained: norms are batch norms
 # from the start, with the statistics of pretraining.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",

@@ -1,4 +1,4 @@
-# Mask R-CNN by the recipe of Swin, as PRepBN (arXiv:2405.11582) is trained: its norms are batch norms
+# Mask R-CNN by the recipe of Swin, as PRepBN (arXiv:2405.11582) is trained: norms are batch norms
 # from the start, with the statistics of pretraining. Training is in bfloat16, the authors' in
 # float16.
 _base_ = "./mask_rcnn_softmax_swin_tiny_fpn_1x_coco.py"
