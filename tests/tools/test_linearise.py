@@ -243,6 +243,44 @@ def test_a_swap_keeps_all_other_weights():
     assert again.state_dict().keys() == student.state_dict().keys()
 
 
+def test_a_students_classes_are_its_teachers(tmp_path):
+    """Those of a folder, and those that a model got after it was built."""
+    teacher = timm.create_model(
+        "softmax_deit_tiny", num_classes=3, embed_dim=8, depth=1, num_heads=1
+    )
+    write_safetensors(teacher.eval(), tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    reset = timm.create_model("softmax_swin_tiny", embed_dim=8, depths=(1, 1), num_heads=(1, 1))
+    reset.reset_classifier(5, "max")
+    for model in (loaded, reset):
+        student = linsight.linearise(model, "mala")
+        again = timm.create_model(student.pretrained_cfg["architecture"], **student.model_args)
+        for other in (student, again):
+            assert other.num_classes == model.num_classes
+            assert other.state_dict().keys() == student.state_dict().keys()
+        heads = [n for n in model.state_dict() if n.startswith("head")]
+        assert all(torch.equal(student.state_dict()[n], model.state_dict()[n]) for n in heads)
+    assert student.head.global_pool.pool_type == "max"
+    loaded.head = torch.nn.Sequential(loaded.head)
+    with pytest.raises(ValueError, match=r"the model's head.0.bias has shape \(3,\), and None"):
+        linsight.linearise(loaded, "mala")
+
+
+def test_options_of_mixers_reach_their_mixers():
+    model = timm.create_model("softmax_deit_tiny", **NANO)
+    student = linsight.linearise(model, "rala", blocks=[0], mixer_options={"rala": {"gate": True}})
+    with pytest.raises(ValueError, match="mixer_options is for rala, which also stands in blocks"):
+        linsight.linearise(student, "rala", blocks=[1], mixer_options={"rala": {"gate": False}})
+    with pytest.raises(ValueError, match="mixer_options is for rila, and the blocks hold rala"):
+        linsight.linearise(model, "rala", mixer_options={"rila": {"gate": True}})
+    with pytest.raises(
+        ValueError, match=r"mixer_options\.rala has 'gates', expected some of gate,"
+    ):
+        linsight.linearise(model, "rala", mixer_options={"rala": {"gates": True}})
+    with pytest.raises(ValueError, match="mixer_options has 'rila', which is no mixer; did you"):
+        timm.create_model("softmax_deit_tiny", mixer_options={"rila": {"gate": True}}, **NANO)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
