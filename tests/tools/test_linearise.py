@@ -1,6 +1,7 @@
 """`linsight linearise`: a teacher with softmax attention, a student with linear attention."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from typer.testing import CliRunner
 import linsight
 import linsight.heads
 from linsight.backbones.conversion import convert_timm_model
+from linsight.data.unlabelled import PictureFolder
 from linsight.heads.backbone import TimmBackbone
 from linsight.heads.classification import ImageClassifier
+from linsight.heads.linearisation import LinearisationStageHook
 from linsight.kernels import force
 from linsight.tools import linearise_report
 from linsight.tools.export import write_safetensors
@@ -266,6 +269,32 @@ def test_a_students_classes_are_its_teachers(tmp_path):
         linsight.linearise(loaded, "mala")
 
 
+def test_only_the_same_student_goes_on(teacher):
+    hook = LinearisationStageHook()
+    checkpoint = {"meta": {}}
+    runner = SimpleNamespace(model=student_of(teacher, "mala"))
+    hook.before_save_checkpoint(runner, checkpoint)
+    hook.after_load_checkpoint(runner, checkpoint)
+    for other in (student_of(teacher, "rala"), student_of(teacher, "mala", blocks=[0])):
+        with pytest.raises(ValueError, match=r"a student with mala in blocks \[0, 1\], and this"):
+            hook.after_load_checkpoint(SimpleNamespace(model=other), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": {"mixers": 1, "features": -1}}, "expected shares of 0 or more"),
+        ({"stages": {"mixers": 0}}, "not all of them 0"),
+        ({"sizes": 224}, "sizes is 224, expected sides in pixels such as"),
+        ({"sizes": []}, "sizes is .., expected"),
+        ({"cutmix": 2}, "cutmix is 2, expected 0 to 1"),
+    ],
+)
+def test_a_training_that_cannot_be_is_named(teacher, options, message):
+    with pytest.raises(ValueError, match=message):
+        student_of(teacher, "mala", **options)
+
+
 def test_options_of_mixers_reach_their_mixers():
     model = timm.create_model("softmax_deit_tiny", **NANO)
     student = linsight.linearise(model, "rala", blocks=[0], mixer_options={"rala": {"gate": True}})
@@ -348,7 +377,16 @@ def test_the_command(pictures, tmp_path, monkeypatch):
     assert student(torch.randn(1, 3, 56, 70)).shape == (1, 32)
 
 
+def test_a_model_for_grey_pictures_gets_grey_ones(pictures):
+    transform = {"input_size": 8, "mean": (0.5,), "std": (0.5,)}
+    image, _ = PictureFolder(str(pictures), transform=transform, mode="L")[0]
+    assert image.shape == (1, 8, 8)
+
+
 def test_data_are_asked_for(tmp_path):
+    model = timm.create_model("softmax_deit_tiny", **{**NANO, "in_chans": 4})
+    with pytest.raises(ValueError, match="the model takes images of 4 channels, and a folder"):
+        train_student(model, "mala", data=tmp_path, work_dir=tmp_path)
     model = timm.create_model("softmax_deit_tiny", **NANO)
     with pytest.raises(ValueError, match="give a folder of pictures by --data"):
         train_student(model, "mala", work_dir=tmp_path)
