@@ -129,7 +129,8 @@ class Linearisation(BaseModel):
                 ``loss`` of the stage and, in the first stage, ``error_I`` of each swapped block,
                 and ``"predict"`` a dict per image with ``cosine``, the mean over tokens of the
                 cosine between the two models' features, ``agree``, whether the likeliest class is
-                the same (None without a classifier), and ``errors``, one per swapped block.
+                the same (without pooling, of how many tokens; None without a classifier), and
+                ``errors``, one per swapped block.
 
         Raises:
             ValueError: the mode is unknown, or the batch is odd and `cutmix` is not 0.
@@ -172,7 +173,8 @@ class Linearisation(BaseModel):
         agree: list[Any] = [None] * len(inputs)
         if student.num_classes:
             classes = [m.forward_head(f) for m, f in ((student, got), (teacher, wanted))]
-            agree = (classes[0].argmax(-1) == classes[1].argmax(-1)).tolist()
+            same = classes[0].argmax(-1) == classes[1].argmax(-1)
+            agree = same.float().reshape(len(inputs), -1).mean(1).tolist()
         return [
             {"cosine": cosine, "agree": same, "errors": error}
             for cosine, same, error in zip(cosines.tolist(), agree, errors.T.tolist(), strict=True)

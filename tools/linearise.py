@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from copy import copy
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -12,7 +12,6 @@ import torch
 import typer
 from mmengine.config import Config
 from rich.console import Console
-from timm.data import resolve_data_config
 from timm.layers import to_2tuple
 from torch import nn
 
@@ -143,11 +142,16 @@ def train_student(
     # A wrong model, mixer or block is an error before anything is written.
     chosen = None if blocks is None else list(blocks)
     swap_mixers(model, mixer, chosen, mixer_options)
-    teacher: Any = copy(convert_timm_model(model))
+    # The caller's model may be on a GPU, of half precision, or in training.
+    teacher: Any = deepcopy(convert_timm_model(model)).cpu().float().eval()
     # A model that is built for another size or other channels has the settings of its weights.
     size = teacher.model_args.get("img_size") or teacher.pretrained_cfg["input_size"][1:]
     shape = (teacher.in_chans, *to_2tuple(size))
     teacher.pretrained_cfg = {**teacher.pretrained_cfg, "input_size": shape}
+    if teacher.in_chans == 1:
+        for key in ("mean", "std"):
+            if colours := teacher.pretrained_cfg.get(key):
+                teacher.pretrained_cfg[key] = (sum(colours) / len(colours),)
     if data is not None and teacher.in_chans not in (1, 3):
         raise ConfigError(
             f"the model takes images of {teacher.in_chans} channels, and a folder of pictures has "
@@ -157,9 +161,11 @@ def train_student(
     with lock_work_dir(work_dir):
         write_safetensors(teacher, work_dir / "teacher")
         size = image_size or teacher.pretrained_cfg["input_size"][-1]
-        # A mean of three channels is one of a model for one.
-        settings = resolve_data_config(pretrained_cfg=teacher.pretrained_cfg)
-        looks = {key: settings[key] for key in ("mean", "std", "interpolation")}
+        looks = {
+            key: teacher.pretrained_cfg[key]
+            for key in ("mean", "std", "interpolation")
+            if teacher.pretrained_cfg.get(key)
+        }
 
         def adapt(cfg: Config) -> None:
             folder = f"local-dir:{work_dir / 'teacher'}"

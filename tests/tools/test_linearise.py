@@ -383,6 +383,29 @@ def test_a_model_for_grey_pictures_gets_grey_ones(pictures):
     assert image.shape == (1, 8, 8)
 
 
+def test_the_teacher_is_a_copy_in_float32(tmp_path, monkeypatch):
+    """A half precision model in training, of one channel with the colours of its row."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=16, in_chans=1, depth=1).half()
+
+    def stop(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr("linsight.tools.linearise.build_runner", stop)
+    with pytest.raises(InterruptedError):
+        train_student(model, "mala", data=tmp_path, work_dir=tmp_path)
+    assert model.training
+    assert model.head.weight.dtype == torch.float16
+    teacher = timm.create_model(f"local-dir:{tmp_path}/teacher", pretrained=True)
+    assert torch.equal(teacher.head.weight, model.head.weight.float())
+    assert teacher.pretrained_cfg["mean"] == pytest.approx([0.5])
+
+
+def test_agreement_without_pooling_is_a_share_of_tokens():
+    teacher = {"model_name": "softmax_deit_tiny", "global_pool": "", "num_classes": 3, **NANO}
+    model = MODELS.build({"type": "Linearisation", "teacher": teacher, "mixer": "mala"}).eval()
+    assert all(0 <= r["agree"] <= 1 for r in model(torch.randn(2, 1, 8, 8), mode="predict"))
+
+
 def test_data_are_asked_for(tmp_path):
     model = timm.create_model("softmax_deit_tiny", **{**NANO, "in_chans": 4})
     with pytest.raises(ValueError, match="the model takes images of 4 channels, and a folder"):
