@@ -26,6 +26,7 @@ from linsight.kernels import force
 from linsight.tools import linearise_report
 from linsight.tools.export import write_safetensors
 from linsight.tools.linearise import train_student
+from linsight.tools.model import open_model
 from linsight_command import app
 
 NANO = {"img_size": 8, "in_chans": 1, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -252,7 +253,7 @@ def test_a_students_classes_are_its_teachers(tmp_path):
         "softmax_deit_tiny", num_classes=3, embed_dim=8, depth=1, num_heads=1
     )
     write_safetensors(teacher.eval(), tmp_path)
-    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    loaded = open_model(f"local-dir:{tmp_path}")
     reset = timm.create_model("softmax_swin_tiny", embed_dim=8, depths=(1, 1), num_heads=(1, 1))
     reset.reset_classifier(5, "max")
     for model in (loaded, reset):
