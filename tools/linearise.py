@@ -51,7 +51,10 @@ def linearise(
         str | None, typer.Option(help="Name of a config, or a path; needed without --data.")
     ] = None,
     model_name: Annotated[
-        str | None, typer.Option(help="timm's name, for files that do not name their model.")
+        str | None,
+        typer.Option(
+            "--model-name", "--model", help="timm's name, for files that do not name their model."
+        ),
     ] = None,
     work_dir: Annotated[
         Path, typer.Option(help="Where weights, logs, figures and the report go.")
