@@ -10,6 +10,7 @@ from torch import nn
 from .checkpoint import TimmModel
 from .conversion import PREPARATION, convert_timm_model
 from .mixers import MIXERS, MixerOptions
+from .skeletons.vit import VisionTransformer
 
 
 def swap_mixers(
@@ -55,13 +56,31 @@ def swap_mixers(
             "softmax attention alone is swapped"
         )
     names = [mixer if i in chosen else name for i, name in enumerate(names)]
-    options = dict(teacher.model_args.get("mixer_options") or {}) | dict(mixer_options or {})
+    old_options = dict(teacher.model_args.get("mixer_options") or {})
+    options = old_options | dict(mixer_options or {})
+    if idle := sorted(set(mixer_options or {}) - set(names)):
+        raise ValueError(
+            f"mixer_options is for {', '.join(idle)}, and the blocks hold {', '.join(set(names))}"
+        )
+    kept = {name for i, name in enumerate(names) if i not in chosen}
+    if shared := [n for n in sorted(kept) if options.get(n) != old_options.get(n)]:
+        raise ValueError(
+            f"mixer_options is for {shared[0]}, which also stands in blocks that are kept, with "
+            f"{old_options.get(shared[0]) or 'its own options'}: all blocks of a mixer share them"
+        )
     # One name per block: in one list, or in a list per stage.
     lengths = [len(blocks) for blocks, i in places if not i]
     rest = iter(names)
     per_stage = [tuple(next(rest) for _ in range(length)) for length in lengths]
     chosen_names: Any = names if hasattr(teacher, "blocks") else tuple(per_stage)
-    arguments: dict[str, Any] = teacher.model_args | {"mixer": chosen_names}
+    # A model may have got its classes from its weights, or from `reset_classifier`.
+    arguments: dict[str, Any] = teacher.model_args | {
+        "mixer": chosen_names,
+        "num_classes": teacher.num_classes,
+        "global_pool": teacher.global_pool
+        if isinstance(teacher, VisionTransformer)
+        else teacher.head.global_pool.pool_type,
+    }
     if options:
         arguments["mixer_options"] = options
     like = next(teacher.parameters())
@@ -74,15 +93,20 @@ def swap_mixers(
         student: Any = timm.create_model(
             teacher.pretrained_cfg["architecture"], pretrained_cfg_overlay=settings, **arguments
         )
-    weights = student.state_dict()
-    for name, value in teacher.state_dict().items():
-        if name in weights and weights[name].shape == value.shape:
-            weights[name] = value
+    weights, old = student.state_dict(), teacher.state_dict()
     found = {module: name for name, module in teacher.named_modules()}
-    for i in chosen:
-        blocks_of_stage, index = places[i]
-        prefix = f"{found[blocks_of_stage[index].mixer]}.in_proj."
-        _take_projections(weights, teacher.state_dict(), prefix)
+    swapped = [f"{found[stage[index].mixer]}." for stage, index in (places[i] for i in chosen)]
+    for name in sorted(weights.keys() | old.keys()):
+        shapes = [tuple(w[name].shape) if name in w else None for w in (old, weights)]
+        if shapes[0] == shapes[1]:
+            weights[name] = old[name]
+        elif not name.startswith(tuple(swapped)):
+            raise ValueError(
+                f"the model's {name} has shape {shapes[0]}, and {shapes[1]} by its model_args: it "
+                "was changed after it was built"
+            )
+    for prefix in swapped:
+        _take_projections(weights, old, f"{prefix}in_proj.")
     student.load_state_dict(weights)
     return student.to(like.dtype).eval()
 

@@ -25,6 +25,7 @@ def PictureFolder(
     transform: dict | None = None,
     length: int | None = None,
     corrupt_tolerance: float = 0.01,
+    mode: str = "RGB",
 ) -> TransformedImages:
     """All pictures in a folder and its sub-folders, under timm's transform, each with the label 0.
 
@@ -36,6 +37,7 @@ def PictureFolder(
         length: number of items; by default that of the pictures. A larger one repeats them, each
             time with another crop.
         corrupt_tolerance: the largest share of pictures that may be unreadable.
+        mode: PIL's name of the colours, such as ``"L"`` for grey pictures of one channel.
 
     Raises:
         DataError: the folder is missing, or has no picture.
@@ -54,7 +56,7 @@ def PictureFolder(
     elif len(files) > 1:
         files = [file for i, file in enumerate(files) if i % APART]
     return TransformedImages(
-        partial(_read, files),
+        partial(_read, files, mode),
         length or len(files),
         transform,
         name_of=partial(_name, files),
@@ -62,8 +64,8 @@ def PictureFolder(
     )
 
 
-def _read(files: Sequence[Path], index: int) -> tuple[Image.Image, int]:
-    return read_picture(files[index % len(files)]), 0
+def _read(files: Sequence[Path], mode: str, index: int) -> tuple[Image.Image, int]:
+    return read_picture(files[index % len(files)]).convert(mode), 0
 
 
 def _name(files: Sequence[Path], index: int) -> str:

@@ -123,6 +123,8 @@ class ImageClassifier(BaseModel):
         if label_smoothing and not self.mixup:
             loss = _smooth(loss, label_smoothing)
         self.loss = build_loss(loss, num_classes)
+        if distillation and "teacher" not in distillation:
+            raise ValueError("model.distillation has no teacher: give one by --teacher MODEL")
         self.distillation: Any = distillation and Distillation(
             **distillation, num_classes=num_classes
         )

@@ -56,9 +56,18 @@ class Distillation:
         self.temperature = temperature
 
     def __call__(self, logits: Tensor, inputs: Tensor) -> Tensor:
-        """The mean loss of the student's logits (B, num_classes) for images (B, C, H, W)."""
+        """The mean loss of the student's logits (B, num_classes) for images (B, C, H, W).
+
+        Raises:
+            ValueError: the teacher's logits have another shape.
+        """
         with torch.no_grad():
             wanted: Any = self.teacher.to(inputs.device)(inputs).float()
+        if wanted.shape != logits.shape:
+            raise ValueError(
+                f"the teacher's logits have shape {tuple(wanted.shape)}, and the model's "
+                f"{tuple(logits.shape)}: take a teacher that pools its tokens"
+            )
         if self.kind == "hard":
             return F.cross_entropy(logits, wanted.argmax(-1))
         return divergence(logits, wanted, self.temperature)

@@ -57,7 +57,8 @@ class Linearisation(BaseModel):
             batch (arXiv:1905.04899), so that few pictures make many. Batches must then be even.
 
     Raises:
-        ValueError: if a stage is unknown, or the teacher has no classifier for ``logits``.
+        ValueError: if an argument is out of its range, or the teacher has no classifier for
+            ``logits``.
     """
 
     def __init__(
@@ -76,9 +77,17 @@ class Linearisation(BaseModel):
         self.stages = {k: v for k, v in (stages or {"mixers": 0.5, "features": 0.5}).items() if v}
         if unknown := set(self.stages) - set(STAGES):
             raise ValueError(f"stages has {sorted(unknown)}, expected some of {', '.join(STAGES)}")
+        if not self.stages or min(self.stages.values()) < 0:
+            raise ValueError(f"stages is {stages}, expected shares of 0 or more, not all of them 0")
+        if sizes is not None and not (
+            isinstance(sizes, Sequence) and sizes and all(type(s) is int and s > 0 for s in sizes)
+        ):
+            raise ValueError(f"sizes is {sizes}, expected sides in pixels such as (224, 518)")
+        if not 0 <= cutmix <= 1:
+            raise ValueError(f"cutmix is {cutmix}, expected 0 to 1")
         model = convert_timm_model(create_backbone(**teacher)).eval().requires_grad_(False)
         if "logits" in self.stages and not model.num_classes:
-            raise ValueError("stages has 'logits', but the teacher has no classifier: leave it out")
+            raise ValueError("stages has 'logits', but the teacher has no classifier: set it to 0")
         # A list hides the teacher from checkpoints and optimisers.
         self._teacher = [model]
         self.backbone = swap_mixers(model, mixer, blocks, mixer_options)
@@ -89,6 +98,7 @@ class Linearisation(BaseModel):
             )
             if type(one) is not type(other)
         ]
+        self.mixer = mixer
         self.temperature = temperature
         self.sizes = sizes
         # There are no labels: all images are of one class.
@@ -119,7 +129,8 @@ class Linearisation(BaseModel):
                 ``loss`` of the stage and, in the first stage, ``error_I`` of each swapped block,
                 and ``"predict"`` a dict per image with ``cosine``, the mean over tokens of the
                 cosine between the two models' features, ``agree``, whether the likeliest class is
-                the same (None without a classifier), and ``errors``, one per swapped block.
+                the same (without pooling, of how many tokens; None without a classifier), and
+                ``errors``, one per swapped block.
 
         Raises:
             ValueError: the mode is unknown, or the batch is odd and `cutmix` is not 0.
@@ -162,7 +173,8 @@ class Linearisation(BaseModel):
         agree: list[Any] = [None] * len(inputs)
         if student.num_classes:
             classes = [m.forward_head(f) for m, f in ((student, got), (teacher, wanted))]
-            agree = (classes[0].argmax(-1) == classes[1].argmax(-1)).tolist()
+            same = classes[0].argmax(-1) == classes[1].argmax(-1)
+            agree = same.float().reshape(len(inputs), -1).mean(1).tolist()
         return [
             {"cosine": cosine, "agree": same, "errors": error}
             for cosine, same, error in zip(cosines.tolist(), agree, errors.T.tolist(), strict=True)
@@ -215,11 +227,32 @@ def _distance(got: Tensor, wanted: Tensor) -> Tensor:
 
 @HOOKS.register_module()
 class LinearisationStageHook(Hook):
-    """Tell a :class:`Linearisation` before each iteration how much of the training is done."""
+    """Tell a :class:`Linearisation` before each iteration how much of the training is done.
+
+    A checkpoint remembers the student's mixer and blocks, and no other student goes on from it.
+    """
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        model = getattr(runner.model, "module", runner.model)
-        model.set_progress(runner.iter / runner.max_iters)
+        _student_of(runner).set_progress(runner.iter / runner.max_iters)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        model = _student_of(runner)
+        checkpoint["meta"]["student"] = {"mixer": model.mixer, "blocks": model.swapped}
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        model = _student_of(runner)
+        wanted = {"mixer": model.mixer, "blocks": model.swapped}
+        found = checkpoint.get("meta", {}).get("student", wanted)
+        if found != wanted:
+            raise ValueError(
+                f"the checkpoint is of a student with {found['mixer']} in blocks {found['blocks']},"
+                f" and this one has {model.mixer} in {model.swapped}: give those, or another "
+                "--work-dir"
+            )
+
+
+def _student_of(runner: Any) -> Linearisation:
+    return getattr(runner.model, "module", runner.model)
 
 
 @METRICS.register_module()

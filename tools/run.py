@@ -213,6 +213,16 @@ def report_errors() -> Iterator[None]:
         _leave(error)
 
 
+@contextmanager
+def report_stop() -> Iterator[None]:
+    """Say in one line, after Ctrl-C, how a training goes on, and exit with code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nStopped. The same command with --resume goes on.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
 def _raised_by_linsight(error: Exception) -> bool:
     """Whether code of linsight raised the error, whose message then says what to change."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -29,6 +29,7 @@ from linsight.tools.run import (
     build_runner,
     lock_work_dir,
     report_errors,
+    report_stop,
 )
 from linsight.tools.schedule import set_epochs
 
@@ -110,12 +111,8 @@ def train(
 ) -> None:
     """Train; weights, logs and figures go to the work dir."""
     options = dict(locals())
-    try:
-        with report_errors():
-            run(**options)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command with --resume goes on.", file=sys.stderr)
-        raise SystemExit(130) from None
+    with report_stop(), report_errors():
+        run(**options)
 
 
 def _set_teacher(cfg: Config, source: str) -> None:

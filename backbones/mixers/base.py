@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any, TypeVar
 
 from timm.models import register_notrace_module
@@ -103,16 +104,26 @@ def build_mixer(name: str, place: Place, options: MixerOptions | None = None) ->
             has one entry per stage.
 
     Raises:
-        ValueError: if there is no such mixer (the message has the nearest names), or if it
-            cannot stand there.
+        ValueError: if there is no such mixer (the message has the nearest names), if it cannot
+            stand there, or if it has no such option.
     """
     if name not in MIXERS:
         near = get_close_matches(name, MIXERS) or sorted(MIXERS)
         raise ValueError(f"there is no mixer {name!r}; did you mean {', '.join(near)}?")
+    if unknown := sorted(set(options or {}) - set(MIXERS)):
+        near = get_close_matches(unknown[0], MIXERS) or sorted(MIXERS)
+        raise ValueError(
+            f"mixer_options has {unknown[0]!r}, which is no mixer; did you mean {', '.join(near)}?"
+        )
     chosen = {
         option: value[place.stage] if isinstance(value, (tuple, list)) else value
         for option, value in (options or {}).get(name, {}).items()
     }
+    known = list(signature(MIXERS[name]).parameters)[1:]
+    if wrong := [option for option in chosen if option not in known]:
+        raise ValueError(
+            f"mixer_options.{name} has {wrong[0]!r}, expected some of {', '.join(known) or 'none'}"
+        )
     mixer = MIXERS[name](place, **chosen)
     mixer.init_weights(place)
     return mixer

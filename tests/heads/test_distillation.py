@@ -50,3 +50,11 @@ def test_the_loss(name, kind):
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         classifier(**options)
+
+
+def test_a_teacher_is_missing_or_pools_nothing():
+    with pytest.raises(ValueError, match="has no teacher: give one by --teacher MODEL"):
+        ImageClassifier({"model_name": "softmax_deit_tiny", **NANO}, 5, distillation={"weight": 1})
+    model = classifier(teacher=TEACHER | {"global_pool": ""})
+    with pytest.raises(ValueError, match=r"the teacher's logits have shape \(2, 5, 5\), and"):
+        model(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), mode="loss")

@@ -1,6 +1,7 @@
 """`linsight linearise`: a teacher with softmax attention, a student with linear attention."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,15 @@ from typer.testing import CliRunner
 import linsight
 import linsight.heads
 from linsight.backbones.conversion import convert_timm_model
+from linsight.data.unlabelled import PictureFolder
 from linsight.heads.backbone import TimmBackbone
 from linsight.heads.classification import ImageClassifier
+from linsight.heads.linearisation import LinearisationStageHook
 from linsight.kernels import force
 from linsight.tools import linearise_report
 from linsight.tools.export import write_safetensors
 from linsight.tools.linearise import train_student
+from linsight.tools.model import open_model
 from linsight_command import app
 
 NANO = {"img_size": 8, "in_chans": 1, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -243,6 +247,70 @@ def test_a_swap_keeps_all_other_weights():
     assert again.state_dict().keys() == student.state_dict().keys()
 
 
+def test_a_students_classes_are_its_teachers(tmp_path):
+    """Those of a folder, and those that a model got after it was built."""
+    teacher = timm.create_model(
+        "softmax_deit_tiny", num_classes=3, embed_dim=8, depth=1, num_heads=1
+    )
+    write_safetensors(teacher.eval(), tmp_path)
+    loaded = open_model(f"local-dir:{tmp_path}")
+    reset = timm.create_model("softmax_swin_tiny", embed_dim=8, depths=(1, 1), num_heads=(1, 1))
+    reset.reset_classifier(5, "max")
+    for model in (loaded, reset):
+        student = linsight.linearise(model, "mala")
+        again = timm.create_model(student.pretrained_cfg["architecture"], **student.model_args)
+        for other in (student, again):
+            assert other.num_classes == model.num_classes
+            assert other.state_dict().keys() == student.state_dict().keys()
+        heads = [n for n in model.state_dict() if n.startswith("head")]
+        assert all(torch.equal(student.state_dict()[n], model.state_dict()[n]) for n in heads)
+    assert student.head.global_pool.pool_type == "max"
+    loaded.head = torch.nn.Sequential(loaded.head)
+    with pytest.raises(ValueError, match=r"the model's head.0.bias has shape \(3,\), and None"):
+        linsight.linearise(loaded, "mala")
+
+
+def test_only_the_same_student_goes_on(teacher):
+    hook = LinearisationStageHook()
+    checkpoint = {"meta": {}}
+    runner = SimpleNamespace(model=student_of(teacher, "mala"))
+    hook.before_save_checkpoint(runner, checkpoint)
+    hook.after_load_checkpoint(runner, checkpoint)
+    for other in (student_of(teacher, "rala"), student_of(teacher, "mala", blocks=[0])):
+        with pytest.raises(ValueError, match=r"a student with mala in blocks \[0, 1\], and this"):
+            hook.after_load_checkpoint(SimpleNamespace(model=other), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": {"mixers": 1, "features": -1}}, "expected shares of 0 or more"),
+        ({"stages": {"mixers": 0}}, "not all of them 0"),
+        ({"sizes": 224}, "sizes is 224, expected sides in pixels such as"),
+        ({"sizes": []}, "sizes is .., expected"),
+        ({"cutmix": 2}, "cutmix is 2, expected 0 to 1"),
+    ],
+)
+def test_a_training_that_cannot_be_is_named(teacher, options, message):
+    with pytest.raises(ValueError, match=message):
+        student_of(teacher, "mala", **options)
+
+
+def test_options_of_mixers_reach_their_mixers():
+    model = timm.create_model("softmax_deit_tiny", **NANO)
+    student = linsight.linearise(model, "rala", blocks=[0], mixer_options={"rala": {"gate": True}})
+    with pytest.raises(ValueError, match="mixer_options is for rala, which also stands in blocks"):
+        linsight.linearise(student, "rala", blocks=[1], mixer_options={"rala": {"gate": False}})
+    with pytest.raises(ValueError, match="mixer_options is for rila, and the blocks hold rala"):
+        linsight.linearise(model, "rala", mixer_options={"rila": {"gate": True}})
+    with pytest.raises(
+        ValueError, match=r"mixer_options\.rala has 'gates', expected some of gate,"
+    ):
+        linsight.linearise(model, "rala", mixer_options={"rala": {"gates": True}})
+    with pytest.raises(ValueError, match="mixer_options has 'rila', which is no mixer; did you"):
+        timm.create_model("softmax_deit_tiny", mixer_options={"rila": {"gate": True}}, **NANO)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -310,7 +378,39 @@ def test_the_command(pictures, tmp_path, monkeypatch):
     assert student(torch.randn(1, 3, 56, 70)).shape == (1, 32)
 
 
+def test_a_model_for_grey_pictures_gets_grey_ones(pictures):
+    transform = {"input_size": 8, "mean": (0.5,), "std": (0.5,)}
+    image, _ = PictureFolder(str(pictures), transform=transform, mode="L")[0]
+    assert image.shape == (1, 8, 8)
+
+
+def test_the_teacher_is_a_copy_in_float32(tmp_path, monkeypatch):
+    """A half precision model in training, of one channel with the colours of its row."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=16, in_chans=1, depth=1).half()
+
+    def stop(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr("linsight.tools.linearise.build_runner", stop)
+    with pytest.raises(InterruptedError):
+        train_student(model, "mala", data=tmp_path, work_dir=tmp_path)
+    assert model.training
+    assert model.head.weight.dtype == torch.float16
+    teacher = timm.create_model(f"local-dir:{tmp_path}/teacher", pretrained=True)
+    assert torch.equal(teacher.head.weight, model.head.weight.float())
+    assert teacher.pretrained_cfg["mean"] == pytest.approx([0.5])
+
+
+def test_agreement_without_pooling_is_a_share_of_tokens():
+    teacher = {"model_name": "softmax_deit_tiny", "global_pool": "", "num_classes": 3, **NANO}
+    model = MODELS.build({"type": "Linearisation", "teacher": teacher, "mixer": "mala"}).eval()
+    assert all(0 <= r["agree"] <= 1 for r in model(torch.randn(2, 1, 8, 8), mode="predict"))
+
+
 def test_data_are_asked_for(tmp_path):
+    model = timm.create_model("softmax_deit_tiny", **{**NANO, "in_chans": 4})
+    with pytest.raises(ValueError, match="the model takes images of 4 channels, and a folder"):
+        train_student(model, "mala", data=tmp_path, work_dir=tmp_path)
     model = timm.create_model("softmax_deit_tiny", **NANO)
     with pytest.raises(ValueError, match="give a folder of pictures by --data"):
         train_student(model, "mala", work_dir=tmp_path)

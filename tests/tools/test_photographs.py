@@ -29,6 +29,14 @@ def test_collages_are_drawn_from_the_photographs_by_number(tmp_path, monkeypatch
     pictures = [np.asarray(Image.open(tmp_path / "train" / name)) for name in collages]
     assert {picture.shape for picture in pictures} == {(96, 96, 3)}
     assert not np.array_equal(pictures[0], pictures[1])
+    # Those of an earlier call are no photographs.
+    assert CliRunner().invoke(app, [str(tmp_path), "--collages", "4"]).exit_code == 0
+    again = [np.asarray(Image.open(tmp_path / "train" / name)) for name in collages]
+    assert all(map(np.array_equal, again, pictures))
+    monkeypatch.setattr(photographs, "PHOTOGRAPHS", {"train": {}, "val": {}})
+    done = CliRunner().invoke(app, [str(tmp_path / "empty"), "--collages", "4"])
+    assert done.exit_code == 2
+    assert "there are no photographs to cut" in done.output
 
 
 def test_a_number_makes_one_collage_and_only_of_what_was_given():
