@@ -19,7 +19,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAP_SIDES = (5, 6, 7, 8)
+SWAP_SIDES = (5, 6, 7, 8)
 # Folders and files that operating systems and storage devices add to a user's, beside those whose
 # names begin with a dot.
 _NOT_THE_USERS = frozenset(
@@ -65,13 +65,17 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if not is_hidden(f.name) and f.is_dir())
 
 
-def read_picture(file: str | Path | IO[bytes], size: tuple[int, int] | None = None) -> Image.Image:
+def read_picture(
+    file: str | Path | IO[bytes], size: tuple[int, int] | None = None, upright: bool = True
+) -> Image.Image:
     """Read a picture in RGB; see :func:`prepare`."""
     with Image.open(file) as image:
-        return prepare(image, size).convert("RGB")
+        return prepare(image, size, upright).convert("RGB")
 
 
-def prepare(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+def prepare(
+    image: Image.Image, size: tuple[int, int] | None = None, upright: bool = True
+) -> Image.Image:
     """An opened picture upright and in 8 bits; its mode may still be any of 8 bits.
 
     Of 16 bits the upper 8 are taken, as OpenCV takes them. Floating-point values are 0 to 1, or as
@@ -79,7 +83,7 @@ def prepare(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Im
 
     Args:
         image: the picture.
-        size: as :func:`turn` takes it.
+        size, upright: as :func:`turn` takes them.
 
     Raises:
         ValueError: the values have no such range, or there are none.
@@ -88,10 +92,10 @@ def prepare(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Im
         raise ValueError(f"the picture has {image.width} x {image.height} pixels")
     # Pillow opens 16-bit PGM files in the mode of 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(turn(image, size)) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(turn(image, size, upright)) >> 8).astype(np.uint8))
     if image.mode == "I":
         raise ValueError("its pixels are integers of 32 bits: save it in 8 or 16 bits")
-    image = turn(image, size)
+    image = turn(image, size, upright)
     if image.mode != "F":
         return image
     values = np.asarray(image)
@@ -105,23 +109,32 @@ def prepare(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Im
     return Image.fromarray((values * scale).round().astype(np.uint8))
 
 
-def turn(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+def turn(
+    image: Image.Image, size: tuple[int, int] | None = None, upright: bool = True
+) -> Image.Image:
     """An opened picture, upright as its EXIF orientation asks.
 
     Args:
         image: the picture. It is returned unread where it is upright already.
         size: (width, height) of what annotations refer to. A picture whose sides EXIF swaps is
             left as it is stored where that, and not the upright picture, has this size.
+        upright: False leaves every picture as it is stored. (Pillow turns a TIFF on reading.)
     """
     if image.format == "TIFF":
         image.load()  # Pillow applies the orientation of this format itself
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises whatever damaged EXIF data lead to; the pixels may be right
-        orientation = 1
-    swapped = orientation in _SWAP_SIDES and image.size[0] != image.size[1]
+    orientation = orientation_of(image) if upright else 1
+    swapped = orientation in SWAP_SIDES and image.size[0] != image.size[1]
     if orientation not in _TURNS or (swapped and size == image.size):
         return image
     turned = image.transpose(_TURNS[orientation])
     turned.info.pop("exif", None)
     return turned
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The orientation of an opened picture in its EXIF data, 1 to 8; 1 is upright."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises whatever damaged EXIF data lead to; the pixels may be right
+        return 1
+    return orientation if orientation in _TURNS else 1

@@ -414,6 +414,7 @@ def SegmentationFolder(
     reduce_zero_label: bool = False,
     label_map: Mapping[int, int] | None = None,
     annotations: str | None = None,
+    upright: bool = True,
     **options: Any,
 ) -> TransformedMasks:
     """A folder of images and a folder of masks with the same names, sub-folders included.
@@ -432,6 +433,8 @@ def SegmentationFolder(
             Masks of 0 and 255, for example, have two classes by ``{0: 0, 255: 1}``.
         annotations: a CSV file with the columns image and mask, in place of the two folders;
             names of files start from `root`.
+        upright: whether masks are those of upright pictures. A mask's size says otherwise where
+            EXIF swaps the sides of its image; False leaves every image as it is stored.
         **options: further arguments of :class:`TransformedMasks`.
 
     Raises:
@@ -452,7 +455,7 @@ def SegmentationFolder(
     _check_ignored(mask_files, classes, ignore_index, table, label_map is not None)
 
     return TransformedMasks(
-        partial(_read_pair, pairs, table),
+        partial(_read_pair, pairs, table, upright),
         len(pairs),
         transforms,
         classes,
@@ -462,11 +465,11 @@ def SegmentationFolder(
 
 
 def _read_pair(
-    pairs: Sequence[tuple[Path, Path]], table: np.ndarray | None, index: int
+    pairs: Sequence[tuple[Path, Path]], table: np.ndarray | None, upright: bool, index: int
 ) -> tuple[Image.Image, np.ndarray]:
     image_file, mask_file = pairs[index]
     labels = read_numbers(mask_file)
-    picture = read_picture(image_file, size=labels.shape[1::-1])
+    picture = read_picture(image_file, labels.shape[1::-1], upright)
     return picture, labels if labels.ndim > 2 else _classes_of(labels, table)
 
 

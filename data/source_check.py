@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .loading import some
+from .pictures import SWAP_SIDES, orientation_of
 from .segmentation import IGNORE
 from .source_formats import read_mask
 from .sources import Sample, Source, class_counts, upright_size
@@ -39,6 +40,9 @@ class Report:
         masks: masks that cannot be read or have another size than their image, with the reason.
         duplicates: images that lie in two splits.
         decoded: whether every image was decoded.
+        turned: of the images with masks that EXIF turns, how many have a mask of the upright
+            picture ("upright"), how many one of the picture as it is stored ("stored"), and how
+            many one whose size tells neither ("unknown").
     """
 
     counts: dict[str, list[int]]
@@ -50,6 +54,12 @@ class Report:
     masks: dict[Path, str] = field(default_factory=dict)
     duplicates: list[tuple[Path, Path]] = field(default_factory=list)
     decoded: bool = True
+    turned: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def upright(self) -> bool:
+        """Whether masks are those of upright pictures, as far as their sizes tell."""
+        return self.turned["upright"] >= self.turned["stored"]
 
     @property
     def median_size(self) -> tuple[int, int]:
@@ -71,6 +81,12 @@ class Report:
         if self.values:
             numbers = ", ".join(map(str, sorted(self.values)[:5]))
             found.append(f"the masks hold {numbers}, which are no class, and are ignored")
+        if self.turned["unknown"] and not self.turned["upright"] + self.turned["stored"]:
+            found.append(
+                f"{self.turned['unknown']} images are turned by EXIF, and their masks are taken to "
+                "be those of the upright pictures; if they are not, set upright=False in the data "
+                "sets of the config"
+            )
         if self.duplicates:
             pair = " and ".join(file.name for file in self.duplicates[0])
             found.append(
@@ -99,7 +115,7 @@ def check_source(source: Source, track=lambda items, total: items) -> Report:
     def look(item: tuple[str, Sample]) -> tuple[tuple[int, int] | None, str, dict[int, int], str]:
         _, sample = item
         try:
-            size = _look_at(sample.file, report.decoded)
+            size, orientation = _look_at(sample.file, report.decoded)
         except Exception as error:
             return None, str(error).replace(str(sample.file), sample.file.name), {}, ""
         if source.task != "segmentation":
@@ -108,8 +124,13 @@ def check_source(source: Source, track=lambda items, total: items) -> Report:
             mask = read_mask(sample.label)
         except ValueError as error:
             return size, "", {}, str(error)
-        if mask.shape not in (size[::-1], size):
+        swapped = orientation in SWAP_SIDES and size[0] != size[1]
+        if mask.shape != size[::-1] and not (swapped and mask.shape == size):
             return size, "", {}, f"{mask.shape[::-1]} pixels, and its image {size}"
+        if swapped:
+            report.turned["upright" if mask.shape == size[::-1] else "stored"] += 1
+        elif orientation != 1:
+            report.turned["unknown"] += 1
         numbers, pixels = np.unique(mask, return_counts=True)
         return size, "", dict(zip(numbers.tolist(), pixels.tolist(), strict=True)), ""
 
@@ -139,14 +160,14 @@ def check_source(source: Source, track=lambda items, total: items) -> Report:
     return report
 
 
-def _look_at(file: Path, decode: bool) -> tuple[int, int]:
-    """The size of an image.
+def _look_at(file: Path, decode: bool) -> tuple[tuple[int, int], int]:
+    """The size of an image, upright, and its EXIF orientation.
 
     Raises:
         Exception: the file is no image, or a part of it is missing.
     """
     with Image.open(file) as image:
-        size = upright_size(image)
+        size, orientation = upright_size(image), orientation_of(image)
         if decode:
             image.load()
         elif end := _ENDS.get(image.format or ""):
@@ -154,7 +175,7 @@ def _look_at(file: Path, decode: bool) -> tuple[int, int]:
                 stream.seek(max(0, file.stat().st_size - 64))
                 if end not in stream.read():
                     raise ValueError("its end is missing")
-    return size
+    return size, orientation
 
 
 def box_fault(obj: dict, size: tuple[int, int]) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .loading import DataError
-from .pictures import files_in, folders_in
+from .pictures import SWAP_SIDES, files_in, folders_in, orientation_of
 
 Task = Literal["classification", "detection", "instances", "segmentation"]
 Item = TypeVar("Item")
@@ -358,11 +358,8 @@ def image_size(file: Path) -> tuple[int, int]:
 
 def upright_size(image: Any) -> tuple[int, int]:
     """Width and height of an opened picture, upright as its EXIF orientation asks."""
-    from PIL import ExifTags
-
     width, height = image.size
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (height, width) if turned else (width, height)
+    return (height, width) if orientation_of(image) in SWAP_SIDES else (width, height)
 
 
 def images_in(folder: Path) -> list[Path]:

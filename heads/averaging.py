@@ -87,8 +87,10 @@ class BatchScaledEMAHook(EMAHook):
 
     def before_run(self, runner: Any) -> None:
         """Make the average, with the decay of this run's batch."""
-        batch = runner.train_dataloader.batch_size * get_world_size()
-        self.ema_cfg["momentum"] = 1 - self.decay ** (batch / self.base_batch_size)
+        # In testing there is no loop, and to make one would read the training data.
+        if not isinstance(runner._train_loop, dict | None):
+            batch = runner.train_dataloader.batch_size * get_world_size()
+            self.ema_cfg["momentum"] = 1 - self.decay ** (batch / self.base_batch_size)
         super().before_run(runner)
 
 

@@ -134,7 +134,12 @@ def suppress(boxes: Tensor, scores: Tensor, overlap: float, least: float, most: 
     wide = boxes.flatten(0, 1).double()[likely]
     span = boxes.amax().double() + 1
     aside = (likely // count).double()[:, None] * span
-    kept = torchvision.ops.nms(wide + aside, flat[likely].double(), overlap)
+    # A traced graph takes the operator to keep two boxes or more: two that overlap none come last.
+    last = boxes.amin().double() + boxes.new_tensor([[-4.0], [-2.0]]).double()
+    last = torch.cat([last, last, last + 1, last + 1], 1)
+    candidates = torch.cat([wide + aside, last])
+    values = torch.cat([flat[likely].double(), last.new_full((2,), -torch.inf)])
+    kept = torchvision.ops.nms(candidates, values, overlap)[:-2]
     keep = torch.zeros_like(flat, dtype=torch.bool)
     keep = keep.index_put((likely[kept],), torch.ones_like(kept, dtype=torch.bool))
     return keep.view(batch, count)

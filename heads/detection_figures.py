@@ -16,6 +16,8 @@ from .figures import PredictionsHook
 
 # Approximate smallest length of the longer side of a drawing, in pixels.
 _LEAST = 384
+# The classes of more objects would hide the picture.
+_WRITTEN = 100
 
 
 def draw_objects(
@@ -28,7 +30,8 @@ def draw_objects(
 ) -> Image.Image:
     """A picture with its objects, one colour per class, the highest score on top.
 
-    Small pictures are enlarged, so that the text is readable.
+    Small pictures are enlarged, so that the text is readable. More than 100 objects are drawn
+    without text.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -57,6 +60,8 @@ def draw_objects(
         pen.rectangle(
             (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=max(1, height // 9)
         )
+        if len(boxes) > _WRITTEN:
+            continue
         text = str(names[labels[i]] if names else int(labels[i]))
         if scores is not None:
             text += f" {scores[i]:.2f}"

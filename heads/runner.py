@@ -96,6 +96,8 @@ class SafeRunner(Runner):
         Raises:
             CheckpointError: the folder cannot be written.
         """
+        # To lay out the config's text takes longer than to write the weights of a small model.
+        object.__setattr__(self.cfg, "_format_python_code", False)
         if not isinstance(self.model, FullyShardedModel):
             super().save_checkpoint(
                 out_dir,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -48,7 +49,7 @@ def check(
         source = read_source(data, check_task(task), seed)
         report = inspect_data(source)
         if source.splits:
-            draw_samples(source, out)
+            draw_samples(source, out, upright=report.upright)
             print(f"Samples with their labels: {out}")
         if report.corrupt or report.masks:
             raise SystemExit(1)
@@ -115,16 +116,23 @@ def _table(source: Source, report: Report) -> Table:
     return table
 
 
-def draw_samples(source: Source, file: Path, rows: int = 3, columns: int = 4) -> None:
-    """Draw some training images with their labels into a file."""
+def draw_samples(
+    source: Source, file: Path, rows: int = 3, columns: int = 4, upright: bool = True
+) -> None:
+    """Draw some training images with their labels into a file; `upright` says whether masks are
+    those of upright pictures."""
     samples = source.splits["train"]
     # Evenly over the data, whose order often is that of the classes.
     places = np.linspace(0, len(samples) - 1, min(len(samples), rows * columns)).astype(int)
+    columns = min(columns, len(places))
+    rows = math.ceil(len(places) / columns)
     figure = Figure(figsize=(3 * columns, 3 * rows + 0.4), layout="constrained")
     present: set[int] = set()
-    for axes, place in zip(figure.subplots(rows, columns).flat, places, strict=False):
+    for axes, place in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, places, strict=False
+    ):
         try:
-            picture, title, labels = _draw(source, samples[place])
+            picture, title, labels = _draw(source, samples[place], upright)
         except Exception as error:  # a damaged file, which the report names
             axes.set_title(str(error)[:30], fontsize=8)
             continue
@@ -139,18 +147,22 @@ def draw_samples(source: Source, file: Path, rows: int = 3, columns: int = 4) ->
     figure.savefig(file, dpi=120)
 
 
-def _draw(source: Source, sample: Sample) -> tuple[Any, str, set[int]]:
+def _draw(source: Source, sample: Sample, upright: bool) -> tuple[Any, str, set[int]]:
     """A sample's picture with its label, its title, and the classes in a mask."""
-    picture = read_picture(sample.file)
     if source.task == "classification":
+        picture = read_picture(sample.file)
         return picture, source.classes[sample.label][:30], set()
     title = sample.file.name[:30]
     if source.task == "segmentation":
         table = label_table(source.label_map or {}, IGNORE)
-        labels = torch.from_numpy(table[read_mask(sample.label)])
+        mask = read_mask(sample.label)
+        picture = read_picture(sample.file, mask.shape[::-1], upright)
+        labels = torch.from_numpy(table[mask])
         drawn = overlay(pixelwise.pil_to_tensor(picture), labels, source.classes)
         return drawn.permute(1, 2, 0).numpy(), title, {*labels.unique().tolist()} - {IGNORE}
     from linsight.heads.detection_figures import draw_objects
+
+    picture = read_picture(sample.file, sample.size)
 
     boxes = np.array([obj["bbox"] for obj in sample.label], float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,10 +23,12 @@ from huggingface_hub import HfApi
 from mmengine.config import Config
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torchvision.transforms.v2 import functional
 
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.heads.hooks import percent
@@ -44,7 +46,14 @@ from linsight.tools.export_check import (
 )
 from linsight.tools.export_file import DESCRIPTION, ExportedFile, open_file
 from linsight.tools.export_half import lower
-from linsight.tools.export_subject import Subject, batch_of, batches_for, open_subject, photographs
+from linsight.tools.export_subject import (
+    Subject,
+    batch_of,
+    batches_for,
+    open_subject,
+    photographs,
+    preparation_of,
+)
 from linsight.tools.model import loading_statement, open_model, read_run
 from linsight.tools.predict import find_pictures, open_picture
 from linsight.tools.run import report_errors
@@ -99,9 +108,16 @@ def export(
         Precision,
         typer.Option(
             help="Of the graph; layers that overflow in float16 stay in float32. int8 is of linear "
-            "layers and convolutions, for --to onnx."
+            "layers and convolutions, for --to onnx and torch."
         ),
     ] = Precision.float32,
+    device: Annotated[
+        str, typer.Option(help="cuda: machine code for this machine's GPU, with --to aoti.")
+    ] = "cpu",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images that a package for a GPU takes at once; default: 1."),
+    ] = None,
     calibrate: Annotated[
         list[Path] | None,
         typer.Option(
@@ -130,22 +146,26 @@ def export(
                     "--size, --dtype, --pictures, --calibrate and --test are for --to onnx, torch "
                     "and aoti"
                 )
+            check_device(to, device, batch_size)
             _export_weights(model, model_name, out, push_to_hub)
             return
         if push_to_hub:
             raise ConfigError(f"--push-to-hub pushes safetensors, and --to is {to.value}")
         if to is Format.onnx and dtype is Precision.bfloat16:
             raise ConfigError("--to onnx has no --dtype bfloat16, which ONNX Runtime lacks on CPUs")
-        if dtype is Precision.int8 and to is not Format.onnx:
-            raise ConfigError(f"--dtype int8 is for --to onnx, and --to is {to.value}")
+        if dtype is Precision.int8 and to is Format.aoti:
+            raise ConfigError("--dtype int8 is for --to onnx and torch, and --to is aoti")
         if calibrate and dtype is not Precision.int8:
             raise ConfigError(f"--calibrate is for --dtype int8, and --dtype is {dtype.value}")
+        check_device(to, device, batch_size)
         report = Phases()
         report("opening the model")
-        check_tools(to)
+        check_tools(to, dtype)
         subject = open_subject(model, model_name, onnx=to is Format.onnx)
         if size:
             subject = subject.with_size(_size(size))
+        if device == "cuda":
+            subject = subject.for_gpu(batch_size or 1)
         folder = out or Path("exports", subject.name)
         shown = [open_picture(file) for file in find_pictures(pictures)] if pictures else None
         seen = find_pictures(calibrate) if calibrate else []
@@ -253,8 +273,26 @@ def _state_classes_once(config: Path) -> None:
     config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def check_tools(to: Format) -> None:
+def check_device(to: Format, device: str, batch_size: int | None) -> None:
+    """Raise a ConfigError unless a format has programs for a device that is there."""
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is {device!r}, expected cpu or cuda")
+    if device == "cuda" and to is not Format.aoti:
+        raise ConfigError(
+            f"--device cuda is for --to aoti, and --to is {to.value}, whose files any device runs"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device is cuda, and PyTorch sees no GPU here")
+    if batch_size and device != "cuda":
+        raise ConfigError(
+            "--batch-size is for --device cuda; elsewhere a file takes batches of any length"
+        )
+
+
+def check_tools(to: Format, dtype: Precision = Precision.float32) -> None:
     """Raise a CheckpointError if what a format needs is not installed."""
+    if to is Format.torch and dtype is Precision.int8 and not find_spec("torchao"):
+        raise CheckpointError(".pt2 of eight bits needs torchao: pip install 'linsight[export]'")
     if to is Format.onnx:
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
         if missing:
@@ -302,38 +340,84 @@ def write_file(
     name = FILES[to]
     # What PyTorch keeps of each operator's shapes takes longer to keep than to find again.
     fresh = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-    with replace_files(folder, name) as beside, force("reference"), fresh:
+    # A package for a GPU holds the kernels; other programs have PyTorch's operators alone.
+    kernels = force("auto" if to is Format.aoti and subject.device.type == "cuda" else "reference")
+    with replace_files(folder, name) as beside, kernels, fresh:
         traced, wide, limits = subject, (), EXACT
         if dtype in (Precision.float16, Precision.bfloat16):
             report(f"looking for what overflows in {dtype.value}")
             seen = batch_of(list(pictures or photographs())[:4], subject.size, subject.channels)
+            seen = seen.to(subject.device)
             traced, wide = lower(subject, getattr(torch, dtype.value), [seen])
             limits = HALF
         report("tracing the graph")
         program, reason = trace(traced)
         size = subject.size if reason else None
         description = subject.description | {"dtype": dtype.value, "image_size": size}
+        layers = 0
+        if dtype is Precision.int8 and to is Format.torch:
+            report("choosing the scales of eight bits")
+            from linsight.tools import export_pt2e
+
+            seen = calibration_images(subject, size, calibration)
+            module, layers = export_pt2e.quantize(program, seen)
+            report("tracing the graph of eight bits")
+            program = _trace(replace(subject, module=module), any_size=size is None)
         report(f"writing {name}")
         save(program, beside / name, to, subject.outputs, description)
-        if dtype is Precision.int8:
+        if dtype is Precision.int8 and to is Format.onnx:
             report("choosing the scales of eight bits")
             from linsight.tools import export_int8
 
-            layers = export_int8.quantize_file(beside / name, subject, size, calibration)
+            seen = calibration_images(subject, size, calibration)
+            layers = export_int8.quantize_file(beside / name, seen)
+        if layers:
             report(f"{layers} layers have eight bits")
             description["quantization"] = {"layers": layers, "pictures": len(calibration)}
             limits = EIGHT
         report("comparing it with the model on pictures")
         opened = open_file(beside / name)
         compared = batches_for(subject, size is None, pictures)
-        difference = compare(subject.module, opened.run, compared, limits)
+        difference = compare(subject.run, opened.run, compared, limits)
         refuse_faults(difference)
         metrics = _measure(subject, opened, test, report) if test else {}
         if dtype is Precision.int8:
             description["quantization"] |= {"agreement": difference.values, "metrics": metrics}
-            export_int8.describe(beside / name, description)
+            if to is Format.onnx:
+                export_int8.describe(beside / name, description)
+            else:
+                save(program, beside / name, to, subject.outputs, description)
     report(f"done, {(folder / name).stat().st_size / 1e6:.1f} MB")
     return Written(folder / name, difference, size, reason, wide, metrics)
+
+
+def calibration_images(
+    subject: Subject, size: tuple[int, int] | None, pictures: Sequence[Path]
+) -> Iterator[Tensor] | None:
+    """Each picture as `linsight predict` gives it to the graph, uint8 (1, C, H, W).
+
+    Args:
+        subject: the model.
+        size: height and width of the images, if the graph takes no others.
+        pictures: files of pictures; without any there are no images.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    return _prepared(subject, size, pictures) if pictures else None
+
+
+def _prepared(
+    subject: Subject, size: tuple[int, int] | None, pictures: Sequence[Path]
+) -> Iterator[Tensor]:
+    prepare = preparation_of(subject.description)
+    for file in track(pictures, "Calibrating", console=Console(stderr=True)):
+        image = prepare(open_picture(file))
+        if subject.task == "detection":
+            image, _ = image
+        if size or min(image.shape[1:]) < subject.least:
+            image = functional.resize(image, list(size or subject.size))
+        yield image[None].contiguous()
 
 
 def _measure(
@@ -342,7 +426,7 @@ def _measure(
     """Metrics in percent of a model and of its file, on the test data of its config."""
     found = []
     with Progress(console=Console(stderr=True)) as progress:
-        for name, run in (("the model", subject.module), ("the file", opened.run)):
+        for name, run in (("the model", subject.run), ("the file", opened.run)):
             report(f"measuring {name} on the test data")
             found.append(measure(run, subject.task, config, progress, name))
     before, after = found
@@ -393,6 +477,8 @@ def trace(subject: Subject) -> tuple[ExportedProgram, str]:
         The graph, and why its images have one size alone; "" if they have any.
     """
     reason = "as it was asked for"
+    if subject.batch:
+        reason = f"in batches of {subject.batch}, which a package for a GPU is compiled for"
     if subject.any_size:
         try:
             return _trace(subject, any_size=True), ""
@@ -403,8 +489,10 @@ def trace(subject: Subject) -> tuple[ExportedProgram, str]:
 
 
 def _trace(subject: Subject, any_size: bool) -> ExportedProgram:
-    images = batch_of(photographs()[:2], subject.size, subject.channels)
-    shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
+    count = subject.batch or 2
+    images = batch_of((photographs() * count)[:count], subject.size, subject.channels)
+    images = images.to(subject.device)
+    shape: dict[int, Any] = {} if subject.batch else {0: Dim("batch", min=1, max=4096)}
     if any_size:
         sides = {"min": subject.least, "max": 8192}
         shape |= {2: Dim("height", **sides), 3: Dim("width", **sides)}

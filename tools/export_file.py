@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators of eight bits
 import torchvision  # noqa: F401  registers the operators of detectors
 from torch import Tensor
 
@@ -92,11 +93,30 @@ def _open_archive(path: Path) -> ExportedFile:
         os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
         package = torch._inductor.aoti_load_package(str(path))
         description = json.loads(package.get_metadata().get(DESCRIPTION, "{}"))
+        if batch := description.get("batch"):
+            return ExportedFile(
+                _by_batches(package, batch, description["device"]), description, _sides(description)
+            )
         return ExportedFile(package, description, _sides(description))
     extra = {DESCRIPTION: ""}
     program = torch.export.load(str(path), extra_files=extra)
     description = json.loads(extra[DESCRIPTION] or "{}")
     return ExportedFile(program.module(), description, _sides(description))
+
+
+def _by_batches(run: Callable, batch: int, device: str) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Give a program that takes `batch` images on a device any number of them on the CPU."""
+
+    def run_all(images: Tensor) -> dict[str, Tensor]:
+        found = []
+        for part in images.split(batch):
+            # The last image stands for those that lack.
+            whole = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1)])
+            outputs = run(whole.to(device))
+            found.append({name: x[: len(part)].cpu() for name, x in outputs.items()})
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    return run_all
 
 
 def _sides(description: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -7,7 +7,7 @@ than 256 values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,9 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from linsight.tools.export_onnx import entries
-from linsight.tools.export_subject import Subject, preparation_of
-from linsight.tools.predict import open_picture
 
 
 class _Images(CalibrationDataReader):
@@ -42,40 +37,12 @@ class _Images(CalibrationDataReader):
         return None if images is None else {"images": images.numpy()}
 
 
-def quantize_file(
-    file: Path, subject: Subject, size: tuple[int, int] | None, pictures: Sequence[Path]
-) -> int:
-    """Replace a model's graph in float32 by one of eight bits; see `quantize`.
-
-    Args:
-        file: the graph, as ONNX.
-        subject: the model.
-        size: height and width of the images, if the graph takes no others.
-        pictures: files of pictures to calibrate on, or none.
-
-    Raises:
-        DataError: a picture cannot be read.
-    """
-    images = _prepared(subject, size, pictures) if pictures else None
+def quantize_file(file: Path, batches: Iterable[Tensor] | None) -> int:
+    """Replace a model's graph in float32 by one of eight bits; see `quantize`."""
     target = file.with_name(f"int8.{file.name}")
-    layers = quantize(file, target, images)
+    layers = quantize(file, target, batches)
     target.replace(file)
     return layers
-
-
-def _prepared(
-    subject: Subject, size: tuple[int, int] | None, pictures: Sequence[Path]
-) -> Iterator[Tensor]:
-    """Each picture as `linsight predict` gives it to the graph, uint8 (1, C, H, W)."""
-    prepare = preparation_of(subject.description)
-    console = Console(stderr=True)
-    for file in track(pictures, "Calibrating", console=console):
-        image = prepare(open_picture(file))
-        if subject.task == "detection":
-            image, _ = image
-        if size or min(image.shape[1:]) < subject.least:
-            image = functional.resize(image, list(size or subject.size))
-        yield image[None].contiguous()
 
 
 def describe(file: Path, description: dict[str, Any]) -> None:
@@ -141,11 +108,18 @@ def _copy_description(file: Path, target: Path) -> None:
 
 
 def _split(model: onnx.ModelProto, kinds: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names of the nodes that multiply an activation by a constant weight, and of the others."""
-    constants = {tensor.name for tensor in model.graph.initializer}
+    """Names of the linear layers and convolutions, and of the other nodes of these kinds.
+
+    A product with a constant of more than two dimensions, such as one matrix per head, belongs to
+    the core of attention.
+    """
+    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     layers, others = [], []
     for node in model.graph.node:
         if node.op_type in kinds:
-            is_layer = node.input[1] in constants and node.input[0] not in constants
+            rank = ranks.get(node.input[1])
+            is_layer = node.input[0] not in ranks and (
+                rank is not None if node.op_type == "Conv" else rank == 2
+            )
             (layers if is_layer else others).append(node.name)
     return layers, others

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from linsight.kernels import force
-from linsight.tools.export import Format, save, trace
+from linsight.tools.export import Format, calibration_images, save, trace
 from linsight.tools.export_check import EIGHT, compare
 from linsight.tools.export_file import open_file
 from linsight.tools.export_int8 import quantize_file
@@ -50,7 +50,8 @@ def results_of(subject: Subject, photographs: Path) -> list[str]:
         save(program, whole, Format.onnx, subject.outputs, description)
         for pictures in (find_pictures([photographs / "train"]), []):
             shutil.copy(whole, file)
-            layers = quantize_file(file, subject, subject.size, pictures)
+            images_seen = calibration_images(subject, subject.size, pictures)
+            layers = quantize_file(file, images_seen)
             difference = compare(subject.module, open_file(file).run, [images], EIGHT)
             cells += [str(layers), *(f"{value:.3f}" for value in difference.values.values())]
     return cells

@@ -27,6 +27,9 @@ from linsight.tools.model import Run, class_names, open_model, read_run
 _SIDES = (128, 160)
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model, ready to be written for other programs.
@@ -41,6 +44,8 @@ class Subject:
         any_size: whether images of other sizes may be possible.
         description: what the file says of itself, as JSON has it.
         outputs: names of what it returns.
+        device: where the module and its images lie.
+        batch: the number of images that it is traced for, None for any number.
     """
 
     module: nn.Module
@@ -52,10 +57,29 @@ class Subject:
     any_size: bool
     description: dict[str, Any]
     outputs: tuple[str, ...]
+    device: torch.device = CPU
+    batch: int | None = None
 
     def with_size(self, size: tuple[int, int]) -> Subject:
         """This model for images of one size alone."""
         return replace(self, size=size, any_size=False)
+
+    def for_gpu(self, batch: int) -> Subject:
+        """This model on the GPU, for batches of one length of images of one size alone.
+
+        The kernels' grids are numbers in a compiled program, and both decide them.
+        """
+        device = torch.device("cuda")
+        description = self.description | {"device": device.type, "batch": batch}
+        return replace(
+            self, module=self.module.to(device), description=description, any_size=False,
+            device=device, batch=batch,
+        )  # fmt: skip
+
+    def run(self, images: Tensor) -> dict[str, Tensor]:
+        """What the model returns for images on the CPU, there."""
+        outputs = self.module(images.to(self.device))
+        return {name: x.cpu() for name, x in outputs.items()}
 
 
 def open_subject(source: str, model_name: str | None = None, onnx: bool = False) -> Subject:
@@ -235,6 +259,16 @@ def _plain(value: Any) -> Any:
     raise ConfigError(f"the preparation of images has {value!r}, which no file can describe")
 
 
+def _with_tuples(value: Any) -> Any:
+    """A value out of JSON, with tuples for lists of numbers: mmcv takes no list for a size."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(each) for key, each in value.items()}
+    if isinstance(value, list):
+        numbers = value and all(isinstance(each, int | float) for each in value)
+        return tuple(value) if numbers else [_with_tuples(each) for each in value]
+    return value
+
+
 # Pictures.
 
 
@@ -309,9 +343,10 @@ def preparation_of(description: dict[str, Any]) -> Callable[[Image.Image], Any]:
 
         transforms = build_transforms(settings["transforms"])
         return lambda picture: transforms(to_image(picture))
-    from linsight.tools.predict_detection import build_pipeline, pipeline_input
+    with quiet_mmdet():
+        from linsight.tools.predict_detection import build_pipeline, pipeline_input
 
-    pipeline = build_pipeline(settings["pipeline"])
+    pipeline = build_pipeline(_with_tuples(settings["pipeline"]))
 
     def prepare(picture: Image.Image) -> tuple[Tensor, tuple[float, float]]:
         item: Any = pipeline(pipeline_input(picture))

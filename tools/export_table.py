@@ -46,13 +46,16 @@ CONFIGS = {
     "DINO": "dino_4scale_rala_vit_nano_digits",
 }
 TASKS = ("classification", *CONFIGS)
-# Runs a .pt2 where linsight cannot be imported.
+# Runs a .pt2 or a package where linsight cannot be imported.
 ALONE = """
 import sys
 sys.modules["linsight"] = None
 import torch, torchvision
 file, images, results = sys.argv[1:]
-run = torch.export.load(file).module()
+if file.endswith(".aoti.pt2"):
+    run = torch._inductor.aoti_load_package(file)
+else:
+    run = torch.export.load(file).module()
 torch.save([run(x) for x in torch.load(images)], results)
 """
 
@@ -120,7 +123,7 @@ def results_of(model: str, task: str, to: Format, size: tuple[int, int] | None =
             return ["", "", f"not written: {error}", ""]
         batches = batches_for(subject, written.size is None)
         used, other = ("ONNX Runtime", "OpenVINO"), _openvino
-        if to is Format.torch:
+        if to is not Format.onnx:
             used, other = ("PyTorch", "PyTorch without linsight"), _alone
         try:
             found = iter(other(written.path, subject, batches))
@@ -149,6 +152,8 @@ def _taken_by(file: Path, subject: Subject, size: tuple[int, int] | None) -> str
 
         missing = refusals(onnx.load(file))
         return f"not TensorRT: {', '.join(missing)}" if missing else "TensorRT"
+    if file.name.endswith(".aoti.pt2"):
+        return ""
     images = batches_for(subject.with_size(size or (64, 96)), False)[0]
     said = [
         _conversion("CoreML", _to_coreml, file, subject, images),

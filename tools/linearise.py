@@ -21,7 +21,13 @@ from linsight.backbones.linearise import swap_mixers
 from linsight.heads.linearisation import Agreement
 from linsight.tools.config import ConfigError
 from linsight.tools.export import write_safetensors
-from linsight.tools.linearise_report import compare_blocks, compare_sizes, draw_features, table
+from linsight.tools.linearise_report import (
+    compare_attention,
+    compare_blocks,
+    compare_sizes,
+    draw_features,
+    table,
+)
 from linsight.tools.model import open_model
 from linsight.tools.run import Overrides, build_runner, lock_work_dir, report_errors
 from linsight.tools.schedule import set_epochs
@@ -187,6 +193,7 @@ def train_student(
         teacher = trained._teacher[0].to(device)
         sizes = report_sizes or (size, 2 * size)
         report["sizes"] = compare_sizes(teacher, student, pictures, sizes, device)
+        report["attention"] = compare_attention(teacher, student, pictures, size, device)
         report["linear blocks"] = compare_blocks(
             teacher,
             student,

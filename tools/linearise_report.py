@@ -16,12 +16,14 @@ from torch import Tensor
 
 from linsight.tools.benchmark_cases import default_batch
 from linsight.tools.benchmark_timing import peak_memory, quantiles, release
-from linsight.tools.look import colour_features
+from linsight.tools.look import attend_from, colour_features
 
 # Pictures that are compared at each size, that are drawn, and for each number of linear blocks.
 COMPARED, DRAWN, COUNTED = 16, 4, 8
 # Fewer large pictures at once leave a GPU waiting for its host.
 SECONDS, LEAST_BATCH = 0.2, 8
+# Where attention looks from, as shares of a picture's width and height.
+POINTS = ((0.5, 0.5), (0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
 
 
 @torch.inference_mode()
@@ -61,6 +63,34 @@ def compare_sizes(
             row[name] = measure(model, torch.randn(batch, *pictures[0].shape), device)
         rows.append(row)
     return rows
+
+
+def compare_attention(
+    teacher: Any, student: Any, dataset: dict, size: int, device: torch.device
+) -> dict[str, float]:
+    """Agreement of what two models of one body attend to, as `tools.look.attend_from` finds it.
+
+    Args:
+        teacher, student, dataset, device: as for `compare_sizes`.
+        size: side of square images in pixels.
+
+    Returns:
+        For the last block of each resolution, by name, the mean over five points and over the
+        pictures of the cosine between the models' maps of attention, in percent. Blocks whose
+        mixers project no values, or convolve them first, are left out.
+    """
+    cosines: dict[str, list[float]] = {}
+    for picture in load_pictures(dataset, size, DRAWN):
+        x = picture[None].to(device)
+        for point in POINTS:
+            wanted = {a.name: a.weights for a in attend_from(teacher, x, point)}
+            for found in attend_from(student, x, point):
+                if found.name in wanted:
+                    pair = (found.weights.flatten(), wanted[found.name].flatten())
+                    cosines.setdefault(found.name, []).append(
+                        F.cosine_similarity(*pair, dim=0).item()
+                    )
+    return {block: round(100 * sum(v) / len(v), 2) for block, v in cosines.items()}
 
 
 @torch.inference_mode()

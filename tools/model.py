@@ -168,7 +168,9 @@ def _open_published(name: str) -> TimmModel:
 
 def _open_exported(folder: Path) -> TimmModel:
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"folder {folder} has no config.json: it is no exported model")
+        files = sorted(folder.glob("model.*"))
+        fix = f"give its file {files[0]}" if files else "it is no exported model"
+        raise CheckpointError(f"folder {folder} has no config.json: {fix}")
     try:
         return cast(TimmModel, timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
     except CheckpointError:

@@ -529,6 +529,7 @@ class Recipe:
                 "annotations": file,
                 "classes": s.classes,
                 "label_map": s.label_map,
+                **({} if self.report.upright else {"upright": False}),
                 **statistics,
                 **({"transforms": train} if training else {"test_mode": True}),
             }

@@ -1,5 +1,6 @@
-"""Evaluate a checkpoint: `linsight test CONFIG CHECKPOINT`, or `python tools/test.py ...`."""
+"""Evaluate a checkpoint: `linsight test CHECKPOINT`, or `linsight test CONFIG CHECKPOINT`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,6 @@ from rich.table import Column, Table
 from linsight.heads.hooks import percent
 from linsight.tools.config import ConfigError, tta_of
 from linsight.tools.run import (
-    ConfigName,
     LauncherOption,
     Overrides,
     Words,
@@ -21,11 +21,16 @@ from linsight.tools.run import (
 
 
 def test(
-    config: ConfigName,
-    checkpoint: Annotated[
+    config: Annotated[
         str,
-        typer.Argument(help="A .pth or .safetensors file, or 'pretrained' for the published ones."),
+        typer.Argument(
+            help="Name of a config, or a path; or a checkpoint alone, in its training's folder."
+        ),
     ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="A .pth or .safetensors file, or 'pretrained' for the published ones."),
+    ] = None,
     words: Words = None,
     work_dir: WorkDir = None,
     tta: Annotated[
@@ -35,15 +40,21 @@ def test(
     cfg_options: Overrides = None,
 ) -> None:
     """Print the metrics of a checkpoint on the test data, and draw some of its predictions."""
+    changes = [*(cfg_options or []), *(words or [])]
+    if checkpoint is not None and "=" in checkpoint:
+        changes, checkpoint = [checkpoint, *changes], None
 
     def adapt(cfg: Config) -> None:
         cfg.resume = False
+        # Its hook makes the training's loop, which would read the training data.
+        cfg.get("default_hooks", {}).pop("early_stopping", None)
         if checkpoint == "pretrained" and cfg.model.type != "ImageClassifier":
             raise ConfigError(f"'pretrained' is for classifiers, not for a {cfg.model.type}")
         if checkpoint == "pretrained":
             cfg.model.backbone.pretrained = True
         else:
             cfg.load_from = checkpoint
+            cfg.model.backbone.pop("checkpoint", None)
             if cfg.model.backbone.get("pretrained"):
                 cfg.model.backbone.pretrained = False
         if tta:
@@ -52,9 +63,10 @@ def test(
             cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
     with report_errors():
-        runner = build_runner(
-            config, [*(cfg_options or []), *(words or [])], work_dir, launcher, adapt
-        )
+        if checkpoint is None:
+            checkpoint, config = config, _config_beside(Path(config))
+            work_dir = work_dir or Path(checkpoint).parent / "test"
+        runner = build_runner(config, changes, work_dir, launcher, adapt)
         metrics = runner.test()
     table = Table("metric", Column("%", justify="right"))
     for name, value in metrics.items():
@@ -62,6 +74,21 @@ def test(
         figure = f"{percent(name, value):.2f}" if value >= 0 else "-"
         table.add_row(name.rpartition("/")[2], figure)
     Console().print(table)
+
+
+def _config_beside(checkpoint: Path) -> str:
+    """The config that a training has left in the folder of its checkpoints.
+
+    Raises:
+        ConfigError: there is none, or several.
+    """
+    found = [] if checkpoint.suffix == ".py" else sorted(checkpoint.parent.glob("*.py"))
+    if not checkpoint.exists() or len(found) != 1:
+        raise ConfigError(
+            f"beside the checkpoint {checkpoint} there is not the one config of its training: "
+            "linsight test CONFIG CHECKPOINT"
+        )
+    return str(found[0])
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def _config_for(data: str, task: str | None, wishes: Wishes, work_dir: Path, res
     with lock_work_dir(work_dir):
         file = write_recipe(source, report, wishes, work_dir)
         if source.splits:
-            draw_samples(source, work_dir / "samples.png")
+            draw_samples(source, work_dir / "samples.png", upright=report.upright)
     print(file.read_text(encoding="utf-8"))
     print(f"This config is {file}; samples of the data with their labels: {work_dir}/samples.png")
     return file

@@ -27,6 +27,7 @@ from .private import (
     get_stream,
     start_machine_code,
 )
+from .tracing import is_showing, trace_launch
 
 MOST_SPLITS = 512
 # Enough for some hundred layers at some resolutions; a new resolution starts new entries.
@@ -75,6 +76,9 @@ def launch(kernel: Any, how: Launch, *args: Any) -> None:
         return
     if is_collecting():
         collect(kernel, (*args, *how.sizes), how.constants)
+        return
+    if is_showing():
+        trace_launch(kernel, how.grid, (*args, *how.sizes), how.constants)
         return
     device = args[0].get_device()
     if device >= 0 and device != get_device():

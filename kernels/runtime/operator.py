@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import is_direct_call
+from .tracing import can_show_kernels, show_launches
 
 LIBRARY = torch.library.Library("linsight", "FRAGMENT")
 
@@ -20,6 +22,9 @@ class Operator:
     `torch.export` and whatever else takes a program apart. A registered call costs the host 30 to
     130 us more than the launches of its kernels, as long as many of them run; so an eager call
     on plain tensors goes straight to the launch, inside an ordinary autograd function.
+
+    AOTInductor sees through a registered operator to the launches of its kernels, as PyTorch's own
+    `torch.library.triton_op` lets a compiler, and puts them into its packages.
 
     Without a schema only direct calls (`is_direct_call`) may come here: a compiler is to see the
     operator's reference, and fuses it with what stands around it.
@@ -62,6 +67,9 @@ class Operator:
             torch.library.register_autograd(
                 f"linsight::{name}", differentiate, setup_context=save, lib=LIBRARY
             )
+        torch.library.register_torch_dispatch(
+            f"linsight::{name}", FunctionalTensorMode, self._decompose, lib=LIBRARY
+        )
         packet = getattr(torch.ops.linsight, name)
         if flops is not None:
             register_flop_formula(packet)(flops)
@@ -76,6 +84,15 @@ class Operator:
         if self._function is not None and needs_gradient:
             return self._function.apply(*args)
         return self._run(*args)
+
+    def _decompose(
+        self, mode: FunctionalTensorMode, operator: Any, types: Any, args: tuple, kwargs: dict
+    ) -> Any:
+        """Trace the launches in place of the operator, where a compiler makes a graph."""
+        if not can_show_kernels(args):
+            return mode.__torch_dispatch__(operator, types, args, kwargs)
+        with mode, show_launches():
+            return self._run(*args, **kwargs)
 
 
 def _make_function(

@@ -7,6 +7,7 @@ tests/kernels/test_private.py then names what is missing. Triton is imported at 
 import ast
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ is_transformed = torch._C._are_functorch_transforms_active
 def is_intercepted() -> bool:
     """Whether a dispatch mode or a transform of `torch.func` sees the calls of this thread."""
     return _get_current_dispatch_mode() is not None or is_transformed()
+
+
+def compiles_package() -> bool:
+    """Whether AOTInductor makes its graph, of a program that runs without this library."""
+    virtualized = sys.modules.get("torch._inductor.virtualized")
+    return virtualized is not None and bool(virtualized.V.aot_compilation)
 
 
 def has_global_hooks() -> bool:

@@ -316,6 +316,47 @@ class TestMasks:
         assert len(report.masks) == 1
         assert "1 masks do not fit" in report.faults()[0]
 
+    def turned_masks(self, root, orientations):
+        """JPEGs whose masks are of the pixels as they are stored."""
+        for orientation in orientations:
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            write(root / "images" / f"{orientation}.png", exif=exif)
+            write_mask(root / "masks" / f"{orientation}.png", [0, 1])
+        source = read_source(root)
+        return source, check_source(source)
+
+    def test_one_size_tells_how_all_masks_were_drawn(self, tmp_path):
+        source, report = self.turned_masks(tmp_path, (1, 2, 3, 4, 6))
+        assert report.turned == {"stored": 1, "unknown": 3}
+        assert not report.upright
+        assert not report.faults()
+        lists = write_lists(source, tmp_path / "lists")
+        for split, samples in source.splits.items():
+            images = SegmentationFolder(
+                str(tmp_path),
+                annotations=lists[split],
+                classes=source.classes,
+                label_map=source.label_map,
+                test_mode=True,
+                upright=report.upright,
+                mean=(0, 0, 0),
+                std=(1, 1, 1),
+            )
+            for (image, labels), sample in zip(images, samples, strict=False):
+                with Image.open(sample.file) as stored:
+                    pixels = np.asarray(stored)
+                assert np.array_equal((image * 255).round().byte().permute(1, 2, 0), pixels)
+                assert labels.shape == pixels.shape[:2]
+
+    def test_masks_that_tell_nothing_are_named(self, tmp_path):
+        _, report = self.turned_masks(tmp_path, (1, 3, 4))
+        assert report.upright
+        (fault,) = report.faults()
+        assert fault.startswith(
+            "2 images are turned by EXIF, and their masks are taken to be those"
+        )
+
 
 class TestCheck:
     def test_damaged_files_and_duplicates(self, folders):

@@ -10,17 +10,21 @@ import pytest
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
 import torch
+import torchvision
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from PIL import Image
+from typer.testing import CliRunner
 
+from linsight.heads.deployment import suppress
 from linsight.heads.deployment_detection import DeployedDetector
+from linsight.tools import main
 from linsight.tools.config import load_config
 from linsight.tools.export import Format, write_file
 from linsight.tools.export_check import EXACT, HALF, compare, match_objects
 from linsight.tools.export_file import open_file
 from linsight.tools.export_half import lower
-from linsight.tools.export_subject import dense_subject
+from linsight.tools.export_subject import dense_subject, preparation_of
 from linsight.tools.export_tensorrt import refusals
 from linsight.tools.model import Run
 from linsight.tools.predict_detection import DetectionPredictor
@@ -52,6 +56,34 @@ def detector_of(name: str, words: list[str] = SMALL) -> torch.nn.Module:
 
 def images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def test_a_picture_is_resized_as_the_file_says():
+    steps = [{"type": "LoadImageFromFile"}, {"type": "Resize", "scale": [96, 64]}]
+    steps[1]["keep_ratio"] = True
+    steps.append({"type": "PackDetInputs", "meta_keys": ["img_shape", "scale_factor"]})
+    prepare = preparation_of({"task": "detection", "preparation": {"pipeline": steps}})
+    pixels, scale = prepare(Image.new("RGB", (60, 40)))
+    assert (pixels.shape, scale) == ((3, 64, 96), (1.6, 1.6))
+
+
+class Suppression(torch.nn.Module):
+    def forward(self, boxes, scores):
+        return suppress(boxes, scores, 0.5, -0.5, 10)
+
+
+def test_an_exported_suppression_keeps_none_one_or_many():
+    boxes, batch = torch.rand(2, 20, 4), torch.export.Dim("batch", min=1, max=8)
+    boxes[..., 2:] += boxes[..., :2]
+    sizes = ({0: batch}, {0: batch})
+    program = torch.export.export(Suppression(), (boxes, boxes[..., 0]), dynamic_shapes=sizes)
+    for count in (0, 1, 2, 20):
+        scores = torch.full((2, 20), -1.0)
+        scores[1, :count] = torch.rand(count)
+        kept = program.module()(boxes, scores)
+        assert torch.equal(kept, suppress(boxes, scores, 0.5, -0.5, 10))
+        alone = torchvision.ops.nms(boxes[1, :count], scores[1, :count], 0.5)
+        assert kept.nonzero().tolist() == [[1, index] for index in sorted(alone.tolist())]
 
 
 @pytest.mark.parametrize(
@@ -171,23 +203,25 @@ def test_half_precision(run):
         lower(replace(subject, module=dino), torch.float16, [pixels])
 
 
-def test_a_file_predicts_what_its_checkpoint_predicts(run, written, tmp_path):
-    """In a process of its own, which has to know mmdet's transforms, of a folder in which other
-    files stand, too."""
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_file_predicts_what_its_checkpoint_predicts(run, written, tmp_path, monkeypatch, alone):
+    """Of a folder in which other files stand, too; a process of its own has to know mmdet's
+    transforms."""
     picture = Image.fromarray(images(64, 96, 3).numpy())
     (tmp_path / "folder").mkdir()
     picture.save(tmp_path / "folder" / "noise.png")
     (tmp_path / "folder" / "notes.txt").write_text("no picture")
-    command = [sys.executable, "-m", "linsight.tools.main", "predict", str(written.path)]
-    done = subprocess.run(
-        [*command, "folder", "--score", "0.01"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
+    words = ["predict", str(written.path), "folder", "--score", "0.01"]
+    monkeypatch.chdir(tmp_path)
+    if alone:
+        command = [sys.executable, "-m", "linsight.tools.main", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr
+    else:
+        result = CliRunner().invoke(main.app, words)
+        assert result.exit_code == 0, result.output
+        assert "warning" not in result.output
     with open(tmp_path / "predictions" / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["picture"] for row in rows} == {"folder/noise.png"}
@@ -205,3 +239,20 @@ def test_a_file_predicts_what_its_checkpoint_predicts(run, written, tmp_path):
     assert len(rows) == len(wanted.scores)
     assert match["objects"] == match["found"] > 5
     assert match["score"] < 1e-3
+
+
+def test_a_traced_suppression_keeps_any_number_of_boxes():
+    """None, one, and one of two that overlap."""
+
+    class Suppress(torch.nn.Module):
+        def forward(self, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return suppress(boxes, scores, 0.5, 0.1, 10)
+
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8], [-9, 1, -2, 7]]] * 2)
+    scores = torch.tensor([[0.2, 0.5, 0.0], [0.0, 0.0, 0.3]])
+    run = torch.export.export(Suppress(), (boxes, scores)).module()
+    wanted = torch.tensor([[False, True, False], [False, False, True]])
+    for shares in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        share = torch.tensor(shares)[:, None]
+        found = run(boxes, scores * share)
+        assert found.tolist() == (wanted & (share > 0)).tolist()

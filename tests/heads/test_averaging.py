@@ -42,7 +42,7 @@ def test_an_average_reaches_as_many_images_at_any_batch(batch):
     hook = BatchScaledEMAHook(decay=0.99, base_batch_size=512)
     model = torch.nn.Linear(1, 1)
     loader = SimpleNamespace(batch_size=batch)
-    hook.before_run(SimpleNamespace(model=model, train_dataloader=loader))
+    hook.before_run(SimpleNamespace(model=model, train_dataloader=loader, _train_loop=object()))
     iterations = 512 * 100 // batch
     hook.ema_model.update_parameters(model)
     torch.nn.init.constant_(model.weight, 1.0)

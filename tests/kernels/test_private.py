@@ -87,6 +87,15 @@ def test_hooks_are_noticed() -> None:
     handle.remove()
 
 
+def test_packages_are_told_from_other_programs() -> None:
+    virtualized = importlib.import_module("torch._inductor.virtualized")
+    assert not private.compiles_package()
+    with virtualized.V.set_aot_compilation(True):
+        assert private.compiles_package()
+    source = inspect.getsource(importlib.import_module("torch._inductor.compile_fx"))
+    assert "set_aot_compilation(True)" in source, f"{versions()} marks packages elsewhere"
+
+
 @needs_triton
 @pytest.mark.parametrize(
     "path",

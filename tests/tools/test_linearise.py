@@ -300,6 +300,8 @@ def test_the_command(pictures, tmp_path, monkeypatch):
     # One linear block among a teacher's blocks is the student.
     assert report["linear blocks"]["first"] == report["linear blocks"]["last"]
     assert len(report["linear blocks"]["first"]) == 1
+    assert report["attention"].keys() == {"blocks.1"}
+    assert 0 < report["attention"]["blocks.1"] < 100.01
     for figure in ("block_errors.png", "features.png", "linear_blocks.png"):
         assert (tmp_path / "work" / figure).is_file()
     student = timm.create_model(f"local-dir:{tmp_path / 'work/student'}", pretrained=True)
