@@ -26,9 +26,10 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 CONFIGS = {file.stem for file in (ROOT / "configs").glob("[!_]*/*.py")}
 SMALL = "model.backbone.depths=(1,0,0,1)"
-SHORT = ["train_cfg.max_epochs=1", "train_dataloader.dataset.length=640"]
+SHORT = ["train_cfg.max_epochs=1", "train_dataloader.dataset.length=1000"]
 SHORT += ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
 SHORT += ["test_dataloader.num_workers=0", SMALL]
+SHORT += ["val_dataloader.dataset.length=64", "test_dataloader.dataset.length=64"]
 
 
 def blocks(document: str, language: str) -> list[str]:
