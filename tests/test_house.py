@@ -41,10 +41,11 @@ def test_imports_point_one_way(folder):
 
 @pytest.fixture(scope="module")
 def imports() -> dict[str, set[str]]:
-    """What imports change, one after the other in one process, which has imported timm before.
+    """What two imports change in one process that has imported timm: lists of names by their keys.
 
-    By the statement the top-level modules that are new; of the first one, too, whether another
-    finder of modules is there ("finders"), and the models that timm has besides ("models").
+    A key is a statement, for the top-level modules that are new after it, or says what is new after
+    the first one: "finders" of modules, "operators" of mmcv, and "models" of timm, which are to be
+    those of the "zoo".
     """
     code = """
 import json, sys, timm

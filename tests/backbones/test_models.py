@@ -57,7 +57,10 @@ def test_nano_is_small(name):
 ALL_LINEAR = [name for name in ZOO if name.endswith("_linear")]
 
 
-@pytest.mark.parametrize("name", ALL_LINEAR)
+@pytest.mark.parametrize(
+    "name",
+    [n if "_tiny_" in n else pytest.param(n, marks=pytest.mark.slow) for n in ALL_LINEAR],
+)
 def test_an_all_linear_model_costs_with_its_pixels(name):
     """So many times the pixels are as many times the operations, without the classifier's."""
     costs = []
