@@ -1,6 +1,7 @@
 """The house in order: imports point one way, nothing heavy comes with models."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -38,21 +39,38 @@ def test_imports_point_one_way(folder):
         assert imported_folders(file) <= allowed, file
 
 
-def modules_after(statement: str) -> set[str]:
-    """Top-level modules that a statement adds to those that timm brings."""
-    code = (
-        f"import sys, timm; before = set(sys.modules); {statement};"
-        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
-    )
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """What two imports change in one process that has imported timm: lists of names by their keys.
+
+    A key is a statement, for the top-level modules that are new after it, or says what is new after
+    the first one: "finders" of modules, "operators" of mmcv, and "models" of timm, which are to be
+    those of the "zoo".
+    """
+    code = """
+import json, sys, timm
+modules, finders, models = set(sys.modules), list(sys.meta_path), set(timm.list_models())
+def new():
+    return sorted({name.split('.')[0] for name in set(sys.modules) - modules})
+import linsight
+found = {"import linsight": new()}
+found["finders"] = [str(finder) for finder in sys.meta_path if finder not in finders]
+found["operators"] = [name for name in sys.modules if name == "linsight.kernels.mmcv_operators"]
+found["models"] = sorted(set(timm.list_models()) - models)
+found["zoo"] = sorted(linsight.backbones.ZOO)
+import linsight.data.digits
+found["import linsight.data.digits"] = new()
+print(json.dumps(found))
+"""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path("/")
     )
-    return set(done.stdout.split())
+    return {key: set(names) for key, names in json.loads(done.stdout).items()}
 
 
-def test_models_need_neither_mmengine_nor_triton():
+def test_models_need_neither_mmengine_nor_triton(imports):
     heavy = {"mmengine", "mmcv", "mmdet", "triton", "sklearn", "typer", "rich"}
-    assert not modules_after("import linsight") & heavy
+    assert not imports["import linsight"] & heavy
 
 
 @pytest.mark.parametrize(
@@ -72,17 +90,9 @@ def test_commands_that_only_list_import_neither_torch_nor_linsight(words):
     assert not imported & {"torch", "timm", "mmengine", "numpy", "linsight"}
 
 
-def test_importing_models_changes_nothing_else():
-    code = """
-import sys, timm
-before = list(sys.meta_path), set(timm.list_models())
-import linsight
-assert list(sys.meta_path) == before[0], sys.meta_path
-assert "linsight.kernels.mmcv_operators" not in sys.modules
-new = set(timm.list_models()) - before[1]
-assert new == set(linsight.backbones.ZOO), new
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path("/"))
+def test_importing_models_changes_nothing_else(imports):
+    assert imports["finders"] == imports["operators"] == set()
+    assert imports["models"] == imports["zoo"] != set()
 
 
 def test_other_packages_stay_as_they_are():
@@ -123,5 +133,5 @@ assert not changed, changed
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path("/"))
 
 
-def test_digits_need_no_mmengine():
-    assert "mmengine" not in modules_after("import linsight.data.digits")
+def test_digits_need_no_mmengine(imports):
+    assert "mmengine" not in imports["import linsight.data.digits"]

@@ -25,9 +25,11 @@ from linsight_command import app
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 CONFIGS = {file.stem for file in (ROOT / "configs").glob("[!_]*/*.py")}
-SHORT = ["train_cfg.max_epochs=1", "train_dataloader.dataset.length=2000"]
+SMALL = "model.backbone.depths=(1,0,0,1)"
+SHORT = ["train_cfg.max_epochs=1", "train_dataloader.dataset.length=1000"]
 SHORT += ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
-SHORT += ["test_dataloader.num_workers=0", "model.backbone.depths=(1,0,0,1)"]
+SHORT += ["test_dataloader.num_workers=0", SMALL]
+SHORT += ["val_dataloader.dataset.length=64", "test_dataloader.dataset.length=64"]
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -140,12 +142,15 @@ def test_commands(command, folder, monkeypatch):
             (words[index],) = map(str, folder.glob(word))
     if words[:2] == ["benchmark", "mixers"]:
         words[words.index("224")] = "32"
+        words += ["--batch", "1", "--seconds", "0.001"]
     if "--data" in words:  # the last of an option's values counts
         words += ["--model", "rala_vit_nano", "--weights", "none", "--image-size", "32"]
         words += ["--epochs", "1", "--workers", "0"]
-        words += ["--work-dir", "work_dirs/photos_rala_vit_tiny"]
+        words += ["--work-dir", "work_dirs/photos_rala_vit_tiny", "--cfg-options", SMALL]
     elif "--to" in words:
         words += ["--size", "64x64"]
+    elif words[:2] == ["test", "work_dirs/photos_rala_vit_tiny/config.py"]:
+        words += ["--cfg-options", SMALL]
     elif "rala_vit_nano_digits" in words:
         words += ["--cfg-options", *SHORT]
     monkeypatch.chdir(folder)

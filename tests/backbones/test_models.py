@@ -31,7 +31,15 @@ LITTLE = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.parameters])
+# tests/tools/test_zoo.py counts those that have no weights and whose paper tests at 224 px.
+COUNTED = [
+    pytest.param(name, marks=[] if row.weights or row.top1_size != 224 else pytest.mark.slow)
+    for name, row in ZOO.items()
+    if row.parameters
+]
+
+
+@pytest.mark.parametrize("name", COUNTED)
 def test_parameter_counts_are_the_authors(name):
     tags = list(ZOO[name].weights)[:1]
     with shapes_only():
@@ -49,7 +57,10 @@ def test_nano_is_small(name):
 ALL_LINEAR = [name for name in ZOO if name.endswith("_linear")]
 
 
-@pytest.mark.parametrize("name", ALL_LINEAR)
+@pytest.mark.parametrize(
+    "name",
+    [n if "_tiny_" in n else pytest.param(n, marks=pytest.mark.slow) for n in ALL_LINEAR],
+)
 def test_an_all_linear_model_costs_with_its_pixels(name):
     """So many times the pixels are as many times the operations, without the classifier's."""
     costs = []

@@ -160,8 +160,8 @@ data_root = "{root}/"
 classes = dict(classes=tuple("0123456789"))
 model = dict(
     backbone=dict(model_name="rala_vit_nano", pretrained=False),
-    neck=dict(in_channels=[64, 128, 192]),
-    bbox_head=dict(num_classes=10),
+    neck=dict(in_channels=[64, 128, 192], out_channels=32),
+    bbox_head=dict(num_classes=10, in_channels=32, feat_channels=32),
 )
 train_dataloader = dict(num_workers=0, dataset=dict(data_root=data_root, metainfo=classes))
 val_dataloader = dict(
@@ -204,7 +204,7 @@ def test_own_data_in_cocos_folders(tmp_path):
     "name",
     [
         "retinanet_rala_vit_nano_fpn_digits",
-        "cascade_mask_rcnn_rala_vit_nano_fpn_digits",
+        pytest.param("cascade_mask_rcnn_rala_vit_nano_fpn_digits", marks=pytest.mark.slow),
         "dino_4scale_rala_vit_nano_digits",
     ],
 )

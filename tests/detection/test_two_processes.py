@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("mmdet", reason="mmdet is not installed: pip install linsight[det]")
 
 
+@pytest.mark.slow
 def test_losses_are_the_same():
     script = Path(__file__).with_name("two_processes.py")
     environment = dict(os.environ)

@@ -77,15 +77,17 @@ BUDGETS = {
 }
 
 
-@pytest.mark.parametrize(("name", "budget"), BUDGETS.items())
-def test_how_many_kernels_a_model_compiles(name: str, budget: tuple, hopper: None) -> None:
+@pytest.mark.parametrize(
+    "name", ["rala_vit_small", pytest.param("softmax_swin_tiny", marks=pytest.mark.slow)]
+)
+def test_how_many_kernels_a_model_compiles(name: str, hopper: None) -> None:
     """Exact: a kernel more costs every user's first step its compilation."""
     model = make_model(name)
     first = collect(model, TRAINING)
     both = first | collect(model, change_resolution(TRAINING))
     added = both | collect(model, INFERENCE)
     found = (len(first), len(both) - len(first), len(added) - len(both))
-    assert found == budget, Counter(variant.kernel for variant in added)
+    assert found == BUDGETS[name], Counter(variant.kernel for variant in added)
     # Whatever the resolution, nothing is left to compile.
     assert collect(model, replace(TRAINING, shape=(2, 3, 736, 1111))) <= both
 
@@ -293,7 +295,7 @@ class FakeCompiler:
 
 def test_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(compilation, "count_workers", lambda: 2)
+    monkeypatch.setattr(compilation, "count_workers", lambda: 1)
     command = ["warm", "softmax_deit_tiny", "--arch", "sm_90", "--eval", "--resolutions", "32"]
     run = CliRunner().invoke(app, command)
     assert run.exit_code == 0, run.output

@@ -12,10 +12,13 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the drill forks")
-def test_killed_trainings_end_bit_for_bit_alike(tiny):
+@pytest.mark.parametrize(
+    ("least", "seconds"), [("3", "6"), pytest.param("6", "25", marks=pytest.mark.slow)]
+)
+def test_killed_trainings_end_bit_for_bit_alike(tiny, least, seconds):
     drill = Path(__file__).with_name("resume_drill.py")
     result = subprocess.run(
-        [sys.executable, str(drill), str(tiny), "6", "25"],
+        [sys.executable, str(drill), str(tiny), least, seconds],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

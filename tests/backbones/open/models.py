@@ -83,10 +83,23 @@ def cut(mixer: Any, depths: tuple[int, ...]) -> dict[str, tuple]:
     return {"depths": depths} | ({"mixer": tuple(mixers)} if per_block else {})
 
 
-def two_blocks(name: str) -> dict[str, Any]:
-    """The arguments that leave a model a block of each mixer, for what takes long per layer."""
+def two_blocks(name: str, between: int = 0) -> dict[str, Any]:
+    """The arguments that leave a model a block of each mixer, for what takes long per layer.
+
+    Args:
+        name: of the model.
+        between: the number of blocks in each stage between the first and the last one.
+    """
     config = ZOO[name].family.config | ZOO[name].config
-    return cut(config["mixer"], (1, 0, 0, 1)) if "depths" in config else {"depth": 1}
+    if "depths" not in config:
+        return {"depth": 1}
+    mixer = config["mixer"]
+    # The blocks of a stage with several mixers take turns.
+    first, last = (
+        1 if isinstance(mixer, str) or isinstance(mixer[stage], str) else len(set(mixer[stage]))
+        for stage in (0, -1)
+    )
+    return cut(mixer, (first, between, between, last))
 
 
 def few_channels(name: str) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import PARTS, distance, images, little, of_type, one_image
+from .models import PARTS, distance, images, little, of_type, one_image, two_blocks
 
 
 def adapted(model: nn.Module) -> nn.Module:
@@ -42,8 +42,8 @@ def scales(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_lora_trains_all_linear_layers_and_nothing_else(name):
-    model = adapted(little(name)).train()
-    assert len(scales(model)) == len(of_type(little(name), nn.Linear))
+    model = adapted(little(name, **two_blocks(name))).train()
+    assert len(scales(model)) == len(of_type(little(name, **two_blocks(name)), nn.Linear))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     F.cross_entropy(model(images()), torch.tensor([1, 3])).backward()
@@ -55,7 +55,7 @@ def test_lora_trains_all_linear_layers_and_nothing_else(name):
 @pytest.mark.parametrize("name", PARTS)
 @torch.no_grad()
 def test_each_lora_adapter_changes_the_output(name):
-    model, x = adapted(little(name)), one_image()
+    model, x = adapted(little(name, **two_blocks(name))), one_image()
     wanted = model(x)
     silent = []
     for layer, scale in scales(model).items():
@@ -69,9 +69,9 @@ def test_each_lora_adapter_changes_the_output(name):
 @pytest.mark.parametrize("name", PARTS)
 @torch.no_grad()
 def test_merged_lora_gives_the_same_output(name):
-    model, x = adapted(little(name)), images()
+    model, x = adapted(little(name, **two_blocks(name))), images()
     for scale in scales(model).values():
         nn.init.normal_(scale, std=0.1)
     wanted = model(x)
-    assert distance(wanted, little(name)(x)) > 1e-3
+    assert distance(wanted, little(name, **two_blocks(name))(x)) > 1e-3
     torch.testing.assert_close(model.merge_and_unload()(x), wanted)

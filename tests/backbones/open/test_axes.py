@@ -58,15 +58,33 @@ def assert_trains(model: nn.Module) -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+AXES = {
+    "norm-activation": {"norm_layer": "prepbn", "act_layer": "relu"},
+    "mlp-block": {"mlp_layer": timm.layers.GluMlp, "block": Halved},
+}
+# A plain, a windowed and a convolutional body, and two pyramids.
+EXPORTED = {
+    ("softmax_deit_tiny", "norm-activation"),
+    ("softmax_swin_tiny", "norm-activation"),
+    ("van_b0", "norm-activation"),
+    ("ecoformer_pvtv2_b0", "mlp-block"),
+    ("mala_vit_nano", "mlp-block"),
+}
+
+
 @pytest.mark.parametrize(
-    "axes",
+    ("name", "axes"),
     [
-        {"norm_layer": "prepbn", "act_layer": "relu"},
-        {"mlp_layer": timm.layers.GluMlp, "block": Halved},
+        pytest.param(
+            name,
+            AXES[axes],
+            marks=[] if (name, axes) in EXPORTED else pytest.mark.slow,
+            id=f"{name}-{axes}",
+        )
+        for name in SKELETONS
+        for axes in AXES
     ],
-    ids=["norm-activation", "mlp-block"],
 )
-@pytest.mark.parametrize("name", SKELETONS)
 def test_another_model_exports(name, axes):
     """An exported program of a model whose parts are others gives the same output."""
     model, x = little(name, **two_blocks(name), **axes), images()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import PARTS, distance, images, little, of_type, put
+from .models import PARTS, distance, images, little, of_type, put, two_blocks
 
 
 def observe(model: nn.Module, names: Iterable[str], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -45,7 +45,7 @@ def test_convolutions_heed_their_own_attributes(name, attribute, change):
     A class that is no plain convolution (it adds its input, or applies an activation) must change
     its output.
     """
-    model, x = little(name), images()
+    model, x = little(name, **two_blocks(name)), images()
     convolutions, failures = of_type(model, nn.Conv2d), {}
     own = observe(model, convolutions, x)
     for leaf, part in convolutions.items():

@@ -10,10 +10,21 @@ from torch import Tensor, nn
 
 from linsight.kernels import force
 
-from .models import FAMILIES, PARTS, SIDE, create, images, little, not_once, of_type
+from .models import (
+    FAMILIES,
+    PARTS,
+    SIDE,
+    create,
+    images,
+    little,
+    not_once,
+    of_type,
+    quick,
+    two_blocks,
+)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", quick(FAMILIES, PARTS))
 def test_folded_constants_keep_the_outputs(name):
     model, x = little(name), images()
     folded = reparameterize_model(model)
@@ -24,7 +35,7 @@ def test_folded_constants_keep_the_outputs(name):
 @pytest.mark.parametrize("name", PARTS)
 def test_each_leaf_module_runs_once_after_folding(name):
     with torch.device("meta"), force("reference"):
-        model = reparameterize_model(create(name).eval())
+        model = reparameterize_model(create(name, **two_blocks(name, 1)).eval())
         assert not_once(model, torch.empty(2, 3, SIDE, SIDE)) == {}
 
 
@@ -47,7 +58,7 @@ def assert_copies_agree(model: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_copies_agree(name):
-    model, x = little(name), images()
+    model, x = little(name, **two_blocks(name)), images()
     with torch.inference_mode():
         model(x)
     assert_copies_agree(model, x)
@@ -62,7 +73,7 @@ def test_copies_agree(name):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_copy_has_weights_of_its_own(name):
-    model, x = little(name), images()
+    model, x = little(name, **two_blocks(name)), images()
     with torch.no_grad():
         wanted = model(x)
         for parameter in copy.deepcopy(model).parameters():

@@ -14,10 +14,17 @@ from linsight.tools.models import read_counts
 
 from .models import FAMILIES, PARTS, SKELETONS, quick
 
+# Softmax, linear attention and large kernels, on tokens and on maps.
+FEW = ["ecoformer_pvtv2_b0", "mala_vit_nano", "softmax_deit_tiny_distilled", "van_b0"]
+
 
 @pytest.mark.parametrize(
     ("name", "kernels"),
-    [(name, "triton") for name in FAMILIES] + [(name, "reference") for name in SKELETONS],
+    [
+        pytest.param(name, kernels, marks=[] if name in chosen else pytest.mark.slow)
+        for kernels, names, chosen in (("triton", FAMILIES, PARTS), ("reference", SKELETONS, FEW))
+        for name in names
+    ],
 )
 def test_operations_counted_by_pytorch(name, kernels):
     """What docs/zoo.md says, from a user's call; a model in training counts the same."""
@@ -43,7 +50,7 @@ PRODUCTS = ("addmm", "attention", "bmm", "conv", "einsum", "linear", "matmul")
 NO_PRODUCTS = ("adaptive_avg_pool2d", "batch_norm", "layer_norm", "upsample_bilinear2d")
 
 
-@pytest.mark.parametrize("name", quick(PARTS, SKELETONS))
+@pytest.mark.parametrize("name", quick(PARTS, FEW))
 def test_operations_counted_by_fvcore(name):
     from fvcore.nn import FlopCountAnalysis
 

@@ -10,7 +10,7 @@ from linsight.backbones.skeletons.care import CareBlock
 from linsight.backbones.skeletons.van import VANBlock
 
 from ..conftest import lively
-from .models import FAMILIES, create, images
+from .models import FAMILIES, PARTS, create, images, quick
 
 
 def as_map(tokens: Tensor, prefix: int, height: int, width: int) -> Tensor:
@@ -32,7 +32,7 @@ def grad_cam_target(model: nn.Module, where: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("where", ["stage", "layer"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", quick(FAMILIES, PARTS))
 def test_grad_cam_draws(name, where):
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget

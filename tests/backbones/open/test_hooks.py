@@ -13,7 +13,7 @@ from linsight import kernels
 from linsight.backbones import ZOO
 from linsight.kernels import force
 
-from .models import FAMILIES, SIDE, create, few_blocks, leaves, not_once
+from .models import FAMILIES, PARTS, SIDE, create, few_blocks, leaves, not_once, quick
 
 
 class PastItsModules(nn.Module):
@@ -41,7 +41,7 @@ def test_the_count_of_calls_agrees_with_timms_models(name):
         assert not_once(model, torch.empty(1, 3, 224, 224)) == timms_own
 
 
-@pytest.fixture(scope="module", params=ZOO)
+@pytest.fixture(scope="module", params=quick(list(ZOO), PARTS))
 def registered(request):
     """Each model of the zoo with few blocks, and as many channels as it has."""
     name = request.param
@@ -57,7 +57,7 @@ def test_each_leaf_module_runs_once_per_pass(registered, training):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", quick(FAMILIES, PARTS))
 def test_each_leaf_module_runs_once_where_kernels_run(name, training, monkeypatch):
     """The models take the paths of the Triton kernels, of which none is launched."""
     from triton.runtime.jit import KernelInterface

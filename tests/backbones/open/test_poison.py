@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..conftest import lively
-from .models import PARTS, create, leaves, one_image, put
+from .models import PARTS, create, leaves, one_image, put, two_blocks
 
 
 class Poison(nn.Module):
@@ -40,7 +40,7 @@ def test_a_poisoned_leaf_module_poisons_the_output(name):
     # Pooled over its map, a model's output depends on the last block's convolutions of the map,
     # which the class token, read by default, does not see. Distilled models read tokens only.
     pool = {} if name.endswith("_distilled") else {"global_pool": "avg"}
-    model, x = lively(create(name, **pool)), one_image().float()
+    model, x = lively(create(name, **two_blocks(name, 1), **pool)), one_image().float()
     clean, failures = [], {}
     for leaf, part in leaves(model).items():
         put(model, leaf, Poison(part))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from linsight.backbones.norms import RepBN
 
-from .models import PARTS, calls, distance, give, images, leaves, little, of_type, put
+from .models import PARTS, calls, distance, give, images, leaves, little, of_type, put, two_blocks
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, RepBN)
 # Classes are compared by name, because timm has its own versions of some of PyTorch's.
@@ -129,7 +129,7 @@ def test_another_module_computes_in_the_place_of_a_leaf(name):
     # Windows that divide the map: no hook can tell what stands at the places of a padded one.
     divisors = {"window_size": (4, 4, 2, 1)}
     options = dict.fromkeys(("window", "local_window"), divisors)
-    model, x = little(name, mixer_options=options), images()
+    model, x = little(name, mixer_options=options, **two_blocks(name, 1)), images()
     plain = model(x)
     faults = {leaf: "does not run" for leaf, times in calls(model, x).items() if times != 1}
     rounds, kinds = defaultdict(dict), set()
@@ -169,7 +169,7 @@ def test_another_projection_stands_at_padded_places():
 @torch.inference_mode()
 def test_synchronised_batch_norms_keep_the_outputs(name):
     """The conversions of PyTorch and timm lose no activation together with a norm."""
-    model, x = little(name), images()
+    model, x = little(name, **two_blocks(name)), images()
     wanted = model(x)
     norms = of_type(model, nn.modules.batchnorm._BatchNorm)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -45,7 +45,8 @@ def test_sigmoid_focal_loss(seed, device, dtype, gamma, weighted):
 def test_random_shapes_of_the_focal_loss(random_cases, seed, device, dtype):
     draw = random.Random(seed)
     for _ in random_cases:
-        rows, classes = draw.choice((1, 6, 130, 1031)), draw.choice((1, 2, 80, 131))
+        rows = draw.choice((1, 6, 130) if INTERPRETED else (1, 6, 130, 1031))
+        classes = draw.choice((1, 2, 80, 131))
         gamma, weighted = draw.choice((0.0, 0.5, 2.0)), draw.random() < 0.5
         print(rows, classes, gamma, weighted)
         check_focal_loss(device, dtype, gamma, weighted, rows, classes)
