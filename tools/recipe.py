@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from linsight.backbones.initialization import shapes_only
 from linsight.data.source_check import Report
 from linsight.data.sources import Source, class_counts, folder_of, write_lists
 from linsight.heads.backbone import is_plain
-from linsight.tools.config import CONFIGS, ConfigError, quiet_mmdet
+from linsight.tools.config import CONFIGS, ConfigError, override, quiet_mmdet
 from linsight.tools.recipe_objects import COUNTED, Objects
 from linsight.tools.recipe_start import Start, activation_bytes
 
@@ -110,7 +110,13 @@ TASKS["instances"] = TASKS["detection"]
 FILE = "config.py"
 
 
-def write_recipe(source: Source, report: Report, wishes: Wishes, work_dir: Path) -> Path:
+def write_recipe(
+    source: Source,
+    report: Report,
+    wishes: Wishes,
+    work_dir: Path,
+    overrides: Sequence[str] = (),
+) -> Path:
     """Write the config for a user's data into the work dir, with the lists of its files.
 
     Args:
@@ -118,6 +124,7 @@ def write_recipe(source: Source, report: Report, wishes: Wishes, work_dir: Path)
         report: what their check found; files that cannot be read are left out.
         wishes: what the user chose.
         work_dir: folder of the training.
+        overrides: ``key=value`` words, see :func:`~linsight.tools.config.override`.
 
     Returns:
         The config's file. Comments in it say what each choice follows from.
@@ -137,7 +144,7 @@ def write_recipe(source: Source, report: Report, wishes: Wishes, work_dir: Path)
     if start.state is not None:
         start.checkpoint = str((work_dir / "data" / "backbone.safetensors").resolve())
         save_file({k: v.contiguous() for k, v in start.state.items()}, start.checkpoint)
-    text = Recipe(source, report, wishes, start, lists).text()
+    text = Recipe(source, report, wishes, start, lists).text(overrides)
     file = work_dir / FILE
     file.write_text(text, encoding="utf-8")
     return file
@@ -248,8 +255,8 @@ class Recipe:
         short, long = self.report.median_size
         return min(1333, 32 * math.ceil(self.size * max(1.34, long / short) / 32))
 
-    def text(self) -> str:
-        """The config's text, with comments."""
+    def text(self, overrides: Sequence[str] = ()) -> str:
+        """The config's text, with comments, changed as the words say."""
         with quiet_mmdet():
             runtime = Config.fromfile(CONFIGS / "_base_" / self.task.runtime)
         build = {
@@ -387,6 +394,12 @@ class Recipe:
             "# Written by `linsight train --data`. Edit it, and train it again by\n"
             f"# `linsight train {FILE} --work-dir ANOTHER`.\n\n"
         )
+        if overrides:
+            config = Config({key: value for _, part in groups for key, value in part.items()})
+            override(config, overrides)
+            changed = config.to_dict()
+            groups = [(said, {key: changed.pop(key) for key in part}) for said, part in groups]
+            groups.append((f"The command line said {' '.join(overrides)}.", changed))
         return head + "\n".join(_lines(comment, values) for comment, values in groups)
 
     def _objects_said(self) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -185,7 +186,7 @@ def run(**options: Any) -> Path:
             data = str(given.data)
             name = f"{Path(data).stem}_{given.model or 'tuned'}"
             work_dir = work_dir or Path("work_dirs", name)
-            config = str(_config_for(data, given.task, wishes, work_dir, given.resume))
+            config = str(_config_for(data, given.task, wishes, work_dir, given.resume, overrides))
         elif config is None:
             raise ConfigError(
                 "name a config (linsight configs), or your data: --data PATH --model NAME"
@@ -216,7 +217,14 @@ def _refuse_without_data(wishes: Wishes, task: str | None) -> None:
             raise ConfigError(f"{option} goes with --data; of a config change {instead}")
 
 
-def _config_for(data: str, task: str | None, wishes: Wishes, work_dir: Path, resume: bool) -> Path:
+def _config_for(
+    data: str,
+    task: str | None,
+    wishes: Wishes,
+    work_dir: Path,
+    resume: bool,
+    overrides: Sequence[str],
+) -> Path:
     """The config for a user's data, written to the work dir; of a training that is resumed it is
     the one that is there."""
     file = work_dir / FILE
@@ -231,7 +239,7 @@ def _config_for(data: str, task: str | None, wishes: Wishes, work_dir: Path, res
     source = read_source(data, check_task(task), wishes.seed)
     report = inspect_data(source)
     with lock_work_dir(work_dir):
-        file = write_recipe(source, report, wishes, work_dir)
+        file = write_recipe(source, report, wishes, work_dir, overrides)
         if source.splits:
             draw_samples(source, work_dir / "samples.png", upright=report.upright)
     print(file.read_text(encoding="utf-8"))

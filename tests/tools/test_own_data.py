@@ -94,6 +94,25 @@ def recipe(data: Path, folder: Path, **wishes):
     return load_config(write_recipe(source, check_source(source), Wishes(**wishes), folder))
 
 
+def test_the_config_holds_what_the_command_line_changes(photos, tmp_path):
+    """So that `linsight test work_dir/config.py` finds the model that was trained."""
+    source = read_source(photos)
+    wishes = Wishes(model="rala_vit_nano", weights="none", image_size=32)
+    words = [
+        "model.backbone.depths=(1,0,0,1)",
+        "train_dataloader.dataset.transform.scale=[0.6,1.0]",
+    ]
+    file = write_recipe(
+        source, check_source(source), wishes, tmp_path, [*words, "auto_scale_lr=None"]
+    )
+    config = load_config(file)
+    assert config.model.backbone == {"model_name": "rala_vit_nano", "depths": (1, 0, 0, 1)}
+    assert list(config.train_dataloader.dataset.transform.scale) == [0.6, 1.0]
+    assert words[0] in file.read_text()
+    with pytest.raises(ConfigError, match="the config has no such key"):
+        write_recipe(source, check_source(source), wishes, tmp_path, ["mode.depths=1"])
+
+
 class TestConfig:
     def test_of_classes(self, photos, tmp_path):
         cfg = recipe(photos, tmp_path, epochs=10, class_weights=True, frozen_stages=2)
