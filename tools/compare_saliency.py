@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 import linsight.backbones  # noqa: F401  registers the models
+from linsight.tools.onnx_weights import open_onnx
 from linsight.tools.predict import find_pictures, open_picture
 from linsight.tools.run import report_errors
 
@@ -72,12 +73,12 @@ def open_decoder(file: Path, tokens: str) -> Callable[[Tensor, Tensor | None], n
         (1, number, channels), or by the file's own for None.
 
     Raises:
-        ValueError: the file has no such value.
+        ValueError: the file has no such value, or is no ONNX file.
     """
     import onnx
     import onnxruntime
 
-    model = onnx.load(file)
+    model = open_onnx(file)
     graph = model.graph
     if not any(tokens in node.output for node in graph.node):
         last = next(name for node in reversed(graph.node) for name in node.output)

@@ -8,7 +8,7 @@ layers' names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -35,6 +35,24 @@ def main(
         print(f"{out}: {len(weights)} tensors, {count:,} values")
 
 
+def open_onnx(file: Path) -> Any:
+    """The model in an ONNX file.
+
+    Raises:
+        ValueError: the file is of another kind, or damaged.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(file)
+    except DecodeError as error:
+        raise ValueError(f"{file} is not an ONNX file, or damaged") from error
+    if not model.graph.node:
+        raise ValueError(f"{file} is not an ONNX file, or holds no model")
+    return model
+
+
 def read_onnx(file: Path) -> dict[str, Tensor]:
     """The weights in an ONNX file that `torch.onnx` has exported from transformers' DINOv2.
 
@@ -43,12 +61,11 @@ def read_onnx(file: Path) -> dict[str, Tensor]:
         file holds in two parts, are one tensor.
 
     Raises:
-        ValueError: if a weight has no name and no layer that has one.
+        ValueError: if a weight has no name and no layer that has one, or as `open_onnx` raises it.
     """
-    import onnx
     from onnx.numpy_helper import to_array
 
-    graph = onnx.load(file).graph
+    graph = open_onnx(file).graph
     values = {one.name: torch.from_numpy(to_array(one).copy()) for one in graph.initializer}
     unnamed = {name for name in values if name.startswith("onnx::")}
     weights = {name: value for name, value in values.items() if name not in unnamed}

@@ -78,3 +78,8 @@ def test_an_onnx_file(theirs, tmp_path):
     assert done.exit_code == 1
     assert done.output.startswith("error: ")
     assert load_file(out)
+    for content in (b"none", b""):
+        (tmp_path / "none.onnx").write_bytes(content)
+        done = CliRunner().invoke(app, [str(tmp_path / "none.onnx"), str(out)])
+        assert done.exit_code == 1
+        assert "is not an ONNX file" in done.output
