@@ -123,10 +123,10 @@ def test_trees(tmp_path, monkeypatch):
         "prob": [0.25, 0.25, 0.25],
         "direction": ["horizontal", "vertical", "diagonal"],
     }
-    assert (cfg.train_dataloader.dataset.type, cfg.train_dataloader.dataset.times) == (
-        "RepeatDataset",
-        256,
-    )
+    # Once by the words above, in place of 256 times.
+    assert cfg.train_dataloader.dataset.type == "RepeatDataset"
+    assert cfg.train_dataloader.dataset.times == 1
+    assert objects_of(41, 574, (2299, 2472)).repeats(640, images=1) == 256
     assert cfg.val_dataloader.dataset.pipeline[1].scale_factor == 1
     assert (cfg.model.test_cfg.max_per_img, cfg.model.test_cfg.nms_pre) == (200, 2000)
     assert cfg.model.bbox_head.anchor_generator.octave_base_scale == 14 / 8
