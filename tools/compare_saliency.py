@@ -16,14 +16,15 @@ import timm
 import torch
 import typer
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
+from torchvision.transforms.functional import normalize, to_tensor
 
 import linsight.backbones  # noqa: F401  registers the models
 from linsight.tools.onnx_weights import open_onnx
 from linsight.tools.predict import find_pictures, open_picture
 from linsight.tools.run import report_errors
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What transformers' DINOv2 computes last, as PyTorch's exporter names it.
 TOKENS = "/backbone/layernorm/Add_1_output_0"
 
@@ -46,10 +47,7 @@ def main(
         rows = []
         for source in find_pictures([pictures]):
             picture = open_picture(source).resize((size, size), Image.Resampling.BICUBIC)
-            x = (torch.tensor(np.asarray(picture)) / 255 - torch.tensor(MEAN)).div_(
-                torch.tensor(DEVIATION)
-            )
-            x = x.permute(2, 0, 1)[None]
+            x = normalize(to_tensor(picture), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)[None]
             with torch.inference_mode():
                 maps = decode(x, None), decode(x, model.forward_features(x))
             correlation = np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1]

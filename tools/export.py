@@ -140,13 +140,13 @@ def export(
     """Write a model for other programs, and check that the written model computes the same."""
     with report_errors():
         to, dtype = Format(to), Precision(dtype)  # a call from Python may name them
+        check_device(to, device, batch_size)
         if to is Format.safetensors:
             if size or pictures or calibrate or test or dtype is not Precision.float32:
                 raise ConfigError(
                     "--size, --dtype, --pictures, --calibrate and --test are for --to onnx, torch "
                     "and aoti"
                 )
-            check_device(to, device, batch_size)
             _export_weights(model, model_name, out, push_to_hub)
             return
         if push_to_hub:
@@ -157,7 +157,6 @@ def export(
             raise ConfigError("--dtype int8 is for --to onnx and torch, and --to is aoti")
         if calibrate and dtype is not Precision.int8:
             raise ConfigError(f"--calibrate is for --dtype int8, and --dtype is {dtype.value}")
-        check_device(to, device, batch_size)
         report = Phases()
         report("opening the model")
         check_tools(to, dtype)

@@ -1,12 +1,5 @@
-# Mask R-CNN by the recipe of PVT, as PRepBN (arXiv:2405.11582) is trained: norms are batch norms
-# from the start, with the statistics of pretraining.
-_base_ = [
-    "../_base_/models/mask_rcnn_fpn.py",
-    "../_base_/datasets/coco_instance.py",
-    "../_base_/schedules/coco_adamw_1x.py",
-    "../_base_/detection_runtime.py",
-]
+# Mask R-CNN on PRepBN's PVT (arXiv:2405.11582), with another rate and decay than on the tiny one.
+_base_ = "./mask_rcnn_prepbn_pvt_tiny_fpn_1x_coco.py"
 
-model = dict(backbone=dict(model_name="prepbn_pvt_small", norm_eval=True, drop_path_rate=0.1))
+model = dict(backbone=dict(model_name="prepbn_pvt_small"))
 optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=1e-4))
-default_hooks = dict(norm_progress=dict(type="NormProgressHook", iterations=1))
