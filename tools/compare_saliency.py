@@ -25,6 +25,7 @@ from linsight.tools.onnx_weights import open_onnx
 from linsight.tools.predict import find_pictures, open_picture
 from linsight.tools.run import report_errors
 
+MEAN, DEVIATION = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
 # What transformers' DINOv2 computes last, as PyTorch's exporter names it.
 TOKENS = "/backbone/layernorm/Add_1_output_0"
 
@@ -47,7 +48,7 @@ def main(
         rows = []
         for source in find_pictures([pictures]):
             picture = open_picture(source).resize((size, size), Image.Resampling.BICUBIC)
-            x = normalize(to_tensor(picture), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)[None]
+            x = normalize(to_tensor(picture), MEAN, DEVIATION)[None]
             with torch.inference_mode():
                 maps = decode(x, None), decode(x, model.forward_features(x))
             correlation = np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1]
