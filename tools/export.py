@@ -461,6 +461,8 @@ def save(
                 "aot_inductor.metadata": {DESCRIPTION: json.dumps(description)},
                 # Where inputs are checked, a batch of one image is none too few.
                 "aot_inductor.check_lowerbound": False,
+                # Triton's own launches hand kernels their floats in 32 bits.
+                "_use_fp64_for_unbacked_floats": False,
             },
         )
     file.write_bytes(content.getbuffer())

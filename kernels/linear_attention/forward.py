@@ -184,9 +184,9 @@ def merge(
     if not BACKWARD:
         if WEIGHTED:
             mass = tl.sum(masses, 0)
-            result /= tl.where(is_value, tokens.to(tl.float32), mass)[:, None]
+            result /= tl.where(is_value, tl.cast(tokens, tl.float32), mass)[:, None]
         else:
-            result /= tokens.to(tl.float32)
+            result /= tl.cast(tokens, tl.float32)
     pointers = row[:, None] * P + column[None, :]
     tl.store(total + pointers, result, mask=(row < key_rows + 1)[:, None])
     if BACKWARD:
