@@ -82,7 +82,7 @@ def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
     device, dtype = torch.device(order.device), getattr(torch, order.dtype)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     # The device's context and the library of matrix products are there before the clock starts.
     warm = torch.ones(16, 16, dtype=dtype, device=device)
     (warm @ warm).sum().item()

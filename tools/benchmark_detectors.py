@@ -201,7 +201,8 @@ class MultiScaleDetector(Detector):
         step = self.make_call()
 
         def run(batches: Sequence[dict[str, Any]]) -> None:
-            for self.batch in batches:
+            for batch in batches:
+                self.batch = batch
                 step()
 
         with empty_caches():
