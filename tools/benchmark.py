@@ -30,30 +30,40 @@ from linsight.backbones.mixers import MIXERS
 from linsight.kernels import force
 from linsight.tools import benchmark_cases as cases
 from linsight.tools.benchmark_cases import Case
+from linsight.tools.benchmark_cold import ColdStart, Order
 from linsight.tools.benchmark_exported import RUNTIMES, ExportedModel, missing
-from linsight.tools.benchmark_measure import Disagreement, Model, Network, Operator
+from linsight.tools.benchmark_measure import Model, Network, Operator, attempt
 from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
 from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
 
-What = Literal["all", "mixers", "models", "operators", "detectors", "segmentors", "data", "draw"]
-Mode = Literal["eager", "graph", "compile", "onnxruntime", "openvino", "aoti"]
-Phase = Literal["inference", "training"]
+What = Literal[
+    "all", "mixers", "models", "operators", "detectors", "segmentors", "cold", "data", "draw"
+]
+Mode = Literal[
+    "eager",
+    "captured",
+    "graph",
+    "compile",
+    "reduce-overhead",
+    "onnxruntime",
+    "openvino",
+    "aoti",
+]
+Phase = Literal["inference", "latency", "training", "multi-scale"]
+# The modes of calling a module, in the order in which they are measured: what compiles for minutes
+# comes last.
+CALLS = ("eager", "captured", "compile", "reduce-overhead")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RESULTS = "results.csv"
-# Default resolutions, by (whether detectors are measured, whether on a GPU).
-_RESOLUTIONS = {
-    (False, True): "224,512,1024",
-    (False, False): "64,128",
-    (True, True): "800",
-    (True, False): "96",
-}
+# Default resolutions on a GPU and on a CPU.
+_RESOLUTIONS = {"detectors": ("800", "96"), "cold": ("224,256", "64,96")}
 
 
 @dataclass(frozen=True)
 class Job:
     """One module to build, check and measure, and the rows of its measurements."""
 
-    build: Callable[[], Operator | Network]
+    build: Callable[[], Operator | Network | ColdStart]
     measure: Callable[[Any, Row], dict[str, Any]]
     reference: bool
     rows: list[Row]
@@ -91,7 +101,7 @@ class Setting:
         """Each resolution with its batch size."""
         for resolution in self.resolutions:
             default = cases.default_batch(kind, resolution, self.device)
-            yield resolution, self.batch or default
+            yield resolution, 1 if kind == "latency" else self.batch or default
 
 
 def benchmark(
@@ -125,12 +135,17 @@ def benchmark(
     modes: Annotated[
         str | None,
         typer.Option(
-            help="Of eager,graph,compile. Default: all; on a CPU eager. Models on a CPU also "
-            "exported: onnxruntime,openvino,aoti."
+            help="Of eager,graph,compile, the default on a GPU, and of models "
+            "captured,reduce-overhead. On a CPU eager,compile, and of models exported "
+            "onnxruntime,openvino,aoti; default eager."
         ),
     ] = None,
     phases: Annotated[
-        str, typer.Option(help="Of inference,training: forward, and forward with backward.")
+        str,
+        typer.Option(
+            help="Of inference,training: forward, and forward with backward; latency: one image, "
+            "awaited; multi-scale: training of detectors at changing sizes."
+        ),
     ] = "inference,training",
     references: Annotated[
         bool,
@@ -167,25 +182,34 @@ def benchmark(
         raise typer.BadParameter("'detectors' needs the names of configs")
     if peer and what not in ("detectors", "segmentors"):
         raise typer.BadParameter("--peer is for 'detectors' and 'segmentors'")
-    if mixer and (what != "models" or mixer not in MIXERS):
+    if mixer and (what not in ("models", "cold") or mixer not in MIXERS):
         known = ", ".join(MIXERS)
-        raise typer.BadParameter(f"got {mixer!r}; --mixer is for 'models', and one of {known}")
+        raise typer.BadParameter(
+            f"got {mixer!r}; --mixer is for 'models' and 'cold', and one of {known}"
+        )
     place = _device(device)
     gpu = place.type == "cuda"
     setting = Setting(
         place,
         _words(dtype or ("bfloat16" if gpu else "float32"), "--dtype", tuple(DTYPES))[0],
-        _words(modes or ("eager,graph,compile" if gpu else "eager"), "--modes", get_args(Mode)),
+        _words(
+            modes or ("eager,graph,compile" if gpu and what != "cold" else "eager"),
+            "--modes",
+            get_args(Mode),
+        ),
         _words(phases, "--phases", get_args(Phase)),
-        _sizes(resolutions or _RESOLUTIONS[what == "detectors", gpu]),
+        _sizes(resolutions or _RESOLUTIONS.get(what, ("224,512,1024", "64,128"))[not gpu]),
         batch,
         seconds,
         references,
         tuple(peer or ()),
         mixer,
     )
-    if "graph" in setting.modes and not gpu:
-        raise typer.BadParameter(f"--modes graph needs a GPU, the device is {place}")
+    if "multi-scale" in setting.phases and what != "detectors":
+        raise typer.BadParameter("--phases multi-scale is for 'detectors'")
+    for mode in ("graph", "captured", "reduce-overhead"):
+        if mode in setting.modes and not gpu:
+            raise typer.BadParameter(f"--modes {mode} needs a GPU, the device is {place}")
     if exported := setting.exported:
         if what != "models" or gpu or setting.dtype != "float32" or "inference" not in phases:
             raise typer.BadParameter(
@@ -196,7 +220,8 @@ def benchmark(
                 raise typer.BadParameter(f"--modes {mode} needs {', '.join(names_missing)}")
     jobs = list(plan(what, names, setting))
     if not jobs:
-        raise typer.BadParameter(f"nothing to measure is called {', '.join(names)} in these modes")
+        called = f" is called {', '.join(names)}" if names else " is there"
+        raise typer.BadParameter(f"nothing to measure{called} in these modes and phases")
     if gpu:
         torch.cuda.set_device(place.index or 0)
     # Each job ends with a garbage collection, which without a freeze would walk over all objects
@@ -262,39 +287,37 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 def plan(what: str, names: list[str], setting: Setting) -> Iterator[Job]:
     """All jobs. Those that compile for minutes come last, and operators come after models."""
-    for compile in (False, True):
-        if compile and what == "models":
+    for call in CALLS:
+        if call == "compile" and what == "models":
             yield from _exported_jobs(names or list(cases.MODELS), setting)
-        if compile and "compile" not in setting.modes:
-            continue
-        if what in ("all", "mixers"):
-            yield from _operator_jobs(cases.mixers, names, compile, setting)
+        plain = call in ("eager", "compile")
+        if what in ("all", "mixers") and plain:
+            yield from _operator_jobs(cases.mixers, names, call, setting)
         if what in ("all", "models"):
-            yield from _model_jobs(names or list(cases.MODELS), compile, setting)
-        if what in ("detectors", "segmentors") and (compile or "eager" in setting.modes):
-            yield from _config_jobs(what, names, compile, setting)
-        if what in ("all", "operators"):
-            yield from _operator_jobs(cases.operators, names, compile, setting)
+            yield from _model_jobs(names or list(cases.MODELS), call, setting)
+        if what in ("detectors", "segmentors") and plain and call in setting.modes:
+            yield from _config_jobs(what, names, call, setting)
+        if what in ("all", "operators") and plain:
+            yield from _operator_jobs(cases.operators, names, call, setting)
+        if what == "cold" and call in setting.modes:
+            yield from _cold_jobs(names or list(cases.MODELS), call, setting)
 
 
 def _operator_jobs(
-    make: Callable[[int, int], Iterator[Case]], names: list[str], compile: bool, setting: Setting
+    make: Callable[[int, int], Iterator[Case]], names: list[str], call: str, setting: Setting
 ) -> Iterator[Job]:
-    modes = _modes(compile, setting)
-    phases = [
-        {"inference": "forward", "training": "forward+backward"}[phase] for phase in setting.phases
-    ]
+    modes = _modes(call, setting)
+    known = {"inference": "forward", "training": "forward+backward"}
+    phases = [known[phase] for phase in setting.phases if phase in known]
     for resolution, batch in setting.batches("operators"):
         for case in cases.select(make(resolution, batch), names):
             # An operator is a kernel already, so that only its reference is worth compiling.
-            if compile and case.kind == "operators" and case.name != "reference":
+            if call == "compile" and case.kind == "operators" and case.name != "reference":
                 continue
             rows = [_row(case, mode, phase, setting) for mode in modes for phase in phases]
 
             def build(case: Case = case) -> Operator:
-                return Operator(
-                    case, DTYPES[setting.dtype], setting.device, compile, setting.seconds
-                )
+                return Operator(case, DTYPES[setting.dtype], setting.device, call, setting.seconds)
 
             def measure(operator: Operator, row: Row) -> dict[str, Any]:
                 return operator.measure(row.phase, row.mode.endswith("graph"))
@@ -303,29 +326,54 @@ def _operator_jobs(
                 yield Job(build, measure, case.reference, rows)
 
 
-def _modes(compile: bool, setting: Setting) -> list[str]:
-    modes = [mode for mode in ("eager", "graph") if mode in setting.modes]
-    if compile:
-        modes = ["compile", *(["compile graph"] if "graph" in modes else [])]
+def _modes(call: str, setting: Setting) -> list[str]:
+    """The modes of the rows of a module that is called in one way."""
+    modes = [call] if call in setting.modes else []
+    if "graph" in setting.modes:
+        if call == "eager":
+            modes.append("graph")
+        elif call == "compile" and modes:
+            modes.append("compile graph")
     return modes
 
 
-def _model_jobs(names: list[str], compile: bool, setting: Setting) -> Iterator[Job]:
+def _check_models(names: list[str]) -> None:
+    for name in names:
+        if not timm.is_model(name):
+            raise typer.BadParameter(f"timm has no model {name!r}")
+
+
+def _model_jobs(names: list[str], call: str, setting: Setting) -> Iterator[Job]:
+    _check_models(names)
     for phase in setting.phases:
         for name in names:
-            if not timm.is_model(name):
-                raise typer.BadParameter(f"timm has no model {name!r}")
             for case in _models(name, phase, setting):
 
                 def build(case: Case = case, phase: str = phase) -> Model:
                     dtype = DTYPES[setting.dtype]
-                    return Model(case, dtype, setting.device, compile, setting.seconds, phase)
+                    return Model(case, dtype, setting.device, call, setting.seconds, phase)
 
                 def measure(model: Model, row: Row) -> dict[str, Any]:
                     return model.measure(row.mode.endswith("graph"))
 
-                if rows := [_row(case, m, phase, setting) for m in _modes(compile, setting)]:
+                if rows := [_row(case, m, phase, setting) for m in _modes(call, setting)]:
                     yield Job(build, measure, case.reference, rows)
+
+
+def _cold_jobs(names: list[str], call: str, setting: Setting) -> Iterator[Job]:
+    _check_models(names)
+    for phase in setting.phases:
+        # A new resolution is to differ in nothing else, so the batch is the first one's.
+        _, batch = next(setting.batches(phase))
+        for name in names:
+            how = setting.dtype, str(setting.device), call, phase
+            order = Order(name, setting.mixer, setting.resolutions, batch, *how)
+
+            def measure(start: ColdStart, row: Row) -> dict[str, Any]:
+                return start.measure(row.resolution)
+
+            rows = [_row(case, call, phase, setting) for case in order.cases()]
+            yield Job(lambda order=order: ColdStart(order), measure, False, rows)
 
 
 def _exported_jobs(names: list[str], setting: Setting) -> Iterator[Job]:
@@ -335,8 +383,8 @@ def _exported_jobs(names: list[str], setting: Setting) -> Iterator[Job]:
                 case = cases.model(name, resolution, batch, setting.mixer)
 
                 def build(case: Case = case, mode: str = mode) -> Model:
-                    how = torch.float32, setting.device, True, setting.seconds, "inference"
-                    return ExportedModel(mode, case, *how)
+                    how = torch.float32, setting.device, mode, setting.seconds, "inference"
+                    return ExportedModel(case, *how)
 
                 row = _row(case, mode, "inference", setting)
                 yield Job(build, lambda model, row: model.measure(), False, [row])
@@ -350,16 +398,19 @@ def _models(name: str, phase: str, setting: Setting) -> Iterator[Case]:
             yield replace(case, name=f"{name} reference", peer_of=name, reference=True)
 
 
-def _config_jobs(what: str, names: list[str], compile: bool, setting: Setting) -> Iterator[Job]:
+def _config_jobs(what: str, names: list[str], call: str, setting: Setting) -> Iterator[Job]:
     from linsight.tools.config import ConfigError
 
     try:
         if what == "detectors":
-            from linsight.tools.benchmark_detectors import Detector as Dense
-            from linsight.tools.benchmark_detectors import cases
+            from linsight.tools import benchmark_detectors as dense
+
+            usual: tuple[type[Network], Callable] = dense.Detector, dense.cases
+            special = {"multi-scale": (dense.MultiScaleDetector, dense.multi_scale_cases)}
         else:
-            from linsight.tools.benchmark_segmentors import Segmentor as Dense
-            from linsight.tools.benchmark_segmentors import cases
+            from linsight.tools import benchmark_segmentors as dense
+
+            usual, special = (dense.Segmentor, dense.cases), {}
     except ModuleNotFoundError as error:
         extra = {"detectors": "det", "segmentors": "train"}[what]
         raise typer.BadParameter(
@@ -367,19 +418,25 @@ def _config_jobs(what: str, names: list[str], compile: bool, setting: Setting) -
         ) from None
     sizes = cast(tuple[Any, ...], setting.sizes if what == "segmentors" else setting.resolutions)
     for phase in setting.phases:
+        network, make = special.get(phase, usual)
+        batch = 1 if phase == "latency" else setting.batch or 2
+        if call == "compile" and phase == "multi-scale":
+            continue  # one program per size would be compiled
         for name in names:
             for size in sizes:
                 try:
-                    found = list(cases(name, list(setting.peers), size, setting.batch or 2))
+                    found = list(make(name, list(setting.peers), size, batch))
                 except ConfigError as error:
                     raise typer.BadParameter(str(error)) from None
                 for case in found:
 
-                    def build(case: Case = case, phase: str = phase) -> Network:
+                    def build(
+                        case: Case = case, phase: str = phase, network: type[Network] = network
+                    ) -> Network:
                         dtype = DTYPES[setting.dtype]
-                        return Dense(case, dtype, setting.device, compile, setting.seconds, phase)
+                        return network(case, dtype, setting.device, call, setting.seconds, phase)
 
-                    row = _row(case, "compile" if compile else "eager", phase, setting)
+                    row = _row(case, call, phase, setting)
                     yield Job(build, lambda network, row: network.measure(), False, [row])
 
 
@@ -432,11 +489,11 @@ def results_of(job: Job, bandwidth: float, setting: Setting) -> Iterator[Row]:
     release()
     medians: dict[tuple[str, str], float] = {}
     with force("reference") if job.reference else nullcontext():
-        subject, fault = _attempt(job.build)
+        subject, fault = attempt(job.build)
         for row in job.rows:
             values, reason = None, fault
             if not fault:
-                values, reason = _attempt(lambda row=row: job.measure(subject, row))
+                values, reason = attempt(lambda row=row: job.measure(subject, row))
             if values is None:
                 yield replace(row, check=reason)
                 continue
@@ -449,20 +506,6 @@ def results_of(job: Job, bandwidth: float, setting: Setting) -> Iterator[Row]:
                 empty = dict.fromkeys(("p20_ms", "p80_ms", "peak_mib"))
                 rest = replace(row, phase="backward", p50_ms=whole - half, **empty)
                 yield _compare_with_floor(rest, subject.case, bandwidth, setting)
-
-
-def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
-    """The result of `action` and an empty string, or None and the reason why it failed. A run goes
-    on after the failure of a case."""
-    try:
-        return action(), ""
-    except torch.OutOfMemoryError:
-        return None, "out of memory"
-    except Disagreement as error:
-        return None, f"failed: {error}"
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        return None, f"error: {type(error).__name__}: {lines[0][:200]}"
 
 
 def _compare_with_floor(row: Row, case: Case, bandwidth: float, setting: Setting) -> Row:

@@ -59,7 +59,7 @@ class Case:
     """One module at one resolution.
 
     Attributes:
-        kind: 'operators', 'mixers', 'models', 'detectors' or 'segmentors'.
+        kind: 'operators', 'mixers', 'models', 'cold', 'detectors' or 'segmentors'.
         name: name of what is measured.
         peer_of: name of the case that this one is compared with; empty for linsight's own cases.
         resolution: side of the image in pixels.

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +29,8 @@ def missing(mode: str) -> list[str]:
 class ExportedModel(Model):
     """A classifier in inference, run by a runtime from a file for images of the case's size.
 
-    Args:
-        mode: one of `RUNTIMES`.
-        others: as of `Model`.
+    Its mode is one of `RUNTIMES`.
     """
-
-    def __init__(self, mode: str, *args: Any) -> None:
-        self.mode = mode
-        super().__init__(*args)
 
     def compile_module(self) -> Callable[[Tensor], Tensor]:
         """The function that runs the file."""

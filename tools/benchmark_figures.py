@@ -13,7 +13,8 @@ Rows = list[dict[str, str]]
 
 # The columns that identify a measurement. Of rows that agree in all of them the newest counts.
 KEY = ("kind", "name", "peer_of", "mode", "phase", "shape", "batch")
-LINES = {"eager": "--", "compile": "-"}
+LINES = {"eager": "--", "captured": ":", "compile": "-"}
+PHASES = ("inference", "training")
 PANELS: tuple[tuple[str, str, Callable[[dict[str, str]], float | None]], ...] = (
     ("throughput", "images/s", lambda row: _number(row, "images_per_second")),
     (
@@ -61,10 +62,10 @@ def draw_models(rows: Rows) -> Figure | None:
     Returns:
         The figure, or None if there are no rows of models.
     """
-    rows = newest(rows, "models")
+    rows = [row for row in newest(rows, "models") if row["phase"] in PHASES]
     if not rows:
         return None
-    phases = [phase for phase in ("inference", "training") if _rows_where(rows, phase=phase)]
+    phases = [phase for phase in PHASES if _rows_where(rows, phase=phase)]
     names = list(dict.fromkeys(row["name"] for row in rows))
     figure = Figure(figsize=(14, 4 * len(phases) + 0.6), layout="constrained")
     panels = [panel for panel in PANELS if any(panel[2](row) is not None for row in rows)]

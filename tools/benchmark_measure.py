@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+from linsight.backbones.graphs import capture_inference, capture_training
 from linsight.kernels import force
+from linsight.kernels.runtime.private import get_call
 from linsight.tools.benchmark_cases import Case
 from linsight.tools.benchmark_timing import capture_graph, copies, elapsed, peak_memory, quantiles
 
@@ -21,6 +23,8 @@ from linsight.tools.benchmark_timing import capture_graph, copies, elapsed, peak
 RESULT, GRADIENT = 2.0, 3.0
 # Errors below this many roundings of the dtype always pass.
 ROUNDINGS = {torch.float32: 4.0, torch.float16: 0.5, torch.bfloat16: 0.5}
+# Calls until a mode has recorded its graphs and replays them; of other modes the first counts.
+REPLAYED = {"captured": 3, "reduce-overhead": 3}
 
 
 class Disagreement(ArithmeticError):
@@ -90,8 +94,29 @@ def distinct_images(batch: int) -> int:
     return batch if batch < 4 else math.gcd(batch, 2)
 
 
+def attempt(action: Callable[[], Any]) -> tuple[Any, str]:
+    """The result of `action` and an empty string, or None and the reason why it failed. A run goes
+    on after the failure of a case."""
+    try:
+        return action(), ""
+    except torch.OutOfMemoryError:
+        return None, "out of memory"
+    except Disagreement as error:
+        return None, f"failed: {error}"
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return None, f"error: {type(error).__name__}: {lines[0][:200]}"
+
+
 class Subject:
     """The module of a case, after its first call and its check.
+
+    Args:
+        case: what is built.
+        dtype: of the computation.
+        device: where it runs.
+        mode: 'eager', 'captured', 'compile', 'reduce-overhead', or what a subclass knows.
+        seconds: to repeat a measurement for.
 
     Attributes:
         check: 'ok', or why the module could not be checked.
@@ -102,13 +127,16 @@ class Subject:
     first_call: float
 
     def __init__(
-        self, case: Case, dtype: torch.dtype, device: torch.device, compile: bool, seconds: float
+        self, case: Case, dtype: torch.dtype, device: torch.device, mode: str, seconds: float
     ) -> None:
         self.case, self.dtype, self.device, self.seconds = case, dtype, device, seconds
+        self.mode = mode
         with torch.device(device):
             self.module: Any = self.build(device)
         self.function: Callable[..., Any] = self.module
-        if compile:
+        if mode == "captured":
+            (capture_training if self.module.training else capture_inference)(self.module)
+        elif mode != "eager":
             # Without a reset the limit on recompilations would count those of earlier cases.
             torch.compiler.reset()
             self.function = self.compile_module()
@@ -119,10 +147,17 @@ class Subject:
 
     def compile_module(self) -> Callable[..., Any]:
         """The module as `torch.compile` returns it."""
-        return torch.compile(self.module, dynamic=False)
+        mode = "reduce-overhead" if self.mode == "reduce-overhead" else None
+        return torch.compile(self.module, dynamic=False, mode=mode)
 
-    def values(self, times: Sequence[float], peak: float | None) -> dict[str, Any]:
-        """The values that all measurements have in common."""
+    def values(self, times: Sequence[float | None], peak: float | None) -> dict[str, Any]:
+        """The values that all measurements have in common.
+
+        Raises:
+            RuntimeError: the mode is 'captured', and a call ran without graphs.
+        """
+        if self.mode == "captured" and (reasons := cast(Any, get_call(self.module)).logged):
+            raise RuntimeError(f"no graph: {'; '.join(reasons)}")
         return dict(zip(("p20_ms", "p50_ms", "p80_ms"), times, strict=True)) | {
             "peak_mib": peak,
             "first_call_s": self.first_call,
@@ -134,9 +169,9 @@ class Operator(Subject):
     """An operator or a mixer, in one dtype throughout."""
 
     def __init__(
-        self, case: Case, dtype: torch.dtype, device: torch.device, compile: bool, seconds: float
+        self, case: Case, dtype: torch.dtype, device: torch.device, mode: str, seconds: float
     ) -> None:
-        super().__init__(case, dtype, device, compile, seconds)
+        super().__init__(case, dtype, device, mode, seconds)
         self.module.to(dtype)
         inputs = self.inputs()
         self.first_call = elapsed(lambda: self.forward(inputs), device)
@@ -207,19 +242,25 @@ def _with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -
 
 
 class Network(Subject):
-    """A network under autocast, in inference (`predict`) or in training (`learn`)."""
+    """A network under autocast, in inference (`predict`) or in training (`learn`).
+
+    Args:
+        case, dtype, device, mode, seconds: as of `Subject`.
+        phase: 'inference', 'latency', 'training' or 'multi-scale'.
+    """
 
     def __init__(
         self,
         case: Case,
         dtype: torch.dtype,
         device: torch.device,
-        compile: bool,
+        mode: str,
         seconds: float,
         phase: str,
     ) -> None:
-        self.training = phase == "training"
-        super().__init__(case, dtype, device, compile, seconds)
+        self.training = phase in ("training", "multi-scale")
+        self.waiting = phase == "latency"
+        super().__init__(case, dtype, device, mode, seconds)
         self.prepare()
 
     def build(self, device: torch.device) -> nn.Module:
@@ -244,29 +285,36 @@ class Network(Subject):
         """Run the part of a training step that computes the gradients."""
         raise NotImplementedError
 
+    def make_call(self, graph: bool = False) -> Callable[[], Any]:
+        """What is timed: inference, or a training step with fused AdamW.
+
+        Args:
+            graph: whether the optimiser's step can be recorded in a CUDA graph.
+        """
+        if not self.training:
+            return self.predict
+        optimizer = torch.optim.AdamW(
+            self.module.parameters(), lr=1e-5, weight_decay=0.05, fused=True, capturable=graph
+        )
+
+        def step() -> None:
+            self.learn()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
     def measure(self, graph: bool = False) -> dict[str, Any]:
-        """Time and memory of inference, or of a training step with fused AdamW.
+        """Time and memory of a call.
 
         With `graph` a CUDA graph is replayed, so that the time does not include the host's calls.
         """
-        call = self.predict
-        if self.training:
-            optimizer = torch.optim.AdamW(
-                self.module.parameters(),
-                lr=1e-5,
-                weight_decay=0.05,
-                fused=True,
-                capturable=graph,
-            )
-
-            def call() -> None:
-                self.learn()
-                optimizer.step()
-                optimizer.zero_grad()
-
-            call()  # the first step allocates the optimiser's moments
+        call = self.make_call(graph)
+        call()  # the first step allocates the optimiser's moments
         peak = peak_memory(call, self.device)
-        times = quantiles(capture_graph([call]) if graph else call, self.device, self.seconds)
+        if graph:
+            call = capture_graph([call])
+        times = quantiles(call, self.device, self.seconds, self.waiting)
         return self.values(times, peak) | {"images_per_second": 1e3 * self.case.batch / times[1]}
 
 
@@ -285,7 +333,9 @@ class Model(Network):
         ours: list[Tensor] = []
 
         def first() -> None:
-            ours.extend(self._outcome(self.function, self.images, self.labels))
+            for _ in range(REPLAYED.get(self.mode, 1)):
+                ours.clear()  # the next replay may overwrite them
+                ours.extend(self._outcome(self.function, self.images, self.labels))
 
         def exact() -> list[list[Tensor]]:
             wide = torch.float64 if self.dtype == torch.float32 else torch.float32

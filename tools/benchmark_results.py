@@ -18,15 +18,18 @@ class Row:
     """One measurement, which is a line of the CSV; values that were not measured are empty.
 
     Attributes:
-        mode: 'eager' (plain calls), 'graph' (replayed from a CUDA graph), 'compile'
-            (torch.compile, plain calls), 'compile graph', or the runtime of an exported file:
-            'onnxruntime', 'openvino' or 'aoti' (a package of AOTInductor).
-        phase: 'inference' and 'training' of models; 'forward', 'forward+backward' and their
-            difference 'backward' of operators.
+        mode: 'eager' (plain calls), 'captured' (by linsight's own CUDA graphs), 'graph' (the
+            whole call replayed from a CUDA graph), 'compile' (torch.compile, plain calls),
+            'compile graph', 'reduce-overhead' (torch.compile with its CUDA graphs), or the runtime
+            of an exported file: 'onnxruntime', 'openvino' or 'aoti' (a package of AOTInductor).
+        phase: 'inference', 'latency' and 'training' of models, 'multi-scale' of detectors;
+            'forward', 'forward+backward' and their difference 'backward' of operators.
         peak_mib: largest memory that tensors took, in MiB.
         floor_us: the bytes that must be moved, divided by the bandwidth of a copy.
         fraction: the floor divided by the median time.
         first_call_s: time of the first call at this resolution, compilation included.
+        compiled: Triton's machine codes that were compiled: in a cold start by the first call, in
+            training at changing sizes after the first iterations.
         check: 'ok', or why there are no times.
     """
 
@@ -47,6 +50,7 @@ class Row:
     floor_us: float | None = None
     fraction: float | None = None
     first_call_s: float | None = None
+    compiled: int | None = None
     check: str = "ok"
     device: str = ""
     torch: str = ""
@@ -86,6 +90,10 @@ class Results:
         os.replace(beside, self.path)
 
 
+# Columns that files of earlier versions lack.
+LATER = ("compiled",)
+
+
 def read(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV of `linsight benchmark`.
 
@@ -96,23 +104,24 @@ def read(path: Path) -> list[dict[str, str]]:
         raise typer.BadParameter(f"{path} does not exist")
     with open(path, newline="") as file:
         rows = csv.DictReader(file)
-        if missing := {field.name for field in fields(Row)} - set(rows.fieldnames or ()):
+        if missing := {field.name for field in fields(Row)} - {*(rows.fieldnames or ()), *LATER}:
             raise typer.BadParameter(f"{path} lacks the columns {', '.join(sorted(missing))}")
-        return list(rows)
+        return [dict.fromkeys(LATER, "") | row for row in rows]
 
 
-WIDTH = 134
+WIDTH = 142
 COLUMNS: tuple[tuple[str, int, JustifyMethod, Callable[[Row], str]], ...] = (
     # Heading, width, alignment, and the function from a row to its text.
     ("name", 30, "left", lambda r: ("  " if r.peer_of else "") + r.name),
     ("of", 22, "left", lambda r: r.shape),
-    ("mode", 13, "left", lambda r: r.mode),
+    ("mode", 15, "left", lambda r: r.mode),
     ("phase", 16, "left", lambda r: r.phase),
     ("median ms", 9, "right", lambda r: _number(r.p50_ms)),
     ("images/s", 8, "right", lambda r: _number(r.images_per_second)),
     ("MiB", 7, "right", lambda r: _number(r.peak_mib)),
     ("floor", 5, "right", lambda r: "" if r.fraction is None else f"{r.fraction:.0%}"),
     ("first s", 8, "right", lambda r: _number(r.first_call_s)),
+    ("codes", 5, "right", lambda r: "" if r.compiled is None else str(r.compiled)),
 )
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from linsight.backbones.graph_passes import Recorder
+from linsight.kernels.runtime.dispatch import HAS_TRITON
+from linsight.kernels.runtime.private import get_cache_folder
 
 QUANTILES = (0.2, 0.5, 0.8)
 MOST_COPIES = 64
@@ -18,17 +24,20 @@ MOST_COPIES = 64
 CACHES = 40
 
 
-def quantiles(call: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
+def quantiles(
+    call: Callable[[], Any], device: torch.device, seconds: float, wait: bool = False
+) -> list[float]:
     """The 20th, 50th and 80th percentile of the time of `call`, in ms.
 
     On CUDA `triton.testing.do_bench` measures it, and overwrites the L2 cache before each call;
-    elsewhere the clock does. `call` is repeated for `seconds`, or for up to ten times as long if
-    it would run fewer than 20 times, and at least three times.
+    elsewhere, and with `wait`, the clock does, from a call until its result is there. `call` is
+    repeated for `seconds`, or for up to ten times as long if it would run fewer than 20 times, and
+    at least three times.
     """
     call()
     one = elapsed(call, device)
     seconds = max(min(max(seconds, 20 * one), 10 * seconds), 3 * one)
-    if device.type == "cuda":
+    if device.type == "cuda" and not wait:
         from triton.testing import do_bench
 
         times = do_bench(call, warmup=25, rep=round(1e3 * seconds), quantiles=QUANTILES)
@@ -77,6 +86,30 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
     call()
     synchronize(device)
     return torch.cuda.max_memory_allocated(device) / 2**20
+
+
+@contextmanager
+def empty_caches() -> Iterator[None]:
+    """Let this process, and those that it starts, compile into empty folders."""
+    names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ.update({name: str(Path(folder, name)) for name in names})
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                del os.environ[name]
+                if value is not None:
+                    os.environ[name] = value
+
+
+def count_machine_codes() -> int:
+    """How many machine codes Triton's cache has."""
+    if not HAS_TRITON:
+        return 0
+    # Beside the files of a machine code Triton writes one that lists them.
+    return sum(1 for _ in Path(get_cache_folder()).glob("*/__grp__*.json"))
 
 
 def release() -> None:

@@ -13,6 +13,8 @@ from linsight.tools import benchmark, benchmark_cases, main
 from linsight.tools import benchmark_measure as measure
 from linsight.tools.benchmark_timing import copies, copy_bandwidth, quantiles
 
+from ..backbones.graph_stand import Stand, install
+
 CPU = torch.device("cpu")
 
 
@@ -116,6 +118,77 @@ def test_a_model_with_another_mixer(tmp_path):
     assert "got 'ralla'" in result.output
 
 
+def test_latency(tmp_path):
+    """Of one image, whatever the batch of other phases; operators have none."""
+    words = ("--resolutions", "32", "--phases", "latency,inference", "--batch", "3")
+    result = run(tmp_path, "models", "rala_vit_nano", *words)
+    assert result.exit_code == 0, result.output
+    got = rows(tmp_path)
+    assert [(row["phase"], row["batch"]) for row in got] == [("latency", "1"), ("inference", "3")]
+    for row in got:
+        assert row["check"] == "ok"
+        rate = 1e3 * int(row["batch"]) / float(row["p50_ms"])
+        assert float(row["images_per_second"]) == pytest.approx(rate, rel=1e-4)
+    result = run(tmp_path, "operators", "rala_attention", "--phases", "latency")
+    assert result.exit_code == 2
+    assert "nothing to measure is called rala_attention" in " ".join(result.output.split())
+
+
+def test_a_call_that_is_awaited_is_timed_by_the_clock(monkeypatch):
+    """Also on a GPU, where events time all other calls."""
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    gpu, calls = torch.device("cuda", 0), []
+    low, middle, high = quantiles(lambda: calls.append(len(waits)), gpu, 1e-4, wait=True)
+    assert 0 < low <= middle <= high
+    # Before each call but the first it has been waited for the one before.
+    assert calls == [0, *range(1, 2 * len(calls) - 2, 2)]
+
+
+def model(mode, phase, name="test_convnext"):
+    case = benchmark_cases.model(name, 32, 2)
+    return measure.Model(case, torch.float32, CPU, mode, 1e-3, phase)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in replays on the CPU")
+@pytest.mark.parametrize("phase", ["inference", "latency", "training"])
+def test_what_is_checked_and_timed_is_replayed(monkeypatch, phase):
+    install(monkeypatch)
+    subject = model("captured", phase)
+    # The first call prepares, and the second records; training has a graph for each direction.
+    passes = 2 if phase == "training" else 1
+    assert (Stand.recorded, Stand.replayed) == (passes, 2 * passes)
+    values = subject.measure()
+    assert values["check"] == "ok"
+    assert values["p50_ms"] > 0
+    assert Stand.recorded == passes
+    assert Stand.replayed >= 7 * passes
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in replays on the CPU")
+def test_a_model_that_runs_without_graphs_has_no_times(monkeypatch):
+    install(monkeypatch)
+    monkeypatch.setattr(Stand, "fails", "no such luck")
+    subject = model("captured", "inference")
+    with pytest.raises(RuntimeError, match="no graph: CUDA could not record it: no such luck"):
+        subject.measure()
+
+
+@pytest.mark.parametrize(("mode", "option"), [("compile", None), ("reduce-overhead",) * 2])
+def test_modes_of_compilation(monkeypatch, mode, option):
+    options, calls = [], []
+
+    def compile(module, **given):
+        options.append(given)
+        return lambda images: calls.append(0) or module(images)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model(mode, "inference")
+    assert options == [{"dynamic": False, "mode": option}]
+    # PyTorch records its graphs in the second call.
+    assert len(calls) == (3 if option else 1)
+
+
 @pytest.fixture
 def wrong(monkeypatch):
     """Kernels that are wrong where the reference is right."""
@@ -215,6 +288,31 @@ def test_draw_again(tmp_path):
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["models.png"]
 
 
+def test_files_of_earlier_versions_are_drawn(tmp_path):
+    """They lack the machine codes' column; phases that have no figure are left out."""
+    words = ("models", "rala_vit_nano", "--resolutions", "32", "--phases")
+    run(tmp_path / "a", *words, "inference")
+    run(tmp_path / "b", *words, "latency")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["results.csv"]
+    old = tmp_path / "old.csv"
+    with open(old, "w", newline="") as file:
+        [row] = rows(tmp_path / "a")
+        del row["compiled"]
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)
+    new = tmp_path / "b" / "results.csv"
+    result = run(tmp_path / "c", "draw", str(old), str(new))
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["models.png"]
+    old.rename(tmp_path / "a" / "results.csv")
+    assert run(tmp_path / "a", *words, "latency").exit_code == 0
+    assert [(row["phase"], row["compiled"]) for row in rows(tmp_path / "a")] == [
+        ("inference", ""),
+        ("latency", ""),
+    ]
+
+
 def test_the_newest_row_of_a_measurement_is_drawn():
     figures = pytest.importorskip("linsight.tools.benchmark_figures")
     row = dict.fromkeys((*figures.KEY, "device", "dtype"), "x") | {"p50_ms": "1"}
@@ -232,6 +330,12 @@ def test_the_newest_row_of_a_measurement_is_drawn():
         (("operators", "no_such_operator"), "no_such_operator"),
         (("all", "rala_attention"), "operators"),
         (("--modes", "graph"), "GPU"),
+        (("--modes", "captured"), "GPU"),
+        (("models", "--modes", "eager,reduce-overhead"), "GPU"),
+        (("models", "--phases", "multi-scale"), "detectors"),
+        (("segmentors", "--phases", "multi-scale"), "detectors"),
+        (("cold", "no_such_model"), "no_such_model"),
+        (("cold", "--modes", "onnxruntime"), "models"),
         (("--modes", "onnxruntime", "--phases", "training"), "inference"),
         (("--modes", "egaer"), "egaer"),
         (("--resolutions", "224 512"), "224,512"),
@@ -294,12 +398,13 @@ def test_default_batches_shrink_with_the_resolution():
 
 
 def test_compilation_comes_last():
-    modes, phases = ["eager", "graph", "compile"], ["inference", "training"]
+    modes = ["reduce-overhead", "eager", "graph", "compile", "captured"]
+    phases = ["inference", "latency", "training"]
     setting = benchmark.Setting(CPU, "float32", modes, phases, [(32, 32)], None, 0.001)
     order = [row.mode for job in benchmark.plan("all", [], setting) for row in job.rows]
-    compiled = [mode.startswith("compile") for mode in order]
+    compiled = [mode.startswith(("compile", "reduce")) for mode in order]
     assert compiled == sorted(compiled)
-    assert set(order) == {"eager", "graph", "compile", "compile graph"}
+    assert set(order) == {*modes, "compile graph"}
 
 
 def test_times_of_the_clock():
@@ -315,13 +420,29 @@ def test_times_of_the_clock():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(tmp_path):
     """Every mode runs for an operator and for a model."""
+    modes = ("--modes", "eager,captured,graph,compile,reduce-overhead")
+    phases = ("--phases", "inference,latency,training")
     for words in (("operators", "rala_*"), ("mixers", "mala"), ("models", "rala_vit_nano")):
-        result = run(tmp_path, *words, "--resolutions", "64", device="cuda")
+        result = run(tmp_path, *words, "--resolutions", "64", *modes, *phases, device="cuda")
         assert result.exit_code == 0, result.output
     got = rows(tmp_path)
     assert {row["check"] for row in got} == {"ok"}
-    assert {row["mode"] for row in got} == {"eager", "graph", "compile", "compile graph"}
+    assert {row["mode"] for row in got} == {*modes[1].split(","), "compile graph"}
     assert all(float(row["peak_mib"]) > 0 for row in got if row["phase"] != "backward")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cold_start_on_a_gpu(tmp_path):
+    """A new resolution compiles less than the first, and a network of timm nothing."""
+    words = ("rala_vit_nano", "test_convnext", "--resolutions", "64,96", "--phases", "training")
+    result = run(tmp_path, "cold", *words, "--modes", "eager,captured", device="cuda")
+    assert result.exit_code == 0, result.output
+    got = rows(tmp_path)
+    assert {row["check"] for row in got} == {"ok"}
+    for first, second in (got[:2], got[4:6]):
+        assert int(first["compiled"]) > int(second["compiled"])
+    assert {row["compiled"] for row in got if row["peer_of"]} == {"0"}
 
 
 def test_data(tiny, tmp_path):
