@@ -33,6 +33,7 @@ from torchvision.transforms.v2 import functional
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.heads.hooks import percent
 from linsight.kernels import force
+from linsight.kernels.runtime.private import remember_accesses
 from linsight.tools.config import ConfigError
 from linsight.tools.export_accuracy import measure
 from linsight.tools.export_check import (
@@ -454,17 +455,16 @@ def save(
     if to is Format.torch:
         torch.export.save(program, content, extra_files={DESCRIPTION: json.dumps(description)})
     else:
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=content,
-            inductor_configs={
-                "aot_inductor.metadata": {DESCRIPTION: json.dumps(description)},
-                # Where inputs are checked, a batch of one image is none too few.
-                "aot_inductor.check_lowerbound": False,
-                # Triton's own launches hand kernels their floats in 32 bits.
-                "_use_fp64_for_unbacked_floats": False,
-            },
-        )
+        with remember_accesses():
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=content,
+                inductor_configs={
+                    "aot_inductor.metadata": {DESCRIPTION: json.dumps(description)},
+                    # Where inputs are checked, a batch of one image is none too few.
+                    "aot_inductor.check_lowerbound": False,
+                },
+            )
     file.write_bytes(content.getbuffer())
 
 

@@ -50,8 +50,8 @@ def main(
             for name in names:
                 if not (source / f"{name}.xml").is_file():
                     raise DataError(f"{source} has no {name}.xml: give the wheel of deepforest")
-                # Uncompressed: each crop opens its photograph anew, and unpacking a PNG of this size
-                # takes a sixth of a second.
+                # Uncompressed: each crop opens its photograph anew, and a PNG of this size takes a
+                # sixth of a second.
                 file = images / f"{name}.bmp"
                 with Image.open(source / f"{name}.png") as photograph:
                     photograph.save(file)

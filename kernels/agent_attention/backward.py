@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import launch
-from ..runtime.mathematics import multiply, shrinkage
+from ..runtime.mathematics import multiply, shrinkage, single
 from .forward import align_rows
 from .mathematics import (
     NEVER,
@@ -29,6 +29,7 @@ def _broadcast_statistics(
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Per token, the logarithm of the sum of the softmax over many agents, and sum(p dp)."""
+    scale = single(scale)
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -97,6 +98,7 @@ def _broadcast_agent_gradient(
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    scale = single(scale)
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -183,6 +185,7 @@ def _aggregate_agent_gradient(
     COUNT: tl.constexpr, AGENTS: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    scale = single(scale)
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -236,6 +239,7 @@ def _aggregate_token_gradient(
     BIAS: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
     """dk and dv if WRITE; if BIAS, one block of agents' dB1, summed over the images of a chunk."""
+    scale = single(scale)
     h = tl.program_id(0)
     chunk = tl.program_id(2)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -331,6 +335,7 @@ def _broadcast_token_gradient(
     BIAS: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
     """dq if WRITE; if BIAS, one block of agents' dB2, summed over the images of a chunk."""
+    scale = single(scale)
     h = tl.program_id(0)
     chunk = tl.program_id(2)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32

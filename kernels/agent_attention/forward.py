@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import launch
-from ..runtime.mathematics import multiply, shrinkage
+from ..runtime.mathematics import multiply, shrinkage, single
 from .mathematics import (
     NEVER,
     SCALARS,
@@ -58,6 +58,7 @@ def _aggregate(
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """softmax(a k^T + B1) v over one split of the tokens, of several not divided by the sum."""
+    scale = single(scale)
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
@@ -147,6 +148,7 @@ def _broadcast(
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     K: tl.constexpr, WEIGHT_BIAS: tl.constexpr,
 ):  # fmt: skip
+    scale = single(scale)
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32

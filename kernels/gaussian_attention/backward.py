@@ -15,6 +15,7 @@ from ..runtime.mathematics import (
     low_part,
     multiply,
     operand,
+    single,
 )
 from .forward import SCALARS, apply, gather
 from .plan import plan
@@ -68,6 +69,7 @@ def _token_gradient(
     WHOLE: tl.constexpr,
 ):  # fmt: skip
     """dq and dv of one split's tokens; if WHOLE, its part of dl as well."""
+    scale = single(scale)
     bh = tl.program_id(0)
     split = tl.program_id(1)
     IEEE: tl.constexpr = q.dtype.element_ty == tl.float32
@@ -134,6 +136,7 @@ def _landmark_gradient(
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """One split's part of dl, for BM landmarks per program."""
+    scale = single(scale)
     bh = tl.program_id(0)
     split = tl.program_id(1)
     m = tl.program_id(2) * BM

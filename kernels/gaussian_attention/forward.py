@@ -16,6 +16,7 @@ from ..runtime.mathematics import (
     low_part,
     multiply,
     operand,
+    single,
 )
 from .plan import Plan, plan
 
@@ -31,6 +32,7 @@ def _gather(
     D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """One split's part of K^T x: BM landmarks of one head per program."""
+    scale = single(scale)
     bh = tl.program_id(0)
     split = tl.program_id(1)
     m = tl.program_id(2) * BM
@@ -121,6 +123,7 @@ def _scatter(
     WHOLE: tl.constexpr, LOCAL: tl.constexpr,
 ):  # fmt: skip
     """y = K w + local; WHOLE says that all landmarks fit in BM and are read once."""
+    scale = single(scale)
     bh = tl.program_id(0)
     split = tl.program_id(1)
     IEEE: tl.constexpr = q.dtype.element_ty == tl.float32

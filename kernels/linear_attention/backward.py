@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import MOST_SPLITS, launch
-from ..runtime.mathematics import dot, dot_halves, exponential, high_part, low_part, operand
+from ..runtime.mathematics import dot, dot_halves, exponential, high_part, low_part, operand, single
 from .forward import contiguous_tables, merge, or_else, strides_of
 from .mathematics import (
     SCALARS,
@@ -38,6 +38,7 @@ def _output_gradient(
     READOUT: tl.constexpr, MEAN_VALUE: tl.constexpr, ROTARY: tl.constexpr,
     LOCAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
+    scale = single(scale)
     bh = tl.program_id(0)
     split = tl.program_id(1)
     EXACT: tl.constexpr = go.dtype.element_ty == tl.float32
@@ -145,6 +146,7 @@ def _key_gradient(
     writes nothing else, by how much that sum exceeds <S, dS> + <mean k, d mean k>, and then
     CORRECT it. bfloat16 cannot tell.
     """
+    scale = single(scale)
     bh = tl.program_id(0)
     split = tl.program_id(1)
     EXACT: tl.constexpr = v.dtype.element_ty == tl.float32
@@ -243,6 +245,7 @@ def _query_gradient(
     WEIGHTED: tl.constexpr, READOUT: tl.constexpr, MEAN_VALUE: tl.constexpr,
     ROTARY: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
+    scale = single(scale)
     bh = tl.program_id(0)
     split = tl.program_id(1)
     EXACT: tl.constexpr = go.dtype.element_ty == tl.float32

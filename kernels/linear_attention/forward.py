@@ -14,6 +14,7 @@ from ..runtime.mathematics import (
     low_part,
     operand,
     shrinkage,
+    single,
 )
 from .mathematics import (
     SCALARS,
@@ -64,6 +65,7 @@ def _state(
     MAP: tl.constexpr,
     WEIGHTED: tl.constexpr, ROTARY: tl.constexpr, MEAN_VALUE: tl.constexpr,
 ):  # fmt: skip
+    scale = single(scale)
     bh = tl.program_id(0)
     split = tl.program_id(1)
     IEEE: tl.constexpr = v.dtype.element_ty == tl.float32
@@ -137,6 +139,7 @@ def merge(
     Forward divides by the softmax's sum (or by N); backward sums alone, and leaves in the last
     two rows the pieces of <S, dS> + <mean k, d mean k>, which the softmax's gradient subtracts.
     """
+    scale = single(scale)
     bh = tl.program_id(0)
     block = tl.program_id(1)
     size: tl.constexpr = K * P + K + 2 * P
@@ -214,6 +217,7 @@ def _read(
     MAP: tl.constexpr, READOUT: tl.constexpr, MEAN_VALUE: tl.constexpr,
     ROTARY: tl.constexpr, LOCAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
+    scale = single(scale)
     bh = tl.program_id(0)
     split = tl.program_id(1)
     EXACT: tl.constexpr = out.dtype.element_ty == tl.float32

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import launch
+from ..runtime.mathematics import single
 from .forward import iterate_large, without_tf32
 from .mathematics import load_square, multiply, store_square
 from .plan import LARGEST_ON_CHIP, plan
@@ -31,6 +32,7 @@ def _implicit_gradient(grad, v, dx, size, M: tl.constexpr):
 def _unrolled_gradient(
     grad, x, alpha, iterates, dx, dalpha, ridge, size, iterations, M: tl.constexpr
 ):
+    ridge = single(ridge)
     bh = tl.program_id(0).to(tl.int64)
     at = bh * size * size
     iterates += at * iterations

@@ -14,12 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import launch
+from ..runtime.mathematics import single
 from .mathematics import load_square, multiply, store_square
 from .plan import LARGEST_ON_CHIP, plan
 
 
 @triton.jit(do_not_specialize=["size", "iterations"])
 def _iterate(x, alpha, v, ridge, size, iterations, M: tl.constexpr):
+    ridge = single(ridge)
     bh = tl.program_id(0).to(tl.int64)
     p, eye = load_square(x + bh * size * size, size, M)
     p += ridge * eye

@@ -14,6 +14,12 @@ PRECISION = tl.constexpr("ieee" if INTERPRETED.value else "bf16x6")
 
 
 @triton.jit
+def single(x):
+    """A floating-point argument of a kernel in float32; TorchInductor's programs pass float64."""
+    return tl.cast(x, tl.float32)
+
+
+@triton.jit
 def exp2_approximate(x):
     """2^x to two roundings of float32, zero below 2^-126, at one instruction."""
     if PTX:

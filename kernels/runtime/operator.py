@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import is_direct_call
+from .private import remember_accesses
 from .tracing import can_show_kernels, show_launches
 
 LIBRARY = torch.library.Library("linsight", "FRAGMENT")
@@ -91,7 +92,7 @@ class Operator:
         """Trace the launches in place of the operator, where a compiler makes a graph."""
         if not can_show_kernels(args):
             return mode.__torch_dispatch__(operator, types, args, kwargs)
-        with mode, show_launches():
+        with mode, show_launches(), remember_accesses():
             return self._run(*args, **kwargs)
 
 

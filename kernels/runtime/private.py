@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -37,6 +38,59 @@ def compiles_package() -> bool:
     """Whether AOTInductor makes its graph, of a program that runs without this library."""
     virtualized = sys.modules.get("torch._inductor.virtualized")
     return virtualized is not None and bool(virtualized.V.aot_compilation)
+
+
+# By kernel and arguments, what its launches read and write.
+_accesses: dict[tuple, tuple[Any, Any]] = {}
+_MOST_ACCESSES = 4096
+
+
+@contextmanager
+def remember_accesses() -> Iterator[None]:
+    """Let a compiler look once into kernels that it launches repeatedly in the same way.
+
+    To see which tensors a launch reads and writes, PyTorch compiles the kernel to Triton's
+    intermediate code, which takes a tenth of a second or more, twice or three times per launch. The
+    answer depends on the kernel and the arguments alone, but for the tensors' contents and shapes.
+    """
+    from torch._higher_order_ops import triton_kernel_wrap as compiler
+
+    # Torch 2.11 asks for the written tensors alone.
+    name = "identify_accessed_tensors"
+    name = name if hasattr(compiler, name) else "identify_mutated_tensors"
+    look = getattr(compiler, name)
+
+    def remember(kernel: Any, arguments: dict, descriptors: dict) -> Any:
+        if descriptors:
+            return look(kernel, arguments, descriptors)
+        configs = getattr(kernel, "configs", [])  # of an autotuner, which holds the kernel
+        function = kernel.fn if configs else kernel
+        key = (
+            id(function),
+            *[(key, value) for config in configs[:1] for key, value in config.kwargs.items()],
+            *[(key, _kind_of(value)) for key, value in arguments.items()],
+        )
+        if key not in _accesses:
+            if len(_accesses) >= _MOST_ACCESSES:
+                _accesses.clear()
+            # With the kernel, so that none other gets its identity.
+            _accesses[key] = function, look(kernel, arguments, descriptors)
+        return deepcopy(_accesses[key][1])
+
+    setattr(compiler, name, remember)
+    try:
+        yield
+    finally:
+        setattr(compiler, name, look)
+
+
+def _kind_of(value: Any) -> Any:
+    """What decides about the access to an argument of a kernel: a tensor's dtype, or a value."""
+    if isinstance(value, Tensor):
+        return "tensor", value.dtype
+    if hasattr(value, "get_dtype"):  # a tensor of TorchInductor
+        return "tensor", value.get_dtype()
+    return type(value), value
 
 
 def has_global_hooks() -> bool:

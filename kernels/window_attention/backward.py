@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import launch
-from ..runtime.mathematics import multiply
+from ..runtime.mathematics import multiply, single
 from .mathematics import (
     SCALARS,
     convolve,
@@ -38,6 +38,7 @@ def _gradient(
     K: tl.constexpr,
 ):  # fmt: skip
     """dq, dk and dv of one head of `per` windows of one tile, and its part of the rest."""
+    scale = single(scale)
     geometry = (height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w)
     TABLE: tl.constexpr = ROWS > 0
     EXACT: tl.constexpr = p.dtype.element_ty == tl.float32

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import launch
-from ..runtime.mathematics import add_product, multiply, shrinkage
+from ..runtime.mathematics import add_product, multiply, shrinkage, single
 from .mathematics import (
     MASKED,
     SCALARS,
@@ -33,6 +33,7 @@ def _attend(
     K: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """One head of a tile of queries, for `per` windows in turn."""
+    scale = single(scale)
     geometry = (height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w)
     TABLE: tl.constexpr = ROWS > 0
     EXACT: tl.constexpr = p.dtype.element_ty == tl.float32

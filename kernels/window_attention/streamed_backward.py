@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import launch
-from ..runtime.mathematics import add_product, multiply
+from ..runtime.mathematics import add_product, multiply, single
 from .mathematics import (
     SCALARS,
     convolve,
@@ -36,6 +36,7 @@ def _query_gradient(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FILL: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Streamed: dq of a tile of queries, and `inner`, sum over keys of p dp, for dk."""
+    scale = single(scale)
     geometry = (height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w)
     TABLE: tl.constexpr = ROWS > 0
     EXACT: tl.constexpr = p.dtype.element_ty == tl.float32
@@ -95,6 +96,7 @@ def _key_gradient(
     K: tl.constexpr,
 ):  # fmt: skip
     """Streamed: dk and dv of a tile of keys."""
+    scale = single(scale)
     geometry = (height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w)
     TABLE: tl.constexpr = ROWS > 0
     EXACT: tl.constexpr = p.dtype.element_ty == tl.float32
@@ -167,6 +169,7 @@ def _bias_gradient(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FILL: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Streamed: the scores' gradient of a tile of queries and one of keys, over `per` windows."""
+    scale = single(scale)
     geometry = (height, width, rows, columns, wh, ww, sh, sw, top, left, period_h, period_w)
     EXACT: tl.constexpr = p.dtype.element_ty == tl.float32
     strides = (p_b, p_r, p_c)

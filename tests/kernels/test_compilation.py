@@ -4,6 +4,8 @@ No GPU is needed: what a pass would launch is collected on tensors without stora
 """
 
 import ast
+import importlib
+import json
 import logging
 import os
 import subprocess
@@ -67,6 +69,24 @@ def collect(model: nn.Module, how: Pass) -> set[Variant]:
 def make_model(name: str) -> nn.Module:
     with shapes_only():
         return timm.create_model(name)
+
+
+# What a compiler fuses with its surroundings, and launches no kernel of ours for.
+SHOWN_BY_REFERENCE = {"batch_norm", "layer_norm"}
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("name", ["rala_vit_nano", "soft_vit_nano", "agent_swin_tiny"])
+def test_kernels_narrow_their_floats(name):
+    """TorchInductor's programs hand a kernel its floats in 64 bits, Triton's launches in 32."""
+    narrowed = 0
+    for variant in collect(make_model(name), replace(TRAINING, shape=(2, 3, 224, 224))):
+        kernel = getattr(importlib.import_module(variant.module), variant.kernel)
+        for argument, kind in json.loads(variant.description)["signature"].items():
+            if kind == "fp32" and variant.module.split(".")[-2] not in SHOWN_BY_REFERENCE:
+                assert f"{argument} = single({argument})" in kernel.src, variant
+                narrowed += 1
+    assert narrowed
 
 
 # Kernels of a training step at 224 px in bfloat16, those that another resolution and one image

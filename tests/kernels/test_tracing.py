@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import linsight.kernels
 from linsight.kernels.linear_attention import operator
+from linsight.kernels.runtime import private
 from linsight.kernels.runtime.tracing import can_show_kernels
 
 triton = pytest.importorskip("triton")
@@ -122,6 +123,31 @@ def test_launches_stand_in_the_graph():
     query, key, value = (torch.empty(2, 196, 2, 32, device="cuda") for _ in range(3))
     launches = trace(attend, query, key, value)
     assert launches == ["_state", "merge", "_read"]
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_a_kernel_is_looked_into_once(monkeypatch):
+    from torch._higher_order_ops import triton_kernel_wrap as compiler
+
+    monkeypatch.setattr(private, "_accesses", {})
+    looks = []
+    look = compiler.generate_ttir
+
+    def count(*args):
+        looks.append(args[0])
+        return look(*args)
+
+    monkeypatch.setattr(compiler, "generate_ttir", count)
+
+    def attend_twice(query, key, value):
+        return attend(attend(query, key, value)[0], key, value)
+
+    query, key, value = (torch.empty(2, 196, 2, 32, device="cuda") for _ in range(3))
+    assert len(trace(attend_twice, query, key, value)) == 6
+    assert len(looks) == 3
+    # Another dtype may lead another way through a kernel.
+    trace(attend, query.bfloat16(), key.bfloat16(), value.bfloat16())
+    assert len(looks) > 3
 
 
 @pytest.mark.usefixtures("fake_gpu")
