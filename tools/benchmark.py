@@ -100,8 +100,13 @@ class Setting:
     def batches(self, kind: str) -> Iterator[tuple[int, int]]:
         """Each resolution with its batch size."""
         for resolution in self.resolutions:
-            default = cases.default_batch(kind, resolution, self.device)
-            yield resolution, 1 if kind == "latency" else self.batch or default
+            if kind == "latency":
+                yield resolution, 1
+            else:
+                yield (
+                    resolution,
+                    self.batch or cases.default_batch(kind, resolution, self.device),
+                )
 
 
 def benchmark(

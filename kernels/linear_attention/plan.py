@@ -128,7 +128,7 @@ def plan(
     merged_rows = features + features // padded + 1
     weighted = key_weights == "global_query"
     mean_value = readout in ("magnitude_aware", "subtractive")
-    table = _table_sizes(size, width)
+    table = table_sizes(size, width)
     rotary = {"ROTARY": size is not None}
 
     def make(kernel: str, sizes: tuple, fold: bool = False, **flags) -> Launch:
@@ -197,12 +197,13 @@ def plan(
     )  # fmt: skip
 
 
-def _table_sizes(size: tuple[int, int] | None, width: int) -> tuple[int, int, int, int, int]:
+def table_sizes(size: tuple[int, int] | None, width: int) -> tuple[int, int, int, int, int]:
     """Width, its reciprocal and shift, and the floats from cosines to sines of both tables."""
     if size is None:
-        return 1, 1 << 31, 31, 0, 0
-    # n // width = n * reciprocal >> shift, exactly, for every n < 2^31.
-    shift = 31 + (size[1] - 1).bit_length()
+        return 1, 1 << 30, 30, 0, 0
+    # n // width = n * reciprocal >> shift, exactly, for every n < 2^30. The reciprocal has 31 bits:
+    # TorchInductor of torch 2.11 fails at a larger number.
+    shift = 30 + (size[1] - 1).bit_length()
     reciprocal = -(-(1 << shift) // size[1])
     quarter = width // 4
     return size[1], reciprocal, shift, size[0] * quarter, size[1] * quarter

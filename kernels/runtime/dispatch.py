@@ -33,6 +33,10 @@ WIDEST_HEAD = 128
 # The most channels of a row that a program of the norms and sums holds in registers.
 WIDEST_ROW = 4096
 
+# Classes of tensors that do no more than to hold numbers, and of arguments that are none.
+PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+SCALARS = frozenset((type(None), bool, int, float, str, tuple, list, torch.dtype))
+
 MaybeTensor = TypeVar("MaybeTensor", Tensor, None)
 
 
@@ -199,11 +203,17 @@ def is_direct_call(args: tuple, operator: str | None = None) -> bool:
         return False
     if is_collecting():  # as if the tensors had storage
         return True
-    return not is_intercepted() and all(
-        type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta
-        for x in args
-        if isinstance(x, Tensor)
-    )
+    if is_intercepted():
+        return False
+    # A loop, and types before `isinstance`: every eager call of every operator comes here.
+    for x in args:
+        kind = type(x)
+        if kind in PLAIN_TENSORS:
+            if x.is_meta:
+                return False
+        elif kind not in SCALARS and isinstance(x, Tensor):
+            return False
+    return True
 
 
 def cache_constants(make: Callable) -> Callable:

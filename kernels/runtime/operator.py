@@ -9,7 +9,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from .dispatch import is_direct_call
+from .dispatch import SCALARS, is_direct_call
 from .private import remember_accesses
 from .tracing import can_show_kernels, show_launches
 
@@ -79,11 +79,10 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         if self._registered is not None and not is_direct_call(args):
             return self._registered(*args)
-        needs_gradient = torch.is_grad_enabled() and any(
-            isinstance(x, Tensor) and x.requires_grad for x in args
-        )
-        if self._function is not None and needs_gradient:
-            return self._function.apply(*args)
+        if self._function is not None and torch.is_grad_enabled():
+            for x in args:
+                if type(x) not in SCALARS and isinstance(x, Tensor) and x.requires_grad:
+                    return self._function.apply(*args)
         return self._run(*args)
 
     def _decompose(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .dispatch import PLAIN_TENSORS, SCALARS
 from .launch import Launch, observe_launches
 from .private import (
     MachineCode,
@@ -30,7 +31,6 @@ from .private import (
 MOST_PROGRAMS = 1024
 # The alignment in bytes of tensors that share an allocation.
 ALIGNMENT = 256
-_TENSORS = (Tensor, torch.nn.Parameter)
 _aten = torch.ops.aten
 _MAKES_EMPTY = {
     _aten.empty,
@@ -79,11 +79,12 @@ def describe_call(args: tuple) -> tuple | None:
     signature: list = []
     device = None
     for x in args:
-        if type(x) not in _TENSORS:
-            if isinstance(x, Tensor):  # of a class that does more than to hold numbers
+        kind = type(x)
+        if kind not in PLAIN_TENSORS:
+            if kind not in SCALARS and isinstance(x, Tensor):
                 return None
             # PyTorch gives a registered operator lists, which cannot be looked up.
-            signature.append(tuple(x) if type(x) is list else x)
+            signature.append(tuple(x) if kind is list else x)
             continue
         index = x.get_device()
         if device is None:
@@ -168,7 +169,7 @@ class Program:
             at = [x.data_ptr() for x in tensors]
             stream = get_stream(self.device)
             for step in self.steps:
-                if isinstance(step, Operation):
+                if type(step) is Operation:
                     step.run(tensors)
                     if step.is_result:
                         at.append(tensors[-1].data_ptr())
@@ -176,10 +177,12 @@ class Program:
                 code, places, numbers = step
                 arguments = (*[at[slot] + offset for slot, offset in places], *numbers)
                 start_machine_code(*code, arguments, stream)
-        results = [
-            tensors[x] if isinstance(x, int) else x and x.take_from(tensors) for x in self.results
-        ]
-        return results[0] if self.single else tuple(results)
+        if self.single:
+            x = self.results[0]
+            return tensors[x] if type(x) is int else x and x.take_from(tensors)
+        return tuple(
+            [tensors[x] if type(x) is int else x and x.take_from(tensors) for x in self.results]
+        )
 
     def _interpret(self, tensors: list[Tensor]) -> None:
         tensors += [torch.empty_strided(*new[:2], dtype=new[2]) for new in self.new]

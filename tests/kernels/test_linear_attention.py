@@ -4,10 +4,12 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from linsight.kernels import force
-from linsight.kernels.linear_attention import linear_attention
+from linsight.kernels.linear_attention import linear_attention, plan
 from linsight.kernels.rotary import rotary_tables
 
 from .conftest import compile_whole
@@ -362,3 +364,11 @@ def test_beyond_two_to_the_31_elements(device) -> None:
         expected = (f.double() @ state) / (f.double() @ g.double().sum(0))[:, None]
     expected = expected * gate[0, -64:, 0].double()
     assert distance(y[0, -64:, 0], expected) < 0.01
+
+
+@given(width=st.integers(1, 1 << 16), token=st.integers(0, (1 << 30) - 1))
+def test_rows_of_a_map_are_found_by_a_product(width, token):
+    found, reciprocal, shift, *_ = plan.table_sizes((1, width), 64)
+    assert found == width
+    assert reciprocal < 1 << 31
+    assert token * reciprocal >> shift == token // width

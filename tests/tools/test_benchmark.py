@@ -118,6 +118,13 @@ def test_a_model_with_another_mixer(tmp_path):
     assert "got 'ralla'" in result.output
 
 
+def test_latency_is_of_one_image_on_a_gpu_too():
+    device = torch.device("cuda")
+    setting = benchmark.Setting(device, "bfloat16", [], [], [(224, 224), (512, 512)], None, 0.001)
+    assert list(setting.batches("latency")) == [(224, 1), (512, 1)]
+    assert list(setting.batches("inference")) == [(224, 256), (512, 48)]
+
+
 def test_latency(tmp_path):
     """Of one image, whatever the batch of other phases; operators have none."""
     words = ("--resolutions", "32", "--phases", "latency,inference", "--batch", "3")
