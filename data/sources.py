@@ -194,6 +194,13 @@ def class_counts(source: Source, split: str) -> list[int]:
     return counts
 
 
+def class_weights(counts: list[int]) -> list[float]:
+    """Weights by which every class that occurs counts alike, 1 on average over the labels."""
+    present = [count for count in counts if count]
+    total = sum(present)
+    return [round(total / (len(present) * count), 4) if count else 1.0 for count in counts]
+
+
 def folder_of(source: Source) -> Path:
     """The folder of the data, which the names of files in :func:`write_lists` start from."""
     path = Path(source.path).expanduser().resolve()

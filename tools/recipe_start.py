@@ -11,7 +11,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from linsight.backbones.initialization import shapes_only
-from linsight.heads.backbone import create_backbone
+from linsight.heads.backbone import create_backbone, is_plain
 from linsight.heads.published import require_weights
 from linsight.kernels import force
 from linsight.tools.config import ConfigError
@@ -128,6 +128,41 @@ class Start:
         if self.checkpoint:
             weights = {"checkpoint": self.checkpoint}
         return {"model_name": self.name, **self.options, **weights}
+
+    def check_body(self, task: str) -> bool:
+        """Whether the body has maps of one stride, of which a neck makes a pyramid.
+
+        Raises:
+            ConfigError: it has maps of two or three strides, or takes images of one size alone.
+        """
+        name = self.name
+        with shapes_only():
+            if self.fixed_input_size and not self._free_size():
+                raise ConfigError(
+                    f"--model {name} takes images of {self.fixed} pixels alone, and "
+                    f"{task} needs any size: take one of linsight models, such as rala_vit_tiny"
+                )
+            levels = cast(Any, timm.create_model(name)).feature_info
+        strides = {level["reduction"] for level in levels}
+        if not is_plain(levels) and len(strides) < 4:
+            raise ConfigError(
+                f"--model {name} has maps of the strides "
+                f"{', '.join(map(str, sorted(strides)))} alone, and {task} needs "
+                "four, such as those of rala_vit_tiny"
+            )
+        return is_plain(levels)
+
+    def _free_size(self) -> bool:
+        """Whether timm's model can be told to take images of any size; it then is."""
+        choices: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}]
+        for option in choices:
+            try:
+                timm.create_model(self.name, **self.options, **option)
+            except TypeError:
+                continue
+            self.options |= option
+            return True
+        return False
 
 
 def activation_bytes(start: Start, size: tuple[int, int], half: bool) -> int:
