@@ -113,6 +113,10 @@ TASKS = {
 }
 TASKS["instances"] = TASKS["detection"]
 FILE = "config.py"
+# Smaller images show one thing, whole.
+WHOLE = 64
+# From so many images on a classifier's batch is larger, where it learns from scratch.
+MANY = 20_000
 
 
 def write_recipe(
@@ -176,6 +180,9 @@ class Recipe:
         self.task = TASKS[source.task]
         self.report = report
         self.images = len(source.splits["train"]) if source.splits else 50000
+        self.scratch = not (start.pretrained or start.checkpoint or start.load_from)
+        small = bool(report.sizes) and max(report.median_size) < WHOLE
+        self.whole = source.task == "classification" and small
         self.objects: Objects | None = None
         if source.task in ("detection", "instances"):
             self.objects = Objects.of(source)
@@ -190,22 +197,18 @@ class Recipe:
             self.images *= self.repeats
         self.batch, self.batch_said = self._batch_size()
         self.iterations = max(1, self.images // self.batch)
-        self.epochs = wishes.epochs or min(
-            100, max(10, math.ceil(self._least_steps() / self.iterations))
-        )
+        # Random weights learn from an image often; published ones soon know it by heart.
+        steps, least = (3 * self.task.steps, 40) if self.scratch else (self.task.steps, 10)
+        self.epochs = wishes.epochs or min(100, max(least, math.ceil(steps / self.iterations)))
         self.steps = self.epochs * self.iterations
         # mmengine's LinearLR over a single iteration would stay at its first rate.
         self.warmup = max(2, min(self.steps // 20, 5 * self.iterations, 2000))
-        scratch = not (start.pretrained or start.checkpoint or start.load_from)
         self.lr = wishes.lr or float(
-            f"{self.task.lr * (2 if scratch else 1) * math.sqrt(self.batch / 64):.1e}"
+            f"{self.task.lr * (2 if self.scratch else 1) * math.sqrt(self.batch / 64):.1e}"
         )
         workers = min(16, max(1, (os.cpu_count() or 1) - 1))
         self.workers = workers if wishes.workers is None else wishes.workers
         self.interval = max(1, self.epochs // 20)
-
-    def _least_steps(self) -> int:
-        return self.task.steps * (1 if self.wishes.weights != "none" else 3)
 
     def _image_size(self) -> tuple[int, str]:
         short, long = self.report.median_size
@@ -240,13 +243,17 @@ class Recipe:
         room = 0.7 * _free_memory()
         need = self.task.bytes * activation_bytes(self.start, self._shape(), half=gpu)
         fits = max(1, int(room / need))
+        most, more = self.task.most[not gpu], ""
+        classifier = self.source.task == "classification"
+        if gpu and self.scratch and classifier and self.images >= MANY:
+            most, more = 2 * most, f"; from scratch on {MANY:,} images or more it is twice as large"
         # An epoch has eight iterations at least.
-        batch = min(self.task.most[not gpu], fits, max(2, self.images // 8))
+        batch = min(most, fits, max(2, self.images // 8))
         batch = 1 << (batch.bit_length() - 1)
         if self.source.task == "segmentation":
             batch = max(2, batch)  # batch norms need two values for each channel
         said = f"an image takes about {need / 2**20:.0f} MiB, and {room / 2**30:.1f} GiB are free"
-        return min(batch, self.images), said
+        return min(batch, self.images), said + more
 
     def _shape(self) -> tuple[int, int]:
         if self.source.task in ("detection", "instances"):
@@ -353,7 +360,7 @@ class Recipe:
             ),
             (
                 f"Images of {self.size} pixels: {self.size_said}.\n"
-                f"A batch of {self.batch}: {self.batch_said}.",
+                f"A batch of {self.batch}: {self.batch_said}.\n{self._crops_said()}",
                 {
                     key: values[key]
                     for key in ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -400,6 +407,15 @@ class Recipe:
             groups = [(said, {key: changed.pop(key) for key in part}) for said, part in groups]
             groups.append((f"The command line said {' '.join(overrides)}.", changed))
         return head + "\n".join(_lines(comment, values) for comment, values in groups)
+
+    def _crops_said(self) -> str:
+        """How much of a classifier's images is cropped away, in words."""
+        if not self.whole:
+            return ""
+        return (
+            f"Images of less than {WHOLE} pixels show one thing, whole: crops keep 60 % of them at "
+            "least, and RandAugment, which is made for photographs of 224 pixels, is left out."
+        )
 
     def _objects_said(self) -> str:
         """What of a detector's model follows from the objects, in words."""

@@ -31,9 +31,9 @@ def classification(recipe: Recipe) -> dict[str, Any]:
     augmented = {
         "input_size": recipe.size,
         "is_training": True,
-        "scale": (0.35, 1.0),
+        "scale": (0.6, 1.0) if recipe.whole else (0.35, 1.0),
         "color_jitter": 0.3,
-        "auto_augment": "rand-m5-n2-mstd0.5-inc1",
+        "auto_augment": None if recipe.whole else "rand-m5-n2-mstd0.5-inc1",
         "re_prob": 0.1,
         "re_mode": "pixel",
         **prepared,

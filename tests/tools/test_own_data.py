@@ -15,12 +15,13 @@ from PIL import Image, ImageDraw
 import linsight
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
-from linsight.data.source_check import check_source
-from linsight.data.sources import read_source
+from linsight.data.source_check import Report, check_source
+from linsight.data.sources import Sample, Source, read_source
 from linsight.heads import published
 from linsight.heads.classification import ImageClassifier
 from linsight.tools.config import ConfigError, load_config
-from linsight.tools.recipe import Wishes, write_recipe
+from linsight.tools.recipe import Recipe, Wishes, write_recipe
+from linsight.tools.recipe_start import Start
 from linsight.tools.results import Objects
 from linsight.tools.schedule import drop_empty_schedules, schedule_faults, set_epochs
 from linsight.tools.test import test as run_test
@@ -127,6 +128,38 @@ class TestConfig:
         # The average forgets most of the first weights within a fifth of the training.
         assert cfg.default_hooks.ema.decay ** (iterations * 2) < 0.3
         assert cfg.train_dataloader.dataset.transform.input_size == 96
+
+    def test_small_images_are_cropped_less(self, photos, tmp_path):
+        """They show one thing, whole."""
+        large = tmp_path / "large"
+        for file in photos.glob("*/[1-3] *.png"):
+            (large / file.parent.name).mkdir(parents=True, exist_ok=True)
+            Image.open(file).resize((64, 48)).save(large / file.parent.name / file.name)
+        wanted = {photos: ([0.6, 1.0], None), large: ([0.35, 1.0], "rand-m5-n2-mstd0.5-inc1")}
+        for data, (scale, augment) in wanted.items():
+            transform = recipe(data, tmp_path / "run").train_dataloader.dataset.transform
+            assert (list(transform.scale), transform.auto_augment) == (scale, augment)
+            text = (tmp_path / "run" / "config.py").read_text()
+            assert ("show one thing, whole: crops keep 60 %" in text) == (data == photos)
+
+    @pytest.mark.parametrize(
+        ("images", "pretrained", "batch", "lr", "epochs"),
+        [
+            (55_000, False, 256, 2e-3, 40),
+            (19_000, False, 128, 1.4e-3, 40),
+            (55_000, True, 128, 7.1e-4, 10),
+        ],
+    )
+    def test_many_images_on_a_gpu(self, monkeypatch, images, pretrained, batch, lr, epochs):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (100 << 30, 140 << 30))
+        samples = [Sample(Path("a.png"), 0)] * images
+        source = Source("", "", "classification", ["a", "b"], {"train": samples, "val": samples})
+        start = Start("rala_vit_nano")
+        start.pretrained = pretrained
+        chosen = Recipe(source, Report({}, {}, [(28, 28)]), Wishes(), start, {})
+        assert (chosen.batch, chosen.lr, chosen.epochs) == (batch, lr, epochs)
+        assert ("20,000 images or more" in chosen.batch_said) == (batch == 256)
 
     def test_of_boxes(self, boxes, tmp_path):
         cfg = recipe(boxes, tmp_path, epochs=2, batch_size=2)
