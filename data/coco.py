@@ -28,9 +28,10 @@ from mmengine import fileio
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from .boxes import OUTSIDE, SMALL, box_fault, look_like_corners, reaches_beyond
 from .loading import DataError, flags, mark_corrupt, most_corrupt, some
 from .pictures import read_picture
-from .sources import look_like_corners, mend_coco
+from .sources import mend_coco
 
 # The keys of an entry that mmdet and COCO's evaluation read without checking that they exist.
 _NEEDED = {
@@ -349,15 +350,13 @@ _MASK_FAULTS = (
 )
 
 
-_SMALL = "with a box less than a pixel wide or high"
-_OUTSIDE = "with a box outside the image"
 _IGNORED = "with an ignore flag"
 _CROWD = "with an iscrowd flag"
 _OTHER_CLASS = "of a category that is none of the data set's classes"
 # What has most likely gone wrong where a fault leaves no annotation.
 _CAUSES = {
-    _SMALL: "bbox is x, y, w, h in pixels, not in shares of the image's sides",
-    _OUTSIDE: "bbox is x, y, w, h in pixels of the image's width and height in the file",
+    SMALL: "bbox is x, y, w, h in pixels, not in shares of the image's sides",
+    OUTSIDE: "bbox is x, y, w, h in pixels of the image's width and height in the file",
     _IGNORED: "set ignore to 0",
     _CROWD: "set iscrowd to 0 for single objects",
     _OTHER_CLASS: "set the data loaders' dataset.metainfo.classes",
@@ -391,7 +390,7 @@ def remove_faulty(
         elif annotation["category_id"] not in categories:
             fault = "of a category that the file does not list"
         else:
-            fault = _box_fault(annotation["bbox"], image["width"], image["height"], shortest)
+            fault = box_fault(annotation["bbox"], image["width"], image["height"], shortest)
         if image is not None and not fault and masks:
             fault = _mask_fault(annotation, image["height"], image["width"])
         if fault:
@@ -421,12 +420,9 @@ def boxes_beyond(content: dict[str, list[dict]]) -> str:
     """A sentence about boxes that reach beyond the edges of their images; empty if none does."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     annotations = content["annotations"]
-    beyond = []
-    for annotation in annotations:
-        (x, y, w, h), (width, height) = annotation["bbox"], sizes[annotation["image_id"]]
-        # Rounding leaves boxes that end a pixel beyond the edge.
-        if min(x, y) < -2 or x + w > width + 2 or y + h > height + 2:
-            beyond.append(annotation["id"])
+    beyond = [
+        each["id"] for each in annotations if reaches_beyond(each["bbox"], *sizes[each["image_id"]])
+    ]
     if not beyond:
         return ""
     corners = 4 * len(beyond) >= len(annotations) and look_like_corners(
@@ -453,23 +449,6 @@ def unlearned_annotations(
         elif annotation.get("iscrowd"):
             found[_CROWD].append(annotation["id"])
     return dict(found)
-
-
-def _box_fault(box: Any, width: int, height: int, shortest: float) -> str | None:
-    try:
-        x, y, w, h = box
-        finite = math.isfinite(x + y + w + h)
-    except (TypeError, ValueError):
-        return "with a box that is not four numbers"
-    if not finite:
-        return "with a box that is not finite"
-    if w <= 0 or h <= 0:
-        return "with a box without width or height"
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return _OUTSIDE
-    if min(w, h) < shortest:
-        return _SMALL
-    return None
 
 
 def _mask_fault(annotation: dict, height: int, width: int) -> str | None:

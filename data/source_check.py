@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .boxes import box_fault, reaches_beyond
 from .loading import some
+from .masks import IGNORE, read_mask
 from .pictures import SWAP_SIDES, orientation_of
-from .segmentation import IGNORE
-from .source_formats import read_mask
 from .sources import Sample, Source, class_counts, upright_size
 
 # Up to so many images of a data set are decoded; of more only the headers and the ends are read.
@@ -35,7 +35,7 @@ class Report:
         images: number of images of each split.
         sizes: (width, height) of the images that can be read.
         corrupt: the files that cannot be read, with the reason.
-        boxes: how many boxes have which fault.
+        boxes: how many objects have which fault of their box.
         values: numbers in masks that are no class, and in how many masks each is.
         masks: masks that cannot be read or have another size than their image, with the reason.
         duplicates: images that lie in two splits.
@@ -77,7 +77,7 @@ class Report:
         if self.masks:
             file, reason = next(iter(self.masks.items()))
             found.append(f"{len(self.masks)} masks do not fit: {file.name} ({reason})")
-        found += [f"{count} boxes {fault}" for fault, count in self.boxes.items()]
+        found += [f"{count} objects {fault}" for fault, count in self.boxes.items()]
         if self.values:
             numbers = ", ".join(map(str, sorted(self.values)[:5]))
             found.append(f"the masks hold {numbers}, which are no class, and are ignored")
@@ -155,7 +155,9 @@ def check_source(source: Source, track=lambda items, total: items) -> Report:
                     elif number != IGNORE:
                         report.values[number] += 1
             elif source.task != "classification":
-                report.boxes.update(filter(None, (box_fault(o, size) for o in sample.label)))
+                report.boxes.update(
+                    filter(None, (_object_fault(o["bbox"], size) for o in sample.label))
+                )
     report.duplicates = _duplicates(samples)
     return report
 
@@ -178,21 +180,12 @@ def _look_at(file: Path, decode: bool) -> tuple[tuple[int, int], int]:
     return size, orientation
 
 
-def box_fault(obj: dict, size: tuple[int, int]) -> str | None:
+def _object_fault(box: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with the box of an object in an image of (width, height), or None."""
-    try:
-        x, y, w, h = map(float, obj["bbox"])
-    except (TypeError, ValueError):
-        return "are not four numbers"
-    if not math.isfinite(x + y + w + h) or w <= 0 or h <= 0:
-        return "have no width or height"
-    width, height = size
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return "lie outside their image"
-    # Rounding leaves boxes that end a pixel beyond the edge.
-    if x < -2 or y < -2 or x + w > width + 2 or y + h > height + 2:
-        return "reach beyond the edge of their image"
-    return None
+    fault = box_fault(box, *size)
+    if fault is None and reaches_beyond(box, *size):
+        return "with a box that reaches beyond the edges of the image"
+    return fault
 
 
 def _duplicates(samples: list[tuple[str, Sample]]) -> list[tuple[Path, Path]]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from .box_formats import read_coco, read_voc, read_yolo
 from .loading import DataError
+from .masks import IGNORE, are_grey_levels, read_mask
 from .pictures import files_in, folders_in
-from .segmentation import IGNORE, are_grey_levels, read_numbers
 from .sources import (
     ENDINGS,
     IMAGE_FOLDERS,
@@ -294,21 +294,3 @@ def _mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     images, masks = (split_folders(folder) for folder in whole)
     both = {split: (images[split], masks[split]) for split in images if split in masks}
     return both if "train" in both else {"train": whole}
-
-
-def read_mask(file: Path) -> np.ndarray:
-    """The numbers of a mask (H, W).
-
-    Raises:
-        DataError: the file cannot be read, or has several channels.
-    """
-    try:
-        mask = read_numbers(file)
-    except Exception as error:
-        raise DataError(f"mask {file} cannot be read: {error}") from None
-    if mask.ndim != 2:
-        raise DataError(
-            f"mask {file} has the shape {mask.shape}: a mask has one number for each pixel, not "
-            "a colour"
-        )
-    return mask.astype(np.int32)

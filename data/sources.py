@@ -333,14 +333,6 @@ def _flag(value: Any) -> Any:
     return int(value or 0) if isinstance(value, bool | None) else value
 
 
-def look_like_corners(boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[int, int]]) -> bool:
-    """Whether boxes x, y, w, h of images of (width, height) are rather x1, y1, x2, y2."""
-    return all(
-        0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
-        for (x, y, w, h), (width, height) in zip(boxes, sizes, strict=True)
-    )
-
-
 def _area(box: Any) -> float:
     try:
         return float(box[2] * box[3])

@@ -15,10 +15,9 @@ from rich.progress import track
 from rich.table import Table
 from torchvision.transforms.v2 import functional as pixelwise
 
+from linsight.data.masks import IGNORE, label_table, read_mask
 from linsight.data.pictures import read_picture
-from linsight.data.segmentation import IGNORE, label_table
 from linsight.data.source_check import Report, check_source
-from linsight.data.source_formats import read_mask
 from linsight.data.sources import Sample, Source, Task, read_source
 from linsight.heads.segmentation_figures import legend, overlay
 from linsight.tools.config import ConfigError

@@ -186,8 +186,8 @@ class TestCOCO:
     def test_faults_are_counted(self, objects):
         report = check_source(read_source(objects))
         assert report.boxes == {
-            "reach beyond the edge of their image": 1,
-            "lie outside their image": 1,
+            "with a box that reaches beyond the edges of the image": 1,
+            "with a box outside the image": 1,
         }
         assert sum(map(sum, report.counts.values())) == 5
 
