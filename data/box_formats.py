@@ -236,7 +236,7 @@ def _yolo_sample(file: Path, table: dict, named: bool, faults: list[str]) -> Sam
     try:
         width, height = image_size(file)
     except DataError:
-        return Sample(file, [], (1, 1))  # the check of the data reports the file
+        return Sample(file, [])  # the check of the data reports the file
     objects = []
     lines = text.read_text(encoding="utf-8").splitlines() if text is not None else ()
     for number, line in enumerate(lines, 1):
@@ -262,7 +262,7 @@ def _yolo_sample(file: Path, table: dict, named: bool, faults: list[str]) -> Sam
             obj["bbox"] = [*low.tolist(), *(high - low).tolist()]
             obj["segmentation"] = [scaled.tolist()]
         objects.append(obj)
-    return Sample(file, objects, (width, height))
+    return Sample(file, objects)
 
 
 def read_voc(root: Path) -> Source | None:

@@ -61,6 +61,8 @@ class CheckedCocoDataset(CocoDataset):
         corrupt_tolerance: the largest share of training images that may be missing, and the
             largest share that may be unreadable; 0 allows none. In testing no image may be
             missing or unreadable.
+        upright: whether objects are those of upright pictures, where EXIF turns a picture in a way
+            that width and height in the file do not tell.
         **kwargs: arguments of ``CocoDataset``.
 
     Raises:
@@ -69,13 +71,19 @@ class CheckedCocoDataset(CocoDataset):
             or unreadable than tolerated; or nothing is left to train on.
     """
 
-    def __init__(self, *args: Any, corrupt_tolerance: float = 0.01, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        corrupt_tolerance: float = 0.01,
+        upright: bool = True,
+        **kwargs: Any,
+    ) -> None:
         self.corrupt_tolerance = corrupt_tolerance
         super().__init__(*args, **kwargs)
         steps: list[Any] = self.pipeline.transforms
         # A transform of a user's own class, or for another kind of picture, stays.
         steps[:] = [
-            LoadPicture(step)
+            LoadPicture(step, upright)
             if type(step) is LoadImageFromFile and step.color_type == "color"
             else step
             for step in steps
@@ -196,20 +204,22 @@ class LoadPicture(LoadImageFromFile):
 
     Args:
         step: the transform whose place it takes.
+        upright: whether a picture is turned upright where they do not tell.
 
     Raises:
         DataError: the picture has another size than its entry.
     """
 
-    def __init__(self, step: LoadImageFromFile) -> None:
+    def __init__(self, step: LoadImageFromFile, upright: bool = True) -> None:
         vars(self).update(vars(step))
+        self.upright = upright
 
     def transform(self, results: dict) -> dict | None:
         """Add ``img``, uint8 (H, W, 3) in the order BGR, and its shape."""
         size = results["width"], results["height"]
         try:
             content = fileio.get(results["img_path"], backend_args=self.backend_args)
-            picture = read_picture(io.BytesIO(content), size)
+            picture = read_picture(io.BytesIO(content), size, self.upright)
         except Exception:
             if self.ignore_empty:
                 return None

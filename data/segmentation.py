@@ -189,8 +189,8 @@ def SegmentationFolder(
             Masks of 0 and 255, for example, have two classes by ``{0: 0, 255: 1}``.
         annotations: a CSV file with the columns image and mask, in place of the two folders;
             names of files start from `root`.
-        upright: whether masks are those of upright pictures. A mask's size says otherwise where
-            EXIF swaps the sides of its image; False leaves every image as it is stored.
+        upright: whether masks are those of upright pictures, where EXIF turns an image in a way
+            that the size of its mask does not tell.
         **options: further arguments of :class:`TransformedMasks`.
 
     Raises:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .loading import DataError
-from .pictures import SWAP_SIDES, files_in, folders_in, orientation_of
+from .pictures import files_in, folders_in, upright_size
 
 Task = Literal["classification", "detection", "instances", "segmentation"]
 Item = TypeVar("Item")
@@ -353,12 +353,6 @@ def image_size(file: Path) -> tuple[int, int]:
             return upright_size(image)
     except Exception as error:
         raise DataError(f"{file} is no image that can be read: {error}") from None
-
-
-def upright_size(image: Any) -> tuple[int, int]:
-    """Width and height of an opened picture, upright as its EXIF orientation asks."""
-    width, height = image.size
-    return (height, width) if orientation_of(image) in SWAP_SIDES else (width, height)
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -76,7 +76,7 @@ class Task:
     steps: int
     most: tuple[int, int]
     bytes: float
-    build: Callable[[Recipe], dict[str, Any]]
+    build: Callable[[Any], dict[str, Any]]
 
 
 TASKS = {

@@ -88,6 +88,7 @@ def detection(recipe: Recipe) -> dict[str, Any]:
             "data_root": "",
             "data_prefix": {"img": f"{folder_of(s)}/"},
             "metainfo": {"classes": tuple(s.classes)},
+            **({} if recipe.report.upright else {"upright": False}),
             "test_mode": not training,
             "pipeline": train if training else test,
         }

@@ -241,7 +241,7 @@ def _config_for(
     with lock_work_dir(work_dir):
         file = write_recipe(source, report, wishes, work_dir, overrides)
         if source.splits:
-            draw_samples(source, work_dir / "samples.png", upright=report.upright)
+            draw_samples(source, report, work_dir / "samples.png")
     print(file.read_text(encoding="utf-8"))
     print(f"This config is {file}; samples of the data with their labels: {work_dir}/samples.png")
     return file

@@ -191,6 +191,26 @@ class TestCOCO:
         }
         assert sum(map(sum, report.counts.values())) == 5
 
+    def test_boxes_of_pictures_as_they_are_stored(self, tmp_path):
+        images, annotations = [], []
+        for number, orientation in enumerate((1, 3, 6, 6), 1):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            write(tmp_path / f"{number}.jpg", size=(24, 16), exif=exif)
+            images.append((number, f"{number}.jpg"))
+            annotations.append({"image_id": 7 * number, "category_id": 11, "bbox": [20, 1, 3, 3]})
+        content = coco(images, annotations)
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        report = check_source(read_source(tmp_path))
+        assert not report.upright
+        assert not report.boxes
+        (fault,) = report.faults()
+        assert "1 images are turned or mirrored by EXIF (2.jpg)" in fault
+        content["images"][0]["width"] = 25
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        (corrupt,) = check_source(read_source(tmp_path)).corrupt.items()
+        assert corrupt == (tmp_path / "1.jpg", "it has 24 x 16 pixels, and its entry 25 x 16")
+
     def test_files_for_train_and_val_with_masks(self, tmp_path):
         polygon = {"category_id": 11, "bbox": [1, 2, 5, 6], "segmentation": [[1, 2, 6, 2, 6, 8]]}
         for split in ("train", "val"):
@@ -328,9 +348,13 @@ class TestMasks:
 
     def test_one_size_tells_how_all_masks_were_drawn(self, tmp_path):
         source, report = self.turned_masks(tmp_path, (1, 2, 3, 4, 6))
-        assert report.turned == {"stored": 1, "unknown": 3}
+        assert {told: len(found) for told, found in report.turned.items()} == {
+            "stored": 1,
+            "unknown": 3,
+        }
         assert not report.upright
-        assert not report.faults()
+        (fault,) = report.faults()
+        assert "as they are stored, as by their sizes those of 1 others; if they are not" in fault
         lists = write_lists(source, tmp_path / "lists")
         for split, samples in source.splits.items():
             images = SegmentationFolder(
@@ -353,8 +377,10 @@ class TestMasks:
         _, report = self.turned_masks(tmp_path, (1, 3, 4))
         assert report.upright
         (fault,) = report.faults()
-        assert fault.startswith(
-            "2 images are turned by EXIF, and their masks are taken to be those"
+        assert fault == (
+            "2 images are turned or mirrored by EXIF (4.png), and their labels are taken to be "
+            "those of the pictures set upright; if they are not, set upright=False in the data "
+            "sets of the config"
         )
 
 
