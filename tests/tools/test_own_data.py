@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from linsight.data.source_check import Report, check_source
 from linsight.data.sources import Sample, Source, read_source
 from linsight.heads import published
 from linsight.heads.classification import ImageClassifier
+from linsight.tools.check import check
 from linsight.tools.config import ConfigError, load_config
 from linsight.tools.recipe import Recipe, Wishes, write_recipe
 from linsight.tools.recipe_start import Start
@@ -324,6 +326,14 @@ def test_scripts_of_timm_know_the_models(tmp_path):
     words = [sys.executable, "-c", line, "--model", "rala_vit_tiny"]
     run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert run.stdout == "True\n"
+
+
+def test_names_that_the_font_of_figures_lacks_are_no_warning(photos, tmp_path):
+    for name in ("鳥", "disc"):
+        shutil.copytree(photos / "disc", tmp_path / "birds" / name)
+    with warnings.catch_warnings(record=True) as said:
+        check(str(tmp_path / "birds"), out=tmp_path / "samples.png")
+    assert not [each for each in said if "Glyph" in str(each.message)]
 
 
 def test_a_work_dir_has_one_training(photos, tmp_path):
