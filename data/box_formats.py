@@ -55,9 +55,10 @@ def read_coco(root: Path) -> Source | None:
         fits = isinstance(content, dict) and {"images", "annotations"} <= content.keys()
         if fits and isinstance(content.get("categories"), list):
             _check_entries(file, content)
-            mended = sum(mend_coco(content).values())
+            mended = mend_coco(content)
             if mended:
-                notes.append(f"{file.name}: {mended} annotations have texts for numbers, or no id")
+                how = "; ".join(f"{count} annotations {what}" for what, count in mended.items())
+                notes.append(f"{file.name}: {how}: mended")
             contents[file] = content
         elif root.is_file():
             raise DataError(
@@ -69,7 +70,7 @@ def read_coco(root: Path) -> Source | None:
     used, listed = set(), []
     for content in contents.values():
         names = {c["id"]: str(c["name"]) for c in content["categories"]}
-        listed += [name for name in names.values() if name not in listed]
+        listed += [name for name in dict.fromkeys(names.values()) if name not in listed]
         used |= {names.get(a.get("category_id")) for a in content["annotations"]}
     classes = [name for name in listed if name in used]
     if len(classes) < len(listed):
@@ -120,7 +121,7 @@ def _coco_samples(
         )
     samples, missing = [], []
     for image in content["images"]:
-        place = folder / str(image["file_name"])
+        place = folder / _slashes(image["file_name"])
         if not place.is_file():
             missing.append(image["file_name"])
             continue
@@ -138,7 +139,7 @@ def _image_folder(file: Path, images: Sequence[dict], base: Path) -> Path:
     """The folder that an annotation file's names of images start from."""
     if not images:
         raise DataError(f"annotation file {file} lists no images")
-    names = [str(image["file_name"]) for image in images[:: max(1, len(images) // 20)]]
+    names = [_slashes(image["file_name"]) for image in images[:: max(1, len(images) // 20)]]
     nested = [f for top in folders_in(base) for f in (top, *folders_in(top))]
     places = [file.parent, base, *nested]
     hits = {place: sum((place / name).is_file() for name in names) for place in places}
@@ -148,6 +149,11 @@ def _image_folder(file: Path, images: Sequence[dict], base: Path) -> Path:
             f"annotation file {file}: its images, such as {names[0]!r}, are in no folder of {base}"
         )
     return best
+
+
+def _slashes(name: Any) -> str:
+    """A file's name, which programs of Windows write with backslashes."""
+    return str(name).replace("\\", "/")
 
 
 def read_yolo(root: Path) -> Source | None:
@@ -174,12 +180,13 @@ def read_yolo(root: Path) -> Source | None:
             found = _yolo_images(settings.get(key), homes)
             if found:
                 labelled[split] = found
-    if not labelled and not root.is_file() and (root / "images").is_dir():
-        texts = (root / "labels").is_dir() and files_in(root / "labels", (".txt",))
-        if texts:
-            splits = split_folders(root / "images")
-            places = splits if "train" in splits else {"train": root / "images"}
-            labelled = {split: images_in(place) for split, place in places.items()}
+        if not labelled and root.is_file():
+            raise DataError(
+                f"{root}: train is {settings.get('train')!r}, where no image is: it starts from "
+                f"path, {str(stated)!r}, or from the folder of the file"
+            )
+    if not labelled and not root.is_file():
+        labelled = {split: images_in(place) for split, place in _yolo_places(root).items()}
     if not labelled:
         return None
     names = settings.get("names")
@@ -203,6 +210,24 @@ def read_yolo(root: Path) -> Source | None:
     notes = [f"{len(faults)} lines of labels are left out, such as {faults[0]}"] if faults else []
     task: Task = "instances" if masked and all(masked) else "detection"
     return Source(str(root), "YOLO's labels", task, classes, samples, notes)
+
+
+def _yolo_places(root: Path) -> dict[str, Path]:
+    """The folder of the images of each split, in a folder of YOLO's labels without a YAML file."""
+
+    def is_labelled(place: Path) -> bool:
+        images, labels = place / "images", place / "labels"
+        return images.is_dir() and labels.is_dir() and bool(files_in(labels, (".txt",)))
+
+    if is_labelled(root):
+        splits = split_folders(root / "images")
+        return splits if "train" in splits else {"train": root / "images"}
+    splits = {s: f / "images" for s, f in split_folders(root).items() if is_labelled(f)}
+    if "train" in splits:
+        return splits
+    # LabelImg writes its labels beside the images.
+    beside = any(file.with_suffix(".txt").is_file() for file in images_in(root))
+    return {"train": root} if beside and (root / "classes.txt").is_file() else {}
 
 
 def _yolo_images(entry: Any, homes: Iterable[Path]) -> list[Path]:
@@ -301,7 +326,7 @@ def read_voc(root: Path) -> Source | None:
                 box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
                 objects.append({"label": name, "bbox": box})
                 classes.add(name)
-            picture = _voc_picture(file, tree.findtext("filename") or "", places[split])
+            picture = _voc_picture(file, _slashes(tree.findtext("filename") or ""), places[split])
             if picture is None:
                 notes.append(f"the image of {file.name} is missing")
                 continue

@@ -210,7 +210,7 @@ def _look_at(
 
 def _object_fault(box: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with the box of an object in an image of (width, height), or None."""
-    fault = box_fault(box, *size)
+    fault = box_fault(box, *size, shortest=1)
     if fault is None and reaches_beyond(box, *size):
         return "with a box that reaches beyond the edges of the image"
     return fault

@@ -55,7 +55,13 @@ def read(path: str, task: Task | None = None) -> Source:
         raise DataError(f"data {path!r} do not exist")
     source = None
     if root.is_file():
-        readers = {".csv": _read_csv, ".json": read_coco, ".yaml": read_yolo, ".yml": read_yolo}
+        readers = {
+            ".csv": _read_csv,
+            ".tsv": _read_csv,
+            ".json": read_coco,
+            ".yaml": read_yolo,
+            ".yml": read_yolo,
+        }
         if root.suffix.lower() not in readers:
             raise DataError(f"data {path!r} are of no format that is known: {KNOWN}")
         source = readers[root.suffix.lower()](root)
@@ -94,6 +100,12 @@ def _read_class_folders(root: Path) -> Source | None:
     )
     if empty:
         notes.append(f"{len(empty)} folders hold no images: {', '.join(empty[:5])}")
+    unread = [f for place in places.values() for f in files_in(place, (".heic", ".heif"))]
+    if unread:
+        notes.append(
+            f"{len(unread)} files of Apple's format HEIC are left out, such as {unread[0].name}: "
+            "save them as JPEG"
+        )
     loose = [f for place in places.values() for f in files_in(place, ENDINGS, deep=False)]
     if loose:
         notes.append(f"{len(loose)} images lie beside the class folders, and are left out")
@@ -119,12 +131,14 @@ def _natural(name: str) -> tuple:
 
 
 def _read_csv(root: Path) -> Source | None:
-    files = [root] if root.is_file() else files_in(root, (".csv",), deep=False)
+    files = [root] if root.is_file() else files_in(root, (".csv", ".tsv"), deep=False)
     rows: list[tuple[str, str, str]] = []
     base = root.parent if root.is_file() else root
     for file in files:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            text = stream.read()
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is no text in UTF-8: save it so. {error}") from None
         dialect: Any = csv.excel
         if text.splitlines():
             with contextlib.suppress(csv.Error):
@@ -150,10 +164,7 @@ def _read_csv(root: Path) -> Source | None:
     samples: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
     missing, unlabelled = [], 0
     for name, label, split in rows:
-        file = next(
-            (f for f in (base / name, base / "images" / name, base / split / name) if f.is_file()),
-            None,
-        )
+        file = _listed_file(base, name, split)
         if file is None:
             missing.append(name)
         elif not label:
@@ -171,6 +182,20 @@ def _read_csv(root: Path) -> Source | None:
         notes.append(f"{unlabelled} rows of the CSV have no label, and are left out")
     format = "a CSV of files and labels"
     return Source(str(root), format, "classification", classes, samples, notes)
+
+
+def _listed_file(base: Path, name: str, split: str) -> Path | None:
+    """The image that a CSV file names, with or without its ending."""
+    name = name.strip().replace("\\", "/")
+    if not name:
+        return None
+    for place in (base / name, base / "images" / name, base / split / name):
+        if place.is_file():
+            return place
+        found = (place.with_name(place.name + ending) for ending in ENDINGS)
+        if place.parent.is_dir() and (file := next((f for f in found if f.is_file()), None)):
+            return file
+    return None
 
 
 def _read_hugging_face(path: str) -> Source:

@@ -271,8 +271,8 @@ def to_coco(classes: Sequence[str], samples: Sequence[Sample], base: Path) -> di
 
 
 def mend_coco(content: dict[str, Any]) -> dict[str, int]:
-    """Mend, in place, what other programs write otherwise than COCO: ids, boxes, areas and flags as
-    texts, flags as truth values, annotations without an id.
+    """Mend, in place, what other programs write otherwise than COCO: ids, sizes, boxes, areas and
+    flags as texts, flags as truth values, annotations without an id, outlines without a box.
 
     Ids that are texts of other characters than digits stay as they are.
 
@@ -283,6 +283,9 @@ def mend_coco(content: dict[str, Any]) -> dict[str, int]:
         for entry in _entries(content, part):
             if "id" in entry:
                 entry["id"] = _whole(entry["id"])
+            for key in ("width", "height"):
+                if key in entry:
+                    entry[key] = _whole(entry[key])
     annotations = _entries(content, "annotations")
     mended: Counter[str] = Counter()
     for entry in annotations:
@@ -299,6 +302,9 @@ def mend_coco(content: dict[str, Any]) -> dict[str, int]:
             entry["area"] = _number(entry["area"])
         if any(repr(entry[key]) != repr(value) for key, value in before.items()):
             mended["with texts or truth values for numbers"] += 1
+        if not entry.get("bbox") and (box := _box_around(entry.get("segmentation"))):
+            entry["bbox"] = box
+            mended["without a box, which their outlines give"] += 1
     known = [entry["id"] for entry in annotations if isinstance(entry.get("id"), int)]
     for number, entry in enumerate(
         (e for e in annotations if "id" not in e), max(known, default=0)
@@ -324,6 +330,16 @@ def _number(value: Any) -> Any:
 def _whole(value: Any) -> Any:
     """The whole number that a text stands for; another value as it is."""
     return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
+def _box_around(polygons: Any) -> list[float] | None:
+    """The box around the polygons of an object; None where there are no such."""
+    try:
+        points = [(x, y) for p in polygons for x, y in zip(p[::2], p[1::2], strict=True)]
+        low, high = (tuple(map(edge, *points)) for edge in (min, max))
+        return [low[0], low[1], high[0] - low[0], high[1] - low[1]]
+    except (TypeError, ValueError, IndexError):
+        return None
 
 
 def _flag(value: Any) -> Any:

@@ -79,12 +79,13 @@ def inspect_data(source: Source, console: Console | None = None) -> Report:
         console.print(f"  {note}", highlight=False)
     if source.splits:
         console.print(_table(source, report))
-        short, long = report.median_size
-        console.print(
-            f"  images of {short} x {long} pixels in the middle, the sides from "
-            f"{min(map(min, report.sizes), default=0)} to {max(map(max, report.sizes), default=0)}",
-            highlight=False,
-        )
+        if report.sizes:
+            short, long = report.median_size
+            console.print(
+                f"  images of {short} x {long} pixels in the middle, the sides from "
+                f"{min(map(min, report.sizes))} to {max(map(max, report.sizes))}",
+                highlight=False,
+            )
     else:
         console.print(f"  {len(source.classes)} classes", highlight=False)
     for fault in report.faults():

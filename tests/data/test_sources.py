@@ -83,6 +83,11 @@ class TestClassFolders:
         }
         assert "the split val has no image of b" in source.notes
 
+    def test_files_of_telephones_are_named(self, folders):
+        (folders / "dog" / "IMG_1.HEIC").write_bytes(b"x")
+        notes = read_source(folders).notes
+        assert any("1 files of Apple's format HEIC are left out" in note for note in notes)
+
     def test_numbers_are_sorted_as_numbers(self, tmp_path):
         for name in ("2", "10", "1"):
             for index in range(2):
@@ -211,6 +216,41 @@ class TestCOCO:
         (corrupt,) = check_source(read_source(tmp_path)).corrupt.items()
         assert corrupt == (tmp_path / "1.jpg", "it has 24 x 16 pixels, and its entry 25 x 16")
 
+    def test_what_other_programs_write(self, tmp_path):
+        """Sizes as texts, names with backslashes, outlines without boxes, a category twice."""
+        content = coco([(i, f"in\\{i}.png") for i in range(4)], [], ("ape", "ape"))
+        for image in content["images"]:
+            image |= {"width": "24", "height": "16"}
+        outline = {"segmentation": [[1, 2, 9, 2, 5, 8], [3, 9, 4, 9, 4, 12]]}
+        content["annotations"] = [
+            {"id": 9 + i, "image_id": 7 * i, "category_id": 11 + 9 * (i % 2), **outline}
+            for i in range(4)
+        ]
+        for i in range(4):
+            write(tmp_path / "pictures" / "in" / f"{i}.png")
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        source = read_source(tmp_path)
+        assert (source.task, source.classes) == ("instances", ["ape"])
+        assert source.splits["train"][0].size == (24, 16)
+        assert source.splits["train"][0].label[0]["bbox"] == [1, 2, 8, 10]
+        note = "labels.json: 4 annotations without a box, which their outlines give: mended"
+        assert note in source.notes
+        report = check_source(source)
+        assert not report.corrupt
+        assert not report.boxes
+
+    def test_boxes_in_shares_of_the_sides(self, tmp_path):
+        annotations = [
+            {"image_id": 7 * i, "category_id": 11, "bbox": [0.1, 0.2, 0.3, 0.4]} for i in range(4)
+        ]
+        for i in range(4):
+            write(tmp_path / f"{i}.png")
+        content = coco([(i, f"{i}.png") for i in range(4)], annotations)
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        assert check_source(read_source(tmp_path)).faults() == [
+            "4 objects with a box less than a pixel wide or high"
+        ]
+
     def test_files_for_train_and_val_with_masks(self, tmp_path):
         polygon = {"category_id": 11, "bbox": [1, 2, 5, 6], "segmentation": [[1, 2, 6, 2, 6, 8]]}
         for split in ("train", "val"):
@@ -231,6 +271,32 @@ class TestCOCO:
 
 
 class TestYOLO:
+    @pytest.mark.parametrize("layout", ["split by split", "beside"])
+    def test_without_yaml(self, tmp_path, layout):
+        """As Roboflow lays out its data, and as LabelImg writes."""
+        for split in ("train", "valid"):
+            for index in range(2):
+                name = f"{split}{index}"
+                images, labels = (
+                    (tmp_path / split / "images", tmp_path / split / "labels")
+                    if layout == "split by split"
+                    else (tmp_path, tmp_path)
+                )
+                write(images / f"{name}.png", size=(100, 50))
+                labels.mkdir(exist_ok=True)
+                (labels / f"{name}.txt").write_text(f"{index} 0.5 0.5 0.2 0.4\n")
+        (tmp_path / "classes.txt").write_text("ape\nbee\n")
+        source = read_source(tmp_path)
+        assert (source.format, source.classes) == ("YOLO's labels", ["ape", "bee"])
+        assert sum(map(len, source.splits.values())) == 4
+        if layout == "split by split":
+            assert names(source.splits["val"]) == ["valid0.png", "valid1.png"]
+
+    def test_a_yaml_whose_images_are_nowhere(self, tmp_path):
+        (tmp_path / "data.yaml").write_text("train: nowhere\nnames: [ape]\n")
+        with pytest.raises(DataError, match=r"data.yaml: train is 'nowhere', where no image is"):
+            read_source(tmp_path / "data.yaml")
+
     def test_yaml_and_labels(self, tmp_path):
         for split in ("train", "val"):
             for index in range(2):
@@ -382,6 +448,23 @@ class TestMasks:
             "those of the pictures set upright; if they are not, set upright=False in the data "
             "sets of the config"
         )
+
+
+class TestTables:
+    def test_names_without_endings(self, tmp_path):
+        for index in range(4):
+            write(tmp_path / "images" / f"{index}.webp")
+        rows = "".join(f"{i}\tcat {i % 2}\n" for i in range(4))
+        (tmp_path / "labels.tsv").write_text("Image\tLabel\n" + rows)
+        for path in (tmp_path, tmp_path / "labels.tsv"):
+            source = read_source(path)
+            assert source.classes == ["cat 0", "cat 1"]
+            assert sum(map(len, source.splits.values())) == 4
+
+    def test_another_encoding(self, tmp_path):
+        (tmp_path / "labels.csv").write_bytes("file,label\nä.png,ö\n".encode("latin-1"))
+        with pytest.raises(DataError, match=r"labels\.csv is no text in UTF-8: save it so"):
+            read_source(tmp_path / "labels.csv")
 
 
 class TestCheck:
