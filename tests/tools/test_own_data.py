@@ -22,6 +22,7 @@ from linsight.heads import published
 from linsight.heads.classification import ImageClassifier
 from linsight.tools.check import check
 from linsight.tools.config import ConfigError, load_config
+from linsight.tools.look import look
 from linsight.tools.recipe import Recipe, Wishes, write_recipe
 from linsight.tools.recipe_start import Start
 from linsight.tools.results import Objects
@@ -276,6 +277,10 @@ class TestTraining:
             best = linsight.train(data=data, work_dir=folder, **options, **size)
             model = linsight.load(best, score=0.0)
             result = model.predict(data / "images" / "0.png")
+            look(data / "images" / "0.png", model=str(best), out=folder / "look.png")
+            assert Image.open(folder / "look.png").size[0] > 500
+            with pytest.raises(SystemExit):
+                look(data / "images" / "0.png", model=str(best), label="disc")
             if name == "boxes":
                 assert model.names == ["disc", "square"]
                 assert result.boxes.shape == (len(result), 4)
