@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from linsight.backbones.mixers.projected import PackedAttention, ProjectedMixer
 from linsight.backbones.skeletons.base import VisionModel
-from linsight.data.pictures import read_picture
 from linsight.heads.backbone import TimmBackbone
 from linsight.tools.config import ConfigError
-from linsight.tools.predict import open_predictor
+from linsight.tools.predict import open_picture, open_predictor
 from linsight.tools.predict_classification import ClassificationPredictor
 from linsight.tools.prediction import Predictor
 from linsight.tools.run import report_errors
@@ -58,7 +57,7 @@ def look(
                 predictor.transform = timm.data.create_transform(**settings)
         elif label is not None or image_size is not None:
             raise ConfigError(f"--label and --image-size are for classifiers, and {model} is none")
-        x = looker.predictor.prepare(read_picture(picture))
+        x = looker.predictor.prepare(open_picture(picture))
         figure = looker.draw(x, _point(point), label)
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150)

@@ -203,9 +203,8 @@ class Recipe:
         self.steps = self.epochs * self.iterations
         # mmengine's LinearLR over a single iteration would stay at its first rate.
         self.warmup = max(2, min(self.steps // 20, 5 * self.iterations, 2000))
-        self.lr = wishes.lr or float(
-            f"{self.task.lr * (2 if self.scratch else 1) * math.sqrt(self.batch / 64):.1e}"
-        )
+        rate = self.task.lr * (2 if self.scratch else 1) * math.sqrt(self.batch / 64)
+        self.lr = float(f"{rate:.1e}") if wishes.lr is None else wishes.lr
         workers = min(16, max(1, (os.cpu_count() or 1) - 1))
         self.workers = workers if wishes.workers is None else wishes.workers
         self.interval = max(1, self.epochs // 20)

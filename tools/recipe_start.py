@@ -17,6 +17,25 @@ from linsight.kernels import force
 from linsight.tools.config import ConfigError
 from linsight.tools.model import Run, read_run
 
+KNOWN = ("pretrained", "none")
+_NO_MODEL = "--model is missing, such as --model rala_vit_tiny: linsight models"
+
+
+def check_names(model: str | None, weights: str) -> None:
+    """Refuse names of a model and its weights that do not exist, at once.
+
+    Raises:
+        ConfigError: no model is named.
+        ValueError: there is no such model.
+        FileNotFoundError: there is no such file.
+    """
+    if weights not in KNOWN and not Path(weights).exists():
+        raise FileNotFoundError(f"--weights is {weights!r}, expected pretrained, none or a file")
+    if model is None and weights in KNOWN:
+        raise ConfigError(_NO_MODEL)
+    if model and ":" not in model and not timm.is_model(model.split(".")[0]):
+        create_backbone(model)  # its error names the nearest models
+
 
 class Start:
     """The model, and the weights that a training starts from.
@@ -34,8 +53,6 @@ class Start:
     """
 
     def __init__(self, name: str) -> None:
-        if ":" not in name and not timm.is_model(name.split(".")[0]):
-            create_backbone(name)  # its error names the nearest models
         self.name = name
         self.options: dict[str, Any] = {}
         self.said = "random weights"
@@ -66,15 +83,12 @@ class Start:
             CheckpointError: the weights cannot be had.
             FileNotFoundError: there is no such file.
         """
-        known = weights in ("pretrained", "none")
-        if not known and not Path(weights).exists():
-            raise FileNotFoundError(
-                f"--weights is {weights!r}, expected pretrained, none or a file"
-            )
+        known = weights in KNOWN
+        check_names(model, weights)
         run = None if known else read_run(weights)
         name = model or (run and run.config.model.backbone.model_name)
         if not name:
-            raise ConfigError("--model is missing, such as --model rala_vit_tiny: linsight models")
+            raise ConfigError(_NO_MODEL)
         start = cls(name)
         if run is not None:
             start._take(run, weights, task)
@@ -121,6 +135,12 @@ class Start:
             for key, value in run.state.items()
             if key.startswith(prefix)
         }
+        if model.type != "ImageClassifier":
+            # It keeps nothing that stands behind the last stage: this begins anew.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                net = timm.create_model(self.name, num_classes=0, **self.options)
+            self.state = {**cast(nn.Module, net).state_dict(), **self.state}
 
     def backbone(self) -> dict[str, Any]:
         """Arguments of the backbone in a config."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image, ImageDraw
 
@@ -131,6 +132,7 @@ class TestConfig:
         # The average forgets most of the first weights within a fifth of the training.
         assert cfg.default_hooks.ema.decay ** (iterations * 2) < 0.3
         assert cfg.train_dataloader.dataset.transform.input_size == 96
+        assert recipe(photos, tmp_path, lr=0.0).optim_wrapper.optimizer.lr == 0
 
     def test_small_images_are_cropped_less(self, photos, tmp_path):
         """They show one thing, whole."""
@@ -269,7 +271,7 @@ class TestTraining:
         exec(example, {})
         assert "['cross', 'disc', 'square']" in capsys.readouterr().out
 
-    def test_a_detector_and_a_segmentor_train_and_predict(self, boxes, masks, tmp_path):
+    def test_a_detector_and_a_segmentor_train_and_predict(self, photos, boxes, masks, tmp_path):
         options = {"model": "rala_vit_nano", "weights": "none", "epochs": 1, "workers": 0}
         for name, data in (("masks", masks), ("boxes", boxes)):
             folder = tmp_path / name
@@ -281,6 +283,13 @@ class TestTraining:
             assert Image.open(folder / "look.png").size[0] > 500
             with pytest.raises(SystemExit):
                 look(data / "images" / "0.png", model=str(best), label="disc")
+            # What it has learned starts any other task.
+            other = recipe(photos, tmp_path / "other", model=None, weights=str(best)).model
+            other = ImageClassifier(**{k: v for k, v in other.items() if k != "type"})
+            learned = torch.load(best, weights_only=False)["state_dict"]
+            taken = other.backbone.state_dict()
+            for key in ("stem.0.conv.weight", "stages.3.downsample.conv.weight"):
+                assert torch.equal(taken[key], learned[f"backbone.model.{key}"])
             if name == "boxes":
                 assert model.names == ["disc", "square"]
                 assert result.boxes.shape == (len(result), 4)
@@ -349,10 +358,20 @@ def test_a_work_dir_has_one_training(photos, tmp_path):
 def test_options_of_data_are_refused_beside_a_config():
     with pytest.raises(ConfigError, match="--model goes with --data"):
         linsight.train(config="rala_vit_nano_digits", model="rala_vit_tiny")
+    with pytest.raises(ConfigError, match="rala_vit_nano_digits stands beside --data, which"):
+        linsight.train(config="rala_vit_nano_digits", data="x", model="rala_vit_nano")
     with pytest.raises(TypeError, match="no option 'epoch'; the nearest are epochs"):
         linsight.train(data="x", epoch=1)
     with pytest.raises(DataError, match="do not exist"):
         linsight.train(data="nowhere", model="rala_vit_nano", weights="none")
+    # Wrong names are said before the data are looked through.
+    for options, said in (
+        ({"weights": "none"}, "--model is missing"),
+        ({"weights": "none", "model": "rala_vit_nan"}, "the nearest are rala_vit_nano"),
+        ({"weights": "no.pth", "model": "rala_vit_nano"}, "--weights is 'no.pth'"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            linsight.train(data="nowhere", **options)
 
 
 def test_another_number_of_epochs_moves_the_whole_schedule():
