@@ -22,12 +22,13 @@ _TURNS = {
 # From the orientation to the turn that undoes it, where that is another one.
 _TURNS_BACK = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 _SWAP_SIDES = (5, 6, 7, 8)
-# Folders and files that operating systems and storage devices add to a user's, beside those whose
-# names begin with a dot.
+# Folders and files that operating systems, storage devices and trainings add to a user's, beside
+# those whose names begin with a dot.
 _NOT_THE_USERS = frozenset(
     (
         *("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
         *("$recycle.bin", "system volume information", "lost+found", "__pycache__"),
+        "work_dirs",
         *("thumbs.db", "ehthumbs.db", "desktop.ini"),
     )
 )
@@ -35,7 +36,8 @@ _NOT_THE_USERS = frozenset(
 
 def is_hidden(path: str | PurePath) -> bool:
     """Whether a path, relative to the folder of the data, leads to or through what is hidden:
-    names that begin with a dot, and those that operating systems and storage devices add."""
+    names that begin with a dot, and those that operating systems, storage devices and trainings
+    add."""
     return any(
         part.startswith(".") or part.lower() in _NOT_THE_USERS
         for part in PurePath(path).parts

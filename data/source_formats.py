@@ -253,7 +253,16 @@ def _read_masks(root: Path) -> Source | None:
     values: set[int] = set()
     every = [s.label for found in samples.values() for s in found]
     for file in every[:: max(1, len(every) // 500)]:
-        values |= set(np.unique(read_mask(file)).tolist())
+        with contextlib.suppress(DataError):  # the check of the data reports it
+            values |= set(np.unique(read_mask(file)).tolist())
+    if not values:
+        read_mask(every[0])  # raises the error
+    lossy = [file for file in every if file.suffix.lower() in (".jpg", ".jpeg")]
+    if lossy and not values <= {0, 255}:
+        raise DataError(
+            f"{lossy[0]}: JPEG does not keep the numbers of a mask, which are now {len(values)}: "
+            "save masks as PNG"
+        )
     names = next(
         (f for n in ("classes.txt", "labels.txt", "class_names.txt") if (f := root / n).is_file()),
         None,
@@ -301,13 +310,7 @@ def _mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
         inner = {f.name.lower(): f for f in folders_in(place)}
         images = next((inner[name] for name in IMAGE_FOLDERS if name in inner), None)
         masks = next((inner[name] for name in _MASK_FOLDERS if name in inner), None)
-        if (
-            images is None
-            or masks is None
-            or not files_in(masks, (".png", ".bmp", ".tif", ".tiff", ".gif"))
-        ):
-            return None
-        return images, masks
+        return (images, masks) if images and masks and images_in(masks) else None
 
     splits = split_folders(root)
     found = {split: p for split, place in splits.items() if (p := pair(place))}

@@ -350,7 +350,7 @@ class Recipe:
         groups: list[tuple[str, dict[str, Any]]] = [
             (
                 f"The data: {s.path}, {s.format}, for {s.task}; classes: {len(s.classes)}.\n"
-                + "".join(f"{note[0].upper()}{note[1:]}.\n" for note in s.notes),
+                + "".join(f"{_sentence(note)}\n" for note in s.notes),
                 {"data_root": str(folder_of(s)) if s.splits else "data"},
             ),
             (
@@ -475,6 +475,12 @@ class Recipe:
         """Arguments of the backbone in the config."""
         frozen = self.wishes.frozen_stages
         return self.start.backbone() | ({} if frozen is None else {"frozen_stages": frozen})
+
+
+def _sentence(note: str) -> str:
+    """A note as a sentence; names of files, which begin some, stay as they are."""
+    named = "." in note.split()[0]
+    return f"{note if named else note[0].upper() + note[1:]}."
 
 
 def _lines(comment: str, values: Mapping[str, Any]) -> str:

@@ -189,7 +189,7 @@ def run(**options: Any) -> Path:
         _choose_device(given.device)
         if given.data is not None:
             data = str(given.data)
-            name = f"{Path(data).stem}_{given.model or 'tuned'}"
+            name = f"{Path(data).resolve().stem}_{given.model or 'tuned'}"
             work_dir = work_dir or Path("work_dirs", name)
             config = str(_config_for(data, given.task, wishes, work_dir, given.resume, overrides))
         elif config is None:

@@ -64,6 +64,9 @@ class TestClassFolders:
         assert Counter(s.label for s in [*train, *val]) == {0: 5, 1: 12}
         assert Counter(s.label for s in val) == {0: 1, 1: 2}
         assert not set(names(train)) & {".hidden.png", "loose.png"}
+        # A training in the folder of the data leaves its figures there.
+        write(folders / "work_dirs" / "run" / "samples.png")
+        assert read_source(folders).classes == source.classes
         assert any("20%" in note and "seed 0" in note for note in source.notes)
         assert any("1 images lie beside" in note for note in source.notes)
         again = read_source(folders)
@@ -393,6 +396,23 @@ class TestMasks:
         assert (len(dataset), image.shape, labels.shape) == (4, (3, 16, 24), (16, 24))
         assert labels.unique().tolist() == [0, 3]
         assert dataset.name_of(0).startswith("images")
+
+    def test_damaged_masks_are_left_to_the_check(self, tmp_path):
+        for index in range(4):
+            write(tmp_path / "images" / f"{index}.jpg")
+            write_mask(tmp_path / "masks" / f"{index}.png", [0, 1, 2])
+        (tmp_path / "masks" / "1.png").write_bytes(b"x")
+        source = read_source(tmp_path)
+        assert source.classes == ["background", "1", "2"]
+        (fault,) = check_source(source).faults()
+        assert fault.startswith("1 masks do not fit: 1.png")
+
+    def test_masks_as_jpeg(self, tmp_path):
+        for index in range(2):
+            write(tmp_path / "images" / f"{index}.png")
+            write(tmp_path / "masks" / f"{index}.jpg", mode="L")
+        with pytest.raises(DataError, match=r"0\.jpg: JPEG does not keep the numbers of a mask"):
+            read_source(tmp_path)
 
     def test_faults_are_named(self, tmp_path):
         for index in range(4):
