@@ -86,12 +86,16 @@ class Report:
         if unknown := self.turned["unknown"]:
             way = "upright" if self.upright else "stored"
             like = f", as by their sizes those of {len(self.turned[way])} others"
+            # Without sizes in the annotations those of the upright pictures are written to COCO's
+            # file, which an option of the data set does not turn back.
+            sized = any(s.size or isinstance(s.label, Path) for s in unknown)
+            fix = f"set upright={not self.upright} in the data sets of the config"
             found.append(
                 f"{len(unknown)} images are turned or mirrored by EXIF ({unknown[0].file.name}), "
                 f"and their labels are taken to be those of the pictures "
                 f"{'set upright' if self.upright else 'as they are stored'}"
-                f"{like if self.turned[way] else ''}; if they are not, set upright="
-                f"{not self.upright} in the data sets of the config"
+                f"{like if self.turned[way] else ''}; if they are not, "
+                f"{fix if sized else 'delete the orientation in the files'}"
             )
         if self.duplicates:
             pair = " and ".join(file.name for file in self.duplicates[0])

@@ -292,6 +292,12 @@ class TestYOLO:
         source = read_source(tmp_path)
         assert (source.format, source.classes) == ("YOLO's labels", ["ape", "bee"])
         assert sum(map(len, source.splits.values())) == 4
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        write(source.splits["train"][0].file, size=(50, 100), exif=exif)
+        (fault,) = check_source(read_source(tmp_path)).faults()
+        assert fault.startswith("1 images are turned or mirrored by EXIF (")
+        assert fault.endswith("set upright; if they are not, delete the orientation in the files")
         if layout == "split by split":
             assert names(source.splits["val"]) == ["valid0.png", "valid1.png"]
 
