@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree
@@ -11,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .loading import DataError
+from .outlines import mask_fault
 from .pictures import files_in, folders_in
 from .sources import (
     ENDINGS,
@@ -84,9 +87,45 @@ def read_coco(root: Path) -> Source | None:
     for file, content in contents.items():
         split = split_of(file) if len(contents) > 1 else "train"
         samples[split] += _coco_samples(file, content, base, classes, notes)
-    masked = [bool(o.get("segmentation")) for s in samples.values() for i in s for o in i.label]
-    task: Task = "instances" if masked and all(masked) else "detection"
+    task = _task_of(samples, notes)
     return Source(str(root), "COCO's JSON", task, classes, samples, notes)
+
+
+def _task_of(samples: dict[str, list[Sample]], notes: list[str]) -> Task:
+    """Instance segmentation if every object has an outline, from which faulty ones are then left
+    out; detection otherwise."""
+    every = [sample for found in samples.values() for sample in found]
+    outlined = [bool(_outline(obj)) for sample in every for obj in sample.label]
+    if not (outlined and all(outlined)):
+        if any(outlined):
+            notes.append(
+                f"{outlined.count(False)} of {len(outlined)} objects have no outline, so that "
+                "boxes alone are learned"
+            )
+        return "detection"
+    faulty: Counter[str] = Counter()
+    for sample in every:
+        right = []
+        for obj in sample.label:
+            size = sample.size
+            if size is None and isinstance(obj["segmentation"], dict):
+                with suppress(DataError):  # the check of the data reports the file
+                    size = image_size(sample.file)
+            width, height = size or (0, 0)  # which polygons do not ask for
+            fault = mask_fault(obj, height, width)
+            if fault and (isinstance(obj["segmentation"], dict) or not obj["segmentation"]):
+                faulty[fault] += 1
+            else:
+                right.append(obj)
+        sample.label = right
+    notes += [f"{count} objects {fault} are left out" for fault, count in faulty.items()]
+    return "instances"
+
+
+def _outline(obj: dict) -> Any:
+    """The mask of an object; nothing where it is a list of empty lists."""
+    mask = obj.get("segmentation")
+    return any(mask) if isinstance(mask, list) else mask
 
 
 def _check_entries(file: Path, content: dict) -> None:
@@ -202,13 +241,11 @@ def read_yolo(root: Path) -> Source | None:
     numbers = sorted(int(number) for number in table)
     classes = [str(table[number]) for number in numbers]
     place = {number: i for i, number in enumerate(numbers)}
-    masked = []
     for sample in (s for found in samples.values() for s in found):
         for obj in sample.label:
             obj["label"] = place[obj["label"]]
-            masked.append("segmentation" in obj)
     notes = [f"{len(faults)} lines of labels are left out, such as {faults[0]}"] if faults else []
-    task: Task = "instances" if masked and all(masked) else "detection"
+    task = _task_of(samples, notes)
     return Source(str(root), "YOLO's labels", task, classes, samples, notes)
 
 

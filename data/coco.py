@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from mmengine.registry import DATASETS
 
 from .boxes import OUTSIDE, SMALL, box_fault, look_like_corners, reaches_beyond
 from .loading import DataError, flags, mark_corrupt, most_corrupt, some
+from .outlines import MASK_FAULTS, mask_fault
 from .pictures import read_picture
 from .sources import mend_coco
 
@@ -106,7 +106,7 @@ class CheckedCocoDataset(CocoDataset):
             message = f"{path}: {_count(faults)} of {total:,} annotations are faulty: "
             message += _reasons(faults)
             # The evaluation raises an error at such masks.
-            if self.test_mode and any(why in _MASK_FAULTS for why in faults):
+            if self.test_mode and any(why in MASK_FAULTS for why in faults):
                 raise DataError(f"{message}. Mend or remove them to evaluate masks")
             print_log(f"{message}. They are left out", "current", logging.WARNING)
         if filled := fill_areas(content):
@@ -353,13 +353,6 @@ def check_classes(categories: Sequence[dict], classes: Sequence[str], path: str)
         )
 
 
-_MASK_FAULTS = (
-    "without a mask",
-    "with polygons of fewer than 3 points",
-    "with run lengths of another size than the image's",
-)
-
-
 _IGNORED = "with an ignore flag"
 _CROWD = "with an iscrowd flag"
 _OTHER_CLASS = "of a category that is none of the data set's classes"
@@ -402,10 +395,10 @@ def remove_faulty(
         else:
             fault = box_fault(annotation["bbox"], image["width"], image["height"], shortest)
         if image is not None and not fault and masks:
-            fault = _mask_fault(annotation, image["height"], image["width"])
+            fault = mask_fault(annotation, image["height"], image["width"])
         if fault:
             faults[fault].append(annotation["id"])
-        if not fault or (fault == _MASK_FAULTS[1] and annotation["segmentation"]):
+        if not fault or (fault == MASK_FAULTS[1] and annotation["segmentation"]):
             kept.append(annotation)
     content["annotations"] = kept
     return dict(faults)
@@ -459,58 +452,6 @@ def unlearned_annotations(
         elif annotation.get("iscrowd"):
             found[_CROWD].append(annotation["id"])
     return dict(found)
-
-
-def _mask_fault(annotation: dict, height: int, width: int) -> str | None:
-    mask = annotation.get("segmentation")
-    none, polygons, run_lengths = _MASK_FAULTS
-    if not mask:
-        return none
-    if isinstance(mask, dict):
-        right = list(mask.get("size", ())) == [height, width]
-        return None if right and _pixels(mask.get("counts")) == height * width else run_lengths
-    good = [polygon for polygon in mask if _is_polygon(polygon)]
-    if len(good) == len(mask):
-        return None
-    annotation["segmentation"] = good
-    return polygons
-
-
-def _is_polygon(points: Any) -> bool:
-    """Whether `points` is a list x, y, x, y, ... of at least 3 points."""
-    if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
-        return False
-    return math.isfinite(sum(points))
-
-
-def _pixels(counts: Any) -> int | None:
-    """How many pixels run lengths cover, or None where they are malformed.
-
-    pycocotools does not check this, and reads beyond its memory. COCO's compressed form has 5 bits
-    per character; bit 5 says that the length goes on in the next character; from the fourth on, a
-    length is written as its difference from the last but one.
-    """
-    if isinstance(counts, list):
-        return sum(counts)
-    if isinstance(counts, str):
-        counts = counts.encode()
-    if not isinstance(counts, bytes) or not counts:
-        return None
-    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero((digits & 32) == 0)
-    if digits.min() < 0 or digits.max() > 63 or not len(last) or last[-1] != len(digits) - 1:
-        return None
-    first = np.concatenate(([0], last[:-1] + 1))
-    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
-    if place.max() > 6:
-        return None
-    lengths = np.add.reduceat((digits & 31) << (5 * place), first)
-    # Bit 4 of the last digit is the sign.
-    lengths -= np.where(digits[last] & 16, 1 << (5 * (place[last] + 1)), 0)
-    runs = [lengths[:1], *(np.cumsum(lengths[start::2]) for start in (1, 2))]
-    if min(run.min(initial=0) for run in runs) < 0:
-        return None
-    return int(sum(run.sum() for run in runs))
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:

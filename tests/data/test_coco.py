@@ -25,8 +25,9 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, DefaultScope
 from pycocotools import mask as run_length
 
-from linsight.data.coco import _pixels, remove_faulty
+from linsight.data.coco import remove_faulty
 from linsight.data.loading import DataCheckHook, DataError
+from linsight.data.outlines import count_pixels
 from linsight.heads.detection_metric import QuietCocoMetric
 
 CLASSES = ("cat", "dog")
@@ -409,9 +410,9 @@ def test_pixels_of_compressed_run_lengths(size):
     for share in (0.0, 0.001, 0.3, 1.0):
         mask = np.asfortranarray(rng.random(size) < share, np.uint8)
         counts = run_length.encode(mask)["counts"]
-        assert _pixels(counts) == _pixels(counts.decode()) == size[0] * size[1]
-    assert _pixels(counts[:-1]) != size[0] * size[1]
-    assert _pixels(b"\x00z") is None
+        assert count_pixels(counts) == count_pixels(counts.decode()) == size[0] * size[1]
+    assert count_pixels(counts[:-1]) != size[0] * size[1]
+    assert count_pixels(b"\x00z") is None
 
 
 @pytest.mark.parametrize(

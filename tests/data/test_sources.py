@@ -267,6 +267,36 @@ class TestCOCO:
         assert names(source.splits["val"]) == ["val.png"]
         assert read_source(tmp_path, task="detection").task == "detection"
 
+    def test_faulty_outlines(self, tmp_path):
+        polygon, line = [[1, 2, 6, 2, 6, 8]], [[1, 2, 6, 2]]
+        swapped = {"size": [24, 16], "counts": [384]}
+        outlines = [polygon, polygon + line, line, swapped, RUN_LENGTHS]
+        common = {"category_id": 11, "bbox": [1, 2, 5, 6]}
+        annotations = [
+            {"image_id": 7 * i, "segmentation": outline, **common}
+            for i, outline in enumerate(outlines)
+        ]
+        for i in range(5):
+            write(tmp_path / f"{i}.png")
+        file = tmp_path / "labels.json"
+        file.write_text(json.dumps(coco([(i, f"{i}.png") for i in range(5)], annotations)))
+        source = read_source(file)
+        assert source.task == "instances"
+        kept = {s.file.name: s.label for found in source.splits.values() for s in found}
+        assert [len(kept[f"{i}.png"]) for i in range(5)] == [1, 1, 0, 0, 1]
+        assert kept["1.png"][0]["segmentation"] == polygon
+        assert {
+            "1 objects with polygons of fewer than 3 points are left out",
+            "1 objects with run lengths of another size than the image's are left out",
+        } <= set(source.notes)
+        annotations[0]["segmentation"] = [[]]
+        file.write_text(json.dumps(coco([(i, f"{i}.png") for i in range(5)], annotations)))
+        source = read_source(file)
+        assert source.task == "detection"
+        note = "1 of 5 objects have no outline, so that boxes alone are learned"
+        assert note in source.notes
+        assert sum(map(len, (s.label for f in source.splits.values() for s in f))) == 5
+
     def test_images_that_are_nowhere(self, tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(coco([(1, "x.png")], [])))
         with pytest.raises(DataError, match=r"its images, such as 'x.png', are in no folder"):
