@@ -309,8 +309,9 @@ def _mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     def pair(place: Path) -> tuple[Path, Path] | None:
         inner = {f.name.lower(): f for f in folders_in(place)}
         images = next((inner[name] for name in IMAGE_FOLDERS if name in inner), None)
-        masks = next((inner[name] for name in _MASK_FOLDERS if name in inner), None)
-        return (images, masks) if images and masks and images_in(masks) else None
+        named = (inner[name] for name in _MASK_FOLDERS if name in inner)
+        masks = next((folder for folder in named if images_in(folder)), None)
+        return (images, masks) if images and masks else None
 
     splits = split_folders(root)
     found = {split: p for split, place in splits.items() if (p := pair(place))}

@@ -33,8 +33,11 @@ def check_names(model: str | None, weights: str) -> None:
         raise FileNotFoundError(f"--weights is {weights!r}, expected pretrained, none or a file")
     if model is None and weights in KNOWN:
         raise ConfigError(_NO_MODEL)
-    if model and ":" not in model and not timm.is_model(model.split(".")[0]):
-        create_backbone(model)  # its error names the nearest models
+    place, colon, _ = (model or "").partition(":")
+    if colon and place not in ("local-dir", "hf-hub"):
+        raise ConfigError(f"--model is {model!r}, expected a name, local-dir:FOLDER or hf-hub:NAME")
+    if place and not colon and not timm.is_model(place.split(".")[0]):
+        create_backbone(place)  # its error names the nearest models
 
 
 class Start:
@@ -157,7 +160,7 @@ class Start:
         """
         name = self.name
         with shapes_only():
-            if self.fixed_input_size and not self._free_size():
+            if self.fixed_input_size and not self.free_size():
                 raise ConfigError(
                     f"--model {name} takes images of {self.fixed} pixels alone, and "
                     f"{task} needs any size: take one of linsight models, such as rala_vit_tiny"
@@ -172,12 +175,13 @@ class Start:
             )
         return is_plain(levels)
 
-    def _free_size(self) -> bool:
+    def free_size(self) -> bool:
         """Whether timm's model can be told to take images of any size; it then is."""
         choices: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}]
         for option in choices:
             try:
-                timm.create_model(self.name, **self.options, **option)
+                with shapes_only():
+                    timm.create_model(self.name, **self.options | option)
             except TypeError:
                 continue
             self.options |= option

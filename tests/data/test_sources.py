@@ -443,6 +443,18 @@ class TestMasks:
         (fault,) = check_source(source).faults()
         assert fault.startswith("1 masks do not fit: 1.png")
 
+    def test_masks_of_pascal_voc(self, tmp_path):
+        for index in range(4):
+            write(tmp_path / "JPEGImages" / f"{index}.jpg")
+            write_mask(tmp_path / "SegmentationClass" / f"{index}.png", [0, 1, 255])
+        (tmp_path / "Annotations").mkdir()
+        (tmp_path / "Annotations" / "0.xml").write_text(
+            "<annotation><filename>0.jpg</filename><object><name>a</name><bndbox><xmin>1</xmin>"
+            "<ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"
+        )
+        source = read_source(tmp_path, task="segmentation")
+        assert source.label_map == {0: 0, 1: 1}
+
     def test_masks_as_jpeg(self, tmp_path):
         for index in range(2):
             write(tmp_path / "images" / f"{index}.png")

@@ -221,6 +221,12 @@ class TestConfig:
         model = recipe(boxes, tmp_path, model=name, batch_size=2).model
         options = model.backbone
         assert options.get("dynamic_img_size") or options.get("strict_img_size") is False
+        sized = recipe(photos, tmp_path, model="vit_tiny_patch16_224", image_size=64)
+        assert sized.model.backbone.dynamic_img_size
+        with pytest.raises(ConfigError, match="crossvit_9_240 takes images of 240 pixels alone"):
+            recipe(photos, tmp_path, model="crossvit_9_240", image_size=64)
+        with pytest.raises(ConfigError, match="--image-size is 10, expected 32 or more"):
+            recipe(boxes, tmp_path, model="rala_vit_nano", image_size=10)
         transform = recipe(photos, tmp_path, model="vit_tiny_patch16_224", batch_size=2)
         assert transform.train_dataloader.dataset.transform.input_size == 224
 
@@ -369,6 +375,7 @@ def test_options_of_data_are_refused_beside_a_config():
         ({"weights": "none"}, "--model is missing"),
         ({"weights": "none", "model": "rala_vit_nan"}, "the nearest are rala_vit_nano"),
         ({"weights": "no.pth", "model": "rala_vit_nano"}, "--weights is 'no.pth'"),
+        ({"weights": "none", "model": "timm:resnet18"}, "expected a name, local-dir:FOLDER or"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=said):
             linsight.train(data="nowhere", **options)
