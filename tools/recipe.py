@@ -212,7 +212,10 @@ class Recipe:
     def _image_size(self) -> tuple[int, str]:
         short, long = self.report.median_size
         if wish := self.wishes.image_size:
-            self._check_size(wish)
+            if self.source.task != "classification" and wish < 32:
+                raise ConfigError(f"--image-size is {wish}, expected 32 or more")
+            if self.source.task == "classification" and self.start.fixed_input_size:
+                self.start.options["img_size"] = wish
             return wish, "as asked"
         if self.source.task == "classification":
             if self.start.image_size:
@@ -235,18 +238,6 @@ class Recipe:
             )
             return self.crop, said
         return size, f"the images are {short} x {long}"
-
-    def _check_size(self, size: int) -> None:
-        """Refuse a size of images that the model, or the data's augmentation, does not take."""
-        start = self.start
-        if self.source.task != "classification":
-            if size < 32:
-                raise ConfigError(f"--image-size is {size}, expected 32 or more")
-        elif start.fixed_input_size and size != start.fixed and not start.free_size():
-            raise ConfigError(
-                f"--image-size is {size}, and {start.name} takes images of {start.fixed} pixels "
-                "alone"
-            )
 
     def _batch_size(self) -> tuple[int, str]:
         if self.wishes.batch_size:

@@ -160,7 +160,7 @@ class Start:
         """
         name = self.name
         with shapes_only():
-            if self.fixed_input_size and not self.free_size():
+            if self.fixed_input_size and not self._free_size():
                 raise ConfigError(
                     f"--model {name} takes images of {self.fixed} pixels alone, and "
                     f"{task} needs any size: take one of linsight models, such as rala_vit_tiny"
@@ -175,7 +175,7 @@ class Start:
             )
         return is_plain(levels)
 
-    def free_size(self) -> bool:
+    def _free_size(self) -> bool:
         """Whether timm's model can be told to take images of any size; it then is."""
         choices: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}]
         for option in choices:

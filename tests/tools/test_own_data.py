@@ -222,9 +222,7 @@ class TestConfig:
         options = model.backbone
         assert options.get("dynamic_img_size") or options.get("strict_img_size") is False
         sized = recipe(photos, tmp_path, model="vit_tiny_patch16_224", image_size=64)
-        assert sized.model.backbone.dynamic_img_size
-        with pytest.raises(ConfigError, match="crossvit_9_240 takes images of 240 pixels alone"):
-            recipe(photos, tmp_path, model="crossvit_9_240", image_size=64)
+        assert sized.model.backbone.img_size == 64
         with pytest.raises(ConfigError, match="--image-size is 10, expected 32 or more"):
             recipe(boxes, tmp_path, model="rala_vit_nano", image_size=10)
         transform = recipe(photos, tmp_path, model="vit_tiny_patch16_224", batch_size=2)
