@@ -28,8 +28,7 @@ COMMANDS = {
     "train": "Train; weights, logs and figures go to the work dir.",
     "test": "Print the metrics of a checkpoint on the test data, and draw some of its predictions.",
     "predict": "Predict pictures and videos, and draw the predictions.",
-    "look": "Draw a classifier's features as colours, its attention from a point, "
-    "and a class's map.",
+    "look": "Draw a model's features as colours, its attention from a point, and a class's map.",
     "app": "Serve a page in the browser that predicts the pictures dropped on it.",
     "export": "Write a model for other programs, and check that the written model computes "
     "the same.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree
@@ -11,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .loading import DataError
+from .outlines import mask_fault
 from .pictures import files_in, folders_in
 from .sources import (
     ENDINGS,
@@ -55,9 +58,10 @@ def read_coco(root: Path) -> Source | None:
         fits = isinstance(content, dict) and {"images", "annotations"} <= content.keys()
         if fits and isinstance(content.get("categories"), list):
             _check_entries(file, content)
-            mended = sum(mend_coco(content).values())
+            mended = mend_coco(content)
             if mended:
-                notes.append(f"{file.name}: {mended} annotations have texts for numbers, or no id")
+                how = "; ".join(f"{count} annotations {what}" for what, count in mended.items())
+                notes.append(f"{file.name}: {how}: mended")
             contents[file] = content
         elif root.is_file():
             raise DataError(
@@ -69,7 +73,7 @@ def read_coco(root: Path) -> Source | None:
     used, listed = set(), []
     for content in contents.values():
         names = {c["id"]: str(c["name"]) for c in content["categories"]}
-        listed += [name for name in names.values() if name not in listed]
+        listed += [name for name in dict.fromkeys(names.values()) if name not in listed]
         used |= {names.get(a.get("category_id")) for a in content["annotations"]}
     classes = [name for name in listed if name in used]
     if len(classes) < len(listed):
@@ -83,9 +87,45 @@ def read_coco(root: Path) -> Source | None:
     for file, content in contents.items():
         split = split_of(file) if len(contents) > 1 else "train"
         samples[split] += _coco_samples(file, content, base, classes, notes)
-    masked = [bool(o.get("segmentation")) for s in samples.values() for i in s for o in i.label]
-    task: Task = "instances" if masked and all(masked) else "detection"
+    task = _task_of(samples, notes)
     return Source(str(root), "COCO's JSON", task, classes, samples, notes)
+
+
+def _task_of(samples: dict[str, list[Sample]], notes: list[str]) -> Task:
+    """Instance segmentation if every object has an outline, from which faulty ones are then left
+    out; detection otherwise."""
+    every = [sample for found in samples.values() for sample in found]
+    outlined = [bool(_outline(obj)) for sample in every for obj in sample.label]
+    if not (outlined and all(outlined)):
+        if any(outlined):
+            notes.append(
+                f"{outlined.count(False)} of {len(outlined)} objects have no outline, so that "
+                "boxes alone are learned"
+            )
+        return "detection"
+    faulty: Counter[str] = Counter()
+    for sample in every:
+        right = []
+        for obj in sample.label:
+            size = sample.size
+            if size is None and isinstance(obj["segmentation"], dict):
+                with suppress(DataError):  # the check of the data reports the file
+                    size = image_size(sample.file)
+            width, height = size or (0, 0)  # which polygons do not ask for
+            fault = mask_fault(obj, height, width)
+            if fault and (isinstance(obj["segmentation"], dict) or not obj["segmentation"]):
+                faulty[fault] += 1
+            else:
+                right.append(obj)
+        sample.label = right
+    notes += [f"{count} objects {fault} are left out" for fault, count in faulty.items()]
+    return "instances"
+
+
+def _outline(obj: dict) -> Any:
+    """The mask of an object; nothing where it is a list of empty lists."""
+    mask = obj.get("segmentation")
+    return any(mask) if isinstance(mask, list) else mask
 
 
 def _check_entries(file: Path, content: dict) -> None:
@@ -120,7 +160,7 @@ def _coco_samples(
         )
     samples, missing = [], []
     for image in content["images"]:
-        place = folder / str(image["file_name"])
+        place = folder / _slashes(image["file_name"])
         if not place.is_file():
             missing.append(image["file_name"])
             continue
@@ -138,7 +178,7 @@ def _image_folder(file: Path, images: Sequence[dict], base: Path) -> Path:
     """The folder that an annotation file's names of images start from."""
     if not images:
         raise DataError(f"annotation file {file} lists no images")
-    names = [str(image["file_name"]) for image in images[:: max(1, len(images) // 20)]]
+    names = [_slashes(image["file_name"]) for image in images[:: max(1, len(images) // 20)]]
     nested = [f for top in folders_in(base) for f in (top, *folders_in(top))]
     places = [file.parent, base, *nested]
     hits = {place: sum((place / name).is_file() for name in names) for place in places}
@@ -148,6 +188,11 @@ def _image_folder(file: Path, images: Sequence[dict], base: Path) -> Path:
             f"annotation file {file}: its images, such as {names[0]!r}, are in no folder of {base}"
         )
     return best
+
+
+def _slashes(name: Any) -> str:
+    """A file's name, which programs of Windows write with backslashes."""
+    return str(name).replace("\\", "/")
 
 
 def read_yolo(root: Path) -> Source | None:
@@ -174,12 +219,13 @@ def read_yolo(root: Path) -> Source | None:
             found = _yolo_images(settings.get(key), homes)
             if found:
                 labelled[split] = found
-    if not labelled and not root.is_file() and (root / "images").is_dir():
-        texts = (root / "labels").is_dir() and files_in(root / "labels", (".txt",))
-        if texts:
-            splits = split_folders(root / "images")
-            places = splits if "train" in splits else {"train": root / "images"}
-            labelled = {split: images_in(place) for split, place in places.items()}
+        if not labelled and root.is_file():
+            raise DataError(
+                f"{root}: train is {settings.get('train')!r}, where no image is: it starts from "
+                f"path, {str(stated)!r}, or from the folder of the file"
+            )
+    if not labelled and not root.is_file():
+        labelled = {split: images_in(place) for split, place in _yolo_places(root).items()}
     if not labelled:
         return None
     names = settings.get("names")
@@ -195,14 +241,30 @@ def read_yolo(root: Path) -> Source | None:
     numbers = sorted(int(number) for number in table)
     classes = [str(table[number]) for number in numbers]
     place = {number: i for i, number in enumerate(numbers)}
-    masked = []
     for sample in (s for found in samples.values() for s in found):
         for obj in sample.label:
             obj["label"] = place[obj["label"]]
-            masked.append("segmentation" in obj)
     notes = [f"{len(faults)} lines of labels are left out, such as {faults[0]}"] if faults else []
-    task: Task = "instances" if masked and all(masked) else "detection"
+    task = _task_of(samples, notes)
     return Source(str(root), "YOLO's labels", task, classes, samples, notes)
+
+
+def _yolo_places(root: Path) -> dict[str, Path]:
+    """The folder of the images of each split, in a folder of YOLO's labels without a YAML file."""
+
+    def is_labelled(place: Path) -> bool:
+        images, labels = place / "images", place / "labels"
+        return images.is_dir() and labels.is_dir() and bool(files_in(labels, (".txt",)))
+
+    if is_labelled(root):
+        splits = split_folders(root / "images")
+        return splits if "train" in splits else {"train": root / "images"}
+    splits = {s: f / "images" for s, f in split_folders(root).items() if is_labelled(f)}
+    if "train" in splits:
+        return splits
+    # LabelImg writes its labels beside the images.
+    beside = any(file.with_suffix(".txt").is_file() for file in images_in(root))
+    return {"train": root} if beside and (root / "classes.txt").is_file() else {}
 
 
 def _yolo_images(entry: Any, homes: Iterable[Path]) -> list[Path]:
@@ -236,7 +298,7 @@ def _yolo_sample(file: Path, table: dict, named: bool, faults: list[str]) -> Sam
     try:
         width, height = image_size(file)
     except DataError:
-        return Sample(file, [], (1, 1))  # the check of the data reports the file
+        return Sample(file, [])  # the check of the data reports the file
     objects = []
     lines = text.read_text(encoding="utf-8").splitlines() if text is not None else ()
     for number, line in enumerate(lines, 1):
@@ -262,7 +324,7 @@ def _yolo_sample(file: Path, table: dict, named: bool, faults: list[str]) -> Sam
             obj["bbox"] = [*low.tolist(), *(high - low).tolist()]
             obj["segmentation"] = [scaled.tolist()]
         objects.append(obj)
-    return Sample(file, objects, (width, height))
+    return Sample(file, objects)
 
 
 def read_voc(root: Path) -> Source | None:
@@ -301,7 +363,7 @@ def read_voc(root: Path) -> Source | None:
                 box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
                 objects.append({"label": name, "bbox": box})
                 classes.add(name)
-            picture = _voc_picture(file, tree.findtext("filename") or "", places[split])
+            picture = _voc_picture(file, _slashes(tree.findtext("filename") or ""), places[split])
             if picture is None:
                 notes.append(f"the image of {file.name} is missing")
                 continue

@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,9 +27,11 @@ from mmengine import fileio
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from .boxes import OUTSIDE, SMALL, box_fault, look_like_corners, reaches_beyond
 from .loading import DataError, flags, mark_corrupt, most_corrupt, some
+from .outlines import MASK_FAULTS, mask_fault
 from .pictures import read_picture
-from .sources import look_like_corners, mend_coco
+from .sources import mend_coco
 
 # The keys of an entry that mmdet and COCO's evaluation read without checking that they exist.
 _NEEDED = {
@@ -60,6 +61,8 @@ class CheckedCocoDataset(CocoDataset):
         corrupt_tolerance: the largest share of training images that may be missing, and the
             largest share that may be unreadable; 0 allows none. In testing no image may be
             missing or unreadable.
+        upright: whether objects are those of upright pictures, where EXIF turns a picture in a way
+            that width and height in the file do not tell.
         **kwargs: arguments of ``CocoDataset``.
 
     Raises:
@@ -68,13 +71,19 @@ class CheckedCocoDataset(CocoDataset):
             or unreadable than tolerated; or nothing is left to train on.
     """
 
-    def __init__(self, *args: Any, corrupt_tolerance: float = 0.01, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        corrupt_tolerance: float = 0.01,
+        upright: bool = True,
+        **kwargs: Any,
+    ) -> None:
         self.corrupt_tolerance = corrupt_tolerance
         super().__init__(*args, **kwargs)
         steps: list[Any] = self.pipeline.transforms
         # A transform of a user's own class, or for another kind of picture, stays.
         steps[:] = [
-            LoadPicture(step)
+            LoadPicture(step, upright)
             if type(step) is LoadImageFromFile and step.color_type == "color"
             else step
             for step in steps
@@ -97,7 +106,7 @@ class CheckedCocoDataset(CocoDataset):
             message = f"{path}: {_count(faults)} of {total:,} annotations are faulty: "
             message += _reasons(faults)
             # The evaluation raises an error at such masks.
-            if self.test_mode and any(why in _MASK_FAULTS for why in faults):
+            if self.test_mode and any(why in MASK_FAULTS for why in faults):
                 raise DataError(f"{message}. Mend or remove them to evaluate masks")
             print_log(f"{message}. They are left out", "current", logging.WARNING)
         if filled := fill_areas(content):
@@ -195,20 +204,22 @@ class LoadPicture(LoadImageFromFile):
 
     Args:
         step: the transform whose place it takes.
+        upright: whether a picture is turned upright where they do not tell.
 
     Raises:
         DataError: the picture has another size than its entry.
     """
 
-    def __init__(self, step: LoadImageFromFile) -> None:
+    def __init__(self, step: LoadImageFromFile, upright: bool = True) -> None:
         vars(self).update(vars(step))
+        self.upright = upright
 
     def transform(self, results: dict) -> dict | None:
         """Add ``img``, uint8 (H, W, 3) in the order BGR, and its shape."""
         size = results["width"], results["height"]
         try:
             content = fileio.get(results["img_path"], backend_args=self.backend_args)
-            picture = read_picture(io.BytesIO(content), size)
+            picture = read_picture(io.BytesIO(content), size, self.upright)
         except Exception:
             if self.ignore_empty:
                 return None
@@ -342,22 +353,13 @@ def check_classes(categories: Sequence[dict], classes: Sequence[str], path: str)
         )
 
 
-_MASK_FAULTS = (
-    "without a mask",
-    "with polygons of fewer than 3 points",
-    "with run lengths of another size than the image's",
-)
-
-
-_SMALL = "with a box less than a pixel wide or high"
-_OUTSIDE = "with a box outside the image"
 _IGNORED = "with an ignore flag"
 _CROWD = "with an iscrowd flag"
 _OTHER_CLASS = "of a category that is none of the data set's classes"
 # What has most likely gone wrong where a fault leaves no annotation.
 _CAUSES = {
-    _SMALL: "bbox is x, y, w, h in pixels, not in shares of the image's sides",
-    _OUTSIDE: "bbox is x, y, w, h in pixels of the image's width and height in the file",
+    SMALL: "bbox is x, y, w, h in pixels, not in shares of the image's sides",
+    OUTSIDE: "bbox is x, y, w, h in pixels of the image's width and height in the file",
     _IGNORED: "set ignore to 0",
     _CROWD: "set iscrowd to 0 for single objects",
     _OTHER_CLASS: "set the data loaders' dataset.metainfo.classes",
@@ -391,12 +393,12 @@ def remove_faulty(
         elif annotation["category_id"] not in categories:
             fault = "of a category that the file does not list"
         else:
-            fault = _box_fault(annotation["bbox"], image["width"], image["height"], shortest)
+            fault = box_fault(annotation["bbox"], image["width"], image["height"], shortest)
         if image is not None and not fault and masks:
-            fault = _mask_fault(annotation, image["height"], image["width"])
+            fault = mask_fault(annotation, image["height"], image["width"])
         if fault:
             faults[fault].append(annotation["id"])
-        if not fault or (fault == _MASK_FAULTS[1] and annotation["segmentation"]):
+        if not fault or (fault == MASK_FAULTS[1] and annotation["segmentation"]):
             kept.append(annotation)
     content["annotations"] = kept
     return dict(faults)
@@ -421,12 +423,9 @@ def boxes_beyond(content: dict[str, list[dict]]) -> str:
     """A sentence about boxes that reach beyond the edges of their images; empty if none does."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     annotations = content["annotations"]
-    beyond = []
-    for annotation in annotations:
-        (x, y, w, h), (width, height) = annotation["bbox"], sizes[annotation["image_id"]]
-        # Rounding leaves boxes that end a pixel beyond the edge.
-        if min(x, y) < -2 or x + w > width + 2 or y + h > height + 2:
-            beyond.append(annotation["id"])
+    beyond = [
+        each["id"] for each in annotations if reaches_beyond(each["bbox"], *sizes[each["image_id"]])
+    ]
     if not beyond:
         return ""
     corners = 4 * len(beyond) >= len(annotations) and look_like_corners(
@@ -453,75 +452,6 @@ def unlearned_annotations(
         elif annotation.get("iscrowd"):
             found[_CROWD].append(annotation["id"])
     return dict(found)
-
-
-def _box_fault(box: Any, width: int, height: int, shortest: float) -> str | None:
-    try:
-        x, y, w, h = box
-        finite = math.isfinite(x + y + w + h)
-    except (TypeError, ValueError):
-        return "with a box that is not four numbers"
-    if not finite:
-        return "with a box that is not finite"
-    if w <= 0 or h <= 0:
-        return "with a box without width or height"
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return _OUTSIDE
-    if min(w, h) < shortest:
-        return _SMALL
-    return None
-
-
-def _mask_fault(annotation: dict, height: int, width: int) -> str | None:
-    mask = annotation.get("segmentation")
-    none, polygons, run_lengths = _MASK_FAULTS
-    if not mask:
-        return none
-    if isinstance(mask, dict):
-        right = list(mask.get("size", ())) == [height, width]
-        return None if right and _pixels(mask.get("counts")) == height * width else run_lengths
-    good = [polygon for polygon in mask if _is_polygon(polygon)]
-    if len(good) == len(mask):
-        return None
-    annotation["segmentation"] = good
-    return polygons
-
-
-def _is_polygon(points: Any) -> bool:
-    """Whether `points` is a list x, y, x, y, ... of at least 3 points."""
-    if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
-        return False
-    return math.isfinite(sum(points))
-
-
-def _pixels(counts: Any) -> int | None:
-    """How many pixels run lengths cover, or None where they are malformed.
-
-    pycocotools does not check this, and reads beyond its memory. COCO's compressed form has 5 bits
-    per character; bit 5 says that the length goes on in the next character; from the fourth on, a
-    length is written as its difference from the last but one.
-    """
-    if isinstance(counts, list):
-        return sum(counts)
-    if isinstance(counts, str):
-        counts = counts.encode()
-    if not isinstance(counts, bytes) or not counts:
-        return None
-    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero((digits & 32) == 0)
-    if digits.min() < 0 or digits.max() > 63 or not len(last) or last[-1] != len(digits) - 1:
-        return None
-    first = np.concatenate(([0], last[:-1] + 1))
-    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
-    if place.max() > 6:
-        return None
-    lengths = np.add.reduceat((digits & 31) << (5 * place), first)
-    # Bit 4 of the last digit is the sign.
-    lengths -= np.where(digits[last] & 16, 1 << (5 * (place[last] + 1)), 0)
-    runs = [lengths[:1], *(np.cumsum(lengths[start::2]) for start in (1, 2))]
-    if min(run.min(initial=0) for run in runs) < 0:
-        return None
-    return int(sum(run.sum() for run in runs))
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path, PurePath
-from typing import IO
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -19,13 +19,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SWAP_SIDES = (5, 6, 7, 8)
-# Folders and files that operating systems and storage devices add to a user's, beside those whose
-# names begin with a dot.
+# From the orientation to the turn that undoes it, where that is another one.
+_TURNS_BACK = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+_SWAP_SIDES = (5, 6, 7, 8)
+# Folders and files that operating systems, storage devices and trainings add to a user's, beside
+# those whose names begin with a dot.
 _NOT_THE_USERS = frozenset(
     (
         *("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
         *("$recycle.bin", "system volume information", "lost+found", "__pycache__"),
+        "work_dirs",
         *("thumbs.db", "ehthumbs.db", "desktop.ini"),
     )
 )
@@ -33,7 +36,8 @@ _NOT_THE_USERS = frozenset(
 
 def is_hidden(path: str | PurePath) -> bool:
     """Whether a path, relative to the folder of the data, leads to or through what is hidden:
-    names that begin with a dot, and those that operating systems and storage devices add."""
+    names that begin with a dot, and those that operating systems, storage devices and trainings
+    add."""
     return any(
         part.startswith(".") or part.lower() in _NOT_THE_USERS
         for part in PurePath(path).parts
@@ -116,19 +120,51 @@ def turn(
 
     Args:
         image: the picture. It is returned unread where it is upright already.
-        size: (width, height) of what annotations refer to. A picture whose sides EXIF swaps is
-            left as it is stored where that, and not the upright picture, has this size.
-        upright: False leaves every picture as it is stored. (Pillow turns a TIFF on reading.)
+        size: (width, height) of what annotations refer to. Where EXIF swaps the sides of the
+            picture, this tells whether it is turned upright or stays as it is stored.
+        upright: whether pictures of which the size does not tell it are turned upright.
     """
+    orientation, told = orientation_of(image), told_by(image, size)
+    if told is None:
+        return image
+    if told != "unknown":
+        upright = told == "upright"
     if image.format == "TIFF":
         image.load()  # Pillow applies the orientation of this format itself
-    orientation = orientation_of(image) if upright else 1
-    swapped = orientation in SWAP_SIDES and image.size[0] != image.size[1]
-    if orientation not in _TURNS or (swapped and size == image.size):
+        back = _TURNS_BACK.get(orientation, _TURNS[orientation])
+        return image if upright else image.transpose(back)
+    if not upright:
         return image
     turned = image.transpose(_TURNS[orientation])
     turned.info.pop("exif", None)
     return turned
+
+
+def told_by(
+    image: Image.Image, size: tuple[int, int] | None
+) -> Literal["upright", "stored", "unknown"] | None:
+    """What the (width, height) of what annotations refer to tells of a picture that EXIF turns:
+    whether they are those of the picture upright or as it is stored. None of other pictures."""
+    orientation = orientation_of(image)
+    if orientation not in _TURNS:
+        return None
+    wide = upright_size(image)
+    if orientation in _SWAP_SIDES and wide[0] != wide[1]:
+        if size == wide:
+            return "upright"
+        if size == wide[::-1]:
+            return "stored"
+    return "unknown"
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened picture, upright as its EXIF orientation asks."""
+    if orientation_of(image) not in _SWAP_SIDES:
+        return image.size
+    # Of a TIFF Pillow states the upright size, in its newer releases.
+    tags: Any = getattr(image, "tag_v2", None)
+    width, height = (tags[256], tags[257]) if tags else image.size
+    return height, width
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -1,26 +1,20 @@
 """Data sets of images and label masks for mmengine, under torchvision's transforms.
 
 A mask holds the class of each pixel; pixels of the value ``ignore_index``, by default
-:data:`IGNORE`, belong to no class.
+:data:`~linsight.data.masks.IGNORE`, belong to no class.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from mmengine.logging import print_log
-from mmengine.registry import DATASETS, TRANSFORMS
+from mmengine.registry import DATASETS
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import tv_tensors
@@ -29,245 +23,11 @@ from torchvision.transforms import v2
 
 from .digits import DigitSegmentation
 from .lists import read_pairs
-from .loading import DataError, TolerantDataset, flags, some
-from .pictures import files_in, read_picture, turn
+from .loading import DataError, TolerantDataset, flags
+from .mask_transforms import build_transforms
+from .masks import IGNORE, check_ignored, class_table, classes_of, number_values, read_numbers
+from .pictures import files_in, read_picture
 from .sources import ENDINGS
-
-IGNORE = 255
-# So many masks are looked at before training.
-_LOOKED_AT = 32
-
-
-def build_transforms(settings: Sequence[dict], ignore_index: int = IGNORE) -> v2.Compose:
-    """torchvision's transforms in the given order, each by its import path or registered name.
-
-    What lies outside the image after a transform belongs to no class: the ``fill`` of a transform
-    is that of the image alone.
-
-    Args:
-        settings: as in this example::
-
-            [dict(type="torchvision.transforms.v2.RandomHorizontalFlip", p=0.5),
-             dict(type="RandomClassCrop", size=512)]
-
-        ignore_index: value of such pixels in a mask.
-    """
-    built = [_build_transform(setting, ignore_index) for setting in settings]
-    return v2.Compose(built or [v2.Identity()])
-
-
-def _build_transform(settings: dict, ignore_index: int) -> Callable:
-    settings = dict(settings)
-    if "transforms" in settings:  # a transform that applies others, such as RandomApply
-        inner = settings["transforms"]
-        settings["transforms"] = [_build_transform(each, ignore_index) for each in inner]
-    try:
-        kind: Any = TRANSFORMS.get(settings["type"])
-        arguments = inspect.signature(kind).parameters if kind else {}
-        _check_takes_masks(settings["type"], kind)
-        if "fill" in arguments and kind.__module__.startswith("torchvision."):
-            fill = settings.get("fill", arguments["fill"].default)
-            settings["fill"] = {
-                tv_tensors.Mask: ignore_index,
-                _Labels: ignore_index,
-                "others": fill,
-            }
-        if "ignore_index" in arguments:
-            settings.setdefault("ignore_index", ignore_index)
-        if kind is v2.CenterCrop:
-            settings["type"] = partial(_CenterCrop, ignore_index=ignore_index)
-        built = TRANSFORMS.build(settings)
-    except KeyError as error:
-        raise DataError(f"transforms: there is no {settings['type']!r}") from error
-    return _AugmentMasks(built) if isinstance(built, _AUTOMATIC) else built
-
-
-_AUTOMATIC = (v2.AutoAugment, v2.RandAugment, v2.TrivialAugmentWide)
-_WITHOUT_MASKS = (
-    *(v2.AugMix, v2.MixUp, v2.CutMix, v2.FiveCrop, v2.TenCrop, v2.RandomIoUCrop),
-    v2.LinearTransformation,
-)
-
-
-def _check_takes_masks(name: Any, kind: Any) -> None:
-    """Refuse torchvision's transforms of images alone, or of labels of another kind.
-
-    Raises:
-        DataError: see above.
-    """
-    module = getattr(kind, "__module__", "")
-    old = module.startswith("torchvision.") and not module.startswith("torchvision.transforms.v2")
-    if kind in _WITHOUT_MASKS or old:
-        fix = f"take torchvision.transforms.v2.{kind.__name__}" if old else "leave it out"
-        raise DataError(
-            f"transforms: {name} takes no masks: {fix}. Of torchvision.transforms.v2 those that "
-            "crop, resize, pad, mirror, turn, shear or change colours take them, and RandAugment, "
-            "AutoAugment and TrivialAugmentWide here"
-        )
-
-
-class _Labels(tv_tensors.Image):
-    """A mask (1, H, W) as torchvision's automatic augmentations see it: what moves pixels moves
-    it, and what changes colours leaves it."""
-
-
-def _register(functional: Callable, kernel: Callable) -> None:
-    v2.functional.register_kernel(functional, _Labels)(kernel)
-
-
-def _keep(labels: _Labels, *_: Any, **__: Any) -> _Labels:
-    return labels
-
-
-for _change in (
-    *(v2.functional.adjust_brightness, v2.functional.adjust_saturation),
-    *(v2.functional.adjust_contrast, v2.functional.adjust_sharpness),
-    *(v2.functional.posterize, v2.functional.solarize, v2.functional.autocontrast),
-    *(v2.functional.equalize, v2.functional.invert),
-):
-    _register(_change, _keep)
-
-
-def _move(functional: Callable, labels: Any, *args: Any, **options: Any) -> Any:
-    options["interpolation"] = v2.InterpolationMode.NEAREST
-    moved = functional(labels.as_subclass(torch.Tensor), *args, **options)
-    return type(labels)(moved)
-
-
-_register(v2.functional.affine, partial(_move, v2.functional.affine_image))
-_register(v2.functional.rotate, partial(_move, v2.functional.rotate_image))
-
-
-class _AugmentMasks(v2.Transform):
-    """An automatic augmentation of torchvision, which takes images alone, of images and masks.
-
-    Args:
-        augment: the augmentation, whose ``fill`` of `_Labels` is the label to ignore.
-    """
-
-    def __init__(self, augment: v2.Transform) -> None:
-        super().__init__()
-        self.augment = augment
-
-    def forward(self, *inputs: Any) -> Any:
-        """The augmented image, or the image and the mask (H, W)."""
-        image, *masks = inputs
-        state = torch.get_rng_state()
-        image = self.augment(image)
-        if not masks:
-            return image
-        # The same draws move the mask as the image.
-        torch.set_rng_state(state)
-        moved = self.augment(_Labels(masks[0][None]))
-        return image, tv_tensors.Mask(moved.as_subclass(torch.Tensor)[0])
-
-
-class _CenterCrop(v2.CenterCrop):
-    """torchvision's crop, which pads what is too small; its masks with `ignore_index`."""
-
-    def __init__(self, size: int | Sequence[int], ignore_index: int) -> None:
-        super().__init__(size)
-        self.ignore_index = ignore_index
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.Mask):
-            lacking = [
-                max(0, wanted - side)
-                for wanted, side in zip(cast(Any, self.size), inpt.shape[-2:], strict=True)
-            ]
-            top, left = (side // 2 for side in lacking)
-            padding = [left, top, lacking[1] - left, lacking[0] - top]
-            inpt = v2.functional.pad(inpt, padding, fill=self.ignore_index)
-        return super().transform(inpt, params)
-
-
-@TRANSFORMS.register_module()
-class RandomClassCrop(v2.RandomCrop):
-    """A random crop that is not filled by one class; images smaller than the crop are padded.
-
-    Args:
-        size: (height, width) of the crop in pixels.
-        cat_max_ratio: the largest share of one class among the labelled pixels of a crop. A crop
-            in which a class has a larger share is drawn anew.
-        tries: the last of at most this many crops is taken whatever it shows.
-        ignore_index: label of pixels that belong to no class, by default the data set's.
-    """
-
-    def __init__(
-        self,
-        size: int | Sequence[int],
-        cat_max_ratio: float = 0.75,
-        tries: int = 10,
-        ignore_index: int = IGNORE,
-    ) -> None:
-        mean = [255 * value for value in IMAGENET_DEFAULT_MEAN]
-        fill = {tv_tensors.Image: mean, tv_tensors.Mask: ignore_index}
-        super().__init__(size, pad_if_needed=True, fill=fill)
-        self.cat_max_ratio = cat_max_ratio
-        self.tries = tries
-        self.ignore_index = ignore_index
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        mask = next(x for x in flat_inputs if isinstance(x, tv_tensors.Mask))
-        for _ in range(self.tries):
-            params = super().make_params(flat_inputs)
-            crop = self.transform(mask, params)
-            counts = torch.bincount(crop[crop != self.ignore_index].flatten().long())
-            if (counts > 0).sum() > 1 and counts.max() < self.cat_max_ratio * counts.sum():
-                break
-        return params
-
-
-@TRANSFORMS.register_module()
-class PhotometricDistortion(v2.Transform):
-    """mmsegmentation's distortion of colours, in 8 bits, each of four steps with a chance of 1/2.
-
-    Brightness by up to +-32; contrast by 0.5 to 1.5, which moves the mean as well; saturation by
-    0.5 to 1.5 and hue by up to 18 of 180 steps, both in HSV. Contrast comes before saturation and
-    hue or after them, with equal chance. mmdet's transform of the name does not clip between the
-    steps, and its release 3.3 always swaps channels as well.
-    """
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        brightness, contrast, saturation, hue, order = torch.rand(5).tolist()
-        steps = [
-            (_scale, {"offset": 64 * brightness - 32}),
-            (_scale, {"factor": 0.5 + contrast}),
-            (_saturate, {"factor": 0.5 + saturation}),
-            (_turn_hue, {"steps": int(36 * hue) - 18}),
-        ]
-        chosen = [
-            step if coin else None for step, coin in zip(steps, torch.rand(4) < 0.5, strict=True)
-        ]
-        if order < 0.5:
-            chosen.append(chosen.pop(1))
-        return {"steps": [step for step in chosen if step is not None]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """The distorted image, uint8 (3, H, W); other inputs as they are."""
-        if not isinstance(inpt, tv_tensors.Image):
-            return inpt
-        pixels = inpt.permute(1, 2, 0).contiguous().numpy()
-        for function, arguments in params["steps"]:
-            pixels = function(pixels, **arguments)
-        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        return tv_tensors.Image(image)
-
-
-def _scale(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
-    return np.clip(values.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
-
-
-def _saturate(pixels: np.ndarray, factor: float) -> np.ndarray:
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = _scale(hsv[..., 1], factor)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def _turn_hue(pixels: np.ndarray, steps: int) -> np.ndarray:
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + steps) % 180
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 class TransformedMasks(TolerantDataset):
@@ -359,7 +119,8 @@ class TransformedMasks(TolerantDataset):
             bad = values[(values != self.ignore_index) & ((values >= classes) | (values < 0))]
             fix = "reduce_zero_label if 0 means none and classes count from 1"
             if len(values) <= classes:
-                fix = f"label_map={_numbers(values)} if these numbers stand for classes, or {fix}"
+                mapped = f"label_map={number_values(values)}"
+                fix = f"{mapped} if these numbers stand for classes, or {fix}"
             raise DataError(
                 f"the mask of {name} has the labels {str(bad[:5].tolist())[1:-1]}, and there are "
                 f"{classes} classes: labels are 0 to {classes - 1}, or {self.ignore_index} for "
@@ -367,11 +128,6 @@ class TransformedMasks(TolerantDataset):
             )
         elif not self.seen[:classes].all():
             self.seen[np.flatnonzero(np.bincount(labelled))] = True
-
-
-def _numbers(values: Iterable[int]) -> dict[int, int]:
-    """A label_map that numbers the values of masks in their order."""
-    return {int(value): label for label, value in enumerate(values)}
 
 
 def _find_pairs(
@@ -433,8 +189,8 @@ def SegmentationFolder(
             Masks of 0 and 255, for example, have two classes by ``{0: 0, 255: 1}``.
         annotations: a CSV file with the columns image and mask, in place of the two folders;
             names of files start from `root`.
-        upright: whether masks are those of upright pictures. A mask's size says otherwise where
-            EXIF swaps the sides of its image; False leaves every image as it is stored.
+        upright: whether masks are those of upright pictures, where EXIF turns an image in a way
+            that the size of its mask does not tell.
         **options: further arguments of :class:`TransformedMasks`.
 
     Raises:
@@ -450,9 +206,9 @@ def SegmentationFolder(
         image_root = Path(root, images)
         pairs = _find_pairs(image_root, Path(root, masks), suffixes, mask_suffix)
     ignore_index = options.get("ignore_index", IGNORE)
-    table = _label_table(reduce_zero_label, label_map, ignore_index)
+    table = class_table(reduce_zero_label, label_map, ignore_index)
     mask_files = [mask for _, mask in pairs]
-    _check_ignored(mask_files, classes, ignore_index, table, label_map is not None)
+    check_ignored(mask_files, classes, ignore_index, table, label_map is not None)
 
     return TransformedMasks(
         partial(_read_pair, pairs, table, upright),
@@ -470,145 +226,11 @@ def _read_pair(
     image_file, mask_file = pairs[index]
     labels = read_numbers(mask_file)
     picture = read_picture(image_file, labels.shape[1::-1], upright)
-    return picture, labels if labels.ndim > 2 else _classes_of(labels, table)
-
-
-def _classes_of(numbers: np.ndarray, table: np.ndarray | None) -> np.ndarray:
-    if table is None:
-        return numbers
-    # The last row is that of numbers beyond 16 bits.
-    beyond = (numbers < 0) | (numbers >= len(table))
-    return table[np.where(beyond, len(table) - 1, numbers)]
+    return picture, labels if labels.ndim > 2 else classes_of(labels, table)
 
 
 def _name_pair(pairs: Sequence[tuple[Path, Path]], root: Path, index: int) -> str:
     return os.path.relpath(pairs[index][0], root)
-
-
-def read_numbers(file: Path) -> np.ndarray:
-    """The numbers in the file of a mask: (H, W), or (H, W, C) where it has several channels."""
-    with Image.open(file) as mask:
-        numbers = np.asarray(turn(mask))
-    if numbers.dtype == bool:
-        return numbers.astype(np.uint8)
-    if np.issubdtype(numbers.dtype, np.floating):
-        whole = numbers.astype(np.int64)
-        if (whole != numbers).any():
-            raise ValueError("its numbers are not whole: save the mask as integers")
-        return whole
-    return numbers
-
-
-def label_table(label_map: Mapping[int, int], ignore_index: int) -> np.ndarray:
-    """The class of each 16-bit number, and in the last row of all others; `ignore_index` for those
-    that the map does not have.
-
-    Raises:
-        ValueError: a number of the map has more than 16 bits.
-    """
-    table = np.full((1 << 16) + 1, ignore_index, np.int32)
-    for number, label in label_map.items():
-        if not 0 <= int(number) < 1 << 16:
-            raise ValueError(f"label_map has {number}, expected numbers from 0 to {(1 << 16) - 1}")
-        table[int(number)] = label
-    return table
-
-
-def _label_table(
-    reduce_zero_label: bool, label_map: Mapping[int, int] | None, ignore_index: int
-) -> np.ndarray | None:
-    """The class of each 16-bit number, or None where the numbers are the classes."""
-    if label_map is not None:
-        return label_table(label_map, ignore_index)
-    if reduce_zero_label:
-        table = np.arange(-1, 1 << 16, dtype=np.int32)
-        table[[0, IGNORE, -1]] = ignore_index
-        return table
-    return None
-
-
-def are_grey_levels(numbers: Iterable[int]) -> bool:
-    """Whether the numbers in masks are up to 18 evenly spaced shades of grey from black to white,
-    such as 0 and 255, or 0, 128 and 255, and so no class ids with 255 for pixels to ignore."""
-    levels = sorted(numbers)
-    if not 2 <= len(levels) <= 18:
-        return False
-    return bool(np.abs(np.linspace(0, 255, len(levels)) - levels).max() <= 3)
-
-
-def _check_ignored(
-    masks: Sequence[Path],
-    classes: Sequence[str],
-    ignore_index: int,
-    table: np.ndarray | None,
-    mapped: bool,
-) -> None:
-    """Look at masks from the whole data set for classes that have the number to ignore, and say
-    which share of their pixels is ignored.
-
-    Args:
-        masks: the files.
-        classes: names of the classes.
-        ignore_index: the label to ignore.
-        table: as :func:`_label_table` returns it.
-        mapped: whether the table is that of a ``label_map``, which says of each number what it is.
-
-    Raises:
-        DataError: a table ignores all pixels; or, unless `mapped`, the numbers are grey levels, or
-            without a table there is a single class beside what is ignored.
-    """
-    looked_at = masks[:: -(-len(masks) // _LOOKED_AT)]
-    pixels: Counter[int] = Counter()
-    for file in looked_at:
-        with suppress(Exception):  # a damaged file is counted when its item is read
-            mask = read_numbers(file)
-            if mask.ndim > 2:  # colours, which are an error when the item is read
-                continue
-            numbers, counts = np.unique(mask, return_counts=True)
-            pixels.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
-    numbers = sorted(pixels)
-    labels = dict(zip(numbers, _classes_of(np.array(numbers, int), table).tolist(), strict=True))
-    ignored = [number for number in numbers if labels[number] == ignore_index]
-    if not ignored:
-        return
-    shown = set(labels.values()) - {ignore_index}
-    absent = [str(name) for label, name in enumerate(classes) if label not in shown]
-    share = sum(pixels[number] for number in ignored) / pixels.total()
-    message = (
-        f"the masks in '{masks[0].parent}' ({len(looked_at)} of {len(masks):,} were looked at) "
-        f"have the numbers {some(numbers, 5)}"
-    )
-    if not shown and table is not None:
-        which = "label_map lacks" if mapped else "reduce_zero_label ignores"
-        set_to = "" if mapped else "it to False, and "
-        raise DataError(
-            f"{message} alone, which {which}: set {set_to}dataset.label_map={_numbers(numbers)} "
-            "if these are classes"
-        )
-    verb = "is" if len(ignored) == 1 else "are"
-    message += f", of which {some(ignored, 5)} {verb} ignored ({share:.1%} of the pixels)"
-    if absent and (len(looked_at) == len(masks) or len(shown) < 2):
-        message += (
-            f", and so no pixel of {len(absent)} of the {len(classes)} classes ({some(absent, 5)})"
-        )
-    fix = _numbers(numbers)
-    one_class = table is None and len(shown) < 2 and absent
-    if not mapped and (are_grey_levels(numbers) or one_class):
-        names = "" if len(numbers) <= len(classes) else f", and name {len(numbers)} classes,"
-        kept = {number: label for number, label in labels.items() if 0 <= label < len(classes)}
-        kept.pop(ignored[-1], None)
-        if table is None:
-            kept |= _numbers(range(len(classes)))
-        raise DataError(
-            f"{message}: set label_map={fix}{names} if these numbers stand for classes. If "
-            f"{ignored[-1]} is none, label_map={kept} says so"
-        )
-    fix = str(fix) if len(numbers) <= len(classes) else "{number: class, ...}"
-    print_log(
-        f"{message}. If {ignored[-1]} is a class, set dataset.label_map={fix}",
-        "current",
-        logging.WARNING if absent or len(shown) < 2 or share > 0.5 else logging.INFO,
-    )
 
 
 def named_colours(kind: str) -> tuple[tuple[str, ...], list[tuple[int, int, int]]] | None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .boxes import box_fault, reaches_beyond
 from .loading import some
-from .pictures import SWAP_SIDES, orientation_of
-from .segmentation import IGNORE
-from .source_formats import read_mask
-from .sources import Sample, Source, class_counts, upright_size
+from .masks import IGNORE, read_mask
+from .pictures import told_by, upright_size
+from .sources import Sample, Source, class_counts
 
 # Up to so many images of a data set are decoded; of more only the headers and the ends are read.
 DECODED = 2000
@@ -34,15 +34,16 @@ class Report:
         counts: for each split the images, objects or, of segmentation, pixels of each class.
         images: number of images of each split.
         sizes: (width, height) of the images that can be read.
-        corrupt: the files that cannot be read, with the reason.
-        boxes: how many boxes have which fault.
+        corrupt: the images that cannot be read, or are of another size than their entry in a file
+            of annotations, with the reason.
+        boxes: how many objects have which fault of their box.
         values: numbers in masks that are no class, and in how many masks each is.
         masks: masks that cannot be read or have another size than their image, with the reason.
         duplicates: images that lie in two splits.
         decoded: whether every image was decoded.
-        turned: of the images with masks that EXIF turns, how many have a mask of the upright
-            picture ("upright"), how many one of the picture as it is stored ("stored"), and how
-            many one whose size tells neither ("unknown").
+        turned: of the images with boxes or masks that EXIF turns, those whose labels are of the
+            upright picture by their size ("upright"), or of the picture as it is stored
+            ("stored"), and those of which it tells neither ("unknown").
     """
 
     counts: dict[str, list[int]]
@@ -54,12 +55,12 @@ class Report:
     masks: dict[Path, str] = field(default_factory=dict)
     duplicates: list[tuple[Path, Path]] = field(default_factory=list)
     decoded: bool = True
-    turned: Counter[str] = field(default_factory=Counter)
+    turned: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def upright(self) -> bool:
-        """Whether masks are those of upright pictures, as far as their sizes tell."""
-        return self.turned["upright"] >= self.turned["stored"]
+        """Whether labels are those of upright pictures, as far as their sizes tell."""
+        return len(self.turned["upright"]) >= len(self.turned["stored"])
 
     @property
     def median_size(self) -> tuple[int, int]:
@@ -72,20 +73,29 @@ class Report:
         """A sentence for each kind of fault."""
         found = []
         if self.corrupt:
+            file, reason = next(iter(self.corrupt.items()))
             names = some(file.name for file in self.corrupt)
-            found.append(f"{len(self.corrupt)} images cannot be read: {names}")
+            found.append(f"{len(self.corrupt)} images cannot be used: {names} ({reason})")
         if self.masks:
             file, reason = next(iter(self.masks.items()))
             found.append(f"{len(self.masks)} masks do not fit: {file.name} ({reason})")
-        found += [f"{count} boxes {fault}" for fault, count in self.boxes.items()]
+        found += [f"{count} objects {fault}" for fault, count in self.boxes.items()]
         if self.values:
             numbers = ", ".join(map(str, sorted(self.values)[:5]))
             found.append(f"the masks hold {numbers}, which are no class, and are ignored")
-        if self.turned["unknown"] and not self.turned["upright"] + self.turned["stored"]:
+        if unknown := self.turned["unknown"]:
+            way = "upright" if self.upright else "stored"
+            like = f", as by their sizes those of {len(self.turned[way])} others"
+            # Without sizes in the annotations those of the upright pictures are written to COCO's
+            # file, which an option of the data set does not turn back.
+            sized = any(s.size or isinstance(s.label, Path) for s in unknown)
+            fix = f"set upright={not self.upright} in the data sets of the config"
             found.append(
-                f"{self.turned['unknown']} images are turned by EXIF, and their masks are taken to "
-                "be those of the upright pictures; if they are not, set upright=False in the data "
-                "sets of the config"
+                f"{len(unknown)} images are turned or mirrored by EXIF ({unknown[0].file.name}), "
+                f"and their labels are taken to be those of the pictures "
+                f"{'set upright' if self.upright else 'as they are stored'}"
+                f"{like if self.turned[way] else ''}; if they are not, "
+                f"{fix if sized else 'delete the orientation in the files'}"
             )
         if self.duplicates:
             pair = " and ".join(file.name for file in self.duplicates[0])
@@ -112,27 +122,28 @@ def check_source(source: Source, track=lambda items, total: items) -> Report:
     samples = [(split, s) for split, found in source.splits.items() for s in found]
     report.decoded = len(samples) <= DECODED
 
-    def look(item: tuple[str, Sample]) -> tuple[tuple[int, int] | None, str, dict[int, int], str]:
+    def look(item: tuple[str, Sample]) -> _Look:
         _, sample = item
+        mask, labelled, fault = None, sample.size, ""
+        if source.task == "segmentation":
+            try:
+                mask = read_mask(sample.label)
+                labelled = mask.shape[1], mask.shape[0]
+            except ValueError as error:
+                fault = str(error)
         try:
-            size, orientation = _look_at(sample.file, report.decoded)
+            size, told = _look_at(sample.file, labelled, report.decoded)
         except Exception as error:
-            return None, str(error).replace(str(sample.file), sample.file.name), {}, ""
-        if source.task != "segmentation":
-            return size, "", {}, ""
-        try:
-            mask = read_mask(sample.label)
-        except ValueError as error:
-            return size, "", {}, str(error)
-        swapped = orientation in SWAP_SIDES and size[0] != size[1]
-        if mask.shape != size[::-1] and not (swapped and mask.shape == size):
-            return size, "", {}, f"{mask.shape[::-1]} pixels, and its image {size}"
-        if swapped:
-            report.turned["upright" if mask.shape == size[::-1] else "stored"] += 1
-        elif orientation != 1:
-            report.turned["unknown"] += 1
+            return _Look(None, str(error).replace(str(sample.file), sample.file.name))
+        if labelled not in (None, size) and told != "stored":
+            sizes = [f"{width} x {height}" for width, height in (labelled, size)]
+            if mask is None:
+                return _Look(None, f"it has {sizes[1]} pixels, and its entry {sizes[0]}")
+            fault = f"{sizes[0]} pixels, and its image {sizes[1]}"
+        if fault or mask is None:
+            return _Look(size, fault, told)
         numbers, pixels = np.unique(mask, return_counts=True)
-        return size, "", dict(zip(numbers.tolist(), pixels.tolist(), strict=True)), ""
+        return _Look(size, "", told, dict(zip(numbers.tolist(), pixels.tolist(), strict=True)))
 
     # A task of a pool of threads costs more than to open a small image.
     length = 1 + len(samples) // 1000
@@ -140,34 +151,57 @@ def check_source(source: Source, track=lambda items, total: items) -> Report:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda group: [look(item) for item in group], groups)
         results = track(chain.from_iterable(found), len(samples))
-        for (split, sample), (size, reason, pixels, fault) in zip(samples, results, strict=True):
-            if size is None:
-                report.corrupt[sample.file] = reason
+        for (split, sample), seen in zip(samples, results, strict=True):
+            if seen.size is None:
+                report.corrupt[sample.file] = seen.fault
                 continue
-            report.sizes.append(size)
+            report.sizes.append(seen.size)
+            if seen.told and source.task != "classification" and not seen.fault:
+                report.turned[seen.told].append(sample)
             if source.task == "segmentation":
-                if fault:
-                    report.masks[sample.label] = fault
-                for number, count in pixels.items():
+                if seen.fault:
+                    report.masks[sample.label] = seen.fault
+                for number, count in seen.pixels.items():
                     label = (source.label_map or {}).get(number)
                     if label is not None:
                         report.counts[split][label] += count
                     elif number != IGNORE:
                         report.values[number] += 1
             elif source.task != "classification":
-                report.boxes.update(filter(None, (box_fault(o, size) for o in sample.label)))
+                size = sample.size or seen.size
+                faults = (_object_fault(thing["bbox"], size) for thing in sample.label)
+                report.boxes.update(filter(None, faults))
     report.duplicates = _duplicates(samples)
     return report
 
 
-def _look_at(file: Path, decode: bool) -> tuple[tuple[int, int], int]:
-    """The size of an image, upright, and its EXIF orientation.
+@dataclass
+class _Look:
+    """What one image shows.
+
+    Attributes:
+        size: (width, height), upright; None where the image cannot be used.
+        fault: of the image, or else of its mask.
+        told: see :func:`~linsight.data.pictures.told_by`.
+        pixels: how many pixels of the mask have which number.
+    """
+
+    size: tuple[int, int] | None
+    fault: str = ""
+    told: str | None = None
+    pixels: dict[int, int] = field(default_factory=dict)
+
+
+def _look_at(
+    file: Path, labelled: tuple[int, int] | None, decode: bool
+) -> tuple[tuple[int, int], str | None]:
+    """The size of an image, upright, and what the size of its labels tells of its turn.
 
     Raises:
         Exception: the file is no image, or a part of it is missing.
     """
     with Image.open(file) as image:
-        size, orientation = upright_size(image), orientation_of(image)
+        size, told = upright_size(image), told_by(image, labelled)
         if decode:
             image.load()
         elif end := _ENDS.get(image.format or ""):
@@ -175,24 +209,15 @@ def _look_at(file: Path, decode: bool) -> tuple[tuple[int, int], int]:
                 stream.seek(max(0, file.stat().st_size - 64))
                 if end not in stream.read():
                     raise ValueError("its end is missing")
-    return size, orientation
+    return size, told
 
 
-def box_fault(obj: dict, size: tuple[int, int]) -> str | None:
+def _object_fault(box: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with the box of an object in an image of (width, height), or None."""
-    try:
-        x, y, w, h = map(float, obj["bbox"])
-    except (TypeError, ValueError):
-        return "are not four numbers"
-    if not math.isfinite(x + y + w + h) or w <= 0 or h <= 0:
-        return "have no width or height"
-    width, height = size
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return "lie outside their image"
-    # Rounding leaves boxes that end a pixel beyond the edge.
-    if x < -2 or y < -2 or x + w > width + 2 or y + h > height + 2:
-        return "reach beyond the edge of their image"
-    return None
+    fault = box_fault(box, *size, shortest=1)
+    if fault is None and reaches_beyond(box, *size):
+        return "with a box that reaches beyond the edges of the image"
+    return fault
 
 
 def _duplicates(samples: list[tuple[str, Sample]]) -> list[tuple[Path, Path]]:

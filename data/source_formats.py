@@ -11,8 +11,8 @@ import numpy as np
 
 from .box_formats import read_coco, read_voc, read_yolo
 from .loading import DataError
+from .masks import IGNORE, are_grey_levels, read_mask
 from .pictures import files_in, folders_in
-from .segmentation import IGNORE, are_grey_levels, read_numbers
 from .sources import (
     ENDINGS,
     IMAGE_FOLDERS,
@@ -55,7 +55,13 @@ def read(path: str, task: Task | None = None) -> Source:
         raise DataError(f"data {path!r} do not exist")
     source = None
     if root.is_file():
-        readers = {".csv": _read_csv, ".json": read_coco, ".yaml": read_yolo, ".yml": read_yolo}
+        readers = {
+            ".csv": _read_csv,
+            ".tsv": _read_csv,
+            ".json": read_coco,
+            ".yaml": read_yolo,
+            ".yml": read_yolo,
+        }
         if root.suffix.lower() not in readers:
             raise DataError(f"data {path!r} are of no format that is known: {KNOWN}")
         source = readers[root.suffix.lower()](root)
@@ -94,6 +100,12 @@ def _read_class_folders(root: Path) -> Source | None:
     )
     if empty:
         notes.append(f"{len(empty)} folders hold no images: {', '.join(empty[:5])}")
+    unread = [f for place in places.values() for f in files_in(place, (".heic", ".heif"))]
+    if unread:
+        notes.append(
+            f"{len(unread)} files of Apple's format HEIC are left out, such as {unread[0].name}: "
+            "save them as JPEG"
+        )
     loose = [f for place in places.values() for f in files_in(place, ENDINGS, deep=False)]
     if loose:
         notes.append(f"{len(loose)} images lie beside the class folders, and are left out")
@@ -119,12 +131,14 @@ def _natural(name: str) -> tuple:
 
 
 def _read_csv(root: Path) -> Source | None:
-    files = [root] if root.is_file() else files_in(root, (".csv",), deep=False)
+    files = [root] if root.is_file() else files_in(root, (".csv", ".tsv"), deep=False)
     rows: list[tuple[str, str, str]] = []
     base = root.parent if root.is_file() else root
     for file in files:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            text = stream.read()
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is no text in UTF-8: save it so. {error}") from None
         dialect: Any = csv.excel
         if text.splitlines():
             with contextlib.suppress(csv.Error):
@@ -150,10 +164,7 @@ def _read_csv(root: Path) -> Source | None:
     samples: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
     missing, unlabelled = [], 0
     for name, label, split in rows:
-        file = next(
-            (f for f in (base / name, base / "images" / name, base / split / name) if f.is_file()),
-            None,
-        )
+        file = _listed_file(base, name, split)
         if file is None:
             missing.append(name)
         elif not label:
@@ -171,6 +182,20 @@ def _read_csv(root: Path) -> Source | None:
         notes.append(f"{unlabelled} rows of the CSV have no label, and are left out")
     format = "a CSV of files and labels"
     return Source(str(root), format, "classification", classes, samples, notes)
+
+
+def _listed_file(base: Path, name: str, split: str) -> Path | None:
+    """The image that a CSV file names, with or without its ending."""
+    name = name.strip().replace("\\", "/")
+    if not name:
+        return None
+    for place in (base / name, base / "images" / name, base / split / name):
+        if place.is_file():
+            return place
+        found = (place.with_name(place.name + ending) for ending in ENDINGS)
+        if place.parent.is_dir() and (file := next((f for f in found if f.is_file()), None)):
+            return file
+    return None
 
 
 def _read_hugging_face(path: str) -> Source:
@@ -228,7 +253,16 @@ def _read_masks(root: Path) -> Source | None:
     values: set[int] = set()
     every = [s.label for found in samples.values() for s in found]
     for file in every[:: max(1, len(every) // 500)]:
-        values |= set(np.unique(read_mask(file)).tolist())
+        with contextlib.suppress(DataError):  # the check of the data reports it
+            values |= set(np.unique(read_mask(file)).tolist())
+    if not values:
+        read_mask(every[0])  # raises the error
+    lossy = [file for file in every if file.suffix.lower() in (".jpg", ".jpeg")]
+    if lossy and not values <= {0, 255}:
+        raise DataError(
+            f"{lossy[0]}: JPEG does not keep the numbers of a mask, which are now {len(values)}: "
+            "save masks as PNG"
+        )
     names = next(
         (f for n in ("classes.txt", "labels.txt", "class_names.txt") if (f := root / n).is_file()),
         None,
@@ -275,14 +309,9 @@ def _mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     def pair(place: Path) -> tuple[Path, Path] | None:
         inner = {f.name.lower(): f for f in folders_in(place)}
         images = next((inner[name] for name in IMAGE_FOLDERS if name in inner), None)
-        masks = next((inner[name] for name in _MASK_FOLDERS if name in inner), None)
-        if (
-            images is None
-            or masks is None
-            or not files_in(masks, (".png", ".bmp", ".tif", ".tiff", ".gif"))
-        ):
-            return None
-        return images, masks
+        named = (inner[name] for name in _MASK_FOLDERS if name in inner)
+        masks = next((folder for folder in named if images_in(folder)), None)
+        return (images, masks) if images and masks else None
 
     splits = split_folders(root)
     found = {split: p for split, place in splits.items() if (p := pair(place))}
@@ -294,21 +323,3 @@ def _mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     images, masks = (split_folders(folder) for folder in whole)
     both = {split: (images[split], masks[split]) for split in images if split in masks}
     return both if "train" in both else {"train": whole}
-
-
-def read_mask(file: Path) -> np.ndarray:
-    """The numbers of a mask (H, W).
-
-    Raises:
-        DataError: the file cannot be read, or has several channels.
-    """
-    try:
-        mask = read_numbers(file)
-    except Exception as error:
-        raise DataError(f"mask {file} cannot be read: {error}") from None
-    if mask.ndim != 2:
-        raise DataError(
-            f"mask {file} has the shape {mask.shape}: a mask has one number for each pixel, not "
-            "a colour"
-        )
-    return mask.astype(np.int32)

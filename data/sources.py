@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .loading import DataError
-from .pictures import SWAP_SIDES, files_in, folders_in, orientation_of
+from .pictures import files_in, folders_in, upright_size
 
 Task = Literal["classification", "detection", "instances", "segmentation"]
 Item = TypeVar("Item")
@@ -194,6 +194,13 @@ def class_counts(source: Source, split: str) -> list[int]:
     return counts
 
 
+def class_weights(counts: list[int]) -> list[float]:
+    """Weights by which every class that occurs counts alike, 1 on average over the labels."""
+    present = [count for count in counts if count]
+    total = sum(present)
+    return [round(total / (len(present) * count), 4) if count else 1.0 for count in counts]
+
+
 def folder_of(source: Source) -> Path:
     """The folder of the data, which the names of files in :func:`write_lists` start from."""
     path = Path(source.path).expanduser().resolve()
@@ -264,8 +271,8 @@ def to_coco(classes: Sequence[str], samples: Sequence[Sample], base: Path) -> di
 
 
 def mend_coco(content: dict[str, Any]) -> dict[str, int]:
-    """Mend, in place, what other programs write otherwise than COCO: ids, boxes, areas and flags as
-    texts, flags as truth values, annotations without an id.
+    """Mend, in place, what other programs write otherwise than COCO: ids, sizes, boxes, areas and
+    flags as texts, flags as truth values, annotations without an id, outlines without a box.
 
     Ids that are texts of other characters than digits stay as they are.
 
@@ -276,6 +283,9 @@ def mend_coco(content: dict[str, Any]) -> dict[str, int]:
         for entry in _entries(content, part):
             if "id" in entry:
                 entry["id"] = _whole(entry["id"])
+            for key in ("width", "height"):
+                if key in entry:
+                    entry[key] = _whole(entry[key])
     annotations = _entries(content, "annotations")
     mended: Counter[str] = Counter()
     for entry in annotations:
@@ -292,6 +302,9 @@ def mend_coco(content: dict[str, Any]) -> dict[str, int]:
             entry["area"] = _number(entry["area"])
         if any(repr(entry[key]) != repr(value) for key, value in before.items()):
             mended["with texts or truth values for numbers"] += 1
+        if not entry.get("bbox") and (box := _box_around(entry.get("segmentation"))):
+            entry["bbox"] = box
+            mended["without a box, which their outlines give"] += 1
     known = [entry["id"] for entry in annotations if isinstance(entry.get("id"), int)]
     for number, entry in enumerate(
         (e for e in annotations if "id" not in e), max(known, default=0)
@@ -319,19 +332,21 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
+def _box_around(polygons: Any) -> list[float] | None:
+    """The box around the polygons of an object; None where there are no such."""
+    try:
+        points = [(x, y) for p in polygons for x, y in zip(p[::2], p[1::2], strict=True)]
+        low, high = (tuple(map(edge, *points)) for edge in (min, max))
+        return [low[0], low[1], high[0] - low[0], high[1] - low[1]]
+    except (TypeError, ValueError, IndexError):
+        return None
+
+
 def _flag(value: Any) -> Any:
     if isinstance(value, str):
         value = value.strip().lower()
         return int(value not in ("", "0", "false", "no", "none", "0.0"))
     return int(value or 0) if isinstance(value, bool | None) else value
-
-
-def look_like_corners(boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[int, int]]) -> bool:
-    """Whether boxes x, y, w, h of images of (width, height) are rather x1, y1, x2, y2."""
-    return all(
-        0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
-        for (x, y, w, h), (width, height) in zip(boxes, sizes, strict=True)
-    )
 
 
 def _area(box: Any) -> float:
@@ -354,12 +369,6 @@ def image_size(file: Path) -> tuple[int, int]:
             return upright_size(image)
     except Exception as error:
         raise DataError(f"{file} is no image that can be read: {error}") from None
-
-
-def upright_size(image: Any) -> tuple[int, int]:
-    """Width and height of an opened picture, upright as its EXIF orientation asks."""
-    width, height = image.size
-    return (height, width) if orientation_of(image) in SWAP_SIDES else (width, height)
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from mmengine.registry import HOOKS
 from PIL import Image, ImageDraw, ImageFont
 
@@ -53,7 +54,8 @@ def draw_objects(
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
     height = int(np.clip(min(picture.size) / 28, 10, 28))
-    font = ImageFont.load_default(size=height)
+    # Pillow's own font has no letters but those of ASCII.
+    font = ImageFont.truetype(findfont("DejaVu Sans"), size=height)
     for i in order:
         colour = class_colour(int(labels[i]))
         x1, y1, x2, y2 = (float(edge) for edge in boxes[i])

@@ -66,7 +66,7 @@ def own_mixers(monkeypatch):
 
 # What an example needs that is not here, by a word of it; other tests run the first four.
 NEEDS = {
-    "AutoBackbone": "an exported folder: tests/tools/test_transformers.py",
+    "AutoModelForImageClassification": "an exported folder: tests/tools/test_transformers.py",
     "executorch": "an exported file: tests/tools/test_export_runtimes.py",
     "coremltools": "an exported file: tests/tools/test_export_runtimes.py",
     'load("best.pth")': "a training: test_the_trained_model_in_python",

@@ -55,9 +55,6 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
 
 
-# A minute of processor time, of which training and export take most: the examples of README, in
-# tests/test_readme.py, take the same way in each run of the tests.
-@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

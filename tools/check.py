@@ -15,10 +15,9 @@ from rich.progress import track
 from rich.table import Table
 from torchvision.transforms.v2 import functional as pixelwise
 
+from linsight.data.masks import IGNORE, label_table, read_mask
 from linsight.data.pictures import read_picture
-from linsight.data.segmentation import IGNORE, label_table
 from linsight.data.source_check import Report, check_source
-from linsight.data.source_formats import read_mask
 from linsight.data.sources import Sample, Source, Task, read_source
 from linsight.heads.segmentation_figures import legend, overlay
 from linsight.tools.config import ConfigError
@@ -49,7 +48,7 @@ def check(
         source = read_source(data, check_task(task), seed)
         report = inspect_data(source)
         if source.splits:
-            draw_samples(source, out, upright=report.upright)
+            draw_samples(source, report, out)
             print(f"Samples with their labels: {out}")
         if report.corrupt or report.masks:
             raise SystemExit(1)
@@ -80,12 +79,13 @@ def inspect_data(source: Source, console: Console | None = None) -> Report:
         console.print(f"  {note}", highlight=False)
     if source.splits:
         console.print(_table(source, report))
-        short, long = report.median_size
-        console.print(
-            f"  images of {short} x {long} pixels in the middle, the sides from "
-            f"{min(map(min, report.sizes), default=0)} to {max(map(max, report.sizes), default=0)}",
-            highlight=False,
-        )
+        if report.sizes:
+            short, long = report.median_size
+            console.print(
+                f"  images of {short} x {long} pixels in the middle, the sides from "
+                f"{min(map(min, report.sizes))} to {max(map(max, report.sizes))}",
+                highlight=False,
+            )
     else:
         console.print(f"  {len(source.classes)} classes", highlight=False)
     for fault in report.faults():
@@ -117,22 +117,26 @@ def _table(source: Source, report: Report) -> Table:
 
 
 def draw_samples(
-    source: Source, file: Path, rows: int = 3, columns: int = 4, upright: bool = True
+    source: Source, report: Report, file: Path, rows: int = 3, columns: int = 4
 ) -> None:
-    """Draw some training images with their labels into a file; `upright` says whether masks are
-    those of upright pictures."""
+    """Draw some training images with their labels into a file. The first two are of those, if any,
+    that EXIF turns in a way that the sizes of labels do not tell."""
     samples = source.splits["train"]
     # Evenly over the data, whose order often is that of the classes.
     places = np.linspace(0, len(samples) - 1, min(len(samples), rows * columns)).astype(int)
-    columns = min(columns, len(places))
-    rows = math.ceil(len(places) / columns)
+    drawn = [samples[place] for place in places]
+    known = set(map(id, samples))  # of 100,000, among which == would look for long
+    unknown = [sample for sample in report.turned["unknown"] if id(sample) in known][:2]
+    drawn = [*unknown, *(s for s in drawn if s not in unknown)][: len(drawn)]
+    columns = min(columns, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(3 * columns, 3 * rows + 0.4), layout="constrained")
     present: set[int] = set()
-    for axes, place in zip(
-        figure.subplots(rows, columns, squeeze=False).flat, places, strict=False
+    for axes, sample in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, drawn, strict=False
     ):
         try:
-            picture, title, labels = _draw(source, samples[place], upright)
+            picture, title, labels = _draw(source, sample, report.upright)
         except Exception as error:  # a damaged file, which the report names
             axes.set_title(str(error)[:30], fontsize=8)
             continue
@@ -162,8 +166,7 @@ def _draw(source: Source, sample: Sample, upright: bool) -> tuple[Any, str, set[
         return drawn.permute(1, 2, 0).numpy(), title, {*labels.unique().tolist()} - {IGNORE}
     from linsight.heads.detection_figures import draw_objects
 
-    picture = read_picture(sample.file, sample.size)
-
+    picture = read_picture(sample.file, sample.size, upright)
     boxes = np.array([obj["bbox"] for obj in sample.label], float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = np.array([obj["label"] for obj in sample.label], int)

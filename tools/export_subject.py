@@ -18,7 +18,7 @@ import linsight
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.data.digits import digit_scene
-from linsight.data.segmentation import build_transforms
+from linsight.data.mask_transforms import build_transforms
 from linsight.heads.deployment import DeployedClassifier, DeployedSegmentor
 from linsight.tools.config import ConfigError, quiet_mmdet
 from linsight.tools.model import Run, class_names, open_model, read_run

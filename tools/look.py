@@ -1,4 +1,4 @@
-"""See what a classifier sees: `linsight look PICTURE --model MODEL`."""
+"""See what a model sees: `linsight look PICTURE --model MODEL`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from linsight.backbones.mixers.projected import PackedAttention, ProjectedMixer
 from linsight.backbones.skeletons.base import VisionModel
-from linsight.data.pictures import read_picture
 from linsight.heads.backbone import TimmBackbone
 from linsight.tools.config import ConfigError
-from linsight.tools.model import class_names, open_model
-from linsight.tools.predict_classification import mode_of
+from linsight.tools.predict import open_picture, open_predictor
+from linsight.tools.predict_classification import ClassificationPredictor
 from linsight.tools.prediction import Predictor
 from linsight.tools.run import report_errors
 
@@ -45,16 +44,21 @@ def look(
     ] = None,
     out: Annotated[Path, typer.Option(help="The drawing.")] = Path("look.png"),
 ) -> None:
-    """Draw a classifier's features as colours, its attention from a point, and a class's map."""
+    """Draw a model's features as colours, its attention from a point, and a class's map."""
     with report_errors():
-        net = open_model(model, model_name)
-        settings = timm.data.resolve_model_data_config(net)
-        if image_size is not None:
-            settings["input_size"] = (settings["input_size"][0], image_size, image_size)
-        mode = mode_of(settings["input_size"][0])
-        transform: Any = timm.data.create_transform(**settings)
-        x = transform(read_picture(picture).convert(mode))[None]
-        figure = draw_view(net, x, settings, class_names(net), _point(point), label)
+        predictor = open_predictor(model, model_name, torch.device("cpu"))
+        looker = Looker.of(predictor)
+        if looker is None:
+            raise ConfigError(f"--model {model} shows no features: give the checkpoint it is of")
+        if isinstance(predictor, ClassificationPredictor):
+            if image_size is not None:
+                settings = timm.data.resolve_model_data_config(predictor.model)
+                settings["input_size"] = (settings["input_size"][0], image_size, image_size)
+                predictor.transform = timm.data.create_transform(**settings)
+        elif label is not None or image_size is not None:
+            raise ConfigError(f"--label and --image-size are for classifiers, and {model} is none")
+        x = looker.predictor.prepare(open_picture(picture))
+        figure = looker.draw(x, _point(point), label)
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150)
         print(f"Drawn: {out}")
@@ -337,12 +341,13 @@ class Looker:
         colours = as_picture(x.cpu(), self.predictor.mean, self.predictor.std)
         return Image.fromarray((255 * colours).round().astype(np.uint8))
 
-    def draw(self, x: Tensor, point: tuple[float, float]) -> Figure:
-        """What :func:`draw_view` draws, of the likeliest class.
+    def draw(self, x: Tensor, point: tuple[float, float], label: str | None = None) -> Figure:
+        """What :func:`draw_view` draws.
 
         Args:
             x: image (1, C, H, W).
             point: (x, y), as shares of the image's width and height.
+            label: name or number of the class; None for the likeliest.
         """
         settings = {"mean": self.predictor.mean, "std": self.predictor.std}
-        return draw_view(self.model, x, settings, self.predictor.names, point)
+        return draw_view(self.model, x, settings, self.predictor.names, point, label)

@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 from linsight.backbones.checkpoint import check_fit
 from linsight.backbones.graphs import capture_inference
-from linsight.data.segmentation import build_transforms, named_colours
+from linsight.data.mask_transforms import build_transforms
+from linsight.data.segmentation import named_colours
 from linsight.heads.segmentation import SemanticSegmentor
 from linsight.heads.segmentation_figures import Colour, legend, overlay
 from linsight.tools.model import Run

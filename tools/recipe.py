@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import timm
 import torch
 from mmengine.config import Config
 from safetensors.torch import save_file
 
-from linsight.backbones.initialization import shapes_only
 from linsight.data.source_check import Report
-from linsight.data.sources import Source, class_counts, folder_of, write_lists
-from linsight.heads.backbone import is_plain
+from linsight.data.sources import Source, folder_of, write_lists
 from linsight.tools.config import CONFIGS, ConfigError, override, quiet_mmdet
+from linsight.tools.recipe_classification import classification
+from linsight.tools.recipe_detection import detection
 from linsight.tools.recipe_objects import COUNTED, Objects
+from linsight.tools.recipe_segmentation import segmentation
 from linsight.tools.recipe_start import Start, activation_bytes
 
 
@@ -66,6 +66,7 @@ class Task:
         steps: number of iterations that a training has if epochs are not given, at least.
         most: largest batch that is chosen, on a GPU and without one.
         bytes: how much more memory a pass takes than that of its backbone.
+        build: returns the model, the data loaders and the evaluator of a recipe.
     """
 
     runtime: str
@@ -75,6 +76,7 @@ class Task:
     steps: int
     most: tuple[int, int]
     bytes: float
+    build: Callable[[Any], dict[str, Any]]
 
 
 TASKS = {
@@ -86,6 +88,7 @@ TASKS = {
         steps=300,
         most=(128, 32),
         bytes=1.2,
+        build=classification,
     ),
     "detection": Task(
         "detection_runtime.py",
@@ -95,6 +98,7 @@ TASKS = {
         steps=600,
         most=(16, 4),
         bytes=2.5,
+        build=detection,
     ),
     "segmentation": Task(
         "segmentation_runtime.py",
@@ -104,10 +108,15 @@ TASKS = {
         steps=400,
         most=(16, 4),
         bytes=2.0,
+        build=segmentation,
     ),
 }
 TASKS["instances"] = TASKS["detection"]
 FILE = "config.py"
+# Smaller images show one thing, whole.
+WHOLE = 64
+# From so many images on a classifier's batch is larger, where it learns from scratch.
+MANY = 20_000
 
 
 def write_recipe(
@@ -171,13 +180,16 @@ class Recipe:
         self.task = TASKS[source.task]
         self.report = report
         self.images = len(source.splits["train"]) if source.splits else 50000
+        self.scratch = not (start.pretrained or start.checkpoint or start.load_from)
+        small = bool(report.sizes) and max(report.median_size) < WHOLE
+        self.whole = source.task == "classification" and small
         self.objects: Objects | None = None
         if source.task in ("detection", "instances"):
             self.objects = Objects.of(source)
         self.crowded = self.objects is not None and self.objects.most > COUNTED
         self.metric = "coco/bbox_mAP_50" if self.crowded else self.task.metric
         self.crop: int | None = None
-        self.plain = source.task != "classification" and self._check_body()
+        self.plain = source.task != "classification" and start.check_body(source.task)
         self.size, self.size_said = self._image_size()
         self.repeats = 1
         if self.objects and self.crop:
@@ -185,27 +197,26 @@ class Recipe:
             self.images *= self.repeats
         self.batch, self.batch_said = self._batch_size()
         self.iterations = max(1, self.images // self.batch)
-        self.epochs = wishes.epochs or min(
-            100, max(10, math.ceil(self._least_steps() / self.iterations))
-        )
+        # Random weights learn from an image often; published ones soon know it by heart.
+        steps, least = (3 * self.task.steps, 40) if self.scratch else (self.task.steps, 10)
+        self.epochs = wishes.epochs or min(100, max(least, math.ceil(steps / self.iterations)))
         self.steps = self.epochs * self.iterations
         # mmengine's LinearLR over a single iteration would stay at its first rate.
         self.warmup = max(2, min(self.steps // 20, 5 * self.iterations, 2000))
-        scratch = not (start.pretrained or start.checkpoint or start.load_from)
-        self.lr = wishes.lr or float(
-            f"{self.task.lr * (2 if scratch else 1) * math.sqrt(self.batch / 64):.1e}"
-        )
+        rate = self.task.lr * (2 if self.scratch else 1) * math.sqrt(self.batch / 64)
+        self.lr = float(f"{rate:.1e}") if wishes.lr is None else wishes.lr
         workers = min(16, max(1, (os.cpu_count() or 1) - 1))
         self.workers = workers if wishes.workers is None else wishes.workers
         self.interval = max(1, self.epochs // 20)
 
-    def _least_steps(self) -> int:
-        return self.task.steps * (1 if self.wishes.weights != "none" else 3)
-
     def _image_size(self) -> tuple[int, str]:
         short, long = self.report.median_size
-        if self.wishes.image_size:
-            return self.wishes.image_size, "as asked"
+        if wish := self.wishes.image_size:
+            if self.source.task != "classification" and wish < 32:
+                raise ConfigError(f"--image-size is {wish}, expected 32 or more")
+            if self.source.task == "classification" and self.start.fixed_input_size:
+                self.start.options["img_size"] = wish
+            return wish, "as asked"
         if self.source.task == "classification":
             if self.start.image_size:
                 return self.start.image_size, "that of the weights"
@@ -235,20 +246,24 @@ class Recipe:
         room = 0.7 * _free_memory()
         need = self.task.bytes * activation_bytes(self.start, self._shape(), half=gpu)
         fits = max(1, int(room / need))
+        most, more = self.task.most[not gpu], ""
+        classifier = self.source.task == "classification"
+        if gpu and self.scratch and classifier and self.images >= MANY:
+            most, more = 2 * most, f"; from scratch on {MANY:,} images or more it is twice as large"
         # An epoch has eight iterations at least.
-        batch = min(self.task.most[not gpu], fits, max(2, self.images // 8))
+        batch = min(most, fits, max(2, self.images // 8))
         batch = 1 << (batch.bit_length() - 1)
         if self.source.task == "segmentation":
             batch = max(2, batch)  # batch norms need two values for each channel
         said = f"an image takes about {need / 2**20:.0f} MiB, and {room / 2**30:.1f} GiB are free"
-        return min(batch, self.images), said
+        return min(batch, self.images), said + more
 
     def _shape(self) -> tuple[int, int]:
         if self.source.task in ("detection", "instances"):
-            return self.size, self._long()
+            return self.size, self.long()
         return self.size, self.size
 
-    def _long(self) -> int:
+    def long(self) -> int:
         """The largest longer side of images in detection."""
         if self.crop:
             return self.size
@@ -259,13 +274,7 @@ class Recipe:
         """The config's text, with comments, changed as the words say."""
         with quiet_mmdet():
             runtime = Config.fromfile(CONFIGS / "_base_" / self.task.runtime)
-        build = {
-            "classification": self._classification,
-            "detection": self._detection,
-            "instances": self._detection,
-            "segmentation": self._segmentation,
-        }[self.source.task]
-        values: dict[str, Any] = build()
+        values = self.task.build(self)
         optimizer = {"opt": "adamw", "lr": self.lr, "weight_decay": 0.05}
         if self.wishes.layer_decay and self.source.task != "classification":
             raise ConfigError(
@@ -345,7 +354,7 @@ class Recipe:
         groups: list[tuple[str, dict[str, Any]]] = [
             (
                 f"The data: {s.path}, {s.format}, for {s.task}; classes: {len(s.classes)}.\n"
-                + "".join(f"{note[0].upper()}{note[1:]}.\n" for note in s.notes),
+                + "".join(f"{_sentence(note)}\n" for note in s.notes),
                 {"data_root": str(folder_of(s)) if s.splits else "data"},
             ),
             (
@@ -354,7 +363,7 @@ class Recipe:
             ),
             (
                 f"Images of {self.size} pixels: {self.size_said}.\n"
-                f"A batch of {self.batch}: {self.batch_said}.",
+                f"A batch of {self.batch}: {self.batch_said}.\n{self._crops_said()}",
                 {
                     key: values[key]
                     for key in ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -402,17 +411,26 @@ class Recipe:
             groups.append((f"The command line said {' '.join(overrides)}.", changed))
         return head + "\n".join(_lines(comment, values) for comment, values in groups)
 
+    def _crops_said(self) -> str:
+        """How much of a classifier's images is cropped away, in words."""
+        if not self.whole:
+            return ""
+        return (
+            f"Images of less than {WHOLE} pixels show one thing, whole: crops keep 60 % of them at "
+            "least, and RandAugment, which is made for photographs of 224 pixels, is left out."
+        )
+
     def _objects_said(self) -> str:
         """What of a detector's model follows from the objects, in words."""
         if not self.objects:
             return ""
-        anchor = self.objects.anchor(self._seen())
+        anchor = self.objects.anchor(self.seen())
         return (
             f"The smallest anchors have {anchor:.0f} pixels, and {self.objects.kept} objects of an "
             f"image are kept, of which the most crowded has {self.objects.most}."
         )
 
-    def _seen(self) -> np.ndarray:
+    def seen(self) -> np.ndarray:
         """The sides of the objects as a detector sees them, in pixels."""
         objects = cast(Objects, self.objects)
         return objects.sides if self.crop else objects.resized(self.size)
@@ -432,7 +450,8 @@ class Recipe:
             return values["evaluator"]
         return {**values["evaluator"], "ann_file": self.lists.get(split) or self.lists["val"]}
 
-    def _loaders(self, train: dict, test: dict, collate: str, val_batch: int) -> dict[str, Any]:
+    def loaders(self, train: dict, test: dict, collate: str, val_batch: int) -> dict[str, Any]:
+        """The data loaders of data sets by their split, and of how many images they validate."""
         common = {
             "num_workers": self.workers,
             "collate_fn": {"type": collate},
@@ -456,231 +475,16 @@ class Recipe:
             **loaders,
         }
 
-    def _backbone(self) -> dict[str, Any]:
+    def backbone(self) -> dict[str, Any]:
+        """Arguments of the backbone in the config."""
         frozen = self.wishes.frozen_stages
         return self.start.backbone() | ({} if frozen is None else {"frozen_stages": frozen})
 
-    def _classification(self) -> dict[str, Any]:
-        s = self.source
-        model: dict[str, Any] = {
-            "type": "ImageClassifier",
-            "backbone": self._backbone(),
-            "num_classes": len(s.classes),
-            "label_smoothing": 0.1,
-        }
-        if self.wishes.class_weights:
-            counts = class_counts(s, "train")
-            if not s.splits:
-                raise ConfigError(
-                    "--class-weights counts images, which Hugging Face data sets hide"
-                )
-            weights = _class_weights(counts)
-            model["loss"] = {"type": "torch.nn.CrossEntropyLoss", "weight": weights}
-        prepared = {k: v for k, v in self.start.preparation.items() if k != "crop_pct"}
-        augmented = {
-            "input_size": self.size,
-            "is_training": True,
-            "scale": (0.35, 1.0),
-            "color_jitter": 0.3,
-            "auto_augment": "rand-m5-n2-mstd0.5-inc1",
-            "re_prob": 0.1,
-            "re_mode": "pixel",
-            **prepared,
-        }
-        plain = {"input_size": self.size, "crop_pct": 1.0, **prepared}
-        if not s.splits:
-            sets = {
-                split: {
-                    "type": "TimmDataset",
-                    "root": str(Path.home() / ".cache" / "huggingface" / "datasets"),
-                    **arguments,
-                    "transform": augmented if split == "train" else plain,
-                }
-                for split, arguments in s.reader.items()
-            }
-        else:
-            sets = {
-                split: {
-                    "type": "TimmDataset",
-                    "root": str(folder_of(s)),
-                    "annotations": file,
-                    "classes": s.classes,
-                    "transform": augmented if split == "train" else plain,
-                }
-                for split, file in self.lists.items()
-            }
-        loaders = self._loaders(sets, sets, "default_collate", self.batch)
-        return {"model": model, **loaders, "evaluator": self.task.evaluator}
 
-    def _segmentation(self) -> dict[str, Any]:
-        s = self.source
-        model: dict[str, Any] = {
-            "type": "SemanticSegmentor",
-            "backbone": {**self._backbone(), "output_norm_eps": 1e-6},
-            "decode_head": {"type": "SegformerHead", "channels": 256},
-            "num_classes": len(s.classes),
-        }
-        if self.plain:
-            model["neck"] = {"type": "SimpleFeaturePyramid", "out_channels": 256}
-        if self.wishes.class_weights:
-            weights = _class_weights(self.report.counts["train"])
-            model["loss"] = {"type": "PixelCrossEntropy", "class_weight": weights}
-        place = "torchvision.transforms.v2"
-        train = [
-            {"type": "RandomClassCrop", "size": self.size, "cat_max_ratio": 0.75},
-            {"type": f"{place}.RandomHorizontalFlip"},
-            {"type": "PhotometricDistortion"},
-        ]
-        statistics = {
-            k: self.start.preparation[k] for k in ("mean", "std") if k in self.start.preparation
-        }
-
-        def dataset(file: str, training: bool) -> dict[str, Any]:
-            return {
-                "type": "SegmentationFolder",
-                "root": str(folder_of(s)),
-                "annotations": file,
-                "classes": s.classes,
-                "label_map": s.label_map,
-                **({} if self.report.upright else {"upright": False}),
-                **statistics,
-                **({"transforms": train} if training else {"test_mode": True}),
-            }
-
-        sets = {split: dataset(file, split == "train") for split, file in self.lists.items()}
-        # Images of several sizes do not stack.
-        loaders = self._loaders(sets, sets, "default_collate", 1)
-        return {"model": model, **loaders, "evaluator": self.task.evaluator}
-
-    def _check_body(self) -> bool:
-        """Whether the body has maps of one stride, of which a neck makes a pyramid.
-
-        Raises:
-            ConfigError: it has maps of two or three strides, or takes images of one size alone.
-        """
-        name, task = self.start.name, self.source.task
-        with shapes_only():
-            if self.start.fixed_input_size and not self._free_size():
-                raise ConfigError(
-                    f"--model {name} takes images of {self.start.fixed} pixels alone, and "
-                    f"{task} needs any size: take one of linsight models, such as rala_vit_tiny"
-                )
-            levels = cast(Any, timm.create_model(name)).feature_info
-        strides = {level["reduction"] for level in levels}
-        if not is_plain(levels) and len(strides) < 4:
-            raise ConfigError(
-                f"--model {name} has maps of the strides "
-                f"{', '.join(map(str, sorted(strides)))} alone, and {task} needs "
-                "four, such as those of rala_vit_tiny"
-            )
-        return is_plain(levels)
-
-    def _free_size(self) -> bool:
-        """Whether timm's model can be told to take images of any size; it then is."""
-        choices: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}]
-        for option in choices:
-            try:
-                timm.create_model(self.start.name, **self.start.options, **option)
-            except TypeError:
-                continue
-            self.start.options |= option
-            return True
-        return False
-
-    def _detection(self) -> dict[str, Any]:
-        s = self.source
-        plain = self.plain
-        instances = s.task == "instances"
-        base = "mask_rcnn_fpn.py" if instances else "retinanet_fpn.py"
-        with quiet_mmdet():
-            model = Config.fromfile(CONFIGS / "_base_" / "models" / base).model.to_dict()
-        levels = {} if instances or plain else {"out_indices": (1, 2, 3)}
-        if plain:
-            first = 4 if instances else 8
-            strides = tuple(first * 2**i for i in range(5))
-            model["neck"] = {
-                "type": "SimpleFeaturePyramid",
-                "out_channels": 256,
-                "strides": strides,
-            }
-        model["backbone"] = {
-            "type": "TimmBackbone",
-            **self._backbone(),
-            **levels,
-            "output_norm_eps": 1e-6,
-        }
-        count = len(s.classes)
-        if instances:
-            model["roi_head"]["bbox_head"]["num_classes"] = count
-            model["roi_head"]["mask_head"]["num_classes"] = count
-        else:
-            model["bbox_head"]["num_classes"] = count
-        if self.wishes.class_weights:
-            raise ConfigError("--class-weights is for classifiers and segmentors")
-        objects = cast(Objects, self.objects)
-        objects.adapt(model, self._seen())
-        mean, std = (self.start.preparation.get(k) for k in ("mean", "std"))
-        if mean and std:
-            model["data_preprocessor"]["mean"] = [round(255 * v, 3) for v in mean]
-            model["data_preprocessor"]["std"] = [round(255 * v, 3) for v in std]
-        load = [
-            {"type": "LoadImageFromFile"},
-            {"type": "LoadAnnotations", "with_bbox": True, "with_mask": instances},
-        ]
-        keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-        factors = (0.75, 1.0, 1.25)
-        if self.crop:
-            resized = [[{"type": "Resize", "scale_factor": f, "keep_ratio": True}] for f in factors]
-            view: list[dict[str, Any]] = [
-                {"type": "RandomChoice", "transforms": resized},
-                {
-                    "type": "RandomCrop",
-                    "crop_size": (self.crop, self.crop),
-                    "allow_negative_crop": True,
-                },
-            ]
-            resize: dict[str, Any] = {"scale_factor": 1.0}
-        else:
-            long = self._long()
-            scales = [(long, round(self.size * f / 32) * 32) for f in factors]
-            view = [{"type": "RandomChoiceResize", "scales": scales, "keep_ratio": True}]
-            resize = {"scale": (long, self.size)}
-        train = [*load, *view, {"type": "RandomFlip", "prob": 0.5}, {"type": "PackDetInputs"}]
-        test = [
-            load[0],
-            {"type": "Resize", **resize, "keep_ratio": True},
-            load[1],
-            {"type": "PackDetInputs", "meta_keys": keys},
-        ]
-
-        def dataset(file: str, training: bool) -> dict[str, Any]:
-            return {
-                "type": "CheckedCocoDataset",
-                "ann_file": file,
-                "data_root": "",
-                "data_prefix": {"img": f"{folder_of(s)}/"},
-                "metainfo": {"classes": tuple(s.classes)},
-                "test_mode": not training,
-                "pipeline": train if training else test,
-            }
-
-        sets = {split: dataset(file, split == "train") for split, file in self.lists.items()}
-        if self.repeats > 1:
-            repeated = {"type": "RepeatDataset", "times": self.repeats, "dataset": sets["train"]}
-            sets["train"] = repeated
-        loaders = self._loaders(sets, sets, "pseudo_collate", 1)
-        evaluator = {**self.task.evaluator, "metric": ["bbox", "segm"] if instances else "bbox"}
-        if self.crowded:
-            evaluator["proposal_nums"] = (100, 300, max(1000, objects.kept))
-            evaluator["metric_items"] = ["mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"]
-        return {"model": model, **loaders, "evaluator": evaluator}
-
-
-def _class_weights(counts: list[int]) -> list[float]:
-    """Weights by which every class that occurs counts alike, 1 on average over the labels."""
-    present = [count for count in counts if count]
-    total = sum(present)
-    return [round(total / (len(present) * count), 4) if count else 1.0 for count in counts]
+def _sentence(note: str) -> str:
+    """A note as a sentence; names of files, which begin some, stay as they are."""
+    named = "." in note.split()[0]
+    return f"{note if named else note[0].upper() + note[1:]}."
 
 
 def _lines(comment: str, values: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from linsight.data.source_check import box_fault
+from linsight.data.boxes import box_fault
 from linsight.data.sources import Source, image_size
 
 # COCO calls objects whose side is shorter than this small.
@@ -43,7 +43,7 @@ class Objects:
             size = sample.size or image_size(sample.file)
             areas.append(math.prod(size))
             for thing in sample.label:
-                if box_fault(thing, size) is None and not thing.get("iscrowd"):
+                if box_fault(thing["bbox"], *size) is None and not thing.get("iscrowd"):
                     width, height = map(float, thing["bbox"][2:])
                     sides.append(math.sqrt(width * height))
                     scales.append(min(size))

@@ -11,11 +11,33 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from linsight.backbones.initialization import shapes_only
-from linsight.heads.backbone import create_backbone
+from linsight.heads.backbone import create_backbone, is_plain
 from linsight.heads.published import require_weights
 from linsight.kernels import force
 from linsight.tools.config import ConfigError
 from linsight.tools.model import Run, read_run
+
+KNOWN = ("pretrained", "none")
+_NO_MODEL = "--model is missing, such as --model rala_vit_tiny: linsight models"
+
+
+def check_names(model: str | None, weights: str) -> None:
+    """Refuse names of a model and its weights that do not exist, at once.
+
+    Raises:
+        ConfigError: no model is named.
+        ValueError: there is no such model.
+        FileNotFoundError: there is no such file.
+    """
+    if weights not in KNOWN and not Path(weights).exists():
+        raise FileNotFoundError(f"--weights is {weights!r}, expected pretrained, none or a file")
+    if model is None and weights in KNOWN:
+        raise ConfigError(_NO_MODEL)
+    place, colon, _ = (model or "").partition(":")
+    if colon and place not in ("local-dir", "hf-hub"):
+        raise ConfigError(f"--model is {model!r}, expected a name, local-dir:FOLDER or hf-hub:NAME")
+    if place and not colon and not timm.is_model(place.split(".")[0]):
+        create_backbone(place)  # its error names the nearest models
 
 
 class Start:
@@ -34,8 +56,6 @@ class Start:
     """
 
     def __init__(self, name: str) -> None:
-        if ":" not in name and not timm.is_model(name.split(".")[0]):
-            create_backbone(name)  # its error names the nearest models
         self.name = name
         self.options: dict[str, Any] = {}
         self.said = "random weights"
@@ -66,15 +86,12 @@ class Start:
             CheckpointError: the weights cannot be had.
             FileNotFoundError: there is no such file.
         """
-        known = weights in ("pretrained", "none")
-        if not known and not Path(weights).exists():
-            raise FileNotFoundError(
-                f"--weights is {weights!r}, expected pretrained, none or a file"
-            )
+        known = weights in KNOWN
+        check_names(model, weights)
         run = None if known else read_run(weights)
         name = model or (run and run.config.model.backbone.model_name)
         if not name:
-            raise ConfigError("--model is missing, such as --model rala_vit_tiny: linsight models")
+            raise ConfigError(_NO_MODEL)
         start = cls(name)
         if run is not None:
             start._take(run, weights, task)
@@ -121,6 +138,12 @@ class Start:
             for key, value in run.state.items()
             if key.startswith(prefix)
         }
+        if model.type != "ImageClassifier":
+            # It keeps nothing that stands behind the last stage: this begins anew.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                net = timm.create_model(self.name, num_classes=0, **self.options)
+            self.state = {**cast(nn.Module, net).state_dict(), **self.state}
 
     def backbone(self) -> dict[str, Any]:
         """Arguments of the backbone in a config."""
@@ -128,6 +151,42 @@ class Start:
         if self.checkpoint:
             weights = {"checkpoint": self.checkpoint}
         return {"model_name": self.name, **self.options, **weights}
+
+    def check_body(self, task: str) -> bool:
+        """Whether the body has maps of one stride, of which a neck makes a pyramid.
+
+        Raises:
+            ConfigError: it has maps of two or three strides, or takes images of one size alone.
+        """
+        name = self.name
+        with shapes_only():
+            if self.fixed_input_size and not self._free_size():
+                raise ConfigError(
+                    f"--model {name} takes images of {self.fixed} pixels alone, and "
+                    f"{task} needs any size: take one of linsight models, such as rala_vit_tiny"
+                )
+            levels = cast(Any, timm.create_model(name)).feature_info
+        strides = {level["reduction"] for level in levels}
+        if not is_plain(levels) and len(strides) < 4:
+            raise ConfigError(
+                f"--model {name} has maps of the strides "
+                f"{', '.join(map(str, sorted(strides)))} alone, and {task} needs "
+                "four, such as those of rala_vit_tiny"
+            )
+        return is_plain(levels)
+
+    def _free_size(self) -> bool:
+        """Whether timm's model can be told to take images of any size; it then is."""
+        choices: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}]
+        for option in choices:
+            try:
+                with shapes_only():
+                    timm.create_model(self.name, **self.options | option)
+            except TypeError:
+                continue
+            self.options |= option
+            return True
+        return False
 
 
 def activation_bytes(start: Start, size: tuple[int, int], half: bool) -> int:

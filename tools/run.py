@@ -186,6 +186,8 @@ def report_errors() -> Iterator[None]:
     program itself keeps its traceback.
     """
     warnings.filterwarnings("ignore", module=r"(mmengine|timm|torch)\b")
+    # Figures have names of classes and files, in any writing.
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")
     # Without this each line of the log becomes a traceback when the disk is full.
     logging.raiseExceptions = False
     try:

@@ -22,6 +22,7 @@ from linsight.tools.config import ConfigError, _nearest
 from linsight.tools.export import write_safetensors
 from linsight.tools.model import open_model
 from linsight.tools.recipe import FILE, Wishes, write_recipe
+from linsight.tools.recipe_start import check_names
 from linsight.tools.run import (
     LauncherOption,
     Overrides,
@@ -147,6 +148,10 @@ def run(**options: Any) -> Path:
     given = SimpleNamespace(**{name: known[name].default for name in known} | options)
     words, config = list(given.words or []), given.config
     if config is not None and (given.data is not None or "=" in str(config)):
+        if not given.resume and "=" not in str(config):
+            raise ConfigError(
+                f"{config} stands beside --data, which takes no config: --model names a model"
+            )
         # What stands for a config is then a word that follows --resume or changes the config.
         words.insert(0, str(config))
         config = None
@@ -184,7 +189,7 @@ def run(**options: Any) -> Path:
         _choose_device(given.device)
         if given.data is not None:
             data = str(given.data)
-            name = f"{Path(data).stem}_{given.model or 'tuned'}"
+            name = f"{Path(data).resolve().stem}_{given.model or 'tuned'}"
             work_dir = work_dir or Path("work_dirs", name)
             config = str(_config_for(data, given.task, wishes, work_dir, given.resume, overrides))
         elif config is None:
@@ -235,13 +240,14 @@ def _config_for(
             f"the work dir {work_dir} holds a training: --resume goes on with it, and --work-dir "
             "names another folder"
         )
+    check_names(wishes.model, wishes.weights)
     # With several processes each reads the data, and the first one writes.
     source = read_source(data, check_task(task), wishes.seed)
     report = inspect_data(source)
     with lock_work_dir(work_dir):
         file = write_recipe(source, report, wishes, work_dir, overrides)
         if source.splits:
-            draw_samples(source, work_dir / "samples.png", upright=report.upright)
+            draw_samples(source, report, work_dir / "samples.png")
     print(file.read_text(encoding="utf-8"))
     print(f"This config is {file}; samples of the data with their labels: {work_dir}/samples.png")
     return file

@@ -12,6 +12,7 @@ from PIL import Image
 import linsight.data.classification
 import linsight.data.segmentation  # noqa: F401
 from linsight.data.pictures import prepare, read_picture
+from linsight.data.sources import image_size
 from linsight.tools.load import LoadedModel
 
 RAMP = np.linspace(0, 65535, 40 * 48).reshape(40, 48).astype(np.uint16)
@@ -148,23 +149,35 @@ def test_every_data_set_reads_what_prediction_reads(tmp_path, kind):
     assert np.array_equal(in_8_bits(dataset[0][0], dataset.metainfo), wanted)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("stored", [False, True], ids=["upright", "stored"])
-def test_the_size_says_which_way_masks_and_boxes_are(tmp_path, stored):
-    """A picture of 32 x 64 lies on its side in the file, and its annotations may as well."""
+def test_which_way_masks_and_boxes_are(tmp_path, stored, orientation, suffix):
+    """Annotations are of the picture upright, or as it lies in the file. Where EXIF swaps its
+    sides their size says which, and `upright` elsewhere."""
     from linsight.data.coco import LoadPicture
 
     pixels = np.random.default_rng(0).integers(0, 255, (32, 64, 3), dtype=np.uint8)
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
-    turned(pixels, 6, tmp_path / "images" / "a.png")
-    wanted = np.rot90(pixels, 1) if stored else pixels
+    file = tmp_path / "images" / f"a.{suffix}"
+    turned(pixels, orientation, file)
+    assert image_size(file) == (64, 32)
+    turned(pixels, orientation, tmp_path / "as_it_lies.png")
+    wanted = pixels
+    if stored:
+        with Image.open(tmp_path / "as_it_lies.png") as lying:
+            wanted = np.asarray(lying)
     height, width, _ = wanted.shape
+    swapped = (height, width) != (32, 64)
+    upright = {} if swapped else {"upright": not stored}
     Image.new("L", (width, height)).save(tmp_path / "masks" / "a.png")
     folder = {"type": "SegmentationFolder", "root": str(tmp_path), "images": "images"}
-    dataset = DATASETS.build({**folder, "masks": "masks", "classes": ["a"]})
+    dataset = DATASETS.build({**folder, "masks": "masks", "classes": ["a"], **upright})
     assert np.array_equal(in_8_bits(dataset[0][0], dataset.metainfo), wanted)
-    load = LoadPicture(SimpleNamespace(backend_args=None, ignore_empty=False, to_float32=False))
-    entry = {"img_path": str(tmp_path / "images" / "a.png"), "width": width, "height": height}
+    step = SimpleNamespace(backend_args=None, ignore_empty=False, to_float32=False)
+    load = LoadPicture(step, **upright)
+    entry = {"img_path": str(file), "width": width, "height": height}
     assert np.array_equal(load(dict(entry))["img"][..., ::-1], wanted)
-    with pytest.raises(ValueError, match=r"the picture has 64 x 32 pixels, and its entry .* 9 x"):
+    with pytest.raises(ValueError, match=r"the picture has .* pixels, and its entry .* 9 x"):
         load({**entry, "width": 9})

@@ -14,12 +14,13 @@ from torchvision import tv_tensors
 
 from linsight.data.digits import digit_scene
 from linsight.data.loading import DataCheckHook, DataError
-from linsight.data.segmentation import (
-    IGNORE,
+from linsight.data.mask_transforms import (
+    PhotometricDistortion,
     RandomClassCrop,
     build_transforms,
-    named_colours,
 )
+from linsight.data.masks import IGNORE
+from linsight.data.segmentation import named_colours
 from linsight.heads.segmentation_figures import class_colours
 
 FLIP = {"type": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1.0}
@@ -383,8 +384,6 @@ class TestRandomClassCrop:
 
 class TestPhotometricDistortion:
     def draw(self, image, draws=300):
-        from linsight.data.segmentation import PhotometricDistortion
-
         distortion = PhotometricDistortion()
         return torch.stack([distortion(image).float() for _ in range(draws)])
 
@@ -398,8 +397,6 @@ class TestPhotometricDistortion:
         assert means.mean().item() == pytest.approx(level, rel=0.02)
 
     def test_colours_change_and_masks_do_not(self):
-        from linsight.data.segmentation import PhotometricDistortion
-
         ramp = torch.arange(3 * 64, dtype=torch.uint8).view(3, 8, 8)
         images = self.draw(tv_tensors.Image(ramp))
         assert images.amin() >= 0

@@ -64,6 +64,9 @@ class TestClassFolders:
         assert Counter(s.label for s in [*train, *val]) == {0: 5, 1: 12}
         assert Counter(s.label for s in val) == {0: 1, 1: 2}
         assert not set(names(train)) & {".hidden.png", "loose.png"}
+        # A training in the folder of the data leaves its figures there.
+        write(folders / "work_dirs" / "run" / "samples.png")
+        assert read_source(folders).classes == source.classes
         assert any("20%" in note and "seed 0" in note for note in source.notes)
         assert any("1 images lie beside" in note for note in source.notes)
         again = read_source(folders)
@@ -82,6 +85,11 @@ class TestClassFolders:
             "test": 2,
         }
         assert "the split val has no image of b" in source.notes
+
+    def test_files_of_telephones_are_named(self, folders):
+        (folders / "dog" / "IMG_1.HEIC").write_bytes(b"x")
+        notes = read_source(folders).notes
+        assert any("1 files of Apple's format HEIC are left out" in note for note in notes)
 
     def test_numbers_are_sorted_as_numbers(self, tmp_path):
         for name in ("2", "10", "1"):
@@ -186,10 +194,65 @@ class TestCOCO:
     def test_faults_are_counted(self, objects):
         report = check_source(read_source(objects))
         assert report.boxes == {
-            "reach beyond the edge of their image": 1,
-            "lie outside their image": 1,
+            "with a box that reaches beyond the edges of the image": 1,
+            "with a box outside the image": 1,
         }
         assert sum(map(sum, report.counts.values())) == 5
+
+    def test_boxes_of_pictures_as_they_are_stored(self, tmp_path):
+        images, annotations = [], []
+        for number, orientation in enumerate((1, 3, 6, 6), 1):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            write(tmp_path / f"{number}.jpg", size=(24, 16), exif=exif)
+            images.append((number, f"{number}.jpg"))
+            annotations.append({"image_id": 7 * number, "category_id": 11, "bbox": [20, 1, 3, 3]})
+        content = coco(images, annotations)
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        report = check_source(read_source(tmp_path))
+        assert not report.upright
+        assert not report.boxes
+        (fault,) = report.faults()
+        assert "1 images are turned or mirrored by EXIF (2.jpg)" in fault
+        content["images"][0]["width"] = 25
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        (corrupt,) = check_source(read_source(tmp_path)).corrupt.items()
+        assert corrupt == (tmp_path / "1.jpg", "it has 24 x 16 pixels, and its entry 25 x 16")
+
+    def test_what_other_programs_write(self, tmp_path):
+        """Sizes as texts, names with backslashes, outlines without boxes, a category twice."""
+        content = coco([(i, f"in\\{i}.png") for i in range(4)], [], ("ape", "ape"))
+        for image in content["images"]:
+            image |= {"width": "24", "height": "16"}
+        outline = {"segmentation": [[1, 2, 9, 2, 5, 8], [3, 9, 4, 9, 4, 12]]}
+        content["annotations"] = [
+            {"id": 9 + i, "image_id": 7 * i, "category_id": 11 + 9 * (i % 2), **outline}
+            for i in range(4)
+        ]
+        for i in range(4):
+            write(tmp_path / "pictures" / "in" / f"{i}.png")
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        source = read_source(tmp_path)
+        assert (source.task, source.classes) == ("instances", ["ape"])
+        assert source.splits["train"][0].size == (24, 16)
+        assert source.splits["train"][0].label[0]["bbox"] == [1, 2, 8, 10]
+        note = "labels.json: 4 annotations without a box, which their outlines give: mended"
+        assert note in source.notes
+        report = check_source(source)
+        assert not report.corrupt
+        assert not report.boxes
+
+    def test_boxes_in_shares_of_the_sides(self, tmp_path):
+        annotations = [
+            {"image_id": 7 * i, "category_id": 11, "bbox": [0.1, 0.2, 0.3, 0.4]} for i in range(4)
+        ]
+        for i in range(4):
+            write(tmp_path / f"{i}.png")
+        content = coco([(i, f"{i}.png") for i in range(4)], annotations)
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        assert check_source(read_source(tmp_path)).faults() == [
+            "4 objects with a box less than a pixel wide or high"
+        ]
 
     def test_files_for_train_and_val_with_masks(self, tmp_path):
         polygon = {"category_id": 11, "bbox": [1, 2, 5, 6], "segmentation": [[1, 2, 6, 2, 6, 8]]}
@@ -204,6 +267,36 @@ class TestCOCO:
         assert names(source.splits["val"]) == ["val.png"]
         assert read_source(tmp_path, task="detection").task == "detection"
 
+    def test_faulty_outlines(self, tmp_path):
+        polygon, line = [[1, 2, 6, 2, 6, 8]], [[1, 2, 6, 2]]
+        swapped = {"size": [24, 16], "counts": [384]}
+        outlines = [polygon, polygon + line, line, swapped, RUN_LENGTHS]
+        common = {"category_id": 11, "bbox": [1, 2, 5, 6]}
+        annotations = [
+            {"image_id": 7 * i, "segmentation": outline, **common}
+            for i, outline in enumerate(outlines)
+        ]
+        for i in range(5):
+            write(tmp_path / f"{i}.png")
+        file = tmp_path / "labels.json"
+        file.write_text(json.dumps(coco([(i, f"{i}.png") for i in range(5)], annotations)))
+        source = read_source(file)
+        assert source.task == "instances"
+        kept = {s.file.name: s.label for found in source.splits.values() for s in found}
+        assert [len(kept[f"{i}.png"]) for i in range(5)] == [1, 1, 0, 0, 1]
+        assert kept["1.png"][0]["segmentation"] == polygon
+        assert {
+            "1 objects with polygons of fewer than 3 points are left out",
+            "1 objects with run lengths of another size than the image's are left out",
+        } <= set(source.notes)
+        annotations[0]["segmentation"] = [[]]
+        file.write_text(json.dumps(coco([(i, f"{i}.png") for i in range(5)], annotations)))
+        source = read_source(file)
+        assert source.task == "detection"
+        note = "1 of 5 objects have no outline, so that boxes alone are learned"
+        assert note in source.notes
+        assert sum(map(len, (s.label for f in source.splits.values() for s in f))) == 5
+
     def test_images_that_are_nowhere(self, tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(coco([(1, "x.png")], [])))
         with pytest.raises(DataError, match=r"its images, such as 'x.png', are in no folder"):
@@ -211,6 +304,38 @@ class TestCOCO:
 
 
 class TestYOLO:
+    @pytest.mark.parametrize("layout", ["split by split", "beside"])
+    def test_without_yaml(self, tmp_path, layout):
+        """As Roboflow lays out its data, and as LabelImg writes."""
+        for split in ("train", "valid"):
+            for index in range(2):
+                name = f"{split}{index}"
+                images, labels = (
+                    (tmp_path / split / "images", tmp_path / split / "labels")
+                    if layout == "split by split"
+                    else (tmp_path, tmp_path)
+                )
+                write(images / f"{name}.png", size=(100, 50))
+                labels.mkdir(exist_ok=True)
+                (labels / f"{name}.txt").write_text(f"{index} 0.5 0.5 0.2 0.4\n")
+        (tmp_path / "classes.txt").write_text("ape\nbee\n")
+        source = read_source(tmp_path)
+        assert (source.format, source.classes) == ("YOLO's labels", ["ape", "bee"])
+        assert sum(map(len, source.splits.values())) == 4
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        write(source.splits["train"][0].file, size=(50, 100), exif=exif)
+        (fault,) = check_source(read_source(tmp_path)).faults()
+        assert fault.startswith("1 images are turned or mirrored by EXIF (")
+        assert fault.endswith("set upright; if they are not, delete the orientation in the files")
+        if layout == "split by split":
+            assert names(source.splits["val"]) == ["valid0.png", "valid1.png"]
+
+    def test_a_yaml_whose_images_are_nowhere(self, tmp_path):
+        (tmp_path / "data.yaml").write_text("train: nowhere\nnames: [ape]\n")
+        with pytest.raises(DataError, match=r"data.yaml: train is 'nowhere', where no image is"):
+            read_source(tmp_path / "data.yaml")
+
     def test_yaml_and_labels(self, tmp_path):
         for split in ("train", "val"):
             for index in range(2):
@@ -308,6 +433,35 @@ class TestMasks:
         assert labels.unique().tolist() == [0, 3]
         assert dataset.name_of(0).startswith("images")
 
+    def test_damaged_masks_are_left_to_the_check(self, tmp_path):
+        for index in range(4):
+            write(tmp_path / "images" / f"{index}.jpg")
+            write_mask(tmp_path / "masks" / f"{index}.png", [0, 1, 2])
+        (tmp_path / "masks" / "1.png").write_bytes(b"x")
+        source = read_source(tmp_path)
+        assert source.classes == ["background", "1", "2"]
+        (fault,) = check_source(source).faults()
+        assert fault.startswith("1 masks do not fit: 1.png")
+
+    def test_masks_of_pascal_voc(self, tmp_path):
+        for index in range(4):
+            write(tmp_path / "JPEGImages" / f"{index}.jpg")
+            write_mask(tmp_path / "SegmentationClass" / f"{index}.png", [0, 1, 255])
+        (tmp_path / "Annotations").mkdir()
+        (tmp_path / "Annotations" / "0.xml").write_text(
+            "<annotation><filename>0.jpg</filename><object><name>a</name><bndbox><xmin>1</xmin>"
+            "<ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"
+        )
+        source = read_source(tmp_path, task="segmentation")
+        assert source.label_map == {0: 0, 1: 1}
+
+    def test_masks_as_jpeg(self, tmp_path):
+        for index in range(2):
+            write(tmp_path / "images" / f"{index}.png")
+            write(tmp_path / "masks" / f"{index}.jpg", mode="L")
+        with pytest.raises(DataError, match=r"0\.jpg: JPEG does not keep the numbers of a mask"):
+            read_source(tmp_path)
+
     def test_faults_are_named(self, tmp_path):
         for index in range(4):
             write(tmp_path / "images" / f"{index}.jpg")
@@ -328,9 +482,13 @@ class TestMasks:
 
     def test_one_size_tells_how_all_masks_were_drawn(self, tmp_path):
         source, report = self.turned_masks(tmp_path, (1, 2, 3, 4, 6))
-        assert report.turned == {"stored": 1, "unknown": 3}
+        assert {told: len(found) for told, found in report.turned.items()} == {
+            "stored": 1,
+            "unknown": 3,
+        }
         assert not report.upright
-        assert not report.faults()
+        (fault,) = report.faults()
+        assert "as they are stored, as by their sizes those of 1 others; if they are not" in fault
         lists = write_lists(source, tmp_path / "lists")
         for split, samples in source.splits.items():
             images = SegmentationFolder(
@@ -353,9 +511,28 @@ class TestMasks:
         _, report = self.turned_masks(tmp_path, (1, 3, 4))
         assert report.upright
         (fault,) = report.faults()
-        assert fault.startswith(
-            "2 images are turned by EXIF, and their masks are taken to be those"
+        assert fault == (
+            "2 images are turned or mirrored by EXIF (4.png), and their labels are taken to be "
+            "those of the pictures set upright; if they are not, set upright=False in the data "
+            "sets of the config"
         )
+
+
+class TestTables:
+    def test_names_without_endings(self, tmp_path):
+        for index in range(4):
+            write(tmp_path / "images" / f"{index}.webp")
+        rows = "".join(f"{i}\tcat {i % 2}\n" for i in range(4))
+        (tmp_path / "labels.tsv").write_text("Image\tLabel\n" + rows)
+        for path in (tmp_path, tmp_path / "labels.tsv"):
+            source = read_source(path)
+            assert source.classes == ["cat 0", "cat 1"]
+            assert sum(map(len, source.splits.values())) == 4
+
+    def test_another_encoding(self, tmp_path):
+        (tmp_path / "labels.csv").write_bytes("file,label\nä.png,ö\n".encode("latin-1"))
+        with pytest.raises(DataError, match=r"labels\.csv is no text in UTF-8: save it so"):
+            read_source(tmp_path / "labels.csv")
 
 
 class TestCheck:

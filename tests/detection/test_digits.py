@@ -114,6 +114,13 @@ def test_objects_are_drawn_in_their_colours():
     assert (np.asarray(small) == 255).all()
 
 
+def test_names_are_written_in_other_letters_than_ascii():
+    image, box = np.zeros((200, 400, 3), np.uint8), np.array([[50.0, 100, 100, 160]])
+    drawn = [draw_objects(image, box, np.array([0]), names=[name]) for name in "üéж"]
+    # A letter that the font lacks is drawn as a box.
+    assert len({picture.tobytes() for picture in drawn}) == 3
+
+
 def test_figure_of_what_was_found(scenes):
     hook = ObjectsFigureHook(rows=2, columns=2, score_threshold=0.7)
     hook.reset()

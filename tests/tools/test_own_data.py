@@ -5,22 +5,27 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image, ImageDraw
 
 import linsight
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
-from linsight.data.source_check import check_source
-from linsight.data.sources import read_source
+from linsight.data.source_check import Report, check_source
+from linsight.data.sources import Sample, Source, read_source
 from linsight.heads import published
 from linsight.heads.classification import ImageClassifier
+from linsight.tools.check import check
 from linsight.tools.config import ConfigError, load_config
-from linsight.tools.recipe import Wishes, write_recipe
+from linsight.tools.look import look
+from linsight.tools.recipe import Recipe, Wishes, write_recipe
+from linsight.tools.recipe_start import Start
 from linsight.tools.results import Objects
 from linsight.tools.schedule import drop_empty_schedules, schedule_faults, set_epochs
 from linsight.tools.test import test as run_test
@@ -127,6 +132,39 @@ class TestConfig:
         # The average forgets most of the first weights within a fifth of the training.
         assert cfg.default_hooks.ema.decay ** (iterations * 2) < 0.3
         assert cfg.train_dataloader.dataset.transform.input_size == 96
+        assert recipe(photos, tmp_path, lr=0.0).optim_wrapper.optimizer.lr == 0
+
+    def test_small_images_are_cropped_less(self, photos, tmp_path):
+        """They show one thing, whole."""
+        large = tmp_path / "large"
+        for file in photos.glob("*/[1-3] *.png"):
+            (large / file.parent.name).mkdir(parents=True, exist_ok=True)
+            Image.open(file).resize((64, 48)).save(large / file.parent.name / file.name)
+        wanted = {photos: ([0.6, 1.0], None), large: ([0.35, 1.0], "rand-m5-n2-mstd0.5-inc1")}
+        for data, (scale, augment) in wanted.items():
+            transform = recipe(data, tmp_path / "run").train_dataloader.dataset.transform
+            assert (list(transform.scale), transform.auto_augment) == (scale, augment)
+            text = (tmp_path / "run" / "config.py").read_text()
+            assert ("show one thing, whole: crops keep 60 %" in text) == (data == photos)
+
+    @pytest.mark.parametrize(
+        ("images", "pretrained", "batch", "lr", "epochs"),
+        [
+            (55_000, False, 256, 2e-3, 40),
+            (19_000, False, 128, 1.4e-3, 40),
+            (55_000, True, 128, 7.1e-4, 10),
+        ],
+    )
+    def test_many_images_on_a_gpu(self, monkeypatch, images, pretrained, batch, lr, epochs):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (100 << 30, 140 << 30))
+        samples = [Sample(Path("a.png"), 0)] * images
+        source = Source("", "", "classification", ["a", "b"], {"train": samples, "val": samples})
+        start = Start("rala_vit_nano")
+        start.pretrained = pretrained
+        chosen = Recipe(source, Report({}, {}, [(28, 28)]), Wishes(), start, {})
+        assert (chosen.batch, chosen.lr, chosen.epochs) == (batch, lr, epochs)
+        assert ("20,000 images or more" in chosen.batch_said) == (batch == 256)
 
     def test_of_boxes(self, boxes, tmp_path):
         cfg = recipe(boxes, tmp_path, epochs=2, batch_size=2)
@@ -183,6 +221,10 @@ class TestConfig:
         model = recipe(boxes, tmp_path, model=name, batch_size=2).model
         options = model.backbone
         assert options.get("dynamic_img_size") or options.get("strict_img_size") is False
+        sized = recipe(photos, tmp_path, model="vit_tiny_patch16_224", image_size=64)
+        assert sized.model.backbone.img_size == 64
+        with pytest.raises(ConfigError, match="--image-size is 10, expected 32 or more"):
+            recipe(boxes, tmp_path, model="rala_vit_nano", image_size=10)
         transform = recipe(photos, tmp_path, model="vit_tiny_patch16_224", batch_size=2)
         assert transform.train_dataloader.dataset.transform.input_size == 224
 
@@ -233,7 +275,7 @@ class TestTraining:
         exec(example, {})
         assert "['cross', 'disc', 'square']" in capsys.readouterr().out
 
-    def test_a_detector_and_a_segmentor_train_and_predict(self, boxes, masks, tmp_path):
+    def test_a_detector_and_a_segmentor_train_and_predict(self, photos, boxes, masks, tmp_path):
         options = {"model": "rala_vit_nano", "weights": "none", "epochs": 1, "workers": 0}
         for name, data in (("masks", masks), ("boxes", boxes)):
             folder = tmp_path / name
@@ -241,6 +283,17 @@ class TestTraining:
             best = linsight.train(data=data, work_dir=folder, **options, **size)
             model = linsight.load(best, score=0.0)
             result = model.predict(data / "images" / "0.png")
+            look(data / "images" / "0.png", model=str(best), out=folder / "look.png")
+            assert Image.open(folder / "look.png").size[0] > 500
+            with pytest.raises(SystemExit):
+                look(data / "images" / "0.png", model=str(best), label="disc")
+            # What it has learned starts any other task.
+            other = recipe(photos, tmp_path / "other", model=None, weights=str(best)).model
+            other = ImageClassifier(**{k: v for k, v in other.items() if k != "type"})
+            learned = torch.load(best, weights_only=False)["state_dict"]
+            taken = other.backbone.state_dict()
+            for key in ("stem.0.conv.weight", "stages.3.downsample.conv.weight"):
+                assert torch.equal(taken[key], learned[f"backbone.model.{key}"])
             if name == "boxes":
                 assert model.names == ["disc", "square"]
                 assert result.boxes.shape == (len(result), 4)
@@ -293,6 +346,14 @@ def test_scripts_of_timm_know_the_models(tmp_path):
     assert run.stdout == "True\n"
 
 
+def test_names_that_the_font_of_figures_lacks_are_no_warning(photos, tmp_path):
+    for name in ("鳥", "disc"):
+        shutil.copytree(photos / "disc", tmp_path / "birds" / name)
+    with warnings.catch_warnings(record=True) as said:
+        check(str(tmp_path / "birds"), out=tmp_path / "samples.png")
+    assert not [each for each in said if "Glyph" in str(each.message)]
+
+
 def test_a_work_dir_has_one_training(photos, tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="another training writes"):
         linsight.train(config="rala_vit_nano_digits", work_dir=tmp_path)
@@ -301,10 +362,21 @@ def test_a_work_dir_has_one_training(photos, tmp_path):
 def test_options_of_data_are_refused_beside_a_config():
     with pytest.raises(ConfigError, match="--model goes with --data"):
         linsight.train(config="rala_vit_nano_digits", model="rala_vit_tiny")
+    with pytest.raises(ConfigError, match="rala_vit_nano_digits stands beside --data, which"):
+        linsight.train(config="rala_vit_nano_digits", data="x", model="rala_vit_nano")
     with pytest.raises(TypeError, match="no option 'epoch'; the nearest are epochs"):
         linsight.train(data="x", epoch=1)
     with pytest.raises(DataError, match="do not exist"):
         linsight.train(data="nowhere", model="rala_vit_nano", weights="none")
+    # Wrong names are said before the data are looked through.
+    for options, said in (
+        ({"weights": "none"}, "--model is missing"),
+        ({"weights": "none", "model": "rala_vit_nan"}, "the nearest are rala_vit_nano"),
+        ({"weights": "no.pth", "model": "rala_vit_nano"}, "--weights is 'no.pth'"),
+        ({"weights": "none", "model": "timm:resnet18"}, "expected a name, local-dir:FOLDER or"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            linsight.train(data="nowhere", **options)
 
 
 def test_another_number_of_epochs_moves_the_whole_schedule():

@@ -170,7 +170,7 @@ def test_configs_build(name):
 def test_the_transforms_of_ade20k(tmp_path):
     from torchvision import tv_tensors
 
-    from linsight.data.segmentation import build_transforms
+    from linsight.data.mask_transforms import build_transforms
 
     cfg = load_config("semantic_fpn_rala_vit_tiny_80k_ade20k", [f"data_root={tmp_path}"])
     assert cfg.train_dataloader.dataset.root == cfg.val_dataloader.dataset.root == str(tmp_path)

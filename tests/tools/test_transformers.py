@@ -57,8 +57,8 @@ def test_a_picture_through_a_pipeline(exported):
 def test_a_backbone(exported):
     model, folder = exported
     levels = (0, 1) if "deit" in folder.name else (1, 2, 3)
-    config = transformers.TimmBackboneConfig(backbone=f"local-dir:{folder}", out_indices=levels)
-    theirs = transformers.AutoBackbone.from_config(config, pretrained=True).eval()
+    place = f"local-dir:{folder}"
+    theirs = transformers.TimmBackbone.from_pretrained(place, out_indices=levels).eval()
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         maps = theirs(images).feature_maps
@@ -66,6 +66,9 @@ def test_a_backbone(exported):
     assert theirs.channels == [x.shape[1] for x in wanted]
     for got, want in zip(maps, wanted, strict=True):
         assert torch.equal(got, want)
+    # docs/export.md says so; once it takes folders, this is the better line.
+    with pytest.raises(ValueError, match="Repo id must be in the form"):
+        transformers.AutoBackbone.from_pretrained(str(folder))
 
 
 def test_classes_are_stated_once(exported):
