@@ -66,6 +66,8 @@ def detection(recipe: Recipe) -> dict[str, Any]:
                 "crop_size": (recipe.crop, recipe.crop),
                 "allow_negative_crop": True,
             },
+            # A few large pictures: each has a light of its own, which is no mark of the objects.
+            {"type": "PhotoMetricDistortion"},
         ]
         resize: dict[str, Any] = {"scale_factor": 1.0}
     else:

@@ -118,7 +118,9 @@ def test_trees(tmp_path, monkeypatch):
     (words,) = re.findall(r"```text\n(.*?)```", (ROOT / "docs" / "trees.md").read_text(), re.DOTALL)
     file = tmp_path / "work_dirs" / "trees_rala_vit_tiny" / "config.py"
     cfg = load_config(file, words.split())
-    assert cfg.train_dataloader.dataset.dataset.pipeline[4] == {
+    pipeline = cfg.train_dataloader.dataset.dataset.pipeline
+    assert [step.type for step in pipeline[3:5]] == ["RandomCrop", "PhotoMetricDistortion"]
+    assert pipeline[5] == {
         "type": "RandomFlip",
         "prob": [0.25, 0.25, 0.25],
         "direction": ["horizontal", "vertical", "diagonal"],
