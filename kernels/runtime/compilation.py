@@ -122,6 +122,19 @@ def count_workers() -> int:
     return cores or 1
 
 
+def write_start(statements: str) -> str:
+    """Python code that runs statements where this library's kernels can be imported, and fast.
+
+    The whole library imports timm and torchvision, which takes longer than many kernels do.
+    """
+    name = __name__.partition(".")[0]
+    path = list(sys.modules[name].__path__)
+    return (
+        f"import sys, types; sys.path[:] = {sys.path!r}; package = types.ModuleType({name!r}); "
+        f"package.__path__ = {path!r}; sys.modules[{name!r}] = package; {statements}"
+    )
+
+
 class Compiler:
     """Processes that compile into Triton's cache; they start at once, and import PyTorch meanwhile.
 
@@ -132,10 +145,7 @@ class Compiler:
 
     def __init__(self, target: Any, workers: int) -> None:
         # Not by `multiprocessing`: it would run the user's script again in each process.
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from {__package__}.compiler import main; main()"
-        )
+        code = write_start(f"from {__package__}.compiler import main; main()")
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(vars(target)), str(workers)],
             stdin=subprocess.PIPE,

@@ -71,6 +71,17 @@ def make_model(name: str) -> nn.Module:
         return timm.create_model(name)
 
 
+def test_a_process_that_compiles_imports_the_kernels_alone():
+    statements = (
+        "import importlib; from linsight.kernels.runtime import compiler; "
+        "importlib.import_module('linsight.kernels.linear_attention.forward'); "
+        "print(sorted({'timm', 'torchvision', 'linsight.backbones'} & set(sys.modules)))"
+    )
+    code = compilation.write_start(statements)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 # What a compiler fuses with its surroundings, and launches no kernel of ours for.
 SHOWN_BY_REFERENCE = {"batch_norm", "layer_norm"}
 
