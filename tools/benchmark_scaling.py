@@ -24,7 +24,7 @@ import linsight
 from linsight.backbones.layers import synchronize_batch_norms
 from linsight.tools.benchmark_timing import synchronize
 
-MODES = ("eager", "graph", "compile")
+MODES = ("eager", "captured", "compile")
 # PyTorch records its own CUDA graphs, and fills its caches, in the first steps.
 WARM_UP = 12
 
@@ -50,7 +50,7 @@ def build_step(setting: Setting, mode: str, device: torch.device, processes: int
     model = model.to(device).train()
     if processes > 1:
         model = synchronize_batch_norms(model) if device.type == "cuda" else model
-    if mode == "graph":
+    if mode == "captured":
         model = linsight.capture_training(model)
     elif mode == "compile":
         model.compile()

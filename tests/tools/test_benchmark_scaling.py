@@ -35,4 +35,4 @@ def test_a_mode_that_is_none():
     app.command()(scaling)
     result = CliRunner().invoke(app, ["--modes", "eagre"])
     assert result.exit_code == 2
-    assert "eagre, expected eager, graph, compile" in " ".join(result.output.split())
+    assert "eagre, expected eager, captured, compile" in " ".join(result.output.split())
