@@ -242,7 +242,9 @@ def _alone(file: Path, subject: Subject, batches: Sequence[Tensor]) -> list[dict
 def _openvino(file: Path, subject: Subject, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     import openvino
 
-    model = openvino.Core().compile_model(str(file), "CPU")
+    # By default it computes in bfloat16 where the processor can.
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(str(file), "CPU", precision)
     found = []
     for images in batches:
         outputs = model([images.numpy()])
