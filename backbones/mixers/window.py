@@ -96,7 +96,7 @@ class PaddedWindows(ProjectedMixer):
         return self.out_proj(self.attention(projection, context, fill))
 
     def absorb_norm(self, norm: nn.Module) -> nn.Module:
-        fill = self.in_proj.bias
+        fill = self.in_proj.bias if is_linear(self.in_proj) else None
         fill = None if fill is None else fill.detach().clone()
         absorbed = super().absorb_norm(norm)
         if absorbed is not norm:

@@ -11,6 +11,11 @@ from linsight.kernels import force, linear, softmax_attention
 needs_onednn = pytest.mark.skipif(not linear._HAS_ONEDNN, reason="an x86 CPU with oneDNN")
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+def test_this_pytorch_has_the_operator():
+    assert linear._PRODUCT is not None, f"adapt kernels/linear to torch {torch.__version__}"
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """The shapes of the inputs that oneDNN got."""

@@ -69,6 +69,8 @@ def test_dynamic_quantisation_replaces_each_linear_layer(name):
     for layer, part in of_type(model, nn.Linear).items():
         part.register_forward_hook(give(found[layer]))
     torch.testing.assert_close(got, model(x))
+    # An input beside the edge of a step may be rounded to the other one.
+    assert distance(reparameterize_model(quantized)(x), got) < 0.05
 
 
 @pytest.mark.parametrize("name", quick(SKELETONS, ["mala_vit_nano", "van_b0"]))
