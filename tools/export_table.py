@@ -147,11 +147,11 @@ def results_of(model: str, task: str, to: Format, size: tuple[int, int] | None =
     return [sizes, ", ".join(used), first if same else f"{first}; {used[1]}: {second}", taken]
 
 
-def results_by_child(*args: Any) -> list[str]:
-    """`results_of` by a process of its own; one that dies is what the row then says."""
+def by_child(make: Callable[..., list[str]], *args: Any) -> list[str]:
+    """What `make` returns in a process of its own, or a row's cells that say how that ended."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_results, args=(sender, *args))
+    process = context.Process(target=_send, args=(sender, make, *args))
     process.start()
     process.join()
     if process.exitcode:
@@ -159,8 +159,8 @@ def results_by_child(*args: Any) -> list[str]:
     return receiver.recv()
 
 
-def _send_results(sender: Connection, *args: Any) -> None:
-    sender.send(results_of(*args))
+def _send(sender: Connection, make: Callable[..., list[str]], *args: Any) -> None:
+    sender.send(make(*args))
 
 
 def _reason(error: Exception) -> str:
@@ -271,7 +271,7 @@ def main(
             continue
         for each in task or TASKS:
             for form in to or (Format.onnx, Format.torch):
-                results = results_by_child(model, each, form, size)
+                results = by_child(results_of, model, each, form, size)
                 row = [skeleton, f"`{model}`", each, form.value, *results]
                 print(*row, sep="  ", flush=True)
                 write_row(row, "export_table", HEAD, 4, place)
