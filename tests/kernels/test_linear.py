@@ -165,6 +165,8 @@ def test_attention_elsewhere_is_pytorchs(calls, monkeypatch):
     query, key, value = attention_tensors(512)
     with torch.no_grad():
         softmax_attention.softmax_attention(query, key[:, :, 1:], value[:, :, 1:])
+        shared = softmax_attention.softmax_attention(query, key[:1], value[:1])
+        assert shared.shape == query.shape
         monkeypatch.setattr(softmax_attention, "MOST_THREADS", torch.get_num_threads() - 1)
         softmax_attention.softmax_attention(query, key, value)
     monkeypatch.undo()
