@@ -11,7 +11,7 @@ from ..linear import multiply, runs_onednn
 # The fewest keys, and the most threads, with which oneDNN's products win over PyTorch's kernel.
 # That gives each thread rows of its own, where the threads of a product wait for each other.
 LEAST_KEYS, MOST_THREADS = 512, 2
-# Of the piece of an attention map that is made at once, which is to stay in the cache.
+# The most elements of a piece of the attention map, which is to stay in the cache.
 PIECE = 2**20
 
 
