@@ -19,6 +19,7 @@ from ..kernels.runtime.private import has_forward_hooks
 from .activations import ActLayer, resolve_act_layer
 from .context import Context
 from .layers import ResidualDepthwise, add_and_norm, add_residual
+from .linear import fuse_linear
 from .mlps import ConvMlp, DepthwiseMlp
 from .norms import LayerNorm, NormLayer, fold_into_linear, is_plain, resolve_norm_layer
 from .tracing import record_module
@@ -137,6 +138,7 @@ class Block(nn.Module):
                 if layer.bias is not None:
                     layer.bias.mul_(gamma.flatten())
             setattr(self, name, None)
+        fuse_linear(self)
         return self
 
 

@@ -404,9 +404,10 @@ class DepthwiseConv2d(nn.Conv2d):
         """(B, C, H, W) to (B, C, H, W), both channels-last in memory."""
         if isinstance(x, Proxy):
             return record_call(self, x)
-        if not self._keeps_size():
-            return super().forward(x)
         step = self.dilation[0]
+        # A graph of a map's parts would be one of its size alone.
+        if not self._keeps_size() or (step > 1 and is_exporting() and not x.is_cuda):
+            return super().forward(x)
         if step == 1:
             y = depthwise_conv2d(x.permute(0, 2, 3, 1), self.weight, self.bias)
             return y.permute(0, 3, 1, 2)

@@ -12,6 +12,7 @@ from torch.fx import Proxy
 from ..kernels.batch_norm import batch_norm
 from ..kernels.layer_norm import add_layer_norm, layer_norm
 from ..kernels.scaled_add import scaled_add
+from .linear import is_linear
 from .tracing import record_call
 
 # A class, a partial of one, or a name; called with the number of channels.
@@ -226,9 +227,11 @@ for leaf in (RepBN, PRepBN):
 def is_plain(layer: nn.Module | None, kind: type[nn.Module] = nn.Linear) -> TypeGuard[Any]:
     """Whether a layer is of the class `kind` itself, and its weight can be changed in place.
 
-    A weight that is quantised, or that a hook computes anew at each call, cannot.
+    Linear layers are so before and after they are folded. A weight that is quantised, or that a
+    hook computes anew at each call, cannot be changed.
     """
-    return type(layer) is kind and type(getattr(layer, "weight", None)) is nn.Parameter
+    own = is_linear(layer) if kind is nn.Linear else type(layer) is kind
+    return own and type(getattr(layer, "weight", None)) is nn.Parameter
 
 
 def fold_into_linear(norm: nn.Module, layer: nn.Module | None) -> nn.Module:

@@ -2,16 +2,20 @@
 
 ``python -m linsight.tools.export_table [BODY...] [--task TASK]...`` replaces the rows of what it
 exports. A model has one block per stage and random weights, as the question is whether a graph
-computes what the model computes.
+computes what the model computes. Each row is made by a process of its own, since the compilers and
+runtimes that a row goes through may end theirs.
 """
 
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +28,7 @@ from torch import Tensor, nn
 import linsight.heads.segmentation  # noqa: F401  registers what configs name
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError
+from linsight.kernels import force
 from linsight.tools.config import load_config, quiet_mmdet
 from linsight.tools.export import Format, write_file
 from linsight.tools.export_check import EXACT, compare
@@ -42,6 +47,7 @@ CONFIGS = {
     "RetinaNet": "retinanet_rala_vit_nano_fpn_digits",
     "Faster R-CNN": "mask_rcnn_rala_vit_nano_fpn_digits",
     "Mask R-CNN": "mask_rcnn_rala_vit_nano_fpn_digits",
+    "Cascade R-CNN": "cascade_mask_rcnn_rala_vit_nano_fpn_digits",
     "Cascade Mask R-CNN": "cascade_mask_rcnn_rala_vit_nano_fpn_digits",
     "DINO": "dino_4scale_rala_vit_nano_digits",
 }
@@ -87,7 +93,7 @@ def subject_of(model: str, task: str, onnx: bool) -> Subject:
         return classifier_subject(classifier)
     config = load_config(CONFIGS[task])
     config.model.backbone.update(model_name=model, **options)
-    if task == "Faster R-CNN":
+    if task in ("Faster R-CNN", "Cascade R-CNN"):
         config.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
     with quiet_mmdet(), DefaultScope.overwrite_default_scope(config.default_scope):
         # Some of mmdet's classes change the config that they are built of.
@@ -121,13 +127,18 @@ def results_of(model: str, task: str, to: Format, size: tuple[int, int] | None =
             written = write_file(subject, Path(folder), to)
         except (CheckpointError, ValueError) as error:
             return ["", "", f"not written: {error}", ""]
+        # Compilers raise errors of many classes.
+        except Exception as error:
+            traceback.print_exc()
+            return ["", "", f"not written: {_reason(error)}", ""]
         batches = batches_for(subject, written.size is None)
         used, other = ("ONNX Runtime", "OpenVINO"), _openvino
         if to is not Format.onnx:
             used, other = ("PyTorch", "PyTorch without linsight"), _alone
         try:
             found = iter(other(written.path, subject, batches))
-            second = str(compare(subject.module, lambda _: next(found), batches, EXACT))
+            with force("reference"):  # as the export itself compares
+                second = str(compare(subject.module, lambda _: next(found), batches, EXACT))
         # Each runtime has errors of its own.
         except Exception as error:
             second = f"fails: {_reason(error)}"
@@ -136,6 +147,22 @@ def results_of(model: str, task: str, to: Format, size: tuple[int, int] | None =
     sizes = "any" if written.size is None else "{} x {}".format(*written.size)
     same = first == second
     return [sizes, ", ".join(used), first if same else f"{first}; {used[1]}: {second}", taken]
+
+
+def by_child(make: Callable[..., list[str]], *args: Any) -> list[str]:
+    """What `make` returns in a process of its own, or a row's cells that say how that ended."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, make, *args))
+    process.start()
+    process.join()
+    if process.exitcode:
+        return ["", "", f"not written: the process ended with {process.exitcode}", ""]
+    return receiver.recv()
+
+
+def _send(sender: Connection, make: Callable[..., list[str]], *args: Any) -> None:
+    sender.send(make(*args))
 
 
 def _reason(error: Exception) -> str:
@@ -217,7 +244,9 @@ def _alone(file: Path, subject: Subject, batches: Sequence[Tensor]) -> list[dict
 def _openvino(file: Path, subject: Subject, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     import openvino
 
-    model = openvino.Core().compile_model(str(file), "CPU")
+    # By default it computes in bfloat16 where the processor can.
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(str(file), "CPU", precision)
     found = []
     for images in batches:
         outputs = model([images.numpy()])
@@ -244,7 +273,7 @@ def main(
             continue
         for each in task or TASKS:
             for form in to or (Format.onnx, Format.torch):
-                results = results_of(model, each, form, size)
+                results = by_child(results_of, model, each, form, size)
                 row = [skeleton, f"`{model}`", each, form.value, *results]
                 print(*row, sep="  ", flush=True)
                 write_row(row, "export_table", HEAD, 4, place)

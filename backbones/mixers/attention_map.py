@@ -1,8 +1,9 @@
 """Softmax attention whose attention map a module sees, where timm's fused attention is off."""
 
-import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
+
+from ...kernels.softmax_attention import softmax_attention
 
 
 def make_attention_drop() -> nn.Dropout | None:
@@ -32,7 +33,7 @@ def attend(
             in memory.
     """
     if attn_drop is None and clip is None:
-        return F.scaled_dot_product_attention(query, key, value)
+        return softmax_attention(query, key, value)
     scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     weights = scores.softmax(-1)
     if clip is not None:

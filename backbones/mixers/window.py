@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...kernels.window_attention import Padding, window_attention
 from ..context import Context, Place
+from ..linear import is_linear
 from .attention_map import make_attention_drop
 from .base import refuse_prefix_tokens, register_mixer
 from .projected import PackedAttention, ProjectedMixer
@@ -86,7 +87,7 @@ class PaddedWindows(ProjectedMixer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if not self.attention.pads(context.size):
             return self.out_proj(self.attention(self.in_proj(x), context, None))
-        if type(self.in_proj) is nn.Linear or self.fused_fill is not None:
+        if is_linear(self.in_proj) or self.fused_fill is not None:
             fill = self.in_proj.bias if self.fused_fill is None else self.fused_fill
             return self.out_proj(self.attention(self.in_proj(x), context, fill))
         # A module that has taken the layer's place projects a token of zeros besides.
@@ -95,7 +96,7 @@ class PaddedWindows(ProjectedMixer):
         return self.out_proj(self.attention(projection, context, fill))
 
     def absorb_norm(self, norm: nn.Module) -> nn.Module:
-        fill = self.in_proj.bias
+        fill = self.in_proj.bias if is_linear(self.in_proj) else None
         fill = None if fill is None else fill.detach().clone()
         absorbed = super().absorb_norm(norm)
         if absorbed is not norm:

@@ -25,6 +25,7 @@ from ..layers import (
     normalize_tokens,
     pad_to_multiple,
 )
+from ..linear import fuse_linear
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..mlps import ActDepthwiseMlp
 from ..norms import LayerNorm, NormLayer, fold_into_linear, is_plain, resolve_norm_layer
@@ -138,6 +139,7 @@ class CareBlock(Block):
         """This block, with its batch norm multiplied into the feed-forward network."""
         fc1 = getattr(self.mlp, "fc1", self.mlp)
         self.norm = fold_into_linear(absorb_norm(self.norm, fc1), fc1)
+        fuse_linear(self)
         return self
 
 

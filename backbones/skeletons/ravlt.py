@@ -13,6 +13,7 @@ from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..initialization import init_linear_layers
 from ..layers import ConvNormAct, Downsample, batch_norm_affine, check_image, make_classifier
+from ..linear import fuse_linear
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import NormLayer, is_plain
 from .base import (
@@ -109,6 +110,7 @@ class RAVLTHead(nn.Module):
                 self.projection.weight.mul_(scale[:, None])
                 self.projection.bias.mul_(scale).add_(shift)
             self.norm = nn.Identity()
+        fuse_linear(self)
         return self
 
 

@@ -15,6 +15,7 @@ from ..blocks import BlockLayers, MlpLayer
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..initialization import init_linear_layers
 from ..layers import PatchEmbed, pad_to_multiple
+from ..linear import fuse_linear
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..mixers.window import TABLE
 from ..norms import LayerNorm, NormLayer, fold_into_linear, resolve_norm_layer
@@ -55,6 +56,7 @@ class PatchMerging(nn.Module):
     def fuse(self) -> nn.Module:
         """This layer, whose projection has taken in the norm, if that is constant."""
         self.norm = fold_into_linear(self.norm, self.reduction)
+        fuse_linear(self)
         return self
 
 

@@ -24,4 +24,7 @@ def depthwise_conv2d(
         padding=weight.shape[-1] // 2,
         groups=weight.shape[0],
     ).permute(0, 2, 3, 1)
-    return x + y if residual else y
+    if not residual:
+        return y
+    # In place, because the first use of fresh memory costs more than the sum.
+    return y.add_(x) if y.dtype == x.dtype else x + y

@@ -13,6 +13,7 @@ from ..depthwise_conv2d import TRITON_KERNELS, depthwise_conv2d
 from ..projected_linear_attention import check_projection
 from ..rotary import Rotary, apply_rotary, check_rotary
 from ..runtime.dispatch import is_direct_call, runs_triton
+from ..softmax_attention import softmax_attention
 from . import operator, reference
 
 
@@ -49,7 +50,9 @@ def projected_softmax_attention(
     if rotary is not None:
         check_rotary(rotary, "projection", projection.shape[1] * projection.shape[2])
     if not runs_triton(projection):
-        return reference.projected_softmax_attention(projection, weight, bias, heads, rotary)
+        return reference.projected_softmax_attention(
+            projection, weight, bias, heads, rotary, attention=softmax_attention
+        )
     tensors = (projection, weight, bias, *(rotary or ()))
     if (
         weight.shape[-1] not in TRITON_KERNELS

@@ -19,19 +19,20 @@ def projected_softmax_attention(
     rotary: Rotary | None,
     convolve: Callable[..., Tensor] = depthwise_conv2d,
     rotate: Callable[[Tensor, Rotary], Tensor] = apply_rotary,
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention,
 ) -> Tensor:
     """The composition of its parts; see the public function.
 
     Args:
-        convolve, rotate: the parts, by default their references; what a compiler is to see is
-            composed of the operators.
+        convolve, rotate, attention: the parts, by default their references; what a compiler is
+            to see is composed of the operators.
     """
     batch, height, width, channels = projection.shape
     # One split, as each separate slice would make a gradient of the whole projection's size.
     both, value, gate = split_blocks(projection, heads)
     query, key = (both if rotary is None else rotate(both, rotary)).split(heads, 2)
     local = convolve(to_map(value, (height, width)), weight, bias)
-    y = (attend(query, key, value) + local.reshape(value.shape)) * gate
+    y = (attend(query, key, value, attention) + local.reshape(value.shape)) * gate
     return y.reshape(batch, height, width, channels // 4)
 
 
@@ -47,8 +48,13 @@ def to_map(x: Tensor, size: Sequence[int]) -> Tensor:
     return rows_contiguous(x.flatten(2)).unflatten(1, size)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention,
+) -> Tensor:
     """Softmax attention of (B, N, heads, D), by PyTorch."""
-    return F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    ).transpose(1, 2)
+    return attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)).transpose(
+        1, 2
+    )

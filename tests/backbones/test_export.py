@@ -59,3 +59,13 @@ def test_onnx(nano, tmp_path):
         got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
         with torch.inference_mode():
             assert relative(torch.from_numpy(got), nano(x)) < 1e-4
+
+
+def test_dilated_convolutions_at_any_size():
+    """Eager, a dilated convolution is one of the map's parts, whose number depends on the size."""
+    model = lively(timm.create_model("van_b0", depths=(1, 0, 0, 0), num_classes=10))
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=DYNAMIC)
+    with torch.no_grad():
+        for size in SIZES:
+            x = torch.randn(size[0], 3, *size[1:])
+            assert relative(program.module()(x), model(x)) < 1e-5
