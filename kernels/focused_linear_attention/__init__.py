@@ -8,7 +8,7 @@ kernel in front of it, in a type that holds them, and computed again for the gra
 from torch import Tensor
 
 from ..linear_attention import check_tensors
-from ..runtime.dispatch import WIDEST_HEAD, runs_triton
+from ..runtime.dispatch import WIDEST_SMALL_HEAD, runs_triton, widest_state
 from . import operator, reference
 
 WIDEST_TRITON_TOKEN = 4096
@@ -59,6 +59,8 @@ def focused_linear_attention(
         )
     if power < 1 or power != int(power):
         raise ValueError(f"power is {power}, expected an integer of 1 or more")
-    if query.shape[3] > WIDEST_HEAD or channels > WIDEST_TRITON_TOKEN or not runs_triton(query):
+    width = query.shape[3]
+    too_wide = width > WIDEST_SMALL_HEAD and width > widest_state(query.device)
+    if too_wide or channels > WIDEST_TRITON_TOKEN or not runs_triton(query):
         return reference.focused_linear_attention(query, key, value, scale, power, local)
     return operator.focused_linear_attention(query, key, value, scale, local, int(power))[0]

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from ..rotary import Rotary, check_rotary
-from ..runtime.dispatch import WIDEST_HEAD, runs_triton
+from ..runtime.dispatch import WIDEST_SMALL_HEAD, runs_triton, widest_state
 from . import operator, reference
 
 FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity", "norm_aware"]
@@ -40,7 +40,8 @@ def linear_attention(
     Args:
         query, key, value: (B, N, heads, D), float32, float64, float16 or bfloat16. Any strides
             with the last axis contiguous, so that a packed projection is read in place. On
-            CUDA, float64 and heads wider than 128 run the reference.
+            CUDA, float64 and heads wider than 128 (64 on GPUs whose programs have 99 KiB of shared
+            memory) run the reference.
         feature_map: phi. Elementwise 'elu_plus_one', 'relu', 'exp', or 'identity'; or
             'norm_aware' (NaLaFormer, arXiv:2506.21137): with n = ||q||,
             phi(q) = sign(q) (|q| / n)^p, p = 3 (0.5 + tanh n), and phi(k) = k^3, both split into
@@ -72,7 +73,9 @@ def linear_attention(
     """
     check_tensors(query, key, value, local, gate)
     check_options(query.shape[1], rotary, feature_map, key_weights, readout)
-    if query.shape[-1] > WIDEST_HEAD or not runs_triton(query):
+    width = query.shape[-1]
+    too_wide = width > WIDEST_SMALL_HEAD and width > widest_state(query.device)
+    if too_wide or not runs_triton(query):
         return reference.linear_attention(
             query, key, value, feature_map, key_weights, readout, rotary, local, gate
         )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .compilation import is_collecting
-from .private import is_intercepted, is_transformed, load_driver
+from .private import get_target, is_intercepted, is_transformed, load_driver
 
 CHOICES = ("auto", "reference", "triton")
 HAS_TRITON = find_spec("triton") is not None
@@ -30,6 +30,9 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # The widest attention head whose tiles the kernels of most operators have room for.
 WIDEST_HEAD = 128
+# That of linear attention, whose backward pass holds a state, where a program has 99 KiB of shared
+# memory instead of 163 or more.
+WIDEST_SMALL_HEAD = 64
 # The most channels of a row that a program of the norms and sums holds in registers.
 WIDEST_ROW = 4096
 
@@ -123,6 +126,27 @@ def _warn_without_compiler() -> bool:
             stacklevel=2,
         )
     return lack is None
+
+
+@torch.compiler.assume_constant_result
+def widest_state(device: torch.device) -> int:
+    """The widest head of linear attention that a GPU has room for."""
+    # A pass that is only looked at may be for another GPU than this machine's.
+    return _widest_state() if is_collecting() else _widest_state_of(device)
+
+
+@lru_cache
+def _widest_state_of(device: torch.device) -> int:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return WIDEST_HEAD
+    with torch.cuda.device(device):
+        return _widest_state()
+
+
+def _widest_state() -> int:
+    """By the compute capability that Triton compiles for, such as 89 for 8.9."""
+    arch = get_target().arch
+    return WIDEST_HEAD if arch in (80, 87) or 90 <= arch < 120 else WIDEST_SMALL_HEAD
 
 
 def rows_contiguous(x: MaybeTensor) -> MaybeTensor:

@@ -1,0 +1,68 @@
+"""Kernels compile for other GPUs than an H100, and fit their shared memory. No GPU is needed."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import linsight.backbones  # noqa: F401 -- registers the models
+from linsight.backbones.initialization import shapes_only
+from linsight.backbones.norms import LayerNorm
+from linsight.kernels.runtime import dispatch
+from linsight.kernels.runtime.compilation import Variant, collect_variants, find_kernel
+from linsight.kernels.runtime.dispatch import HAS_TRITON
+from linsight.kernels.runtime.private import compile_description, make_target, pretend_target
+from linsight.kernels.runtime.rehearsal import Pass, rehearse
+
+from .conftest import INTERPRETED
+
+pytestmark = [
+    pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile"),
+    pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed"),
+]
+
+# KiB of shared memory that a program may have: Ampere, Ada, Blackwell of data centres and of desks.
+SHARED = {"sm_80": 163, "sm_89": 99, "sm_100": 227, "sm_120": 99}
+MODELS = (
+    *("rala_vit_small", "mala_vit_base", "nala_vit_small", "soft_vit_small", "agent_swin_tiny"),
+    *("softmax_cswin_tiny", "inline_pvt_tiny", "flatten_swin_tiny", "pola_pvt_tiny"),
+)
+
+
+def assert_fits(arch: str, network: nn.Module, shape: tuple, dtype: torch.dtype | None) -> None:
+    """Compile a training step for an architecture, and look at what it needs."""
+    step = Pass(shape, torch.float32, True, True, dtype, torch.device("cuda", 0))
+    variants: list[Variant] = []
+    with pretend_target(make_target(arch)):
+        with collect_variants(variants.append):
+            rehearse(network, step)
+        assert variants
+        for variant in variants:
+            compiled = compile_description(find_kernel(variant), variant.description)
+            assert compiled.metadata.shared <= SHARED[arch] * 1024, variant
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_a_norm_of_float32_fits(arch):
+    assert_fits(arch, LayerNorm(96), (8, 14, 14, 96), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("arch", SHARED)
+def test_a_training_step_fits(arch, model, dtype):
+    with shapes_only():
+        network = timm.create_model(model)
+    assert_fits(arch, network, (8, *network.pretrained_cfg["input_size"]), dtype)
+
+
+@pytest.mark.parametrize(("arch", "width"), [("sm_89", 64), ("sm_90", 128), ("sm_120", 64)])
+def test_wide_heads_of_linear_attention_need_room(arch, width):
+    with pretend_target(make_target(arch)), collect_variants(print):
+        assert dispatch.widest_state(torch.device("cuda", 0)) == width
