@@ -18,7 +18,8 @@ PIECE = 2**20
 def softmax_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(D^-0.5 q k^T) v of tensors (B, heads, N, D), keys and values of as many tokens M."""
     if (
-        query.ndim == 4
+        query.is_cpu
+        and query.ndim == 4
         and query.shape[:2] == key.shape[:2] == value.shape[:2]
         and key.shape[-2] >= LEAST_KEYS
         and torch.get_num_threads() <= MOST_THREADS
