@@ -103,6 +103,8 @@ def test_a_segmentor_trains_the_same(monkeypatch):
     assert (Stand.recorded, Stand.replayed) == (8, 24)
     (losses, state), (other_losses, other_state) = results
     for a, b in zip(losses, other_losses, strict=True):
-        assert a == b
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    # Where a tensor lies in memory decides how AVX-512 adds it up, so that last bits may differ. An
+    # optimiser's step is a thousand times as large as what is allowed.
     for name, value in state.items():
-        assert torch.equal(value, other_state[name]), name
+        torch.testing.assert_close(other_state[name], value, rtol=1e-5, atol=1e-6, msg=name)
