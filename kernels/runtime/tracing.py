@@ -1,7 +1,9 @@
 """Launches as nodes of a compiler's graph.
 
 While a compiler makes its graph, tensors are fake. A launch is then not run but traced, with the
-grid and the arguments that it would have, and the compiled program starts the kernel itself.
+grid and the arguments that it would have, and the compiled program starts the kernel itself. Of its
+options TorchInductor of torch 2.11 to 2.14 keeps warps and stages; a limit on registers (`maxnreg`)
+gets lost.
 """
 
 import threading
