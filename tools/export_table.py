@@ -202,7 +202,7 @@ def _conversion(name: str, convert: Any, file: Path, subject: Subject, images: T
 
 def _to_coreml(file: Path, subject: Subject, images: Tensor) -> str:
     """Convert a file; what it computes then is known on Apple's machines alone."""
-    import coremltools
+    import coremltools  # pyright: ignore[reportMissingImports]
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -221,9 +221,9 @@ def _to_coreml(file: Path, subject: Subject, images: Tensor) -> str:
 
 def _to_executorch(file: Path, subject: Subject, images: Tensor) -> str:
     """Convert a file, run it, and say how its outputs differ."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-    from executorch.runtime import Runtime
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
+    from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
+    from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 
     program = torch.export.export(torch.export.load(str(file)).module(), (images,))
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])

@@ -169,7 +169,7 @@ class Program:
             at = [x.data_ptr() for x in tensors]
             stream = get_stream(self.device)
             for step in self.steps:
-                if type(step) is Operation:
+                if isinstance(step, Operation):
                     step.run(tensors)
                     if step.is_result:
                         at.append(tensors[-1].data_ptr())
@@ -177,12 +177,10 @@ class Program:
                 code, places, numbers = step
                 arguments = (*[at[slot] + offset for slot, offset in places], *numbers)
                 start_machine_code(*code, arguments, stream)
-        if self.single:
-            x = self.results[0]
-            return tensors[x] if type(x) is int else x and x.take_from(tensors)
-        return tuple(
-            [tensors[x] if type(x) is int else x and x.take_from(tensors) for x in self.results]
-        )
+        results = [
+            tensors[x] if isinstance(x, int) else x and x.take_from(tensors) for x in self.results
+        ]
+        return results[0] if self.single else tuple(results)
 
     def _interpret(self, tensors: list[Tensor]) -> None:
         tensors += [torch.empty_strided(*new[:2], dtype=new[2]) for new in self.new]
