@@ -177,10 +177,12 @@ class Program:
                 code, places, numbers = step
                 arguments = (*[at[slot] + offset for slot, offset in places], *numbers)
                 start_machine_code(*code, arguments, stream)
-        results = [
-            tensors[x] if isinstance(x, int) else x and x.take_from(tensors) for x in self.results
-        ]
-        return results[0] if self.single else tuple(results)
+        if self.single:  # without a list, whose making is a call of its own
+            x = self.results[0]
+            return tensors[x] if isinstance(x, int) else x and x.take_from(tensors)
+        return tuple(
+            [tensors[x] if isinstance(x, int) else x and x.take_from(tensors) for x in self.results]
+        )
 
     def _interpret(self, tensors: list[Tensor]) -> None:
         tensors += [torch.empty_strided(*new[:2], dtype=new[2]) for new in self.new]
