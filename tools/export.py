@@ -45,7 +45,7 @@ from linsight.tools.export_check import (
     refuse_faults,
     relative,
 )
-from linsight.tools.export_file import DESCRIPTION, ExportedFile, open_file
+from linsight.tools.export_file import DESCRIPTION, ExportedFile, check_package, open_file
 from linsight.tools.export_half import lower
 from linsight.tools.export_subject import (
     Subject,
@@ -376,6 +376,8 @@ def write_file(
             description["quantization"] = {"layers": layers, "pictures": len(calibration)}
             limits = EIGHT
         report("comparing it with the model on pictures")
+        if subject.device.type == "cuda":
+            check_package(beside / name)
         opened = open_file(beside / name)
         compared = batches_for(subject, size is None, pictures)
         difference = compare(subject.run, opened.run, compared, limits)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +42,27 @@ class ExportedFile:
 def is_exported_file(source: str | Path) -> bool:
     path = Path(source)
     return path.suffix in SUFFIXES and path.is_file()
+
+
+# Loads a package, with the file's name as the first argument.
+_LOAD = "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])"
+
+
+def check_package(path: Path) -> None:
+    """Load a package in another process, which its machine code may end without an exception.
+
+    Raises:
+        CheckpointError: the process did not end well.
+    """
+    words = [sys.executable, "-c", _LOAD, str(path)]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or [""])[-1]
+        why = f"signal {-run.returncode}" if run.returncode < 0 else last
+        raise CheckpointError(
+            f"the package was built, but cannot be loaded here ({why}): --to torch writes a file "
+            "that PyTorch runs"
+        )
 
 
 def open_file(path: str | Path) -> ExportedFile:

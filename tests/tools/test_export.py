@@ -23,6 +23,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import linsight
+from linsight.backbones.checkpoint import CheckpointError
 from linsight.heads import segmentation  # noqa: F401  registers what the config names
 from linsight.heads.deployment import DeployedClassifier
 from linsight.tools import export_check, export_file, main
@@ -446,6 +447,16 @@ for wrong in (*(torch.zeros(shape).byte() for shape in shapes), torch.zeros(1, 3
         continue
     raise SystemExit(f"{wrong.dtype} {wrong.shape} is taken")
 """
+
+
+def test_a_package_that_ends_the_process_is_one_line(tmp_path, monkeypatch):
+    damaged = tmp_path / "model.aoti.pt2"
+    damaged.write_text("no package")
+    with pytest.raises(CheckpointError, match=r"cannot be loaded here .*--to torch"):
+        export_file.check_package(damaged)
+    monkeypatch.setattr(export_file, "_LOAD", "import os; os.kill(os.getpid(), 11)")
+    with pytest.raises(CheckpointError, match=r"cannot be loaded here \(signal 11\)"):
+        export_file.check_package(damaged)
 
 
 def check_alone(subject: Subject, path: Path, batches: list[torch.Tensor]) -> None:
