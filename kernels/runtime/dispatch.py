@@ -145,8 +145,9 @@ def _widest_state_of(device: torch.device) -> int:
 
 def _widest_state() -> int:
     """By the compute capability that Triton compiles for, such as 89 for 8.9."""
-    arch = get_target().arch
-    return WIDEST_HEAD if arch in (80, 87) or 90 <= arch < 120 else WIDEST_SMALL_HEAD
+    arch = get_target().arch  # of AMD's GPUs a name
+    has_room = isinstance(arch, int) and (arch in (80, 87) or 90 <= arch < 120)
+    return WIDEST_HEAD if has_room else WIDEST_SMALL_HEAD
 
 
 def rows_contiguous(x: MaybeTensor) -> MaybeTensor:
