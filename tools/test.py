@@ -67,6 +67,8 @@ def test(
         if checkpoint is None:
             checkpoint, config = config, _config_beside(Path(config))
             work_dir = work_dir or Path(checkpoint).parent / "test"
+        elif Path(config).suffix == ".pth":
+            raise ConfigError(f"{config} and {checkpoint} are two checkpoints: name one of them")
         elif Path(config).name == FILE:  # the training's figures stay
             work_dir = work_dir or Path(config).parent / "test"
         runner = build_runner(config, changes, work_dir, launcher, adapt)
