@@ -195,8 +195,11 @@ def report_errors() -> Iterator[None]:
     logging.raiseExceptions = False
     try:
         yield
-    except (ConfigError, DataError, CheckpointError, OSError) as error:
+    except (ConfigError, DataError, CheckpointError) as error:
         _leave(error)
+    except OSError as error:
+        known = error.filename is not None and error.strerror
+        _leave(OSError(f"{error.filename}: {error.strerror}") if known else error)
     except ValueError as error:
         if not _raised_by_linsight(error):
             raise

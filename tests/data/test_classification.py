@@ -14,7 +14,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
-import linsight.data.classification  # noqa: F401  registers TimmDataset
+import linsight.data.classification  # registers TimmDataset
+import linsight.data.segmentation  # noqa: F401  registers SegmentationFolder
 from linsight.data.loading import DataError, describe
 from linsight.data.source_formats import read
 from linsight.data.sources import ENDINGS, images_in, read_source

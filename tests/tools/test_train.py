@@ -220,8 +220,11 @@ class TestTrain:
 
     def test_a_work_dir_that_cannot_be_written(self, tiny):
         (tiny.parent / "file").write_text("")
-        output = cli_train(tiny, "--work-dir", tiny.parent / "file" / "run", expect=1)
+        run = tiny.parent / "file" / "run"
+        output = cli_train(tiny, "--work-dir", run, expect=1)
         assert output.strip().splitlines()[-1].startswith("error: ")
+        words = (tiny, "nowhere.pth", "--work-dir", run)
+        assert f"error: {run}: Not a directory" in cli_test(*words, expect=1).replace("\n", "")
 
 
 class TestTest:
