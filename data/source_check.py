@@ -74,7 +74,7 @@ class Report:
         found = []
         if self.corrupt:
             file, reason = next(iter(self.corrupt.items()))
-            names = some(file.name for file in self.corrupt)
+            names = some(self.corrupt)
             found.append(f"{len(self.corrupt)} images cannot be used: {names} ({reason})")
         if self.masks:
             file, reason = next(iter(self.masks.items()))
@@ -98,7 +98,7 @@ class Report:
                 f"{fix if sized else 'delete the orientation in the files'}"
             )
         if self.duplicates:
-            pair = " and ".join(file.name for file in self.duplicates[0])
+            pair = " and ".join(map(str, self.duplicates[0]))
             found.append(
                 f"{len(self.duplicates)} images lie in two splits, so that validation is too "
                 f"good: {pair}"

@@ -16,11 +16,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from timm.data import get_img_extensions
 
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.data.loading import DataError
 from linsight.data.pictures import files_in, read_picture
+from linsight.data.sources import ENDINGS
 from linsight.heads.checkpoint import AtomicLocalBackend
 from linsight.tools.config import ConfigError, check_config, override, quiet_mmdet
 from linsight.tools.export_file import is_exported_file
@@ -220,7 +220,7 @@ def find_pictures(sources: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            endings = (*get_img_extensions(), *SUFFIXES)
+            endings = (*ENDINGS, *SUFFIXES)
             found = files_in(source, endings)
             if not found:
                 raise DataError(f"folder {source} holds no pictures ({', '.join(endings)})")

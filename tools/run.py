@@ -25,6 +25,7 @@ from linsight.data.augmentation import effective_settings
 from linsight.data.loading import DataError
 from linsight.heads.runner import SafeRunner
 from linsight.tools.config import ConfigError, load_config
+from linsight.tools.recipe import FILE
 from linsight.tools.schedule import drop_empty_schedules, schedule_faults
 
 Launcher = Literal["none", "pytorch", "slurm", "mpi"]
@@ -119,7 +120,8 @@ def build_runner(
     Args:
         config: name or path.
         overrides: ``key=value`` words.
-        work_dir: folder for the results; by default ``work_dirs/`` and the config's name.
+        work_dir: folder for the results; by default ``work_dirs/`` and the config's name, or that
+            of its folder where `linsight train --data` has written it.
         launcher: what started the processes of a distributed run; torchrun is recognised.
         adapt: function that changes the config before the runner is built.
 
@@ -128,9 +130,10 @@ def build_runner(
     """
     cfg = load_config(config, overrides)
     _check_data_root(cfg)
-    cfg.work_dir = str(
-        work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
-    )
+    file = Path(cfg.filename)
+    # All configs of users' data have one name; under it, one training would resume another's.
+    name = file.resolve().parent.name if file.name == FILE else file.stem
+    cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs", name))
     if launcher == "none" and torch.distributed.is_torchelastic_launched():
         # Without it, each process would train alone, and write over the others' checkpoints.
         launcher = "pytorch"
@@ -192,8 +195,11 @@ def report_errors() -> Iterator[None]:
     logging.raiseExceptions = False
     try:
         yield
-    except (ConfigError, DataError, CheckpointError, OSError) as error:
+    except (ConfigError, DataError, CheckpointError) as error:
         _leave(error)
+    except OSError as error:
+        known = error.filename is not None and error.strerror
+        _leave(OSError(f"{error.filename}: {error.strerror}") if known else error)
     except ValueError as error:
         if not _raised_by_linsight(error):
             raise

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from linsight.heads.hooks import percent
 from linsight.tools.config import ConfigError, tta_of
+from linsight.tools.recipe import FILE
 from linsight.tools.run import (
     LauncherOption,
     Overrides,
@@ -66,6 +67,10 @@ def test(
         if checkpoint is None:
             checkpoint, config = config, _config_beside(Path(config))
             work_dir = work_dir or Path(checkpoint).parent / "test"
+        elif Path(config).suffix == ".pth":
+            raise ConfigError(f"{config} and {checkpoint} are two checkpoints: name one of them")
+        elif Path(config).name == FILE:  # the training's figures stay
+            work_dir = work_dir or Path(config).parent / "test"
         runner = build_runner(config, changes, work_dir, launcher, adapt)
         metrics = runner.test()
     table = Table("metric", Column("%", justify="right"))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -159,6 +160,9 @@ def run(**options: Any) -> Path:
     checkpoints = [word for word in words if given.resume and "=" not in word]
     overrides = [*(given.cfg_options or []), *(word for word in words if word not in checkpoints)]
     work_dir = given.work_dir and Path(given.work_dir)
+    tracker = given.tracker or ("tensorboard" if given.tensorboard else None)
+    if tracker and find_spec(tracker) is None:
+        raise ConfigError(f"--tracker {tracker} needs its package: pip install {tracker}")
 
     def adapt(cfg: Config) -> None:
         locks.enter_context(lock_work_dir(Path(cfg.work_dir)))
@@ -176,7 +180,7 @@ def run(**options: Any) -> Path:
             whole = cfg.model.type in ("ImageClassifier", "SemanticSegmentor")
             part = cfg.model if whole else cfg.model.backbone
             part.compile = True
-        if tracker := given.tracker or ("tensorboard" if given.tensorboard else None):
+        if tracker:
             backends = [{"type": "LocalVisBackend"}, {"type": _BACKENDS[tracker]}]
             cfg.visualizer = {"type": "Visualizer", "vis_backends": backends}
         if given.data is None or given.resume:  # the config of what is resumed is not written anew

@@ -14,10 +14,11 @@ from mmengine.runner import Runner
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
-import linsight.data.classification  # noqa: F401  registers TimmDataset
+import linsight.data.classification  # registers TimmDataset
+import linsight.data.segmentation  # noqa: F401  registers SegmentationFolder
 from linsight.data.loading import DataError, describe
 from linsight.data.source_formats import read
-from linsight.data.sources import images_in, read_source
+from linsight.data.sources import ENDINGS, images_in, read_source
 from linsight.data.unlabelled import PictureFolder
 from linsight.tools.predict import find_pictures
 
@@ -114,6 +115,13 @@ def test_hidden_files_and_folders_are_no_classes(root, tmp_path, kind):
     assert not dataset.corrupt.any()
     if kind in ("folders", "torchvision"):
         assert dataset.metainfo["classes"] == ["a", "b", "c"]
+
+
+def test_a_folder_is_predicted_with_the_formats_that_are_trained(tmp_path):
+    for ending in ENDINGS:
+        (tmp_path / f"x{ending.upper()}").touch()
+    (tmp_path / "x.txt").touch()
+    assert {file.suffix.lower() for file in find_pictures([tmp_path])} == set(ENDINGS)
 
 
 def test_hidden_pictures_are_not_read(root):

@@ -546,6 +546,9 @@ class TestCheck:
         report = check_source(source)
         assert {file.name for file in report.corrupt} == {"half.jpg", "empty.png"}
         assert [pair[1].name for pair in report.duplicates] == [copy.name]
+        corrupt, pair = report.faults()
+        assert all(str(file) in corrupt for file in report.corrupt)
+        assert str(copy) in pair
         assert report.median_size == (16, 24)
         assert len(report.faults()) == 2
 

@@ -323,8 +323,9 @@ class TestTraining:
 
     @pytest.mark.slow
     def test_its_checkpoint_is_tested_and_resumed(self, photos, trained, tmp_path, capsys):
-        run_test(str(trained.parent / "config.py"), str(trained), work_dir=tmp_path / "test")
+        run_test(str(trained.parent / "config.py"), str(trained))
         assert "accuracy/top1" in capsys.readouterr().out
+        assert (trained.parent / "test" / "class_report.csv").is_file()
         folder = tmp_path / "run"
         options = {"data": photos, "model": "test_resnet", "weights": "none", "image_size": 32}
         options |= {"work_dir": folder, "workers": 0, "layer_decay": 0.7}

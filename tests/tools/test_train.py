@@ -1,6 +1,7 @@
 """`linsight train` and `linsight test`, on a training of seconds."""
 
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import safetensors.torch
@@ -212,10 +213,18 @@ class TestTrain:
         last = output.strip().splitlines()[-1]
         assert last.startswith("error: 2 of 12 images could not be read: class_0/")
 
+    @pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
+    def test_a_tracker_that_is_not_installed(self, tiny):
+        output = cli_train(tiny, "--work-dir", tiny.parent / "run", "--tracker", "mlflow", expect=1)
+        assert "error: --tracker mlflow needs its package: pip install mlflow" in output
+
     def test_a_work_dir_that_cannot_be_written(self, tiny):
         (tiny.parent / "file").write_text("")
-        output = cli_train(tiny, "--work-dir", tiny.parent / "file" / "run", expect=1)
+        run = tiny.parent / "file" / "run"
+        output = cli_train(tiny, "--work-dir", run, expect=1)
         assert output.strip().splitlines()[-1].startswith("error: ")
+        words = (tiny, "nowhere.pth", "--work-dir", run)
+        assert f"error: {run}: Not a directory" in cli_test(*words, expect=1).replace("\n", "")
 
 
 class TestTest:
@@ -229,6 +238,12 @@ class TestTest:
         again = cli_test(config, tmp_path / "model.safetensors", "--work-dir", tmp_path)
         assert line in again.splitlines()
         assert (tmp_path / "predictions.png").is_file()
+
+    def test_two_checkpoints(self, trained):
+        """As the pattern best_*.pth gives them where two trainings had one work dir."""
+        _, work_dir = trained
+        output = cli_test(next(work_dir.glob("best_*")), work_dir / "epoch_3.pth", expect=1)
+        assert "are two checkpoints: name one of them" in output.replace("\n", " ")
 
     def test_another_models_checkpoint(self, trained, tmp_path):
         state = {f"layers.{i}.weight": torch.zeros(2) for i in range(9)}
