@@ -86,15 +86,15 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 @HOOKS.register_module()
 class ObjectsFigureHook(PredictionsHook):
-    """Draw the first evaluated images with the boxes and masks that the detector found.
+    """Draw the first evaluated images twice: with their annotations, and with what was found.
 
     Args:
         rows: rows of the grid.
-        columns: columns of the grid.
+        columns: columns of the grid, of which each holds both pictures of an image.
         score_threshold: lowest score of the objects that are drawn.
     """
 
-    def __init__(self, rows: int = 3, columns: int = 4, score_threshold: float = 0.5) -> None:
+    def __init__(self, rows: int = 4, columns: int = 3, score_threshold: float = 0.5) -> None:
         self.rows = rows
         self.columns = columns
         self.score_threshold = score_threshold
@@ -108,19 +108,27 @@ class ObjectsFigureHook(PredictionsHook):
         if isinstance(data_batch["inputs"][0], list | tuple):
             return
         for image, sample in zip(data_batch["inputs"][:room], outputs, strict=False):
-            self.kept.append((_picture(image, sample), detections(sample, self.score_threshold)))
+            found = detections(sample, self.score_threshold)
+            self.kept.append((_picture(image, sample), _annotations(sample), found))
 
     def figure(self, metainfo: dict) -> Figure | None:
         if not self.kept:
             return None
         rows = -(-len(self.kept) // self.columns)
-        figure = Figure(figsize=(3 * self.columns, 3 * rows + 0.4), layout="constrained")
-        figure.suptitle(f"Found with a score of {self.score_threshold} or more")
-        grid = figure.subplots(rows, self.columns, squeeze=False)
+        figure = Figure(figsize=(6 * self.columns, 3 * rows + 0.4), layout="constrained")
+        figure.suptitle(
+            f"Left: as annotated. Right: found with a score of {self.score_threshold} or more"
+        )
+        grid = figure.subplots(rows, 2 * self.columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
-        for axes, (image, objects) in zip(grid.flat, self.kept, strict=False):
-            axes.imshow(draw_objects(image, **objects, names=metainfo.get("classes")))
+        names = metainfo.get("classes")
+        for i, (image, annotated, found) in enumerate(self.kept):
+            left = 2 * (i % self.columns)
+            for axes, objects in zip(
+                grid[i // self.columns, left : left + 2], (annotated, found), strict=True
+            ):
+                axes.imshow(draw_objects(image, **objects, names=names))
         return figure
 
 
@@ -134,6 +142,21 @@ def detections(sample: Any, score_threshold: float) -> dict[str, Any]:
         "labels": objects.labels.numpy(),
         "scores": objects.scores.float().numpy(),
         "masks": np.asarray(objects.masks, bool) if "masks" in objects else None,
+    }
+
+
+def _annotations(sample: Any) -> dict[str, Any]:
+    """Arguments ``boxes``, ``labels`` and ``masks`` of :func:`draw_objects`, from the annotations
+    in mmdet's ``DetDataSample``, which test pipelines load at the size before resizing."""
+    if "gt_instances" not in sample:
+        return {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "masks": None}
+    objects = sample.gt_instances.cpu()
+    boxes = objects.bboxes
+    return {
+        # mmdet wraps the boxes of some pipelines.
+        "boxes": np.asarray(getattr(boxes, "tensor", boxes), np.float32),
+        "labels": np.asarray(objects.labels),
+        "masks": objects.masks.to_ndarray().astype(bool) if "masks" in objects else None,
     }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import DefaultScope
 
+import linsight.kernels.mmcv_operators  # noqa: F401  before any test imports mmdet
 from linsight.data.digits_coco import write_coco
 
 # ATSS averages its losses over the objects of all processes. RetinaNet and the two-stage

@@ -129,8 +129,13 @@ def test_figure_of_what_was_found(scenes):
     hook.keep({"inputs": [item["inputs"] for item in items]}, [perfect(item) for item in items])
     hook.keep({"inputs": [items[0]["inputs"]]}, [perfect(items[0])])
     assert len(hook.kept) == 4
-    assert all((kept["scores"] >= 0.7).all() for _, kept in hook.kept)
-    assert len(hook.figure(scenes.metainfo).axes) == 4
+    for item, (_, annotated, found) in zip(items, hook.kept, strict=True):
+        assert (found["scores"] >= 0.7).all()
+        truth = item["data_samples"].gt_instances
+        assert annotated["boxes"].shape == (len(truth), 4)
+        assert annotated["labels"].tolist() == truth.labels.tolist()
+    # Each image as annotated, and as found.
+    assert len(hook.figure(scenes.metainfo).axes) == 8
 
 
 class Parts(nn.Module):
