@@ -214,11 +214,13 @@ def find_pictures(sources: Sequence[Path]) -> list[Path]:
     """The pictures and videos among files and in folders.
 
     Raises:
-        DataError: a folder holds none.
+        DataError: a folder holds none, or a checkpoint is among them.
         FileNotFoundError: a file does not exist.
     """
     files: list[Path] = []
     for source in sources:
+        if source.suffix == ".pth":  # of best_*.pth, where two trainings have left one each
+            raise DataError(f"{source} is a checkpoint, and no picture: name one checkpoint alone")
         if source.is_dir():
             endings = (*ENDINGS, *SUFFIXES)
             found = files_in(source, endings)

@@ -124,6 +124,13 @@ def test_a_folder_is_predicted_with_the_formats_that_are_trained(tmp_path):
     assert {file.suffix.lower() for file in find_pictures([tmp_path])} == set(ENDINGS)
 
 
+def test_a_second_checkpoint_is_no_picture(tmp_path):
+    checkpoint = tmp_path / "best_epoch_2.pth"
+    checkpoint.touch()
+    with pytest.raises(DataError, match=r"best_epoch_2\.pth is a checkpoint"):
+        find_pictures([checkpoint])
+
+
 def test_hidden_pictures_are_not_read(root):
     hide(root / "train")
     wanted = sorted((root / "train").glob("[abc]/[0-9].png"))
