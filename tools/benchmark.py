@@ -101,12 +101,10 @@ class Setting:
         """Each resolution with its batch size."""
         for resolution in self.resolutions:
             if kind == "latency":
-                yield resolution, 1
+                batch = 1
             else:
-                yield (
-                    resolution,
-                    self.batch or cases.default_batch(kind, resolution, self.device),
-                )
+                batch = self.batch or cases.default_batch(kind, resolution, self.device)
+            yield resolution, batch
 
 
 def benchmark(

@@ -8,7 +8,7 @@ kernel in front of it, in a type that holds them, and computed again for the gra
 from torch import Tensor
 
 from ..linear_attention import check_tensors
-from ..runtime.dispatch import WIDEST_SMALL_HEAD, runs_triton, widest_state
+from ..runtime.dispatch import runs_triton, state_fits
 from . import operator, reference
 
 WIDEST_TRITON_TOKEN = 4096
@@ -37,7 +37,8 @@ def focused_linear_attention(
     Args:
         query, key, value: (B, N, heads, D), float32, float64, float16 or bfloat16. Any strides
             with the last axis contiguous, so that a packed projection is read in place. On
-            CUDA, float64, heads wider than 128 and more than 4096 channels run the reference.
+            CUDA, float64, heads wider than 128 (64 on GPUs whose programs have 99 KiB of shared
+            memory) and more than 4096 channels run the reference.
         scale: s, the authors' learned divisor, (heads * D,), any floating dtype.
         power: p, an integer of 1 or more.
         local: (B, N, heads, D) added to the result.
@@ -59,8 +60,7 @@ def focused_linear_attention(
         )
     if power < 1 or power != int(power):
         raise ValueError(f"power is {power}, expected an integer of 1 or more")
-    width = query.shape[3]
-    too_wide = width > WIDEST_SMALL_HEAD and width > widest_state(query.device)
-    if too_wide or channels > WIDEST_TRITON_TOKEN or not runs_triton(query):
+    fits = channels <= WIDEST_TRITON_TOKEN and state_fits(query.shape[3], query.device)
+    if not (fits and runs_triton(query)):
         return reference.focused_linear_attention(query, key, value, scale, power, local)
     return operator.focused_linear_attention(query, key, value, scale, local, int(power))[0]

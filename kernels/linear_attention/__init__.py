@@ -15,12 +15,13 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from ..rotary import Rotary, check_rotary
-from ..runtime.dispatch import WIDEST_SMALL_HEAD, runs_triton, widest_state
+from ..runtime.dispatch import runs_triton, state_fits
 from . import operator, reference
 
 FeatureMap = Literal["elu_plus_one", "relu", "exp", "identity", "norm_aware"]
 KeyWeights = Literal["uniform", "global_query"]
 Readout = Literal["normalized", "summed", "floored", "magnitude_aware", "subtractive"]
+_FEATURE_MAPS, _KEY_WEIGHTS, _READOUTS = map(get_args, (FeatureMap, KeyWeights, Readout))
 
 
 def linear_attention(
@@ -73,9 +74,7 @@ def linear_attention(
     """
     check_tensors(query, key, value, local, gate)
     check_options(query.shape[1], rotary, feature_map, key_weights, readout)
-    width = query.shape[-1]
-    too_wide = width > WIDEST_SMALL_HEAD and width > widest_state(query.device)
-    if too_wide or not runs_triton(query):
+    if not (state_fits(query.shape[-1], query.device) and runs_triton(query)):
         return reference.linear_attention(
             query, key, value, feature_map, key_weights, readout, rotary, local, gate
         )
@@ -89,13 +88,13 @@ def check_options(
     tokens: int, rotary: Rotary | None, feature_map: str, key_weights: str, readout: str
 ) -> None:
     """Raise ValueError unless the options are known and the tables fit the tokens."""
-    for name, got, kind in (
-        ("feature_map", feature_map, FeatureMap),
-        ("key_weights", key_weights, KeyWeights),
-        ("readout", readout, Readout),
+    for name, got, known in (
+        ("feature_map", feature_map, _FEATURE_MAPS),
+        ("key_weights", key_weights, _KEY_WEIGHTS),
+        ("readout", readout, _READOUTS),
     ):
-        if got not in get_args(kind):
-            raise ValueError(f"{name} is {got!r}, expected one of {', '.join(get_args(kind))}")
+        if got not in known:
+            raise ValueError(f"{name} is {got!r}, expected one of {', '.join(known)}")
     if rotary is not None:
         check_rotary(rotary, "query", tokens)
 

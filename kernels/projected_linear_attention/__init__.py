@@ -11,7 +11,7 @@ from torch import Tensor
 from ..depthwise_conv2d import TRITON_KERNELS
 from ..linear_attention import FeatureMap, KeyWeights, Readout, check_options
 from ..rotary import Rotary
-from ..runtime.dispatch import WIDEST_SMALL_HEAD, runs_triton, widest_state
+from ..runtime.dispatch import runs_triton, state_fits
 from . import operator, reference
 
 
@@ -50,7 +50,7 @@ def projected_linear_attention(
     check_options(tokens, rotary, feature_map, key_weights, readout)
     head_dim = projection.shape[-1] // (4 * heads)
     if (
-        (head_dim > WIDEST_SMALL_HEAD and head_dim > widest_state(projection.device))
+        not state_fits(head_dim, projection.device)
         or weight.shape[-1] not in TRITON_KERNELS
         or not runs_triton(projection)
     ):

@@ -1,16 +1,17 @@
 """The activations that kernels fuse, in PyTorch."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Literal["gelu", "relu"]
+_CHOICES = (None, *get_args(Activation))
 
 
 def check_activation(activation: str | None) -> None:
     """Raise ValueError unless `activation` is an `Activation` or None."""
-    if activation not in (None, "gelu", "relu"):
+    if activation not in _CHOICES:
         raise ValueError(f"activation is {activation!r}, expected None, 'gelu' or 'relu'")
 
 

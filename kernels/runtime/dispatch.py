@@ -128,11 +128,16 @@ def _warn_without_compiler() -> bool:
     return lack is None
 
 
+def state_fits(width: int, device: torch.device) -> bool:
+    """Whether a GPU has room for linear attention with heads of this width."""
+    # Narrow heads, which are most, ask nothing of the device.
+    return width <= WIDEST_SMALL_HEAD or width <= _widest_state(device)
+
+
 @torch.compiler.assume_constant_result
-def widest_state(device: torch.device) -> int:
-    """The widest head of linear attention that a GPU has room for."""
+def _widest_state(device: torch.device) -> int:
     # A pass that is only looked at may be for another GPU than this machine's.
-    return _widest_state() if is_collecting() else _widest_state_of(device)
+    return _widest_state_of_target() if is_collecting() else _widest_state_of(device)
 
 
 @lru_cache
@@ -140,10 +145,10 @@ def _widest_state_of(device: torch.device) -> int:
     if device.type != "cuda" or not torch.cuda.is_available():
         return WIDEST_HEAD
     with torch.cuda.device(device):
-        return _widest_state()
+        return _widest_state_of_target()
 
 
-def _widest_state() -> int:
+def _widest_state_of_target() -> int:
     """By the compute capability that Triton compiles for, such as 89 for 8.9."""
     arch = get_target().arch  # of AMD's GPUs a name
     has_room = isinstance(arch, int) and (arch in (80, 87) or 90 <= arch < 120)

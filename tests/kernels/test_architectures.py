@@ -65,4 +65,6 @@ def test_a_training_step_fits(arch, model, dtype):
 @pytest.mark.parametrize(("arch", "width"), [("sm_89", 64), ("sm_90", 128), ("sm_120", 64)])
 def test_wide_heads_of_linear_attention_need_room(arch, width):
     with pretend_target(make_target(arch)), collect_variants(print):
-        assert dispatch.widest_state(torch.device("cuda", 0)) == width
+        device = torch.device("cuda", 0)
+        assert dispatch.state_fits(width, device)
+        assert not dispatch.state_fits(width + 1, device)
