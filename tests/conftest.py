@@ -9,6 +9,7 @@ import importlib.util
 import os
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,12 +98,18 @@ def _processes_without_transformers() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _scope_of_names() -> Iterator[None]:
-    """Forget the scope in which a file's trainings look up names, before the next file's tests."""
+    """Forget the scope in which a test's trainings look up names, before the next test.
+
+    mmengine names it after the second in which a training begins: of two trainings in the same
+    second, the later one would look for its names in the scope of the earlier one.
+    """
+    registry = sys.modules.get("mmengine.registry")
+    before = registry.DefaultScope._instance_dict.copy() if registry else OrderedDict()
     yield
-    if "mmengine.registry" in sys.modules:
-        sys.modules["mmengine.registry"].DefaultScope._instance_dict.clear()
+    if registry := sys.modules.get("mmengine.registry"):
+        registry.DefaultScope._instance_dict = before
 
 
 @pytest.fixture(scope="session", autouse=True)
