@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from .graph_weights import ConversionWatch, convert
+
 
 class NotCapturable(Exception):
     """A pass cannot be replayed; the message says why."""
@@ -227,6 +229,11 @@ class Pass:
         self.inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in tensors]
         self.arguments = exchange((args, kwargs), iter(self.inputs))
         self.module, self.recorder = module, recorder
+        kind = recorder.device_type
+        # What autocast converts to, or None without it.
+        self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        # The parameters that a replay converts at once, before the module runs.
+        self.converted: dict[str, Tensor] = {}
         self.replays = 0
         parts = list(module.modules())
         self.generators = [
@@ -239,8 +246,8 @@ class Pass:
         may_wait = any(isinstance(part, nn.SyncBatchNorm) for part in parts)
         with recorder.keep_random_state(), _keep_buffers(parts), self._keep_generators():
             watch, host = Watch(module), recorder.host_state()
-            for _ in range(2):
-                recorder.rehearse(self.rehearsal, may_wait)
+            self.watch_conversions(may_wait)
+            recorder.rehearse(self.rehearsal, may_wait)
             if recorder.host_state() != host:
                 raise NotCapturable("its pass draws random numbers on the host")
             change = watch.find_change()
@@ -248,6 +255,18 @@ class Pass:
                 raise NotCapturable(f"its pass changes the module ({change})")
             self.record()
         self.watch = watch
+
+    def watch_conversions(self, may_wait: bool) -> None:
+        """Rehearse the pass, and note the parameters that are read in autocast's dtype alone."""
+        if self.dtype is None:
+            return self.recorder.rehearse(self.rehearsal, may_wait)
+        with ConversionWatch(self.module, self.dtype) as watch:
+            self.recorder.rehearse(self.rehearsal, may_wait)
+        self.converted = watch.find()
+
+    def convert(self) -> dict[str, Tensor]:
+        """Those parameters, converted."""
+        return convert(self.converted, self.dtype) if self.dtype is not None else {}
 
     def rehearsal(self) -> None:
         """Run the pass once without recording it."""
@@ -259,11 +278,10 @@ class Pass:
 
     def run(self, aliases: dict[str, Tensor]) -> list[Tensor]:
         """Run the module on the static inputs, and return the tensors of its result."""
-        kind = self.recorder.device_type
         # Weights that autocast has converted are not to be kept: a replay converts them anew.
         autocast = (
-            torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
-            if torch.is_autocast_enabled(kind)
+            torch.autocast(self.recorder.device_type, self.dtype, cache_enabled=False)
+            if self.dtype is not None
             else nullcontext()
         )
         args, kwargs = self.arguments
@@ -312,10 +330,12 @@ class InferencePass(Pass):
     """A forward pass without gradients. Its results are copies, which later calls leave alone."""
 
     def rehearsal(self) -> None:
-        self.run({})
+        self.run(self.convert())
 
     def record(self) -> None:
-        self._replay, self.outputs = self.recorder.record(lambda: self.run({}), self.generators)
+        self._replay, self.outputs = self.recorder.record(
+            lambda: self.run(self.convert()), self.generators
+        )
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         with self.recorder.turn():
@@ -338,7 +358,11 @@ class TrainingPass(Pass):
 
     def forward(self) -> list[Tensor]:
         """Compute the results of the static inputs, which `backward` differentiates."""
-        self.live = self.run(self.aliases)
+        # The gradient of a converted parameter is converted back where it is copied.
+        converted = self.convert()
+        for name in converted.keys() & self.aliases.keys():
+            self.aliases[name] = converted[name].requires_grad_()
+        self.live = self.run(converted | self.aliases)
         self.roots = [x for x in self.live if x.requires_grad]
         if not self.roots:
             raise NotCapturable("no result depends on a parameter that requires a gradient")
@@ -377,9 +401,12 @@ class TrainingPass(Pass):
             (p, g) for p, g in zip(self.parameters, found[split:], strict=True) if g is not None
         ]
         self.used = [p for p, _ in pairs]
-        self.gradients: dict[torch.dtype, list[Tensor]] = {}
-        for _, gradient in pairs:
-            self.gradients.setdefault(gradient.dtype, []).append(gradient)
+        # Places among them, and gradients, by the dtypes of both.
+        self.gradients: dict[tuple[torch.dtype, torch.dtype], tuple[list[int], list[Tensor]]] = {}
+        for place, (p, gradient) in enumerate(pairs):
+            places, gradients = self.gradients.setdefault((p.dtype, gradient.dtype), ([], []))
+            places.append(place)
+            gradients.append(gradient)
 
     def __call__(self, tensors: Sequence[Tensor], step: Step) -> Any:
         outputs = _Replay.apply(self, step, *tensors, *self.used)
@@ -400,9 +427,9 @@ class TrainingPass(Pass):
             self._backward()
             inputs = [None if g is None else g.clone() for g in self.input_gradients]
             parameters = [torch.empty_like(p) for p in self.used]
-            # One call per dtype copies all of them in a few launches.
-            for dtype, gradients in self.gradients.items():
-                torch._foreach_copy_([x for x in parameters if x.dtype == dtype], gradients)
+            # One call per pair of dtypes copies all of them in a few launches.
+            for places, gradients in self.gradients.values():
+                torch._foreach_copy_([parameters[place] for place in places], gradients)
             return [*inputs, *parameters]
 
 

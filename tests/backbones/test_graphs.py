@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import linsight
 from linsight.backbones import graph_passes, graphs
@@ -109,15 +110,15 @@ def test_training_is_the_same(options):
 
 
 def test_autocast_is_part_of_a_signature():
-    """A replay converts weights at each use, as autocast does without its cache."""
+    """A replay converts weights once, as autocast does with its cache."""
     eager, model = make(), linsight.capture_training(make())
     for dtype in (torch.bfloat16, torch.float32):
-        for i in range(3):
+        for _ in range(3):
             outputs = []
             for each in (eager, model):
                 torch.manual_seed(3)
-                low, cache = dtype != torch.float32, each is model or i == 0
-                with torch.autocast("cpu", torch.bfloat16, enabled=low, cache_enabled=cache):
+                low = dtype != torch.float32
+                with torch.autocast("cpu", torch.bfloat16, enabled=low):
                     outputs.append(each(images()))
                 outputs[-1].float().sum().backward()
             assert outputs[0].dtype == outputs[1].dtype == dtype
@@ -126,6 +127,44 @@ def test_autocast_is_part_of_a_signature():
         *({n: p.grad for n, p in each.named_parameters()} for each in (eager, model)),
     )
     assert Stand.recorded == 4
+
+
+class ReadsItsWeights(Small):
+    """Weights that autocast converts, and that something else reads in their own precision."""
+
+    def forward(self, x):
+        return super().forward(x) + self.head.weight.square().sum()
+
+
+class Count(TorchDispatchMode):
+    """Counts conversions of dtype of float32 tensors, one by one and at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.alone = self.together = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten._to_copy.default and args[0].dtype == torch.float32:
+            self.alone += 1
+        self.together += operator is torch.ops.aten._foreach_copy_.default
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("kind", "alone"), [(Small, 0), (ReadsItsWeights, 2)])
+def test_weights_are_converted_at_once(kind, alone):
+    """Those of a layer, unless they are read in another dtype, too; `alone` with the image."""
+    model = kind().eval()
+    captured = linsight.capture_inference(copy.deepcopy(model))
+    with torch.no_grad():
+        for _ in range(3):
+            for p in (*model.parameters(), *captured.parameters()):
+                p.mul_(0.9)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(captured(images()), model(images()))
+        (found,) = get_call(captured).inference.passes.values()
+        with Count() as count:
+            found._replay()
+    assert (count.alone, count.together) == (1 + alone, 1)
 
 
 def test_random_numbers_are_fresh():
