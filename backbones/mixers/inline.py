@@ -1,13 +1,11 @@
 """InLine attention (arXiv:2412.06590, NeurIPS 2024): injective, with a local residual."""
 
-from functools import reduce
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
-from timm.layers import is_exporting
 from torch import Tensor, nn
 
+from ...kernels.depthwise_conv2d import depthwise_conv2d
 from ...kernels.linear_attention import linear_attention
 from ..context import Context, Place
 from ..layers import DepthwiseConv2d
@@ -63,11 +61,12 @@ class InLine(TokenMixer):
         query, key, value = blocks.unbind(2)
         query, key = context.rotate(query), context.rotate(key)
         image = value.flatten(2)[:, self.prefix_tokens :].unflatten(1, context.size)
-        image = image.permute(0, 3, 1, 2)
-        local = convolve_each(image, kernels.view(*image.shape[:2], KERNEL, KERNEL))
+        local = depthwise_conv2d(image, kernels.unflatten(1, (-1, KERNEL, KERNEL)).squeeze(-1))
         if self.local is not None:
-            local = local + self.local(image)
-        local = F.pad(local.flatten(2).transpose(1, 2), (0, 0, self.prefix_tokens, 0))
+            local = local + self.local(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        local = local.flatten(1, 2)
+        if self.prefix_tokens:
+            local = F.pad(local, (0, 0, self.prefix_tokens, 0))
         y = linear_attention(
             query,
             key,
@@ -83,32 +82,3 @@ class InLine(TokenMixer):
         names = {"residual.": "predictor.", "get_v.": "local."}
         return rename_entries(join_projections(entries), names)
 
-
-def convolve_each(x: Tensor, kernels: Tensor) -> Tensor:
-    """The size-preserving depthwise convolution of every image with kernels of its own.
-
-    Args:
-        x: (B, C, H, W).
-        kernels: (B, C, k, k), k odd.
-    """
-    batch, channels, height, width = x.shape
-    size = kernels.shape[-1]
-    # The number of groups would specialise an exported graph to this batch size, and no images
-    # would make no groups, which PyTorch refuses.
-    if is_exporting() or batch == 0:
-        x = F.pad(x, (size // 2,) * 4)
-        return reduce(
-            torch.add,
-            (
-                x[:, :, i : i + height, j : j + width] * kernels[:, :, i, j, None, None]
-                for i in range(size)
-                for j in range(size)
-            ),
-        )
-    y = F.conv2d(
-        x.reshape(1, batch * channels, height, width),
-        kernels.reshape(batch * channels, 1, size, size),
-        padding=size // 2,
-        groups=batch * channels,
-    )
-    return y.view(batch, channels, height, width)

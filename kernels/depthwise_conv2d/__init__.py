@@ -31,8 +31,10 @@ def depthwise_conv2d(
 
     Args:
         x: (B, H, W, C), any strides with the last axis contiguous.
-        weight: (C, 1, k, k), k odd, in the dtype of `x` or, under autocast, any. On CUDA a k of
-            3, 5, 7 or 9 runs the Triton kernel, any other the reference.
+        weight: (C, 1, k, k), k odd, in the dtype of `x` or, under autocast, any; or (B, C, k, k),
+            a window for each image, which needs stride 1 and no bias (InLine, arXiv:2412.06590,
+            section 4.2). On CUDA a k of 3, 5, 7 or 9 runs the Triton kernel, any other the
+            reference.
         bias: (C,) or None.
         stride: 1 or 2; the output has ceil(H / stride) rows.
         activation: a, applied to the input first: 'gelu' (exact, erf), 'relu' or None.
@@ -50,10 +52,10 @@ def depthwise_conv2d(
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, H, W, C)")
     channels, kernel = x.shape[3], weight.shape[-1]
-    if weight.shape != (channels, 1, kernel, kernel) or kernel % 2 == 0:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k) with odd k"
-        )
+    if weight.shape != (channels, 1, kernel, kernel):
+        _check_own_windows(x, weight, bias, stride)
+    if kernel % 2 == 0:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected odd k")
     if stride not in (1, 2):
         raise ValueError(f"stride is {stride}, expected 1 or 2")
     check_activation(activation)
@@ -76,6 +78,20 @@ def depthwise_conv2d(
     if not by_kernel:
         return reference.depthwise_conv2d(x, weight, bias, stride, activation, residual)
     return operator.depthwise_conv2d(x, weight, bias, stride, activation, residual, dtype)
+
+
+def _check_own_windows(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
+    batch, channels, kernel = x.shape[0], x.shape[3], weight.shape[-1]
+    if weight.shape != (batch, channels, kernel, kernel):
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k), or "
+            f"({batch}, {channels}, k, k) for a window of each image"
+        )
+    if stride != 1 or bias is not None:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, a window for each image, which needs "
+            f"stride 1 and no bias, got stride {stride}" + (" and a bias" if bias is not None else "")
+        )
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

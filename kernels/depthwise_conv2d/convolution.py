@@ -8,9 +8,12 @@ from torch import Tensor
 from ..runtime.launch import launch
 from ..runtime.mathematics import activate, activation_gradient
 from .plan import plan
+from .reference import has_own_windows
 
 # `channels` is not among them: as a multiple of 16 it lets two channels be one load.
-SCALARS = ["height", "width", "out_height", "out_width", "rows", "strips", "batch", "images"]
+SCALARS = [
+    *("height", "width", "out_height", "out_width", "rows", "strips", "batch", "images", "step"),
+]
 
 
 @triton.jit
@@ -28,7 +31,7 @@ def load_strip(at, step, w, live, width, K: tl.constexpr, P: tl.constexpr):
 def _convolve(
     x, weight, bias, scale, other, add, y,
     x_b, x_r, x_c, o_b, o_r, o_c, a_b, a_r, a_c, y_b, y_r, y_c,
-    height, width, channels, rows, strips,
+    height, width, channels, rows, strips, step,
     K: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     BRANCH: tl.constexpr, SCALE: tl.constexpr,
@@ -37,6 +40,7 @@ def _convolve(
     """Stride 1. Forward: y = conv(a(x)) + bias; with BRANCH the input is x + `other`, with SCALE
     x + `scale` * `other`. Backward: x is the gradient of the output, the window is turned round,
     and y is the gradient of `other`, the input before the activation; with ADD `add` is added.
+    The window of an image is `step` floats behind that of the one before, or the same.
     """
     SLOPE: tl.constexpr = BACKWARD and (ACTIVATION == "gelu" or ACTIVATION == "relu")
     PAD: tl.constexpr = K // 2
@@ -52,6 +56,7 @@ def _convolve(
     bottom = tl.minimum(last + PAD, height)
     x += b * x_b + top.to(tl.int64) * x_r + ((w - PAD) * x_c + c)
     y += b * y_b + (top - PAD).to(tl.int64) * y_r + (w * y_c + c)
+    weight += b * step
     if SLOPE:
         other += b * o_b + (top - PAD).to(tl.int64) * o_r + (w * o_c + c)
     if BRANCH:
@@ -213,6 +218,7 @@ def forward(
     how = plan(
         x.shape, x.dtype, x.device, weight.shape[-1], stride, activation, bias is not None,
         residual, branch=branch is not None, scale=scale is not None,
+        own=has_own_windows(x, weight),
     )  # fmt: skip
     biases = weight if bias is None else bias
     if stride == 1:
@@ -239,7 +245,7 @@ def input_gradient(
     """Write the gradient of `x` to `out`, at stride 1 plus `add`, which may be `out`, or None."""
     how = plan(
         x.shape, x.dtype, x.device, weight.shape[-1], stride, activation,
-        residual=residual, add=add is not None,
+        residual=residual, add=add is not None, own=has_own_windows(x, weight),
     )  # fmt: skip
     strides = (*grad.stride()[:3], *x.stride()[:3])
     if stride == 1:

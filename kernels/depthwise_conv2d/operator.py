@@ -47,8 +47,12 @@ def _run_backward(
 
 
 def empty_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """New tensors for the gradients of x, and, in the dtype of the weight, of weight and bias."""
-    shapes = ((x, x.shape), (weight, weight.shape), (weight, weight.shape[:1]))
+    """New tensors for the gradients of x, and, in the dtype of the weight, of weight and bias.
+
+    With a window for each image the kernels leave there, per image, what would be the bias's.
+    """
+    windows = weight.shape[:1] if weight.shape[1] == 1 else (weight.shape[0] * weight.shape[1],)
+    shapes = ((x, x.shape), (weight, weight.shape), (weight, windows))
     dx, dweight, dbias = (torch.empty(shape, dtype=t.dtype, device=t.device) for t, shape in shapes)
     return dx, dweight, dbias
 

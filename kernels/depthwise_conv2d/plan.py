@@ -82,6 +82,7 @@ def plan(
     add: bool = False,
     branch: bool = False,
     scale: bool = False,
+    own: bool = False,
 ) -> Plan:
     """Plan for maps of one shape (B, H, W, C).
 
@@ -92,8 +93,11 @@ def plan(
         bias: whether the result has a bias.
         add: whether a tensor is added to the input's gradient.
         branch, scale: whether a residual branch, and one with a scale, is added to the input.
+        own: whether each image has a window of its own.
     """
     batch, height, width, channels = shape
+    # From the window of an image to that of the next one.
+    step = channels * kernel * kernel if own else 0
     flags = {"K": kernel, "ACTIVATION": activation, "EXACT": dtype == torch.float32}
     forward = {"BIAS": bias, "BACKWARD": False}
     backward = {"BIAS": False, "BACKWARD": True}
@@ -104,7 +108,7 @@ def plan(
             rows, _ = _share(tile, kernel, programs, height, batch, 1, 0, device)
             grid = (programs, triton.cdiv(height, rows), batch)
             constants |= {"RESIDUAL": residual, **flags}
-            return Launch(grid, (*shape[1:], rows, strips), constants)
+            return Launch(grid, (*shape[1:], rows, strips, step), constants)
 
         slope = activation is not None
         maps = (
@@ -121,7 +125,8 @@ def plan(
         programs, strips, constants = _cut(tile, width, channels)
         # The parts are float32, written and read again.
         end = 2 * (kernel * kernel + 1) // tile.columns
-        rows, images = _share(tile, kernel, programs, height, batch, batch, end, device)
+        most = 1 if own else batch
+        rows, images = _share(tile, kernel, programs, height, batch, most, end, device)
         chunks, many = triton.cdiv(height, rows), triton.cdiv(batch, images)
         weight_gradient = Launch(
             (programs, chunks, many),
@@ -129,6 +134,7 @@ def plan(
             {**flags, **constants},
         )
         count = many * chunks * strips
+        sums = batch if own else 1
     else:
         small = (-(-height // 2), -(-width // 2))
         constants = {
@@ -145,7 +151,7 @@ def plan(
         )
         rows = triton.cdiv(small[0], PART_ROWS)
         chunks = triton.cdiv(small[0], rows)
-        count = batch * chunks
+        count, sums = batch * chunks, 1
         weight_gradient = Launch(
             (triton.cdiv(channels, CHANNELS), chunks * (kernel * kernel + 1), batch),
             (height, width, *small, channels, rows),
@@ -153,8 +159,8 @@ def plan(
         )
     taps = kernel * kernel
     sum_parts = Launch(
-        (taps + 1, triton.cdiv(channels, SUM_COLUMNS)),
-        (count, channels),
+        (taps + 1, triton.cdiv(channels, SUM_COLUMNS), sums),
+        (count // sums, channels),
         {"TAPS": taps, "ROWS": SUM_ROWS, "BLOCK": SUM_COLUMNS, "num_warps": 4},
     )
     return Plan(*maps, weight_gradient, (count, taps + 1, channels), sum_parts)

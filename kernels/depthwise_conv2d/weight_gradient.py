@@ -10,6 +10,7 @@ from ..runtime.launch import launch
 from ..runtime.mathematics import activate, sum_rows
 from .convolution import SCALARS, load_strip
 from .plan import plan
+from .reference import has_own_windows
 
 
 @triton.jit
@@ -149,10 +150,15 @@ def _sum_parts(
     parts, dweight, dbias, count, channels,
     TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The sum of `count` parts; further ones are those of further images with their own windows."""
     tap = tl.program_id(0)
+    image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = c < channels
     stride = (TAPS + 1) * channels
+    parts += image * count * stride
+    dweight += image * channels * TAPS
+    dbias += image * channels
     total = sum_rows(parts + tap * channels, count, stride, c, live, ROWS, BLOCK)
     if tap < TAPS:
         tl.store(dweight + c * TAPS + tap, total.to(dweight.dtype.element_ty), mask=live)
@@ -163,8 +169,14 @@ def _sum_parts(
 def weight_gradient(
     grad: Tensor, x: Tensor, stride: int, activation: str | None, dweight: Tensor, dbias: Tensor
 ) -> None:
-    """Write the gradients of weight (channels, 1, k, k) and bias to `dweight` and `dbias`."""
-    how = plan(x.shape, x.dtype, x.device, dweight.shape[-1], stride, activation)
+    """Write the gradients of weight (channels, 1, k, k) and bias to `dweight` and `dbias`.
+
+    With a window for each image they are (B, channels, k, k) and, per image, (B * channels,).
+    """
+    how = plan(
+        x.shape, x.dtype, x.device, dweight.shape[-1], stride, activation,
+        own=has_own_windows(x, dweight),
+    )  # fmt: skip
     parts = torch.empty(how.parts, dtype=torch.float32, device=x.device)
     kernel = _weigh if stride == 1 else _weigh_taps
     launch(kernel, how.weight_gradient, x, grad, parts, *x.stride()[:3], *grad.stride()[:3])

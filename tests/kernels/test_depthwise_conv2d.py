@@ -68,6 +68,11 @@ def test_errors_name_the_argument() -> None:
         depthwise_conv2d(x[0], weight)
     with pytest.raises(ValueError, match=r"weight has shape .* expected \(6, 1, k, k\)"):
         depthwise_conv2d(x, weight[:3])
+    with pytest.raises(ValueError, match=r"or \(1, 6, k, k\) for a window of each image"):
+        depthwise_conv2d(x, torch.randn(2, 6, 3, 3))
+    for options in ({"stride": 2}, {"bias": torch.randn(6)}):
+        with pytest.raises(ValueError, match="which needs stride 1 and no bias"):
+            depthwise_conv2d(x.expand(2, -1, -1, -1), torch.randn(2, 6, 3, 3), **options)
     with pytest.raises(ValueError, match="stride is 3"):
         depthwise_conv2d(x, weight, stride=3)
     with pytest.raises(ValueError, match="activation is 'silu'"):
@@ -179,6 +184,27 @@ def test_random_shapes(random_cases, device, seed) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "residual"),
+    [(3, torch.float32, False), (3, torch.bfloat16, False), (5, torch.float16, True)],
+)
+def test_a_window_for_each_image(kernel, dtype, residual, device, seed) -> None:
+    shape = (3, 5, 9, 40) if device.type == "cpu" else (8, 56, 56, 96)
+    (x, weight, _), _ = case(shape, kernel, False, device)
+    windows = torch.randn(shape[0], *weight.shape[:1], kernel, kernel, device=device) / kernel
+
+    def function(x: Tensor, windows: Tensor) -> Tensor:
+        return depthwise_conv2d(x, windows, residual=residual)
+
+    with force("reference"):
+        alone = [
+            depthwise_conv2d(x[i, None], windows[i, :, None], residual=residual) for i in range(2)
+        ]
+        torch.testing.assert_close(function(x, windows)[:2], torch.cat(alone))
+    assert_as_exact_as_eager(function, [x, windows], dtype, torch.randn_like(x))
+
+
+@pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     allocate, empty = torch.Tensor.new_empty, torch.empty
     nan = float("nan")
@@ -192,6 +218,11 @@ def test_every_element_is_written(device, monkeypatch) -> None:
             y = depthwise_conv2d(*tensors, stride=stride, activation="gelu")
             gradients = torch.autograd.grad(y.sum(), tensors)
         assert all(x.isfinite().all() for x in (y, *gradients))
+    windows = torch.randn(2, 40, 3, 3, device=device, requires_grad=True)
+    with force("triton"):
+        y = depthwise_conv2d(tensors[0], windows)
+        gradients = torch.autograd.grad(y.sum(), (tensors[0], windows))
+    assert all(x.isfinite().all() for x in (y, *gradients))
 
 
 @pytest.mark.triton
@@ -202,6 +233,10 @@ def test_registration(device) -> None:
     for options in ((1, "gelu", True), (2, None, False)):
         arguments = (x, *parameters, *options, torch.float32)
         torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, arguments)
+    windows = torch.randn(2, 8, 3, 3, device=device, requires_grad=True)
+    x = torch.randn(2, 2, 3, 8, device=device, requires_grad=True)
+    arguments = (x, windows, None, 1, None, False, torch.float32)
+    torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, arguments)
 
 
 @pytest.mark.triton
