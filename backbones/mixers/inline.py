@@ -81,4 +81,3 @@ class InLine(TokenMixer):
         """The authors' projections, predictor and local branch, renamed."""
         names = {"residual.": "predictor.", "get_v.": "local."}
         return rename_entries(join_projections(entries), names)
-

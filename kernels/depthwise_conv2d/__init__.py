@@ -88,9 +88,10 @@ def _check_own_windows(x: Tensor, weight: Tensor, bias: Tensor | None, stride: i
             f"({batch}, {channels}, k, k) for a window of each image"
         )
     if stride != 1 or bias is not None:
+        got = f"stride {stride}" if bias is None else "a bias"
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}, a window for each image, which needs "
-            f"stride 1 and no bias, got stride {stride}" + (" and a bias" if bias is not None else "")
+            f"stride 1 and no bias, got {got}"
         )
 
 
