@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.runtime.dispatch import cache_constants
 from ..context import Context, Place
 from ..initialization import init_as_convolution
 from ..layers import DepthwiseConv2d
@@ -48,8 +49,10 @@ class LocalShare(nn.Module):
         """(B, heads, w^2, D) averages over the squares of a map (B, H, W, C)."""
         extent = self.dilation * (self.window_size - 1) + 1
         down, across = ((side + extent - 1) // extent for side in x.shape[1:3])
-        rows = self.places(x.shape[1], down, extent, x.device)
-        columns = self.places(x.shape[2], across, extent, x.device)
+        rows, columns = (
+            places(side, squares, self.window_size, self.dilation, x.device)
+            for side, squares in zip(x.shape[1:3], (down, across), strict=True)
+        )
         x = x[:, rows[:, None], columns].unflatten(3, (self.num_heads, -1))
         x = x.unflatten(2, (across, self.window_size)).unflatten(1, (down, self.window_size))
         x = x.permute(0, 5, 2, 4, 1, 3, 6)  # (B, heads, w, w, down, across, D)
@@ -57,13 +60,16 @@ class LocalShare(nn.Module):
         # changes first, to D averages of equal runs: so channels are mixed.
         return x.flatten(4).unflatten(4, (-1, down * across)).mean(-1).flatten(2, 3)
 
-    def places(self, side: int, squares: int, extent: int, device: torch.device) -> Tensor:
-        """The tokens that are read along an axis: w per square, beyond the map its reflection."""
-        number = torch.arange(squares * self.window_size, device=device)
-        square, step = number // self.window_size, number % self.window_size
-        period = 2 * side - 2 if side > 1 else 1
-        place = (square * extent + step * self.dilation) % period
-        return torch.minimum(place, period - place)
+
+@cache_constants
+def places(side: int, squares: int, window: int, dilation: int, device: torch.device) -> Tensor:
+    """The tokens that are read along an axis: some per square, beyond the map its reflection."""
+    number = torch.arange(squares * window, device=device)
+    square, step = number // window, number % window
+    extent = dilation * (window - 1) + 1
+    period = 2 * side - 2 if side > 1 else 1
+    place = (square * extent + step * dilation) % period
+    return torch.minimum(place, period - place)
 
 
 @register_mixer("factorized")
