@@ -11,7 +11,6 @@ from torch.fx import Proxy
 
 from ..kernels.batch_norm import batch_norm
 from ..kernels.layer_norm import add_layer_norm, layer_norm
-from ..kernels.scaled_add import scaled_add
 from .linear import is_linear
 from .tracing import record_call
 
@@ -94,19 +93,31 @@ class RepBN(nn.Module):
         if isinstance(x, Proxy):
             return record_call(self, x)
         if self.training:
-            batch = self.batch_norm(x, self.batch_weight, self.batch_bias)
-            return scaled_add(batch, x, self.alpha.expand(x.shape[-1]))
+            return self.batch_norm(x, self.batch_weight, self.batch_bias, self.alpha)
         # alpha * x is a part of what the batch norm computes with other weights.
         deviation = (self.running_var + self.batch_eps).sqrt()
         weight = self.batch_weight + self.alpha * deviation
         bias = self.batch_bias + self.alpha * self.running_mean
         return self.batch_norm(x, weight, bias)
 
-    def batch_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The batch norm of x (..., C) with the given weights; training moves its statistics."""
-        image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    def batch_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        alpha: Tensor | None = None,
+        addend: Tensor | None = None,
+    ) -> Tensor:
+        """The batch norm of x (..., C) with the given weights, plus alpha * x and `addend`.
+
+        Training moves its statistics.
+        """
+
+        def view(y: Tensor) -> Tensor:
+            return y.reshape(1, -1, 1, y.shape[-1]).permute(0, 3, 1, 2)
+
         y = batch_norm(
-            image,
+            view(x),
             weight,
             bias,
             self.running_mean,
@@ -114,6 +125,8 @@ class RepBN(nn.Module):
             training=self.training,
             momentum=self.momentum,
             eps=self.batch_eps,
+            residual=None if alpha is None else alpha.expand(x.shape[-1]),
+            addend=None if addend is None else view(addend),
         )
         return y.permute(0, 2, 3, 1).reshape(x.shape)
 
@@ -186,8 +199,7 @@ class PRepBN(RepBN):
         share = 1 - self.progress
         layer = layer_norm(x, share * self.layer_weight, share * self.layer_bias, eps=self.eps)
         weight, bias = self.progress * self.batch_weight, self.progress * self.batch_bias
-        mixed = layer + self.batch_norm(x, weight, bias)
-        return scaled_add(mixed, x, (self.progress * self.alpha).expand(x.shape[-1]))
+        return self.batch_norm(x, weight, bias, self.progress * self.alpha, layer)
 
     def convert_checkpoint(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `RepBN`. In the authors' files the layer norm has faded out, or does not exist."""

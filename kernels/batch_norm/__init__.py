@@ -36,9 +36,13 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     activation: Activation | None = None,
+    residual: Tensor | None = None,
+    addend: Tensor | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """a((x - mean) / sqrt(var + eps) * weight + bias), per channel (arXiv:1502.03167).
+
+    To it residual * x and `addend` are added, in the same pass (SLAB, arXiv:2405.11582, eq. 5).
 
     In training mean and (biased) variance are those of each channel in this batch, which the
     processes of a group share: each has its own number of values, and all get the statistics of
@@ -55,6 +59,8 @@ def batch_norm(
         momentum: the batch's share in the running statistics.
         eps: added to the variance.
         activation: a, 'gelu' (exact, erf), 'relu' or None.
+        residual: (C,), any floating dtype, or None; needs that there is no activation.
+        addend: of the shape and dtype of `x`, or None.
         process_group: the processes whose values a batch consists of, in training; None for this
             process alone. Each of them must call the operator, forward and backward.
 
@@ -62,22 +68,30 @@ def batch_norm(
         (B, C, H, W) in the dtype of `x`, under autocast too; computed in float32 or wider.
 
     Raises:
-        ValueError: if shapes disagree, for another activation, or for one value per channel in
-            training without a group.
+        ValueError: if shapes or dtypes disagree, for another activation, for one value per channel
+            in training without a group, or for a residual with an activation.
     """
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, C, H, W)")
     check_vectors(
-        x.shape[1], weight=weight, bias=bias, running_mean=running_mean, running_var=running_var
-    )
+        x.shape[1], weight=weight, bias=bias, running_mean=running_mean, running_var=running_var,
+        residual=residual,
+    )  # fmt: skip
     check_activation(activation)
-    args = (x, weight, bias, running_mean, running_var)
+    if residual is not None and activation is not None:
+        raise ValueError(f"residual needs that there is no activation, got {activation!r}")
+    if addend is not None and (addend.shape, addend.dtype) != (x.shape, x.dtype):
+        raise ValueError(
+            f"addend is {addend.dtype} of shape {tuple(addend.shape)}, expected {x.dtype} of shape "
+            f"{tuple(x.shape)} as x is"
+        )
+    args = (x, weight, bias, running_mean, running_var, residual, addend)
     usable = 0 < x.shape[1] <= WIDEST_ROW and x.numel() and runs_triton(x)
     usable = usable and is_direct_call(args, "batch_norm")
     if not training:
         records = torch.is_grad_enabled() and any(t.requires_grad for t in args[:3])
-        if usable and not records:
-            return operator.normalize(channels_last(x), *args[1:], eps, activation)
+        if usable and not records and residual is None and addend is None:
+            return operator.normalize(channels_last(x), *args[1:5], eps, activation)
         return reference.normalize(*args, eps, activation)
     if process_group is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(
@@ -87,4 +101,5 @@ def batch_norm(
     options = (momentum, eps, activation, process_group)
     if not usable:
         return reference.batch_norm(*args, *options)
-    return operator.batch_norm(channels_last(x), *args[1:], *options)[0]
+    addend = None if addend is None else channels_last(addend)
+    return operator.batch_norm(channels_last(x), *args[1:6], addend, *options)[0]

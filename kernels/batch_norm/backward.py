@@ -45,9 +45,9 @@ def _gradient_sums(
 
 @triton.jit(do_not_specialize=["pixels"])
 def _input_gradient(
-    grad, x, statistics, weight, bias, sums, dx, pixels,
+    grad, x, statistics, weight, bias, residual, sums, dx, pixels,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
-    ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
+    ACTIVATION: tl.constexpr, EXACT: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
@@ -64,7 +64,10 @@ def _input_gradient(
     mean = tl.load(sums + c, mask=live, other=0.0) / count
     slope = tl.load(sums + C + c, mask=live, other=0.0) / count
     factor = w * tl.load(statistics + C + c, mask=live, other=0.0)
-    tl.store(dx + at, (factor * (dy - mean - norm * slope)).to(dx.dtype.element_ty), mask=ok)
+    total = factor * (dy - mean - norm * slope)
+    if RESIDUAL:
+        total += tl.load(residual + c, mask=live, other=0.0).to(tl.float32) * dy
+    tl.store(dx + at, total.to(dx.dtype.element_ty), mask=ok)
 
 
 def gradient_sums(
@@ -88,10 +91,12 @@ def input_gradient(
     statistics: Tensor,
     weight: Tensor,
     bias: Tensor,
+    residual: Tensor | None,
     sums: Tensor,
     activation: str | None,
     dx: Tensor,
 ) -> None:
     """Write the gradient of `x` to `dx`; `sums` are those of all processes of a group."""
-    how = plan(x.shape, x.dtype, x.device, activation).input_gradient
-    launch(_input_gradient, how, grad, x, statistics, weight, bias, sums, dx)
+    how = plan(x.shape, x.dtype, x.device, activation, residual=residual is not None).input_gradient
+    residual = weight if residual is None else residual
+    launch(_input_gradient, how, grad, x, statistics, weight, bias, residual, sums, dx)

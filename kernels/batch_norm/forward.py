@@ -110,9 +110,10 @@ def _merge(
 
 @triton.jit(do_not_specialize=["pixels"])
 def _normalize(
-    x, statistics, weight, bias, out, pixels,
+    x, statistics, weight, bias, residual, addend, out, pixels,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
     ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
+    RESIDUAL: tl.constexpr, ADDEND: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
@@ -123,6 +124,10 @@ def _normalize(
     y *= tl.load(weight + c, mask=live, other=0.0).to(tl.float32)
     y += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
     y = activate(y, ACTIVATION, EXACT)
+    if RESIDUAL:
+        y += tl.load(residual + c, mask=live, other=0.0).to(tl.float32) * value
+    if ADDEND:
+        y += tl.load(addend + n * C + c, mask=ok, other=0.0).to(tl.float32)
     tl.store(out + n * C + c, y.to(out.dtype.element_ty), mask=ok)
 
 
@@ -175,12 +180,18 @@ def normalize(
     statistics: Tensor,
     weight: Tensor,
     bias: Tensor,
+    residual: Tensor | None,
+    addend: Tensor | None,
     activation: str | None,
     out: Tensor,
 ) -> None:
-    """Write the activation of the norm of `x` to `out`."""
-    how = plan(x.shape, x.dtype, x.device, activation).normalize
-    launch(_normalize, how, x, statistics, weight, bias, out)
+    """Write the activation of the norm of `x`, plus residual * x and `addend`, to `out`."""
+    how = plan(
+        x.shape, x.dtype, x.device, activation,
+        residual=residual is not None, addend=addend is not None,
+    ).normalize  # fmt: skip
+    residual, addend = (weight if residual is None else residual), (x if addend is None else addend)
+    launch(_normalize, how, x, statistics, weight, bias, residual, addend, out)
 
 
 def normalize_running(

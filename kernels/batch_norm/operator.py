@@ -23,11 +23,15 @@ def normalize(x, weight, bias, running_mean, running_var, eps, activation):
     return out
 
 
-def _run(x, weight, bias, running_mean, running_var, momentum, eps, activation, process_group):
+def _run(
+    x, weight, bias, running_mean, running_var, residual, addend,
+    momentum, eps, activation, process_group,
+):  # fmt: skip
     parts = None if process_group is None else gather_parts(_run_gather(x), process_group)
     results = _run_merge(
-        x, parts, weight, bias, running_mean, running_var, momentum, eps, activation
-    )
+        x, parts, weight, bias, running_mean, running_var, residual, addend,
+        momentum, eps, activation,
+    )  # fmt: skip
     increment_version((running_mean, running_var))
     return results
 
@@ -41,40 +45,58 @@ def _run_gather(x):
 
 
 @cache_launches
-def _run_merge(x, parts, weight, bias, running_mean, running_var, momentum, eps, activation):
+def _run_merge(
+    x, parts, weight, bias, running_mean, running_var, residual, addend, momentum, eps, activation
+):
     """The norm, and the statistics of all processes' parts, or of x alone without parts."""
     from .forward import gather, merge, normalize
 
     parts = gather(x) if parts is None else parts
     statistics = merge(parts, running_mean, running_var, momentum, eps)
     out = torch.empty_like(x)
-    normalize(x, statistics, weight, bias, activation, out)
+    normalize(x, statistics, weight, bias, _contiguous(residual), addend, activation, out)
     return out, statistics
 
 
+def _contiguous(x):
+    return None if x is None else x.contiguous()
+
+
 def _save(ctx, inputs, output):
-    x, weight, bias, *_, ctx.activation, ctx.process_group = inputs
-    ctx.save_for_backward(x, weight, bias, output[1])
+    x, weight, bias, _, _, residual, addend, *_, ctx.activation, ctx.process_group = inputs
+    ctx.save_for_backward(x, weight, bias, residual, output[1])
+    ctx.has_addend = addend is not None
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, _):
     if grad is None:
-        return (None,) * 9
-    x, weight, bias, statistics = ctx.saved_tensors
+        return (None,) * 11
+    x, weight, bias, residual, statistics = ctx.saved_tensors
     grad = channels_last(grad)
+    daddend = grad if ctx.has_addend else None
     if ctx.process_group is None:
-        gradients = _run_backward(grad, x, statistics, weight, bias, None, ctx.activation)
-        return *gradients, *(None,) * 6
+        *gradients, dresidual = _run_backward(
+            grad, x, statistics, weight, bias, residual, None, ctx.activation
+        )
+        return *gradients, None, None, dresidual, daddend, *(None,) * 4
     # The gradients of weight and bias stay those of this process: distributed training reduces
     # them like all others.
     sums = _run_sums(grad, x, statistics, weight, bias, ctx.activation)
     dweight, dbias = sums[1].to(weight.dtype), sums[0].to(bias.dtype)
+    dresidual = _differentiate_residual(residual, sums, statistics)
     total = sums.clone()
     distributed.all_reduce(total, group=ctx.process_group)
-    dx, *_ = _run_backward(grad, x, statistics, weight, bias, total, ctx.activation)
-    return dx, dweight, dbias, *(None,) * 6
+    dx, *_ = _run_backward(grad, x, statistics, weight, bias, residual, total, ctx.activation)
+    return dx, dweight, dbias, None, None, dresidual, daddend, *(None,) * 4
+
+
+def _differentiate_residual(residual, sums, statistics):
+    """The sum of the gradient times x, from its sums and those of its product with the norm."""
+    if residual is None:
+        return None
+    return (sums[1] / statistics[1] + sums[0] * statistics[0]).to(residual.dtype)
 
 
 @cache_launches
@@ -86,15 +108,17 @@ def _run_sums(grad, x, statistics, weight, bias, activation):
 
 
 @cache_launches
-def _run_backward(grad, x, statistics, weight, bias, sums, activation):
-    """The gradients of x, weight and bias, by the sums of all processes, or of this one alone."""
+def _run_backward(grad, x, statistics, weight, bias, residual, sums, activation):
+    """The gradients of x, weight, bias and residual, by the sums of all processes, or of this one
+    alone."""
     from .backward import gradient_sums, input_gradient
 
     dx = torch.empty_like(x)
     if sums is None:
         sums = gradient_sums(grad, x, statistics, weight, bias, activation)
-    input_gradient(grad, x, statistics, weight, bias, sums, activation, dx)
-    return dx, sums[1].to(weight.dtype), sums[0].to(bias.dtype)
+    input_gradient(grad, x, statistics, weight, bias, _contiguous(residual), sums, activation, dx)
+    dresidual = _differentiate_residual(residual, sums, statistics)
+    return dx, sums[1].to(weight.dtype), sums[0].to(bias.dtype), dresidual
 
 
 batch_norm = Operator("batch_norm", _run, _save, _differentiate)

@@ -60,8 +60,14 @@ def plan(
     device: torch.device,
     activation: str | None = None,
     eps: float = 0.0,
+    residual: bool = False,
+    addend: bool = False,
 ) -> Plan:
-    """Plan for maps of one shape (B, C, H, W); only `normalize_running` needs `eps`."""
+    """Plan for maps of one shape (B, C, H, W).
+
+    Only `normalize_running` needs `eps`; a residual concerns `normalize` and `input_gradient`, an
+    addend `normalize` alone.
+    """
     channels = shape[1]
     padded = triton.next_power_of_2(channels)
     pixels = shape.numel() // channels
@@ -80,10 +86,10 @@ def plan(
     return Plan(
         programs,
         gather=Launch((programs,), (pixels,), gather),
-        normalize=Launch((tiles,), (pixels,), write),
+        normalize=Launch((tiles,), (pixels,), {**write, "RESIDUAL": residual, "ADDEND": addend}),
         normalize_running=Launch((tiles,), (pixels, eps), write),
         gradient_sums=Launch((programs,), (pixels,), sums),
-        input_gradient=Launch((tiles,), (pixels,), write),
+        input_gradient=Launch((tiles,), (pixels,), {**write, "RESIDUAL": residual}),
     )
 
 

@@ -21,12 +21,25 @@ def normalize(
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
+    residual: Tensor | None,
+    addend: Tensor | None,
     eps: float,
     activation: Activation | None,
 ) -> Tensor:
     """The norm with the running statistics; see `batch_norm`."""
     norm = F.batch_norm(x, running_mean, running_var, weight, bias, False, eps=eps)
-    return activate(norm, activation)
+    return _add(activate(norm, activation), x, residual, addend)
+
+
+def _add(norm: Tensor, x: Tensor, residual: Tensor | None, addend: Tensor | None) -> Tensor:
+    """norm + residual * x + addend, rounded once."""
+    if residual is None and addend is None:
+        return norm
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = norm.to(wide)
+    if residual is not None:
+        total = torch.addcmul(total, x.to(wide), residual.to(wide)[:, None, None])
+    return (total if addend is None else total + addend).to(x.dtype)
 
 
 def batch_norm(
@@ -35,6 +48,8 @@ def batch_norm(
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
+    residual: Tensor | None,
+    addend: Tensor | None,
     momentum: float,
     eps: float,
     activation: Activation | None,
@@ -43,7 +58,7 @@ def batch_norm(
     """The norm with the statistics of the batch; see the public function."""
     if process_group is None:
         norm = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
-        return activate(norm, activation)
+        return _add(activate(norm, activation), x, residual, addend)
     wide = torch.promote_types(x.dtype, torch.float32)
     with without_autocast(x):
         values = x.to(wide)
@@ -56,7 +71,7 @@ def batch_norm(
             t.to(wide)[:, None, None] for t in (mean, (variance + eps).rsqrt(), weight, bias)
         )
         norm = ((values - mean) * factor * weight + bias).to(x.dtype)
-    return activate(norm, activation)
+    return _add(activate(norm, activation), x, residual, addend)
 
 
 def gather_parts(part: Tensor, process_group: "ProcessGroup") -> Tensor:

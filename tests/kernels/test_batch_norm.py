@@ -40,6 +40,19 @@ def norm_with(activation: str | None = None):
     return function
 
 
+def with_sums(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, addend: Tensor) -> Tensor:
+    """The norm with residual * x and an addend."""
+    statistics = initial_statistics(x)
+    weight, bias = (t.to(statistics[0].dtype) for t in (weight, bias))
+    return batch_norm(x, weight, bias, *statistics, residual=residual, addend=addend)
+
+
+def sum_case(shape: tuple[int, ...], device: torch.device, mean: float = 0.0) -> list[Tensor]:
+    """The tensors of `with_sums`."""
+    addend = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
+    return [*case(shape, device, mean), torch.randn(shape[1], device=device), addend]
+
+
 def slope(x: Tensor) -> Tensor:
     return torch.randn_like(x)
 
@@ -67,6 +80,20 @@ def test_reference_gradient(activation: str | None) -> None:
     assert torch.autograd.gradcheck(norm_with(activation), tensors, fast_mode=True)
 
 
+def test_sums_are_pytorchs() -> None:
+    torch.manual_seed(0)
+    tensors = [t.double().requires_grad_() for t in sum_case((2, 3, 4, 2), CPU)]
+    x, weight, bias, residual, addend = tensors
+    norm = F.batch_norm(x, None, None, weight, bias, training=True)
+    expected = norm + residual[:, None, None] * x + addend
+    torch.testing.assert_close(with_sums(*tensors), expected)
+    running = torch.zeros_like(weight), torch.ones_like(weight)
+    found = batch_norm(x, weight, bias, *running, training=False, residual=residual, addend=addend)
+    norm = F.batch_norm(x, *running, weight, bias)
+    torch.testing.assert_close(found, norm + residual[:, None, None] * x + addend)
+    assert torch.autograd.gradcheck(with_sums, tensors, fast_mode=True)
+
+
 def test_errors_name_the_argument() -> None:
     x, weight, bias = case((2, 8, 3, 3), CPU)
     statistics = initial_statistics(x)
@@ -76,6 +103,12 @@ def test_errors_name_the_argument() -> None:
         batch_norm(x, weight, bias[:7], *statistics)
     with pytest.raises(ValueError, match="activation is 'silu'"):
         batch_norm(x, weight, bias, *statistics, activation="silu")
+    with pytest.raises(ValueError, match=r"residual has shape \(7,\), expected \(8,\)"):
+        batch_norm(x, weight, bias, *statistics, residual=weight[:7])
+    with pytest.raises(ValueError, match="there is no activation, got 'relu'"):
+        batch_norm(x, weight, bias, *statistics, residual=weight, activation="relu")
+    with pytest.raises(ValueError, match=r"addend is torch\.float64 of shape .* as x is"):
+        batch_norm(x, weight, bias, *statistics, addend=x.double())
     with pytest.raises(ValueError, match="one value per channel has no variance"):
         batch_norm(x[:1, :, :1, :1], weight, bias, *statistics)
     torch.testing.assert_close(statistics, initial_statistics(x))
@@ -88,6 +121,14 @@ def test_error_against_float64(activation, dtype, device, seed) -> None:
     shape = (2, 32, 9, 12) if device.type == "cpu" else (16, 32, 112, 112)
     tensors = case(shape, device)
     assert_as_exact_as_eager(norm_with(activation), tensors, dtype, slope(tensors[0]))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_error_of_sums_against_float64(dtype, device, seed) -> None:
+    shape = (2, 32, 9, 12) if device.type == "cpu" else (64, 96, 56, 56)
+    tensors = sum_case(shape, device, 1.0)
+    assert_as_exact_as_eager(with_sums, tensors, dtype, slope(tensors[0]))
 
 
 @pytest.mark.triton
@@ -210,25 +251,33 @@ def run_process(rank: int, choice: str, rendezvous: str) -> None:
         module.weight.data, module.bias.data = weight.clone(), bias.clone()
         whole = x.clone().requires_grad_()
         expected = module(whole)
-        expected = expected if activation is None else getattr(F, activation)(expected)
+        residual = torch.randn(5, dtype=dtype, requires_grad=True) if activation is None else None
+        if residual is None:
+            expected = getattr(F, activation)(expected)
+        else:
+            expected = expected + residual[:, None, None] * whole
         (expected * slopes).sum().backward()
 
-        part, vectors = x.split(sizes)[rank].clone(), (weight.clone(), bias.clone())
+        part, vectors = x.split(sizes)[rank].clone(), [weight.clone(), bias.clone()]
+        vectors += [] if residual is None else [residual.detach().clone()]
         tensors = [t.requires_grad_() for t in (part, *vectors)]
         mean, var = (t.to(dtype) for t in initial_statistics(x))
         group = torch.distributed.group.WORLD
         with force(choice):
             y = batch_norm(
-                *tensors, mean, var, momentum=0.3, activation=activation, process_group=group
-            )
+                *tensors[:3], mean, var, momentum=0.3, activation=activation,
+                residual=vectors[2] if residual is not None else None, process_group=group,
+            )  # fmt: skip
         (y * slopes.split(sizes)[rank]).sum().backward()
-        # The gradients of weight and bias are this process's part of the whole.
+        # The gradients of the vectors are this process's part of the whole.
         for vector in vectors:
             torch.distributed.all_reduce(vector.grad)
         found = [y, part.grad, *(v.grad for v in vectors), mean, var]
         wanted = [
             expected.split(sizes)[rank], whole.grad.split(sizes)[rank],
-            module.weight.grad, module.bias.grad, module.running_mean, module.running_var,
+            module.weight.grad, module.bias.grad,
+            *([] if residual is None else [residual.grad]),
+            module.running_mean, module.running_var,
         ]  # fmt: skip
         torch.testing.assert_close(found, wanted)
     torch.distributed.destroy_process_group()
@@ -240,6 +289,11 @@ def test_every_element_is_written(device, monkeypatch) -> None:
     tensors = leaves(case((3, 40, 7, 5), device), torch.float32)
     with force("triton"):
         y = norm_with("gelu")(*tensors)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert all(x.isfinite().all() for x in (y, *gradients))
+    tensors = leaves(sum_case((3, 40, 7, 5), device), torch.float32)
+    with force("triton"):
+        y = with_sums(*tensors)
         gradients = torch.autograd.grad(y.sum(), tensors)
     assert all(x.isfinite().all() for x in (y, *gradients))
 
