@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...kernels.runtime.dispatch import without_autocast
+from ...kernels.hash_attention import hash_attention
 from ..context import Context, Place
 from .base import register_mixer
 from .projected import PackedAttention, ProjectedMixer, rename_entries
@@ -14,23 +14,16 @@ BUFFERS = {"anchor": ("anchors", 0), "mvec": ("means", (0, 2)), "A": ("hyperplan
 
 
 class HashAttention(PackedAttention):
-    """Linear attention between binary codes of b bits, which queries and keys share.
+    """`hash_attention` of queries and values, which are one packed projection.
 
-    Per head, with u_i the query of token i divided by its length, m anchors a_j and s the mean of
-    all squared distances |u_i - a_j|^2 in the image,
-
-    c_i = sign(A (exp(-|u_i - a_j|^2 / (2 s)) - mean_j)_j)
-    y_i = (c_i sum_j c_j^T v_j + (b + 1) v_i) / (c_i . sum_j c_j + N (b + 1)).
-
-    In the backward pass a sign has the gradient of the identity where its argument is within -1
-    and 1. Sums are in float32 or wider. Anchors, means and A are constants, which a checkpoint
-    brings: the authors learn them before they fine-tune. Until then the anchors are zero, all codes
-    are equal, and each token gets the mean of all.
+    Anchors, means and hyperplanes are constants, which a checkpoint brings: the authors learn them
+    before they fine-tune. Until then the anchors are zero, all codes are equal, and each token gets
+    the mean of all.
 
     Args:
         place: where the mixer stands.
-        bits: b.
-        anchors: m.
+        bits: length b of the codes.
+        anchors: number m of anchors.
     """
 
     anchors: Tensor
@@ -46,34 +39,10 @@ class HashAttention(PackedAttention):
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
         """Queries and values (B, N, 2 C) to (B, N, C)."""
-        dtype = projection.dtype
-        wide = torch.promote_types(dtype, torch.float32)
         blocks = projection.unflatten(-1, (2, self.num_heads, self.head_dim))
-        query, value = blocks.permute(2, 0, 3, 1, 4).to(wide).unbind()
-        with without_autocast(projection):
-            code = self.hash(query)
-            weight = code.shape[-1] + 1
-            state = code.transpose(-2, -1) @ value
-            total = code.sum(-2, keepdim=True).transpose(-2, -1)
-            y = (code @ state + weight * value) / (code @ total + weight * value.shape[-2])
-        return y.to(dtype).transpose(1, 2).flatten(2)
-
-    def hash(self, query: Tensor) -> Tensor:
-        """The codes (B, heads, N, b) of queries (B, heads, N, D), of elements -1, 0 and 1."""
-        anchors, means, hyperplanes = (
-            t.to(query.dtype) for t in (self.anchors, self.means, self.hyperplanes)
-        )
-        length = torch.linalg.vector_norm(query, dim=-1, keepdim=True)
-        # A query of zeros has no direction, and stays as it is.
-        direction = query / length.masked_fill(length == 0, 1)
-        products = direction @ anchors.transpose(-2, -1)
-        distance = 1 - 2 * products + anchors.square().sum(-1)[:, None]
-        kernel = torch.exp(distance / (-2 * distance.mean((-2, -1), keepdim=True)))
-        sides = (kernel - means[:, None]) @ hyperplanes.transpose(-2, -1)
-        if not sides.requires_grad:
-            return sides.sign()
-        passed = sides.masked_fill(sides.abs() >= 1, 0)
-        return sides.sign().detach() + (passed - passed.detach())
+        query, value = blocks.unbind(2)
+        y = hash_attention(query, value, self.anchors, self.means, self.hyperplanes)
+        return y.flatten(2)
 
 
 @register_mixer("ecoformer")

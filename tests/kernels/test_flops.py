@@ -15,6 +15,7 @@ from linsight.kernels.agent_attention import agent_attention
 from linsight.kernels.depthwise_conv2d import depthwise_conv2d
 from linsight.kernels.focused_linear_attention import focused_linear_attention
 from linsight.kernels.gaussian_attention import gaussian_attention
+from linsight.kernels.hash_attention import hash_attention
 from linsight.kernels.landmark_kernel import landmark_kernel
 from linsight.kernels.linear_attention import linear_attention
 from linsight.kernels.newton_inverse import newton_inverse
@@ -59,6 +60,10 @@ def cases(side: int, heads: int) -> dict[str, Case]:
         "gaussian_attention": (
             gaussian_attention,
             [query, (2, 9, heads, 8), query, (2, heads, 9, 9)],
+        ),
+        "hash_attention": (
+            hash_attention,
+            [query, query, (heads, 25, 8), (heads, 25), (heads, 16, 25)],
         ),
         "landmark_kernel": (landmark_kernel, [query]),
         "newton_inverse": (newton_inverse, [(2, heads, side, side)]),

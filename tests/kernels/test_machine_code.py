@@ -13,6 +13,7 @@ from linsight.kernels import (
     conv2d,
     focused_linear_attention,  # noqa: F401
     gaussian_attention,  # noqa: F401
+    hash_attention,  # noqa: F401
     layer_norm,
     newton_inverse,  # noqa: F401
     projected_softmax_attention,
@@ -119,6 +120,16 @@ def test_focused_attention(kernel_names: list) -> None:
     assert {"_forward", "_backward", "_scale_gradient", "_state", "_key_gradient"} < set(
         kernel_names
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hash_attention(dtype: torch.dtype, kernel_names: list) -> None:
+    query = torch.zeros(2, 14 * 13, 2, 32, dtype=dtype, requires_grad=True)
+    constants = torch.zeros(2, 25, 32), torch.zeros(2, 25), torch.zeros(2, 16, 25)
+    y, *_ = torch.ops.linsight.hash_attention(query, query, *constants)
+    y.backward(y.detach())
+    wanted = {"_directions", "_codes", "_read", "_state_gradient", "_token_gradient"}
+    assert wanted <= set(kernel_names)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
