@@ -17,9 +17,9 @@ def _run(query, value, anchors, means, hyperplanes):
     from .forward import forward
 
     query, value = rows_contiguous(query), rows_contiguous(value)
-    constants = [t.float().contiguous() for t in (anchors, means, hyperplanes)]
+    anchors, means, hyperplanes = (t.float().contiguous() for t in (anchors, means, hyperplanes))
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    return out, *forward(query, value, *constants, out)
+    return out, *forward(query, value, anchors, means, hyperplanes, out)
 
 
 def _run_fake(query, value, anchors, means, hyperplanes):
