@@ -19,8 +19,8 @@ def app(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A checkpoint, an exported folder or file, or a model with published weights; "
-            "default: the newest checkpoint in work_dirs."
+            help="A checkpoint, a training's folder, an exported folder or file, or a model with "
+            "published weights; default: the newest checkpoint in work_dirs."
         ),
     ] = None,
     model_name: Annotated[

@@ -86,7 +86,10 @@ FILES = {Format.onnx: "model.onnx", Format.torch: "model.pt2", Format.aoti: "mod
 def export(
     model: Annotated[
         str,
-        typer.Argument(help="A checkpoint, an exported folder, or a model with published weights."),
+        typer.Argument(
+            help="A checkpoint, a training's folder, an exported folder, or a model with published "
+            "weights."
+        ),
     ],
     to: Annotated[
         Format,

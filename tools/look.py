@@ -28,7 +28,10 @@ from linsight.tools.run import report_errors
 def look(
     picture: Annotated[Path, typer.Argument(help="A picture.")],
     model: Annotated[
-        str, typer.Option(help="A checkpoint, an exported folder, or a model's name.")
+        str,
+        typer.Option(
+            help="A checkpoint, a training's folder, an exported folder, or a model's name."
+        ),
     ],
     model_name: Annotated[
         str | None, typer.Option(help="timm's name, for files that do not name their model.")

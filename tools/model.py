@@ -38,8 +38,28 @@ class Run:
     state: dict[str, Tensor]
 
 
+def find_checkpoint(source: str | Path) -> Path:
+    """The best checkpoint in a work dir of `linsight train`, else the last one; else the path.
+
+    Raises:
+        CheckpointError: several are the best, of one training each.
+    """
+    path = Path(source)
+    if not path.is_dir() or is_sharded(path):
+        return path
+    best = sorted(path.glob("best_*"))
+    if len(best) > 1:
+        raise CheckpointError(
+            f"{path} holds {len(best)} best checkpoints, of more than one training: name one of "
+            f"them, such as {best[-1]}"
+        )
+    note = path / "last_checkpoint"  # mmengine's
+    last = [path / Path(note.read_text().strip()).name] if note.is_file() else []
+    return next((file for file in (*best, *last) if file.exists()), path)
+
+
 def read_run(source: str | Path, name: str | None = None) -> Run | None:
-    """Read a checkpoint of `linsight train`; None if `source` is something else.
+    """Read a checkpoint or work dir of `linsight train`; None if `source` is something else.
 
     A checkpoint of another origin is read as a run of the config `name`, if that is the name of
     one.
@@ -47,7 +67,7 @@ def read_run(source: str | Path, name: str | None = None) -> Run | None:
     Raises:
         CheckpointError: the file is damaged, or its config holds more than data or no model.
     """
-    path = Path(source)
+    path = find_checkpoint(source)
     if not (path.is_file() or is_sharded(path)) or path.suffix == ".safetensors":
         return None
     checkpoint = read_checkpoint(path)
@@ -116,7 +136,7 @@ def open_model(source: str | Path, model_name: str | None = None) -> TimmModel:
     """A timm model with its weights, ready for inference.
 
     Args:
-        source: a checkpoint of `linsight train`; a folder or ``.safetensors`` file of
+        source: a checkpoint or a work dir of `linsight train`; a folder or ``.safetensors`` file of
             `linsight export`; a checkpoint of a paper's authors, with `model_name`; or the
             name of a model whose published weights timm downloads.
         model_name: timm's name of the model, for files that do not name it.
@@ -130,7 +150,7 @@ def open_model(source: str | Path, model_name: str | None = None) -> TimmModel:
         CheckpointError: the file is damaged, or holds another model.
     """
     # timm's name of such a folder is understood as well.
-    path = Path(str(source).removeprefix("local-dir:"))
+    path = find_checkpoint(str(source).removeprefix("local-dir:"))
     if not path.exists():
         return _open_published(str(source))
     if path.is_dir() and not is_sharded(path):

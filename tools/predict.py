@@ -34,7 +34,8 @@ def predict(
     model: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint, an exported folder or file, or a model with published weights."
+            help="A checkpoint, a training's folder, an exported folder or file, or a model with "
+            "published weights."
         ),
     ],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, folders of them, or videos.")],

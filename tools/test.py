@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint: `linsight test CHECKPOINT`, or `linsight test CONFIG CHECKPOINT`."""
+"""Evaluate a checkpoint: `linsight test CHECKPOINT`, or `linsight test CONFIG CHECKPOINT`.
+
+In place of the checkpoint alone its training's work dir may stand.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +13,7 @@ from rich.table import Column, Table
 
 from linsight.heads.hooks import percent
 from linsight.tools.config import ConfigError, tta_of
+from linsight.tools.model import find_checkpoint
 from linsight.tools.recipe import FILE
 from linsight.tools.run import (
     LauncherOption,
@@ -25,7 +29,8 @@ def test(
     config: Annotated[
         str,
         typer.Argument(
-            help="Name of a config, or a path; or a checkpoint alone, in its training's folder."
+            help="Name of a config, or a path; or a checkpoint alone, in its training's folder; or "
+            "that folder."
         ),
     ],
     checkpoint: Annotated[
@@ -65,7 +70,8 @@ def test(
 
     with report_errors():
         if checkpoint is None:
-            checkpoint, config = config, _config_beside(Path(config))
+            found = find_checkpoint(config)
+            checkpoint, config = str(found), _config_beside(found)
             work_dir = work_dir or Path(checkpoint).parent / "test"
         elif Path(config).suffix == ".pth":
             raise ConfigError(f"{config} and {checkpoint} are two checkpoints: name one of them")

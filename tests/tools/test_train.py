@@ -12,6 +12,8 @@ from mmengine.visualization import Visualizer
 from PIL import Image
 from typer.testing import CliRunner
 
+from linsight.backbones.checkpoint import CheckpointError
+from linsight.tools.model import find_checkpoint, read_run
 from linsight.tools.test import test as run_test
 from linsight.tools.train import train
 
@@ -244,6 +246,19 @@ class TestTest:
         _, work_dir = trained
         output = cli_test(next(work_dir.glob("best_*")), work_dir / "epoch_3.pth", expect=1)
         assert "are two checkpoints: name one of them" in output.replace("\n", " ")
+
+    def test_a_work_dir_stands_for_its_best_checkpoint(self, trained, tmp_path):
+        work_dir = tmp_path / "run"
+        shutil.copytree(trained[1], work_dir)
+        (best,) = work_dir.glob("best_*.pth")
+        assert find_checkpoint(work_dir) == best
+        assert read_run(work_dir).classes == ("class_0", "class_1", "class_2")
+        best.rename(work_dir / "second.pth")
+        assert find_checkpoint(work_dir) == work_dir / "epoch_3.pth"
+        for name in ("best_a.pth", "best_b.pth"):
+            shutil.copy(work_dir / "second.pth", work_dir / name)
+        with pytest.raises(CheckpointError, match=r"2 best checkpoints, .* such as .*best_b\.pth"):
+            find_checkpoint(work_dir)
 
     def test_another_models_checkpoint(self, trained, tmp_path):
         state = {f"layers.{i}.weight": torch.zeros(2) for i in range(9)}
