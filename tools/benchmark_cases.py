@@ -24,6 +24,7 @@ from linsight.backbones.context import Context
 from linsight.backbones.skeletons.base import HierarchicalVisionTransformer
 from linsight.kernels.depthwise_conv2d import depthwise_conv2d
 from linsight.kernels.focused_linear_attention import focused_linear_attention
+from linsight.kernels.hash_attention import hash_attention
 from linsight.kernels.linear_attention import linear_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
 from linsight.kernels.rotary import Rotary, rotary_tables
@@ -151,6 +152,19 @@ class FocusedAttention(nn.Module):
         return focused_linear_attention(query, key, value, self.scale)
 
 
+class HashAttention(nn.Module):
+    """`hash_attention` of tokens (B, N, heads, D), with codes of 16 bits from 25 anchors."""
+
+    def __init__(self, heads: int, device: torch.device) -> None:
+        super().__init__()
+        self.anchors = nn.Buffer(F.normalize(torch.randn(heads, 25, HEAD, device=device), dim=-1))
+        self.means = nn.Buffer(torch.full((heads, 25), 0.6, device=device))
+        self.hyperplanes = nn.Buffer(torch.randn(heads, 16, 25, device=device))
+
+    def forward(self, query: Tensor, value: Tensor) -> Tensor:
+        return hash_attention(query, value, self.anchors, self.means, self.hyperplanes)
+
+
 class SoftmaxAttention(nn.Module):
     """`F.scaled_dot_product_attention` of tokens (B, N, heads, D)."""
 
@@ -264,6 +278,11 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
     norm_aware = partial(Attention, {"feature_map": "norm_aware"}, size)
     yield case("norm_aware_attention", norm_aware, packed, (4, 9), channels)
     yield case("focused_attention", partial(FocusedAttention, heads), packed, (4, 9), channels)
+
+    def pair(noise: Noise) -> list[Tensor]:
+        return [*noise(tokens, 2, heads, HEAD).unbind(2), noise(tokens, heads, HEAD)]
+
+    yield case("hash_attention", partial(HashAttention, heads), pair, (3, 5), channels)
     hidden = channels * 7 // 2
     for name, dim, kernel, options in (
         ("depthwise_3x3", channels, 3, {}),

@@ -56,11 +56,12 @@ _thread = threading.local()
 
 @contextmanager
 def observe_launches(observer: Callable) -> Iterator[None]:
-    """Tell an observer of each launch of this thread, after it.
+    """Tell an observer of each launch of this thread, after it, also where it is only collected.
 
     Args:
         observer: called with the kernel, its `Launch`, its `MachineCode` and the arguments. The
-            code is None under the interpreter, and where PyTorch cannot start Triton's code.
+            code is None under the interpreter, where PyTorch cannot start Triton's code, and where
+            launches are collected.
     """
     previous = getattr(_thread, "observer", None)
     _thread.observer = observer
@@ -74,8 +75,11 @@ def launch(kernel: Any, how: Launch, *args: Any) -> None:
     """Run a kernel on tensors and their strides, with the grid, sizes and constants of `how`."""
     if 0 in how.grid:
         return
+    observer = getattr(_thread, "observer", None)
     if is_collecting():
         collect(kernel, (*args, *how.sizes), how.constants)
+        if observer is not None:
+            observer(kernel, how, None, args)
         return
     if is_showing():
         trace_launch(kernel, how.grid, (*args, *how.sizes), how.constants)
@@ -105,7 +109,6 @@ def launch(kernel: Any, how: Launch, *args: Any) -> None:
             code = how.code[key] = describe_machine_code(compiled, how.grid)
         else:
             start_machine_code(*code.start, code.choose((*args, *how.sizes)), get_stream(device))
-    observer = getattr(_thread, "observer", None)
     if observer is not None:
         observer(kernel, how, code, args)
 

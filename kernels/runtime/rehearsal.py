@@ -6,7 +6,7 @@ compute shapes alone, and launches of kernels are collected (`collect_variants`)
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,16 +47,23 @@ def change_resolution(how: Pass) -> Pass:
     return replace(how, shape=(1, channels, height + 32, width + 32))
 
 
-def rehearse(model: nn.Module, how: Pass) -> None:
+def rehearse(
+    model: nn.Module, how: Pass, within: AbstractContextManager[Any] | None = None
+) -> None:
     """Compute a pass of `model`, forward and backward, without its numbers.
 
     The model itself is left as it is: it may be on any device, and its hooks are not called.
+
+    Args:
+        model, how: what is computed.
+        within: a context around the pass.
     """
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(how.gradient),
         _autocast(how.autocast),
         make_fake_mode(),
+        within or nullcontext(),
     ):
         shadow = _make_shadow(model, how.device, {}).train(how.training)
         y = shadow(torch.empty(how.shape, dtype=how.dtype, device=how.device))
