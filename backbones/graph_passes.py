@@ -360,9 +360,11 @@ class TrainingPass(Pass):
         """Compute the results of the static inputs, which `backward` differentiates."""
         # The gradient of a converted parameter is converted back where it is copied.
         converted = self.convert()
-        for name in converted.keys() & self.aliases.keys():
-            self.aliases[name] = converted[name].requires_grad_()
-        self.live = self.run(converted | self.aliases)
+        self.leaves = {
+            name: converted[name].requires_grad_() if name in converted else alias
+            for name, alias in self.aliases.items()
+        }
+        self.live = self.run(converted | self.leaves)
         self.roots = [x for x in self.live if x.requires_grad]
         if not self.roots:
             raise NotCapturable("no result depends on a parameter that requires a gradient")
@@ -372,7 +374,7 @@ class TrainingPass(Pass):
         """Compute the gradients of the inputs and parameters from the slopes of the results."""
         if self.slopes is None:
             self.slopes = [torch.zeros_like(x) for x in self.roots]
-        leaves = [x for x in (*self.inputs, *self.aliases.values()) if x.requires_grad]
+        leaves = [x for x in (*self.inputs, *self.leaves.values()) if x.requires_grad]
         # A backward pass runs outside autocast.
         with torch.autocast(self.recorder.device_type, enabled=False):
             found = torch.autograd.grad(self.roots, leaves, self.slopes, allow_unused=True)
@@ -392,7 +394,7 @@ class TrainingPass(Pass):
         self.outputs = [x.detach() for x in results]
         self.differentiable = [x.requires_grad for x in results]
         self._backward, found = recorder.record(self.backward, generators)
-        self.live, self.roots = [], []  # the autograd graph is done with
+        self.live, self.roots, self.leaves = [], [], {}  # the autograd graph is done with
         split = len(found) - len(self.parameters)
         given = iter(found[:split])
         self.input_gradients = [next(given) if x.requires_grad else None for x in self.inputs]

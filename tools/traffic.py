@@ -6,7 +6,8 @@
 
 Each kernel of this library, and each operator of PyTorch, counts the bytes of the tensors that it
 is given and of those that it returns. What a kernel reads again from the caches is not counted, nor
-what a matrix product reads more than once.
+what a matrix product reads more than once. PyTorch's convolutions are those of the machine that
+counts: without cuDNN their results are copied into the channels-last format.
 """
 
 from __future__ import annotations
