@@ -1,0 +1,70 @@
+"""What the kernels of `flow_attention` compute with: channels of several heads, sums of each.
+
+A program has P channels of neighbouring heads, of which each is padded to W, a power of two: a
+tensor (T, P) of tokens is (T, P / W, W) to a sum over each head. What there is one of per head,
+(T, P / W), is computed once.
+"""
+
+import triton
+import triton.language as tl
+
+from ..runtime.mathematics import exponential, reciprocal_approximate
+
+EPSILON = tl.constexpr(1e-6)
+# What a missing token or channel is loaded as: its sigmoid is zero.
+ABSENT = tl.constexpr(-1e4)
+
+# Sizes that change from call to call and do not need other machine code.
+SCALARS = ["tokens", "per_split", "heads", "splits"]
+
+
+@triton.jit
+def locate(heads, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
+    """Of this program: its image; and of each of its channels, (1, P), the place in a token and
+    whether there is one."""
+    groups = tl.cdiv(heads, P // W)
+    row = tl.program_id(0)
+    c = tl.arange(0, P)[None, :]
+    head = row % groups * (P // W) + c // W
+    return (row // groups).to(tl.int64), head * D + c % W, (head < heads) & (c % W < D)
+
+
+@triton.jit
+def sigmoid(x, EXACT: tl.constexpr):
+    if EXACT:
+        return 1.0 / (1.0 + exponential(-x, True))
+    else:
+        return reciprocal_approximate(1.0 + exponential(-x, False))
+
+
+@triton.jit
+def head_sums(x, W: tl.constexpr):
+    """(T, P) to (T, P / W)."""
+    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // W, W)), 2)
+
+
+@triton.jit
+def spread(x, W: tl.constexpr):
+    """(T, P / W) to (T, P): to each channel what its head has."""
+    T: tl.constexpr = x.shape[0]
+    G: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.broadcast_to(x[:, :, None], (T, G, W)), (T, G * W))
+
+
+@triton.jit
+def prepare_flow(total, live, W: tl.constexpr):
+    """What `flow` to a total (1, P) is computed from: t + e (1, P), and e (sum(t + e) + 1)."""
+    total = tl.where(live, total + EPSILON, 0.0)
+    return total, EPSILON * (head_sums(total, W) + 1.0)
+
+
+@triton.jit
+def flow(x, total, least, W: tl.constexpr):
+    """(x + e) . (t + e) + e of each head, (T, P / W)."""
+    return head_sums(x * total, W) + least
+
+
+@triton.jit
+def load_blocks(state, d, e, W: tl.constexpr, P: tl.constexpr):
+    """Entries of the matrix, zero between different heads, of which `state` has the blocks."""
+    return tl.load(state + e % W * P + d, mask=d // W == e // W, other=0.0)
