@@ -15,21 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..linear_attention.mathematics import sum_splits
+from ..linear_attention.mathematics import fold_sums, sum_splits
 from ..runtime.launch import launch
 from ..runtime.mathematics import dot, dot_halves, exponential, fold, high_part, low_part, operand
-from .forward import join_heads, merge, strides_of
+from .forward import flatten_heads, merge, strides_of
 from .mathematics import (
     ABSENT,
     EPSILON,
     SCALARS,
     flow,
-    head_sums,
+    join_heads,
     load_blocks,
     locate,
     prepare_flow,
     sigmoid,
-    spread,
+    split_heads,
 )
 from .plan import plan
 
@@ -38,9 +38,9 @@ from .plan import plan
 def _output_gradient(
     q, go, state, parts, q_b, q_n, go_b, go_n,
     tokens, per_split, heads,
-    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dS, d sum O k and <S, dS> of this program's tokens."""
+    """dS and d sum O k of this program's tokens."""
     EXACT: tl.constexpr = go.dtype.element_ty == tl.float32
     b, d, live = locate(heads, D, W, P)
     q += b * q_b
@@ -58,57 +58,42 @@ def _output_gradient(
     sources, least = prepare_flow(tl.load(sums + 3 * P), live, W)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    source_sum = tl.zeros((FOLD, P), tl.float32)
-    inner = tl.zeros((BLOCK, P // W), tl.float32)
+    source_sum = tl.zeros((BLOCK // 2, P), tl.float32)
     dstate = tl.zeros((P, P), tl.float32)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & live
         at = n.to(tl.int64)[:, None]
-        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT).to(tl.float32)
+        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT)
         dy = operand(tl.load(go + at * go_n + d, mask=ok, other=0.0), EXACT)
-        query = sigmoid(query, EXACT)
-        incoming = 1.0 / flow(query, keys, least_in, W)
-        allocated = sigmoid(flow(query, sources, least, W), EXACT)
+        query = split_heads(sigmoid(query, EXACT), W)
+        incoming = 1.0 / flow(query, keys, least_in)
+        allocated = sigmoid(flow(query, sources, least), EXACT)
         t = dot_halves(dy, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
-        dfactor = head_sums(query * t, W)
+        t = split_heads(t, W)
+        dfactor = tl.sum(query * t, 2)
         factor = allocated * incoming
-        inner += factor * dfactor
         dallocated = dfactor * factor * (1.0 - allocated)
-        source_sum += fold(spread(dallocated, W) * (query + EPSILON), FOLD)
-        dstate = dot(tl.trans(dy), query * spread(factor, W), dstate, EXACT)
-    parts += (row * tl.num_programs(1) + split) * (W + 2) * P
+        source_sum += fold_sums(join_heads(dallocated[:, :, None] * (query + EPSILON)))
+        dstate = dot(tl.trans(dy), join_heads(query * factor[:, :, None]), dstate, EXACT)
+    parts += (row * tl.num_programs(1) + split) * (W + 1) * P
     tl.store(parts + e % W * P + c[None, :], dstate, mask=e // W == c[None, :] // W)
     tl.store(parts + W * P + c, tl.sum(source_sum, 0))
-    tl.store(parts + W * P + P + c, tl.sum(spread(inner, W), 0))
 
 
 @triton.jit
-def _load_source_gradients(state, dtotal, tokens, live, W: tl.constexpr, P: tl.constexpr):
-    """What `_differentiate_source` takes besides a tile of keys and values."""
+def _load_sources(state, dtotal, live, W: tl.constexpr, P: tl.constexpr):
+    """The flows' totals that keys are multiplied with, d sum O k, 1 / Z and <S, dS> / N."""
     c = tl.arange(0, P)[None, :]
-    head = tl.arange(0, P // W)[None, :] * W
     sums = state + W * P
     queries, least_out = prepare_flow(tl.load(sums + P + c), live, W)
     sinks, least = prepare_flow(tl.load(sums + 4 * P + c), live, W)
-    weight = tokens / tl.load(sums + head)
-    dsources = tl.load(dtotal + W * P + c)
-    inner = tl.load(dtotal + W * P + P + head) / tokens
-    return queries, least_out, sinks, least, weight, dsources, inner
-
-
-@triton.jit
-def _differentiate_source(
-    key, u, valid, queries, least_out, sinks, least, weight, dsources, inner,
-    W: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """Of each key its weight w, dc, O, and the gradient of the flow to it from sum q."""
-    conserved = flow(key, sinks, least, W)
-    weight = weight * exponential(tl.minimum(conserved, 1.0), EXACT)
-    dconserved = weight * (head_sums(key * u, W) - inner)
-    dconserved = tl.where(valid & (conserved < 1.0), dconserved, 0.0)
-    outgoing = 1.0 / flow(key, queries, least_out, W)
-    return weight, dconserved, outgoing, -outgoing * outgoing * head_sums(key * dsources, W)
+    dsources = split_heads(tl.load(dtotal + W * P + c), W)
+    inverse = 1.0 / tl.load(sums + tl.arange(0, P // W)[None, :] * W)
+    block = tl.arange(0, W)[:, None] * P + c
+    inner = tl.sum(tl.load(state + block) * tl.load(dtotal + block), 0)[None, :]
+    inner = tl.sum(split_heads(inner, W), 2) * inverse
+    return queries, least_out, sinks, least, dsources, inverse, inner
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -127,34 +112,37 @@ def _value_gradient(
     split = tl.program_id(1)
     c = tl.arange(0, P)
     state += row * (W + 5) * P
-    dtotal += row * (W + 2) * P
-    queries, least_out, sinks, least, weights, dsources, inner = _load_source_gradients(
-        state, dtotal, tokens, live, W, P
+    dtotal += row * (W + 1) * P
+    queries, least_out, sinks, least, dsources, inverse, inner = _load_sources(
+        state, dtotal, live, W, P
     )
     ds = load_blocks(dtotal, c[:, None], c[None, :], W, P)
     ds_high = high_part(ds, EXACT)
     ds_low = low_part(ds, EXACT)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    sink_sum = tl.zeros((FOLD, P), tl.float32)
+    sink_sum = tl.zeros((BLOCK // 2, P), tl.float32)
     query_sum = tl.zeros((FOLD, P), tl.float32)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         valid = (n < last)[:, None]
         ok = valid & live
         at = n.to(tl.int64)[:, None]
-        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT).to(tl.float32)
+        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT)
         value = operand(tl.load(v + at * v_n + d, mask=ok, other=0.0), EXACT)
-        key = sigmoid(key, EXACT)
+        key = split_heads(sigmoid(key, EXACT), W)
         zeros = tl.zeros((BLOCK, P), tl.float32)
-        u = dot_halves(value, tl.trans(ds_high), tl.trans(ds_low), zeros, EXACT)
-        weight, dconserved, outgoing, dout = _differentiate_source(
-            key, u, valid, queries, least_out, sinks, least, weights, dsources, inner, W, EXACT
-        )
-        sink_sum += fold(spread(dconserved, W) * (key + EPSILON), FOLD)
-        query_sum += fold(spread(dout, W) * (key + EPSILON), FOLD)
-        y = dot_halves(key, ds_high, ds_low, zeros, EXACT) * spread(weight, W)
+        conserved = flow(key, sinks, least)
+        weight = tokens * inverse * exponential(tl.minimum(conserved, 1.0), EXACT)
+        y = dot_halves(join_heads(key * weight[:, :, None]), ds_high, ds_low, zeros, EXACT)
         tl.store(dv + at * dv_n + d, y.to(dv.dtype.element_ty), mask=ok)
+        outgoing = 1.0 / flow(key, queries, least_out)
+        dout = -outgoing * outgoing * tl.sum(key * dsources, 2)
+        query_sum += fold(join_heads(dout[:, :, None] * (key + EPSILON)), FOLD)
+        u = dot_halves(value, tl.trans(ds_high), tl.trans(ds_low), zeros, EXACT)
+        dconserved = weight * (tl.sum(key * split_heads(u, W), 2) - inner)
+        dconserved = tl.where(valid & (conserved < 1.0), dconserved, 0.0)
+        sink_sum += fold_sums(join_heads(dconserved[:, :, None] * (key + EPSILON)))
     splits = tl.num_programs(1)
     parts += (row * 2 * splits + split) * P + c
     tl.store(parts, tl.sum(sink_sum, 0))
@@ -165,7 +153,7 @@ def _value_gradient(
 def _query_gradient(
     q, go, state, value_parts, dq, parts, q_b, q_n, go_b, go_n, dq_b, dq_n,
     tokens, per_split, heads, splits,
-    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """dq; and d sum k of this program's tokens."""
     EXACT: tl.constexpr = go.dtype.element_ty == tl.float32
@@ -184,30 +172,31 @@ def _query_gradient(
     keys, least_in = prepare_flow(tl.load(sums + 2 * P), live, W)
     sources, least = prepare_flow(tl.load(sums + 3 * P), live, W)
     value_parts += row * 2 * splits * P
-    dsinks = sum_splits(value_parts, splits, P)[None, :]
-    dqueries = sum_splits(value_parts + splits * P, splits, P)[None, :]
+    dsinks = split_heads(sum_splits(value_parts, splits, P)[None, :], W)
+    dqueries = split_heads(sum_splits(value_parts + splits * P, splits, P)[None, :], W)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
-    key_sum = tl.zeros((FOLD, P), tl.float32)
+    key_sum = tl.zeros((BLOCK // 2, P), tl.float32)
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & live
         at = n.to(tl.int64)[:, None]
-        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT).to(tl.float32)
+        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT)
         dy = operand(tl.load(go + at * go_n + d, mask=ok, other=0.0), EXACT)
-        query = sigmoid(query, EXACT)
-        incoming = 1.0 / flow(query, keys, least_in, W)
-        allocated = sigmoid(flow(query, sources, least, W), EXACT)
+        query = split_heads(sigmoid(query, EXACT), W)
+        incoming = 1.0 / flow(query, keys, least_in)
+        allocated = sigmoid(flow(query, sources, least), EXACT)
         t = dot_halves(dy, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
-        dfactor = head_sums(query * t, W)
+        t = split_heads(t, W)
+        dfactor = tl.sum(query * t, 2)
         factor = allocated * incoming
         dallocated = dfactor * factor * (1.0 - allocated)
-        din = dfactor * allocated + head_sums(query * dsinks, W)
+        din = dfactor * allocated + tl.sum(query * dsinks, 2)
         din *= -incoming * incoming
-        key_sum += fold(spread(din, W) * (query + EPSILON), FOLD)
-        t = t * spread(factor, W) + dqueries + spread(dallocated, W) * sources
-        t += spread(incoming, W) * dsinks + spread(din, W) * keys
-        t *= query * (1.0 - query)
+        key_sum += fold_sums(join_heads(din[:, :, None] * (query + EPSILON)))
+        t = t * factor[:, :, None] + dqueries + dallocated[:, :, None] * sources
+        t += incoming[:, :, None] * dsinks + din[:, :, None] * keys
+        t = join_heads(t * query * (1.0 - query))
         tl.store(dq + at * dq_n + d, t.to(dq.dtype.element_ty), mask=ok)
     parts += (row * tl.num_programs(1) + split) * P
     tl.store(parts + c, tl.sum(key_sum, 0))
@@ -217,7 +206,7 @@ def _query_gradient(
 def _key_gradient(
     k, v, state, dtotal, query_parts, dk, k_b, k_n, v_b, v_n, dk_b, dk_n,
     tokens, per_split, heads, splits,
-    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     EXACT: tl.constexpr = k.dtype.element_ty == tl.float32
     b, d, live = locate(heads, D, W, P)
@@ -228,14 +217,14 @@ def _key_gradient(
     split = tl.program_id(1)
     c = tl.arange(0, P)
     state += row * (W + 5) * P
-    dtotal += row * (W + 2) * P
-    queries, least_out, sinks, least, weights, dsources, inner = _load_source_gradients(
-        state, dtotal, tokens, live, W, P
+    dtotal += row * (W + 1) * P
+    queries, least_out, sinks, least, dsources, inverse, inner = _load_sources(
+        state, dtotal, live, W, P
     )
     ds = load_blocks(dtotal, c[None, :], c[:, None], W, P)
     ds_high = high_part(ds, EXACT)
     ds_low = low_part(ds, EXACT)
-    dkeys = sum_splits(query_parts + row * splits * P, splits, P)[None, :]
+    dkeys = split_heads(sum_splits(query_parts + row * splits * P, splits, P)[None, :], W)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
     for start in range(first, last, BLOCK):
@@ -243,16 +232,20 @@ def _key_gradient(
         valid = (n < last)[:, None]
         ok = valid & live
         at = n.to(tl.int64)[:, None]
-        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT).to(tl.float32)
+        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT)
         value = operand(tl.load(v + at * v_n + d, mask=ok, other=0.0), EXACT)
-        key = sigmoid(key, EXACT)
+        key = split_heads(sigmoid(key, EXACT), W)
         u = dot_halves(value, ds_high, ds_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
-        weight, dconserved, outgoing, dout = _differentiate_source(
-            key, u, valid, queries, least_out, sinks, least, weights, dsources, inner, W, EXACT
-        )
-        u = u * spread(weight, W) + dkeys + spread(dconserved, W) * sinks
-        u += spread(outgoing, W) * dsources + spread(dout, W) * queries
-        u *= key * (1.0 - key)
+        u = split_heads(u, W)
+        conserved = flow(key, sinks, least)
+        weight = tokens * inverse * exponential(tl.minimum(conserved, 1.0), EXACT)
+        dconserved = weight * (tl.sum(key * u, 2) - inner)
+        dconserved = tl.where(valid & (conserved < 1.0), dconserved, 0.0)
+        outgoing = 1.0 / flow(key, queries, least_out)
+        dout = -outgoing * outgoing * tl.sum(key * dsources, 2)
+        u = u * weight[:, :, None] + dkeys + dconserved[:, :, None] * sinks
+        u += outgoing[:, :, None] * dsources + dout[:, :, None] * queries
+        u = join_heads(u * key * (1.0 - key))
         tl.store(dk + at * dk_n + d, u.to(dk.dtype.element_ty), mask=ok)
 
 
@@ -268,12 +261,12 @@ def backward(
 ) -> None:
     """Write the gradients of query, key and value."""
     how = plan(query.shape, query.dtype, query.device)
-    tensors = tuple(map(join_heads, (grad, query, key, value, dquery, dkey, dvalue)))
+    tensors = tuple(map(flatten_heads, (grad, query, key, value, dquery, dkey, dvalue)))
     grad, query, key, value, dquery, dkey, dvalue = tensors
     go, q, k, v, dq, dk, dv = map(strides_of, tensors)
-    parts = how.empty(query, how.output_gradient.grid[1], how.padded + 2)
+    parts = how.empty(query, how.output_gradient.grid[1], how.padded + 1)
     launch(_output_gradient, how.output_gradient, query, grad, state, parts, *q, *go)
-    dtotal = how.empty(query, how.padded + 2)
+    dtotal = how.empty(query, how.padded + 1)
     launch(merge, how.merge_gradient, parts, dtotal)
     value_parts = how.empty(query, 2, how.value_gradient.grid[1])
     launch(

@@ -21,11 +21,12 @@ from .mathematics import (
     ABSENT,
     SCALARS,
     flow,
-    head_sums,
+    join_heads,
     load_blocks,
     locate,
     prepare_flow,
     sigmoid,
+    split_heads,
     spread,
 )
 from .plan import plan
@@ -51,8 +52,8 @@ def _token_sums(
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & live
         at = n.to(tl.int64)[:, None]
-        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT).to(tl.float32)
-        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT).to(tl.float32)
+        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT)
+        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT)
         query_sum += fold(sigmoid(query, EXACT), FOLD)
         key_sum += fold(sigmoid(key, EXACT), FOLD)
     splits = tl.num_programs(1)
@@ -92,12 +93,14 @@ def _flow_sums(
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & live
         at = n.to(tl.int64)[:, None]
-        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT).to(tl.float32)
-        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT).to(tl.float32)
-        key = sigmoid(key, EXACT)
-        source_sum += fold(key * spread(1.0 / flow(key, queries, least_out, W), W), FOLD)
-        query = sigmoid(query, EXACT)
-        sink_sum += fold(query * spread(1.0 / flow(query, keys, least_in, W), W), FOLD)
+        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT)
+        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT)
+        key = split_heads(sigmoid(key, EXACT), W)
+        query = split_heads(sigmoid(query, EXACT), W)
+        outgoing = 1.0 / flow(key, queries, least_out)
+        incoming = 1.0 / flow(query, keys, least_in)
+        source_sum += fold(join_heads(key * outgoing[:, :, None]), FOLD)
+        sink_sum += fold(join_heads(query * incoming[:, :, None]), FOLD)
     count = tl.num_programs(1)
     parts += (row * 2 * count + split) * P + c
     tl.store(parts, tl.sum(source_sum, 0))
@@ -108,7 +111,7 @@ def _flow_sums(
 def _state(
     k, v, flow_parts, state, parts, k_b, k_n, v_b, v_n,
     tokens, per_split, heads, splits,
-    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """sum exp(c) k^T v and sum exp(c) of this program's tokens."""
     EXACT: tl.constexpr = k.dtype.element_ty == tl.float32
@@ -131,15 +134,16 @@ def _state(
         valid = (n < last)[:, None]
         ok = valid & live
         at = n.to(tl.int64)[:, None]
-        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT).to(tl.float32)
+        key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT)
         value = operand(tl.load(v + at * v_n + d, mask=ok, other=0.0), EXACT)
-        key = sigmoid(key, EXACT)
+        key = split_heads(sigmoid(key, EXACT), W)
         # c is positive: of the authors' cut-offs at 1 and -1 the second one is never reached.
-        conserved = tl.minimum(flow(key, sinks, least, W), 1.0)
+        conserved = tl.minimum(flow(key, sinks, least), 1.0)
         weight = tl.where(valid, exponential(conserved, EXACT), 0.0)
         mass += weight
         # The state is computed transposed: the tensor cores read v^T from where it was loaded.
-        total = dot(tl.trans(value), key * spread(weight, W), total, EXACT)
+        key = join_heads(key * weight[:, :, None])
+        total = dot(tl.trans(value), key, total, EXACT)
     parts += (row * tl.num_programs(1) + split) * (W + 1) * P
     e = c[:, None]
     tl.store(parts + e % W * P + c[None, :], total, mask=e // W == c[None, :] // W)
@@ -163,7 +167,7 @@ def merge(
 def _read(
     q, flow_parts, state, out, q_b, q_n, o_b, o_n,
     tokens, per_split, heads, splits,
-    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, FOLD: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     EXACT: tl.constexpr = out.dtype.element_ty == tl.float32
     b, d, live = locate(heads, D, W, P)
@@ -188,16 +192,17 @@ def _read(
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & live
         at = n.to(tl.int64)[:, None]
-        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT).to(tl.float32)
+        query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT)
         query = sigmoid(query, EXACT)
-        allocated = sigmoid(flow(query, sources, least, W), EXACT)
-        factor = allocated / flow(query, keys, least_in, W)
+        heads_of = split_heads(query, W)
+        allocated = sigmoid(flow(heads_of, sources, least), EXACT)
+        factor = allocated / flow(heads_of, keys, least_in)
         y = dot_halves(query, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
         y *= spread(factor, W)
         tl.store(out + at * o_n + d, y.to(out.dtype.element_ty), mask=ok)
 
 
-def join_heads(x: Tensor) -> Tensor:
+def flatten_heads(x: Tensor) -> Tensor:
     """`x` (B, N, heads, D) as (B, N, C): a view where the heads of a token lie side by side."""
     return rows_contiguous(x.flatten(2))
 
@@ -210,15 +215,13 @@ def strides_of(x: Tensor) -> tuple[int, int]:
 def forward(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> Tensor:
     """Write the result to `out`; return the state that `backward` needs."""
     how = plan(query.shape, query.dtype, query.device)
-    query, key, value, out = map(join_heads, (query, key, value, out))
+    query, key, value, out = map(flatten_heads, (query, key, value, out))
     queries, keys, values = map(strides_of, (query, key, value))
     token_parts = how.empty(query, 2, how.token_sums.grid[1])
     launch(_token_sums, how.token_sums, query, key, token_parts, *queries, *keys)
     state = how.empty(query, how.padded + 5)
     flow_parts = how.empty(query, 2, how.flow_sums.grid[1])
-    launch(
-        _flow_sums, how.flow_sums, query, key, token_parts, state, flow_parts, *queries, *keys
-    )
+    launch(_flow_sums, how.flow_sums, query, key, token_parts, state, flow_parts, *queries, *keys)
     parts = how.empty(query, how.state.grid[1], how.padded + 1)
     launch(_state, how.state, key, value, flow_parts, state, parts, *keys, *values)
     launch(merge, how.merge, parts, state)

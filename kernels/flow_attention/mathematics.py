@@ -31,6 +31,7 @@ def locate(heads, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def sigmoid(x, EXACT: tl.constexpr):
+    x = x.to(tl.float32)
     if EXACT:
         return 1.0 / (1.0 + exponential(-x, True))
     else:
@@ -38,30 +39,34 @@ def sigmoid(x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def head_sums(x, W: tl.constexpr):
-    """(T, P) to (T, P / W)."""
-    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // W, W)), 2)
+def split_heads(x, W: tl.constexpr):
+    """(T, P) to (T, P / W, W)."""
+    return tl.reshape(x, (x.shape[0], x.shape[1] // W, W))
+
+
+@triton.jit
+def join_heads(x):
+    """(T, P / W, W) to (T, P)."""
+    return tl.reshape(x, (x.shape[0], x.shape[1] * x.shape[2]))
 
 
 @triton.jit
 def spread(x, W: tl.constexpr):
     """(T, P / W) to (T, P): to each channel what its head has."""
-    T: tl.constexpr = x.shape[0]
-    G: tl.constexpr = x.shape[1]
-    return tl.reshape(tl.broadcast_to(x[:, :, None], (T, G, W)), (T, G * W))
+    return join_heads(tl.broadcast_to(x[:, :, None], (x.shape[0], x.shape[1], W)))
 
 
 @triton.jit
 def prepare_flow(total, live, W: tl.constexpr):
-    """What `flow` to a total (1, P) is computed from: t + e (1, P), and e (sum(t + e) + 1)."""
-    total = tl.where(live, total + EPSILON, 0.0)
-    return total, EPSILON * (head_sums(total, W) + 1.0)
+    """What `flow` to a total (1, P) is computed from: t + e by heads, and e (sum(t + e) + 1)."""
+    total = split_heads(tl.where(live, total + EPSILON, 0.0), W)
+    return total, EPSILON * (tl.sum(total, 2) + 1.0)
 
 
 @triton.jit
-def flow(x, total, least, W: tl.constexpr):
-    """(x + e) . (t + e) + e of each head, (T, P / W)."""
-    return head_sums(x * total, W) + least
+def flow(x, total, least):
+    """(x + e) . (t + e) + e of each head, (T, P / W), of x (T, P / W, W)."""
+    return tl.sum(x * total, 2) + least
 
 
 @triton.jit

@@ -44,9 +44,7 @@ def _run_backward(grad, query, key, value, state):
 
 
 def _run_backward_fake(grad, query, key, value, state):
-    return tuple(
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)
-    )
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
 
 
 def _save(ctx, inputs, output):

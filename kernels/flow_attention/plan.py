@@ -8,7 +8,7 @@ the tokens is one kernel, split over tokens so that one image fills the device:
                 state             S times its softmax's sum, and that sum    partial
                 merge             S and the softmax's sum
                 readout           y
-    backward    output gradient   dS, d sum O k, <S, dS>           partial
+    backward    output gradient   dS, d sum O k                    partial
                 merge
                 value gradient    dv;  d sum I q, d sum q          partial
                 query gradient    dq;  d sum k                     partial
@@ -35,17 +35,28 @@ from torch import Tensor
 from ..runtime.launch import MOST_SPLITS, Launch, Tile, cache_plan, split_tokens
 from .operator import padded_width, state_shape
 
+# Registers of a multiprocessor.
+REGISTERS = 65536
 # By kernel, for 16-bit inputs and programs of 32, 64 and 128 channels; chosen by registers, spills
 # and instructions in the machine code, see docs/performance.md.
+_GRADIENT = {32: Tile(64, 4, 1, 3, 256), 64: Tile(64, 4, 1, 2, 256), 128: Tile(32, 8, 1, 1, 256)}
 TILES = {
-    "token_sums": {32: Tile(128, 4, 1, 4, 256), 64: Tile(64, 4, 1, 4, 256), 128: Tile(32, 4, 1, 4, 256)},
-    "flow_sums": {32: Tile(128, 4, 1, 4, 256), 64: Tile(64, 4, 1, 4, 256), 128: Tile(32, 4, 1, 4, 256)},
-    "state": {32: Tile(128, 4, 1, 4, 256), 64: Tile(64, 4, 1, 3, 256), 128: Tile(64, 8, 1, 1, 256)},
-    "read": {32: Tile(128, 4, 1, 4, 128), 64: Tile(64, 4, 1, 3, 128), 128: Tile(64, 8, 1, 1, 128)},
-    "output_gradient": {32: Tile(64, 4, 1, 3, 256), 64: Tile(64, 4, 1, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
-    "value_gradient": {32: Tile(64, 4, 1, 3, 256), 64: Tile(64, 4, 1, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
-    "query_gradient": {32: Tile(64, 4, 1, 3, 256), 64: Tile(64, 4, 1, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
-    "key_gradient": {32: Tile(64, 4, 1, 3, 256), 64: Tile(64, 4, 1, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
+    "token_sums": {
+        32: Tile(128, 4, 1, 8, 256),
+        64: Tile(64, 4, 1, 8, 256),
+        128: Tile(32, 4, 1, 8, 256),
+    },
+    "flow_sums": {
+        32: Tile(128, 4, 1, 5, 256),
+        64: Tile(64, 4, 1, 5, 256),
+        128: Tile(32, 4, 1, 5, 256),
+    },
+    "state": {32: Tile(64, 4, 1, 4, 256), 64: Tile(64, 4, 1, 3, 256), 128: Tile(64, 8, 1, 1, 512)},
+    "read": {32: Tile(64, 4, 1, 5, 128), 64: Tile(64, 4, 1, 2, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "output_gradient": _GRADIENT,
+    "value_gradient": _GRADIENT,
+    "query_gradient": _GRADIENT,
+    "key_gradient": _GRADIENT,
 }
 # float32 multiplies without tensor cores, and holds its operands in registers.
 WIDE_TILES = {32: Tile(32, 8, 1, 2, 128), 64: Tile(16, 8, 1, 2, 128), 128: Tile(16, 16, 1, 1, 128)}
@@ -85,9 +96,7 @@ class Plan:
 
     def empty(self, x: Tensor, *shape: int) -> Tensor:
         """A new float32 tensor (rows, ..., P) on the device of `x`."""
-        return torch.empty(
-            (self.rows, *shape, self.channels), dtype=torch.float32, device=x.device
-        )
+        return torch.empty((self.rows, *shape, self.channels), dtype=torch.float32, device=x.device)
 
 
 @cache_plan
@@ -97,41 +106,43 @@ def plan(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Plan:
     padded = padded_width(width)
     rows, state_rows, channels = state_shape(batch, heads, width)
 
-    def make(kernel: str, *splits: int) -> Launch:
+    def make(kernel: str, *splits: int, fold: bool = False) -> Launch:
         tile = choose_tile(kernel, channels, dtype.itemsize)
         count, per_split = split_tokens(tile, rows, tokens, device)
         constants = {
             "D": width, "W": padded, "P": channels, "BLOCK": tile.block,
-            # The rows that a program's warps load at once, 16 bytes per thread.
-            "FOLD": min(tile.block, tile.warps * 512 // (channels * dtype.itemsize)),
             "num_warps": tile.warps, "num_stages": tile.stages,
+            "maxnreg": min(255, REGISTERS // (tile.resident * tile.warps * 32) // 8 * 8),
         }  # fmt: skip
+        if fold:
+            # The rows that a program's warps load at once, 16 bytes per thread.
+            constants["FOLD"] = min(tile.block, tile.warps * 512 // (channels * dtype.itemsize))
         return Launch((rows, count), (tokens, per_split, heads, *splits), constants)
 
-    def make_merge(splits: int, sums: int, total_rows: int) -> Launch:
+    def make_merge(splits: int, total_rows: int) -> Launch:
         _, chunk, columns = next(tile for tile in MERGE_TILES if splits <= tile[0])
-        size = (padded + sums) * channels
+        size = (padded + 1) * channels
         constants = {
             "SIZE": size, "STRIDE": total_rows * channels, "ROWS": chunk, "COLUMNS": columns,
             "num_warps": 4,
         }  # fmt: skip
         return Launch((rows, -(-size // columns)), (splits,), constants)
 
-    token_sums = make("token_sums")
-    flow_sums = make("flow_sums", token_sums.grid[1])
+    token_sums = make("token_sums", fold=True)
+    flow_sums = make("flow_sums", token_sums.grid[1], fold=True)
     state = make("state", flow_sums.grid[1])
     output_gradient = make("output_gradient")
-    value_gradient = make("value_gradient")
+    value_gradient = make("value_gradient", fold=True)
     query_gradient = make("query_gradient", value_gradient.grid[1])
     return Plan(
         rows, padded, channels,
         token_sums=token_sums,
         flow_sums=flow_sums,
         state=state,
-        merge=make_merge(state.grid[1], 1, state_rows),
+        merge=make_merge(state.grid[1], state_rows),
         read=make("read", flow_sums.grid[1]),
         output_gradient=output_gradient,
-        merge_gradient=make_merge(output_gradient.grid[1], 2, padded + 2),
+        merge_gradient=make_merge(output_gradient.grid[1], padded + 1),
         value_gradient=value_gradient,
         query_gradient=query_gradient,
         key_gradient=make("key_gradient", query_gradient.grid[1]),
