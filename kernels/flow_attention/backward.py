@@ -27,6 +27,7 @@ from .mathematics import (
     join_heads,
     load_blocks,
     locate,
+    once,
     prepare_flow,
     sigmoid,
     split_heads,
@@ -66,7 +67,7 @@ def _output_gradient(
         at = n.to(tl.int64)[:, None]
         query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT)
         dy = operand(tl.load(go + at * go_n + d, mask=ok, other=0.0), EXACT)
-        query = split_heads(sigmoid(query, EXACT), W)
+        query = split_heads(once(sigmoid(query, EXACT)), W)
         incoming = 1.0 / flow(query, keys, least_in)
         allocated = sigmoid(flow(query, sources, least), EXACT)
         t = dot_halves(dy, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
@@ -130,7 +131,7 @@ def _value_gradient(
         at = n.to(tl.int64)[:, None]
         key = tl.load(k + at * k_n + d, mask=ok, other=ABSENT)
         value = operand(tl.load(v + at * v_n + d, mask=ok, other=0.0), EXACT)
-        key = split_heads(sigmoid(key, EXACT), W)
+        key = split_heads(once(sigmoid(key, EXACT)), W)
         zeros = tl.zeros((BLOCK, P), tl.float32)
         conserved = flow(key, sinks, least)
         weight = tokens * inverse * exponential(tl.minimum(conserved, 1.0), EXACT)

@@ -24,6 +24,7 @@ from .mathematics import (
     join_heads,
     load_blocks,
     locate,
+    once,
     prepare_flow,
     sigmoid,
     split_heads,
@@ -193,7 +194,7 @@ def _read(
         ok = (n < last)[:, None] & live
         at = n.to(tl.int64)[:, None]
         query = tl.load(q + at * q_n + d, mask=ok, other=ABSENT)
-        query = sigmoid(query, EXACT)
+        query = once(sigmoid(query, EXACT))
         heads_of = split_heads(query, W)
         allocated = sigmoid(flow(heads_of, sources, least), EXACT)
         factor = allocated / flow(heads_of, keys, least_in)

@@ -39,6 +39,17 @@ def sigmoid(x, EXACT: tl.constexpr):
 
 
 @triton.jit
+def once(x):
+    """`x` (T, P), which the compiler computes once.
+
+    It moves the change of layout in front of a product up to the load, through all but sums, and
+    computes what is on its way a second time in the new layout. A sum of two that a thread holds,
+    of which one is zero, is less than a sigmoid.
+    """
+    return tl.sum(tl.join(x, tl.zeros_like(x)), 2)
+
+
+@triton.jit
 def split_heads(x, W: tl.constexpr):
     """(T, P) to (T, P / W, W)."""
     return tl.reshape(x, (x.shape[0], x.shape[1] // W, W))

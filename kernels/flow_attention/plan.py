@@ -52,7 +52,7 @@ TILES = {
         128: Tile(32, 4, 1, 5, 256),
     },
     "state": {32: Tile(64, 4, 1, 4, 256), 64: Tile(64, 4, 1, 3, 256), 128: Tile(64, 8, 1, 1, 512)},
-    "read": {32: Tile(64, 4, 1, 5, 128), 64: Tile(64, 4, 1, 2, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "read": {32: Tile(64, 4, 1, 4, 128), 64: Tile(64, 4, 1, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
     "output_gradient": _GRADIENT,
     "value_gradient": _GRADIENT,
     "query_gradient": _GRADIENT,
