@@ -120,7 +120,7 @@ def test_strides(device, seed) -> None:
 @pytest.mark.triton
 def test_registration(device) -> None:
     tensors = [x.requires_grad_() for x in case(6, 2, 8, device)]
-    torch.library.opcheck(torch.ops.linsight.flow_attention.default, tensors)
+    torch.library.opcheck(torch.ops.linsight.flow_attention.default, (*tensors,))
 
 
 @pytest.mark.triton
