@@ -39,19 +39,19 @@ from .operator import padded_width, state_shape
 REGISTERS = 65536
 # By kernel, for 16-bit inputs and programs of 32, 64 and 128 channels; chosen by registers, spills
 # and instructions in the machine code, see docs/performance.md.
-_GRADIENT = {32: Tile(64, 4, 1, 3, 256), 64: Tile(64, 4, 1, 2, 256), 128: Tile(32, 8, 1, 1, 256)}
+_GRADIENT = {32: Tile(64, 4, 1, 3, 128), 64: Tile(64, 4, 1, 2, 256), 128: Tile(32, 8, 1, 1, 256)}
 TILES = {
     "token_sums": {
-        32: Tile(128, 4, 1, 8, 256),
+        32: Tile(128, 4, 1, 8, 128),
         64: Tile(64, 4, 1, 8, 256),
         128: Tile(32, 4, 1, 8, 256),
     },
     "flow_sums": {
-        32: Tile(128, 4, 1, 5, 256),
+        32: Tile(128, 4, 1, 5, 128),
         64: Tile(64, 4, 1, 5, 256),
         128: Tile(32, 4, 1, 5, 256),
     },
-    "state": {32: Tile(64, 4, 1, 4, 256), 64: Tile(64, 4, 1, 3, 256), 128: Tile(64, 8, 1, 1, 512)},
+    "state": {32: Tile(64, 4, 1, 4, 128), 64: Tile(64, 4, 1, 3, 256), 128: Tile(64, 8, 1, 1, 512)},
     "read": {32: Tile(64, 4, 1, 4, 128), 64: Tile(64, 4, 1, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
     "output_gradient": _GRADIENT,
     "value_gradient": _GRADIENT,
