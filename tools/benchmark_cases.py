@@ -23,6 +23,7 @@ from linsight.backbones import ZOO
 from linsight.backbones.context import Context
 from linsight.backbones.skeletons.base import HierarchicalVisionTransformer
 from linsight.kernels.depthwise_conv2d import depthwise_conv2d
+from linsight.kernels.flow_attention import flow_attention
 from linsight.kernels.focused_linear_attention import focused_linear_attention
 from linsight.kernels.hash_attention import hash_attention
 from linsight.kernels.linear_attention import linear_attention
@@ -152,6 +153,13 @@ class FocusedAttention(nn.Module):
         return focused_linear_attention(query, key, value, self.scale)
 
 
+class FlowAttention(nn.Module):
+    """`flow_attention` of tokens (B, N, heads, D)."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return flow_attention(query, key, value)
+
+
 class HashAttention(nn.Module):
     """`hash_attention` of tokens (B, N, heads, D), with codes of 16 bits from 25 anchors."""
 
@@ -278,6 +286,8 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
     norm_aware = partial(Attention, {"feature_map": "norm_aware"}, size)
     yield case("norm_aware_attention", norm_aware, packed, (4, 9), channels)
     yield case("focused_attention", partial(FocusedAttention, heads), packed, (4, 9), channels)
+    # Its sums over tokens follow one from another: it reads q and k three times.
+    yield case("flow_attention", lambda device: FlowAttention(), packed, (8, 11), channels)
 
     def pair(noise: Noise) -> list[Tensor]:
         return [*noise(tokens, 2, heads, HEAD).unbind(2), noise(tokens, heads, HEAD)]

@@ -44,6 +44,7 @@ def random_cases() -> range:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the interpreter, tiles so small that a small map has several tiles and splits."""
     if INTERPRETED:
+        from linsight.kernels.flow_attention import plan as flow
         from linsight.kernels.focused_linear_attention import plan as focused
         from linsight.kernels.gaussian_attention import plan as gaussian
         from linsight.kernels.landmark_kernel import plan as landmark
@@ -52,6 +53,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
         tile = Tile(block=16, warps=1, stages=1, resident=2, least=16)
         monkeypatch.setattr(linear, "choose_tile", lambda *args: tile)
+        monkeypatch.setattr(flow, "choose_tile", lambda *args: tile)
         monkeypatch.setattr(focused, "FORWARD_ELEMENTS", 128)
         monkeypatch.setattr(focused, "BACKWARD_ELEMENTS", 128)
         monkeypatch.setattr(gaussian, "choose_tile", lambda *args: tile)

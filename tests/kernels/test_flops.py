@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from linsight.kernels import force
 from linsight.kernels.agent_attention import agent_attention
 from linsight.kernels.depthwise_conv2d import depthwise_conv2d
+from linsight.kernels.flow_attention import flow_attention
 from linsight.kernels.focused_linear_attention import focused_linear_attention
 from linsight.kernels.gaussian_attention import gaussian_attention
 from linsight.kernels.hash_attention import hash_attention
@@ -39,6 +40,7 @@ def cases(side: int, heads: int) -> dict[str, Case]:
             [query] * 3,
         ),
         "focused_linear_attention": (focused_linear_attention, [*[query] * 3, vector]),
+        "flow_attention": (flow_attention, [query] * 3),
         "projected_linear_attention": (
             lambda *x: projected_linear_attention(*x, heads=heads),
             [(*packed, 4 * channels), weight, vector],
@@ -105,6 +107,7 @@ def test_forward_counts_what_the_reference_does(name: str, side: int, heads: int
         "linear_attention",
         "norm_aware",
         "focused_linear_attention",
+        "flow_attention",
         "window_attention",
         "gaussian_attention",
         "landmark_kernel",

@@ -11,6 +11,7 @@ from linsight.kernels import (
     agent_attention,  # noqa: F401
     batch_norm,
     conv2d,
+    flow_attention,  # noqa: F401
     focused_linear_attention,  # noqa: F401
     gaussian_attention,  # noqa: F401
     hash_attention,  # noqa: F401
@@ -120,6 +121,17 @@ def test_focused_attention(kernel_names: list) -> None:
     assert {"_forward", "_backward", "_scale_gradient", "_state", "_key_gradient"} < set(
         kernel_names
     )
+
+
+@pytest.mark.parametrize(("heads", "width"), [(12, 8), (2, 64)])
+def test_flow_attention(heads: int, width: int, kernel_names: list) -> None:
+    dtype = torch.bfloat16
+    projection = torch.zeros(2, 14 * 13, 3, heads, width, dtype=dtype, requires_grad=True)
+    y, _ = torch.ops.linsight.flow_attention(*projection.unbind(2))
+    y.backward(y.detach())
+    forward = ["_token_sums", "_flow_sums", "_state", "merge", "_read"]
+    backward = ["_value_gradient", "_query_gradient", "_key_gradient"]
+    assert kernel_names == [*forward, "_output_gradient", "merge", *backward]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
