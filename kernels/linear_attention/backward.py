@@ -14,11 +14,15 @@ from .mathematics import (
     absent_value,
     angles,
     channel_parameters,
+    as_columns,
+    first_columns,
     fold_sums,
     key_feature,
     key_feature_gradient,
+    load_means,
     of_sign,
     polarized_factors,
+    polarized_gradient,
     power_gradient,
     power_of,
     query_feature,
@@ -67,8 +71,9 @@ def _output_gradient(
     s_high = high_part(s, EXACT)
     s_low = low_part(s, EXACT)
     if READOUT == "polarized":
-        positive = tl.load(state + K * P + 2 * d)
-        negative = tl.load(state + K * P + 2 * d + 1)
+        means = load_means(state + K * P, K)
+        means_high = high_part(means, EXACT)
+        means_low = low_part(means, EXACT)
         is_first = d < D // 2
     else:
         key = tl.load(state + K * P + e[None, :])
@@ -77,8 +82,7 @@ def _output_gradient(
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
     if READOUT == "polarized":
-        dpositive = tl.zeros((BLOCK // 2, P), tl.float32)
-        dnegative = tl.zeros((BLOCK // 2, P), tl.float32)
+        dmeans = tl.zeros((K, 16), tl.float32)
         dstate = tl.zeros((K, P), tl.float32)
     else:
         dkey_sum = tl.zeros((BLOCK // 2, K), tl.float32)
@@ -96,9 +100,8 @@ def _output_gradient(
             branch = tl.load(local + at * l_n + d, mask=ok, other=0.0)
         f = query_feature(x, power, inverse, MAP, EXACT)
         if READOUT == "polarized":
-            size = power_of(x, power, inverse, EXACT)
-            same, other, _, _ = polarized_factors(x, size, positive, negative)
-            a = tl.where(is_first, same[:, None], other[:, None])
+            first_a, second_a = polarized_factors(f, means_high, means_low, EXACT)
+            a = tl.where(is_first, first_a[:, None], second_a[:, None])
         else:
             a, b_, da, db = readout_factors(tl.sum(f * key, 1), tokens, scale, READOUT)
         r = f
@@ -117,8 +120,8 @@ def _output_gradient(
             y = dot_halves(r, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
             if READOUT == "polarized":
                 y *= a
-                dsame = -same * tl.sum(tl.where(is_first, dy * y, 0.0), 1)
-                dother = -other * tl.sum(tl.where(is_first, 0.0, dy * y), 1)
+                dfirst = -first_a * tl.sum(tl.where(is_first, dy * y, 0.0), 1)
+                dsecond = -second_a * tl.sum(tl.where(is_first, 0.0, dy * y), 1)
             else:
                 dn = da * tl.sum(dy * y, 1)
                 y *= a[:, None]
@@ -147,8 +150,7 @@ def _output_gradient(
             dn += db * tl.sum(dy * mean_value, 1)
             dvalue_sum += fold_sums(b_[:, None] * dy)
         if READOUT == "polarized":
-            dpositive += fold_sums(size * tl.where(x > 0, dsame[:, None], dother[:, None]))
-            dnegative += fold_sums(size * tl.where(x > 0, dother[:, None], dsame[:, None]))
+            dmeans = dot(tl.trans(f), as_columns(dfirst, dsecond), dmeans, EXACT)
             dstate = dot(tl.trans(f), dy * a, dstate, EXACT)
         else:
             dkey_sum += fold_sums(dn[:, None] * f)
@@ -157,8 +159,10 @@ def _output_gradient(
     parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * (K * P + K + 2 * P)
     if READOUT == "polarized":
         tl.store(parts + state_row(e[:, None], d, D, READOUT) * P + d, dstate)
-        tl.store(parts + K * P + 2 * column, tl.sum(dpositive, 0))
-        tl.store(parts + K * P + 2 * column + 1, tl.sum(dnegative, 0))
+        dmean, dother = first_columns(dmeans)
+        positive, negative = tl.split(tl.reshape(dother, (P, 2)))
+        dmean += tl.reshape(tl.join(negative, positive), (K,))
+        tl.store(parts + K * P + e, dmean)
     else:
         tl.store(parts + e[None, :] * P + column[:, None], dstate)
         tl.store(parts + K * P + e, tl.sum(dkey_sum, 0))
@@ -347,14 +351,13 @@ def _query_gradient(
             dy = (dy.to(tl.float32) * factor).to(dy.dtype)
         if READOUT == "polarized":
             f = power_of(x, power, inverse, EXACT)
-            same, other, same_key, other_key = polarized_factors(x, f, positive, negative)
             zeros = tl.zeros((BLOCK, K), tl.float32)
-            half = operand(tl.where(d < D // 2, dy, 0.0).to(dy.dtype), EXACT)
-            t = same[:, None] * of_sign(x, dot_halves(half, s_high, s_low, zeros, EXACT))
-            t -= (same * tl.sum(f * t, 1))[:, None] * same_key
-            half = operand(tl.where(d < D // 2, 0.0, dy).to(dy.dtype), EXACT)
-            u = other[:, None] * of_sign(x, dot_halves(half, s_high, s_low, zeros, EXACT))
-            t += u - (other * tl.sum(f * u, 1))[:, None] * other_key
+            of_first = operand(tl.where(d < D // 2, dy, 0.0).to(dy.dtype), EXACT)
+            of_second = operand(tl.where(d < D // 2, 0.0, dy).to(dy.dtype), EXACT)
+            t = of_sign(x, dot_halves(of_first, s_high, s_low, zeros, EXACT))
+            t = polarized_gradient(f, t, tl.where(x > 0, positive, negative))
+            u = of_sign(x, dot_halves(of_second, s_high, s_low, zeros, EXACT))
+            t += polarized_gradient(f, u, tl.where(x > 0, negative, positive))
             t, one_dpower, one_dscale = power_gradient(x, power, inverse, t, EXACT)
             dpower += fold_sums(one_dpower)
             dscale += fold_sums(one_dscale)

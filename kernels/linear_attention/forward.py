@@ -22,8 +22,8 @@ from .mathematics import (
     angles,
     channel_parameters,
     key_feature,
+    load_means,
     polarized_factors,
-    power_of,
     query_feature,
     readout_factors,
     rotate,
@@ -242,8 +242,9 @@ def _read(
     s_high = high_part(s, EXACT)
     s_low = low_part(s, EXACT)
     if READOUT == "polarized":
-        positive = tl.load(state + K * P + 2 * d)
-        negative = tl.load(state + K * P + 2 * d + 1)
+        means = load_means(state + K * P, K)
+        means_high = high_part(means, EXACT)
+        means_low = low_part(means, EXACT)
     else:
         key = tl.load(state + K * P + e[None, :])
     if MEAN_VALUE:
@@ -262,9 +263,8 @@ def _read(
             factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0)
         f = query_feature(x, power, inverse, MAP, EXACT)
         if READOUT == "polarized":
-            size = power_of(x, power, inverse, EXACT)
-            same, other, _, _ = polarized_factors(x, size, positive, negative)
-            a = tl.where(d < D // 2, same[:, None], other[:, None])
+            a, b_ = polarized_factors(f, means_high, means_low, EXACT)
+            a = tl.where(d < D // 2, a[:, None], b_[:, None])
         else:
             a, b_, _, _ = readout_factors(tl.sum(f * key, 1), tokens, scale, READOUT)
             a = a[:, None]

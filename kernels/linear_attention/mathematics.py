@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ..runtime.mathematics import (
     PTX,
+    dot_halves,
     exp2_approximate,
     exponential,
     log2_approximate,
@@ -238,21 +239,54 @@ def state_row(e, d, D: tl.constexpr, READOUT: tl.constexpr):
 
 
 @triton.jit
-def polarized_factors(x, f, positive, negative):
-    """1 / (n + 1e-6) of both halves of the channels, and the mean keys that n is a product with.
+def load_means(means, K: tl.constexpr):
+    """The mean features of keys (K,), and those of the other signs, as columns of (K, 16)."""
+    column = tl.arange(0, 16)[None, :]
+    return tl.load(means + (tl.arange(0, K)[:, None] ^ column), mask=column < 2, other=0.0)
+
+
+@triton.jit
+def as_columns(first, second):
+    """Two vectors as the first columns of a matrix of 16, the narrowest that `dot` takes."""
+    column = tl.arange(0, 16)[None, :]
+    return tl.where(column == 0, first[:, None], tl.where(column == 1, second[:, None], 0.0))
+
+
+@triton.jit
+def first_columns(x):
+    """What `as_columns` made a matrix of."""
+    column = tl.arange(0, 16)[None, :]
+    return tl.sum(tl.where(column == 0, x, 0.0), 1), tl.sum(tl.where(column == 1, x, 0.0), 1)
+
+
+@triton.jit
+def polarized_factors(f, means_high, means_low, EXACT: tl.constexpr):
+    """1 / (n + 1e-6) of either half of the channels, of features f and split `load_means`.
+
+    As products of matrices, for which f is laid out anyway: sums would have it made once more.
+    """
+    n = dot_halves(f, means_high, means_low, tl.zeros((f.shape[0], 16), tl.float32), EXACT)
+    first, second = first_columns(n)
+    return 1.0 / (first + EPSILON), 1.0 / (second + EPSILON)
+
+
+@triton.jit
+def _add_both(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def polarized_gradient(f, t, means):
+    """The gradient of f through f t / (f . means + 1e-6) of one half of the channels.
 
     Args:
-        x, f: queries (T, P), and of each channel's two features the one that is not zero.
-        positive, negative: the mean features of keys (1, P).
-
-    Returns:
-        The factors (T,) for keys of the sign of x, and of the other sign; the mean features
-        (T, P) for either.
+        f: the `power_of` queries (T, P).
+        t: the gradient of the quotient, times the state, and `means`, both `of_sign`.
     """
-    same = tl.where(x > 0, positive, negative)
-    other = tl.where(x > 0, negative, positive)
-    n_same, n_other = tl.sum(f * same, 1), tl.sum(f * other, 1)
-    return 1.0 / (n_same + EPSILON), 1.0 / (n_other + EPSILON), same, other
+    # In one sum, which is in the layout of t: two would have f made in another one as well.
+    n, product = tl.reduce((f * means, f * t), 1, _add_both)
+    a = 1.0 / (n + EPSILON)
+    return a[:, None] * t - (a * a * product)[:, None] * means
 
 
 @triton.jit

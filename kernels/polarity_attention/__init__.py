@@ -7,7 +7,7 @@ in registers, as those of its other maps.
 from torch import Tensor
 
 from ..linear_attention import check_tensors
-from ..runtime.dispatch import runs_triton, state_fits
+from ..runtime.dispatch import WIDEST_SMALL_HEAD, runs_triton
 from . import operator, reference
 
 
@@ -34,8 +34,7 @@ def polarity_attention(
     Args:
         query, key, value: (B, N, heads, D), D even, float32, float64, float16 or bfloat16. Any
             strides with the last axis contiguous, so that a packed projection is read in place.
-            On CUDA, float64 and heads wider than 128 (64 on GPUs whose programs have 99 KiB of
-            shared memory) run the reference.
+            On CUDA, float64 and heads wider than 64 run the reference.
         power: p, (heads, D), 1 or more, any floating dtype.
         scale: s, (heads, D), positive, any floating dtype.
         local: (B, N, heads, D) added to the result.
@@ -60,6 +59,7 @@ def polarity_attention(
                 f"{name} has shape {tuple(x.shape)}, expected ({heads}, {width}), one for each "
                 "channel of each head"
             )
-    if not (state_fits(width, query.device) and runs_triton(query)):
+    # Features and state are twice as wide as the head.
+    if not (width <= WIDEST_SMALL_HEAD and runs_triton(query)):
         return reference.polarity_attention(query, key, value, power, scale, local, gate)
     return operator.polarity_attention(query, key, value, power, scale, local, gate)[0]
