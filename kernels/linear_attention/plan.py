@@ -16,9 +16,15 @@ fills the device:
 Nothing of size N is stored besides inputs and outputs: softmax and feature maps are
 recomputed. Every sum has a fixed order, so two runs agree bit for bit.
 
-With P the head width padded to a power of two, features are K = P wide, or 2 P if norm-aware:
-each channel's positive and negative part. They exist in registers alone, interleaved: both
-turn by the angle of their channel, and neither costs a byte.
+With P the head width padded to a power of two, features are K = P wide, or 2 P of a map that
+splits channels by their signs (`norm_aware`, `signed_power`): each channel's positive and negative
+part. They exist in registers alone, interleaved: both turn by the angle of their channel, and
+neither costs a byte.
+
+The map `signed_power` and the readout `polarized` are those of `polarity_attention`. The map has
+parameters, which stand where the tables of a rotation would. Backward leaves their gradients in
+parts, per split, as it does d mean q. The readout gives the second half of the channels the state,
+and the mean, whose positive and negative parts have changed places, and a normaliser of their own.
 
 The *state* that forward leaves for backward is float32, for each head S (K, P), then mean k (K),
 mean v (P), D^-0.5 mean q (K), and the softmax's maximum and sum (P).
@@ -121,7 +127,8 @@ def plan(
 
     Args:
         shape, dtype, device: of the values.
-        feature_map, key_weights, readout: as in `linear_attention`.
+        feature_map, key_weights, readout: as in `linear_attention`, or `signed_power` with
+            `uniform` and `polarized`.
         size: height and width of the map that the rotary tables are for; None without tables.
         local, gate: whether there is such a tensor.
         add: whether the gradient of the values is added to what its tensor holds.

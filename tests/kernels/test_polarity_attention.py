@@ -150,6 +150,22 @@ def test_zeros_and_a_power_of_one(dtype, device, seed) -> None:
 
 
 @pytest.mark.triton
+def test_no_images_and_wide_heads(device) -> None:
+    """Without images there are no gradients; heads wider than 64 run the reference."""
+    tensors = case(9, 2, 8, device)
+    nothing = leaves([x if x.ndim == 2 else x[:0] for x in tensors], torch.float32)
+    wide = case(9, 2, 66, device)
+    with force("triton"):
+        y = operator(*nothing)
+        gradients = torch.autograd.grad(y.sum(), nothing)
+        z = operator(*wide)
+    assert y.shape == (0, 9, 2, 8)
+    assert not any(x.any() for x in gradients)
+    with force("reference"):
+        assert torch.equal(operator(*wide), z)
+
+
+@pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     poison_memory(monkeypatch)
     tensors = leaves(case(9, 2, 20, device), torch.float32)
