@@ -54,7 +54,7 @@ TILES = {
     "key_gradient": {64: Tile(64, 4, 3, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
     "query_gradient": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
 }
-# For features twice as wide as their head, up to a head width of 64; and of one map alone.
+# For features twice as wide as their head, up to a head width of 64, of which one map has its own.
 DOUBLED_TILE = Tile(64, 4, 1, 2, 256)
 SIGNED_POWER_TILES = {
     ("read", 64): Tile(64, 4, 1, 4, 128),
