@@ -27,6 +27,7 @@ from linsight.kernels.flow_attention import flow_attention
 from linsight.kernels.focused_linear_attention import focused_linear_attention
 from linsight.kernels.hash_attention import hash_attention
 from linsight.kernels.linear_attention import linear_attention
+from linsight.kernels.polarity_attention import polarity_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
 from linsight.kernels.rotary import Rotary, rotary_tables
 
@@ -153,6 +154,25 @@ class FocusedAttention(nn.Module):
         return focused_linear_attention(query, key, value, self.scale)
 
 
+class PolarityAttention(nn.Module):
+    """`polarity_attention` of tokens (B, N, heads, D)."""
+
+    def __init__(self, heads: int, device: torch.device) -> None:
+        super().__init__()
+        self.power = nn.Parameter(torch.full((heads, HEAD), 3.0, device=device))
+        self.scale = nn.Parameter(torch.ones(heads, HEAD, device=device))
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        local: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        return polarity_attention(query, key, value, self.power, self.scale, local=local, gate=gate)
+
+
 class FlowAttention(nn.Module):
     """`flow_attention` of tokens (B, N, heads, D)."""
 
@@ -262,16 +282,16 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
     def packed(noise: Noise) -> list[Tensor]:
         return [*noise(tokens, 3, heads, HEAD).unbind(2), noise(tokens, heads, HEAD)]
 
+    def gated(noise: Noise) -> list[Tensor]:
+        query, key, value, gate = noise(tokens, 4, heads, HEAD).unbind(2)
+        local, slope = noise(tokens, heads, HEAD), noise(tokens, heads, HEAD)
+        return [query, key, value, local, gate, slope]
+
     for name, mechanism in MECHANISMS.items():
         more = name == "rala"  # it reads q once more, for the mean query
 
         def build(device: torch.device, mechanism: dict = mechanism) -> nn.Module:
             return Attention(mechanism, size, device)
-
-        def gated(noise: Noise) -> list[Tensor]:
-            query, key, value, gate = noise(tokens, 4, heads, HEAD).unbind(2)
-            local, slope = noise(tokens, heads, HEAD), noise(tokens, heads, HEAD)
-            return [query, key, value, local, gate, slope]
 
         yield case(f"{name}_attention", build, packed, (4 + more, 9), channels)
         yield case(f"{name}_attention_gated", build, gated, (6 + more, 13), channels)
@@ -286,6 +306,10 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
     norm_aware = partial(Attention, {"feature_map": "norm_aware"}, size)
     yield case("norm_aware_attention", norm_aware, packed, (4, 9), channels)
     yield case("focused_attention", partial(FocusedAttention, heads), packed, (4, 9), channels)
+    polarity = partial(PolarityAttention, heads)
+    yield case("polarity_attention", polarity, packed, (4, 9), channels)
+    yield case("polarity_attention_gated", polarity, gated, (6, 13), channels)
+
     # Its sums over tokens follow one from another: it reads q and k three times.
     yield case("flow_attention", lambda device: FlowAttention(), packed, (8, 11), channels)
 

@@ -20,10 +20,14 @@ from .mathematics import (
     SCALARS,
     absent_value,
     angles,
+    channel_parameters,
     key_feature,
+    load_means,
+    polarized_factors,
     query_feature,
     readout_factors,
     rotate,
+    state_row,
     sum_splits,
 )
 from .plan import Plan
@@ -50,7 +54,7 @@ def _query_sums(
         x = tl.load(q + n.to(tl.int64)[:, None] * q_n + d, mask=ok, other=absent_value(MAP)).to(
             tl.float32
         )
-        total += fold(query_feature(x, MAP, EXACT), FOLD)
+        total += fold(query_feature(x, 0.0, 0.0, MAP, EXACT), FOLD)
     at = bh.to(tl.int64) * tl.num_programs(1) + split
     tl.store(parts + at * K + tl.arange(0, K), tl.sum(total, 0))
 
@@ -73,6 +77,7 @@ def _state(
     k += (bh // heads).to(tl.int64) * k_b + (bh % heads) * k_h
     v += (bh // heads).to(tl.int64) * v_b + (bh % heads) * v_h
     d = tl.arange(0, P)[None, :]
+    power, inverse = channel_parameters(rows, columns, bh % heads, d, D, MAP)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
 
@@ -91,7 +96,7 @@ def _state(
         at = n.to(tl.int64)[:, None]
         x = tl.load(k + at * k_n + d, mask=ok, other=absent_value(MAP)).to(tl.float32)
         value = tl.load(v + at * v_n + d, mask=ok, other=0.0)
-        f = key_feature(x, MAP, EXACT)
+        f = key_feature(x, power, inverse, MAP, EXACT)
         if WEIGHTED:
             score = tl.where(valid, tl.sum(f * query, 1), -float("inf"))
             higher = tl.maximum(maximum, tl.max(score, 0))
@@ -231,11 +236,17 @@ def _read(
         gate += b * g_b + h * g_h
     d = tl.arange(0, P)[None, :]
     e = tl.arange(0, K)
+    power, inverse = channel_parameters(rows, columns, h, d, D, MAP)
     state += bh.to(tl.int64) * (K * P + 2 * K + 2 * P)
-    s = tl.load(state + e[:, None] * P + d)
+    s = tl.load(state + state_row(e[:, None], d, D, READOUT) * P + d)
     s_high = high_part(s, EXACT)
     s_low = low_part(s, EXACT)
-    key = tl.load(state + K * P + e[None, :])
+    if READOUT == "polarized":
+        means = load_means(state + K * P, K)
+        means_high = high_part(means, EXACT)
+        means_low = low_part(means, EXACT)
+    else:
+        key = tl.load(state + K * P + e[None, :])
     if MEAN_VALUE:
         mean_value = tl.load(state + K * P + K + d)
     first = split * per_split
@@ -250,15 +261,20 @@ def _read(
             branch = tl.load(local + at * l_n + d, mask=ok, other=0.0)
         if GATE:
             factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0)
-        f = query_feature(x, MAP, EXACT)
-        a, b_, _, _ = readout_factors(tl.sum(f * key, 1), tokens, scale, READOUT)
+        f = query_feature(x, power, inverse, MAP, EXACT)
+        if READOUT == "polarized":
+            a, b_ = polarized_factors(f, means_high, means_low, EXACT)
+            a = tl.where(d < D // 2, a[:, None], b_[:, None])
+        else:
+            a, b_, _, _ = readout_factors(tl.sum(f * key, 1), tokens, scale, READOUT)
+            a = a[:, None]
         if ROTARY:
             cosine, sine = angles(
                 rows, columns, n, last, width, reciprocal, shift, row_stride, column_stride,
                 D, P, True,
             )  # fmt: skip
             f = rotate(f, cosine, sine)
-        y = dot_halves(f, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT) * a[:, None]
+        y = dot_halves(f, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT) * a
         if MEAN_VALUE:
             y += b_[:, None] * mean_value
         if LOCAL:
@@ -281,7 +297,7 @@ def strides_of(x: Tensor | None) -> tuple[int, ...]:
 def contiguous_tables(
     rows: Tensor | None, columns: Tensor | None, other: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The rotary tables in float32; without them, tensors that are not read."""
+    """The tables of a rotation or of channels in float32; without them, tensors not to be read."""
     if rows is None:
         return other, other
     return rows.float().contiguous(), columns.float().contiguous()

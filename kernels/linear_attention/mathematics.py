@@ -3,7 +3,15 @@
 import triton
 import triton.language as tl
 
-from ..runtime.mathematics import PTX, exponential, logarithm, sum_rows
+from ..runtime.mathematics import (
+    PTX,
+    dot_halves,
+    exp2_approximate,
+    exponential,
+    log2_approximate,
+    logarithm,
+    sum_rows,
+)
 
 EPSILON = tl.constexpr(1e-6)
 FLOOR = tl.constexpr(100.0)
@@ -27,7 +35,20 @@ SCALARS = [
 @triton.jit
 def absent_value(MAP: tl.constexpr):
     """The value of a missing token or channel, whose phi is zero."""
-    return 0.0 if MAP == "identity" or MAP == "norm_aware" else -1e4
+    zero: tl.constexpr = MAP == "identity" or MAP == "norm_aware" or MAP == "signed_power"
+    return 0.0 if zero else -1e4
+
+
+@triton.jit
+def channel_parameters(rows, columns, head, d, D: tl.constexpr, MAP: tl.constexpr):
+    """Of `signed_power`, whose tables take the place of the rotary ones, the powers and the
+    reciprocal divisors (1, P) of a head's channels; of other maps nothing."""
+    if MAP == "signed_power":
+        at = head * D + d
+        power = tl.load(rows + at, mask=d < D, other=1.0)
+        return power, 1.0 / tl.load(columns + at, mask=d < D, other=1.0)
+    else:
+        return 0.0, 0.0
 
 
 @triton.jit
@@ -68,20 +89,70 @@ def _halves_gradient(x, gradient):
 
 
 @triton.jit
-def query_feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
-    """phi of queries (T, P): (T, P), or (T, 2 P) if norm-aware."""
+def _power_parts(x, power, inverse, EXACT: tl.constexpr):
+    """t = |x / s|, log2 t and t^(p - 1); of a zero the last two are finite, and it is a factor."""
+    t = tl.abs(x) * inverse
+    positive = tl.maximum(t, 1e-30)
+    log = tl.log2(positive) if EXACT else log2_approximate(positive)
+    return t, log, exp2_approximate((power - 1.0) * log)
+
+
+@triton.jit
+def power_of(x, power, inverse, EXACT: tl.constexpr):
+    """|x / s|^p: of a channel's two features the one of its sign. The other is zero."""
+    t, _, root = _power_parts(x, power, inverse, EXACT)
+    return t * root
+
+
+@triton.jit
+def power_gradient(x, power, inverse, gradient, EXACT: tl.constexpr):
+    """From the gradient of `power_of`: that of x, log2(e) times that of p, -s / p times that of s.
+
+    The last two are one token's.
+    """
+    t, log, root = _power_parts(x, power, inverse, EXACT)
+    slope = gradient * root
+    product = slope * t
+    return slope * _sign(x) * (power * inverse), product * log, product
+
+
+@triton.jit
+def _signed_power(x, power, inverse, EXACT: tl.constexpr):
+    """(T, P) to (T, 2 P): the `_halves` of sign(x) |x / s|^p."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = x.shape[1]
+    y = power_of(x, power, inverse, EXACT)
+    return tl.reshape(tl.join(tl.where(x > 0, y, 0.0), tl.where(x > 0, 0.0, y)), (T, 2 * P))
+
+
+@triton.jit
+def of_sign(x, f):
+    """(T, 2 P) to (T, P): of the two entries of each channel that of the sign of x."""
+    T: tl.constexpr = x.shape[0]
+    P: tl.constexpr = x.shape[1]
+    positive, negative = tl.split(tl.reshape(f, (T, P, 2)))
+    return tl.where(x > 0, positive, negative)
+
+
+@triton.jit
+def query_feature(x, power, inverse, MAP: tl.constexpr, EXACT: tl.constexpr):
+    """phi of queries (T, P): (T, P), or (T, 2 P) of a map that splits them by their signs."""
     if MAP == "norm_aware":
-        _, power, _, log = _norm_aware(x, EXACT)
-        return _halves(_sign(x) * exponential(power[:, None] * log, EXACT))
+        _, exponent, _, log = _norm_aware(x, EXACT)
+        return _halves(_sign(x) * exponential(exponent[:, None] * log, EXACT))
+    elif MAP == "signed_power":
+        return _signed_power(x, power, inverse, EXACT)
     else:
         return _feature(x, MAP, EXACT)
 
 
 @triton.jit
-def key_feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
-    """phi of keys (T, P): (T, P), or (T, 2 P) if norm-aware."""
+def key_feature(x, power, inverse, MAP: tl.constexpr, EXACT: tl.constexpr):
+    """phi of keys (T, P): (T, P), or (T, 2 P) of a map that splits them by their signs."""
     if MAP == "norm_aware":
         return _halves(x * x * x)
+    elif MAP == "signed_power":
+        return _signed_power(x, power, inverse, EXACT)
     else:
         return _feature(x, MAP, EXACT)
 
@@ -156,6 +227,66 @@ def readout_factors(n, tokens, scale, READOUT: tl.constexpr):
         return scale * (1.0 + inverse), -scale * n, -(scale * inverse) * (scale * inverse), -scale
     else:
         return n * 0.0 + scale, 1.0 - scale * n, n * 0.0, -scale
+
+
+@triton.jit
+def state_row(e, d, D: tl.constexpr, READOUT: tl.constexpr):
+    """The row of the state that feature `e` of a query reads for channel `d`.
+
+    If polarized, the second half of the channels is for keys of the other sign.
+    """
+    return e ^ (d >= D // 2).to(tl.int32) if READOUT == "polarized" else e
+
+
+@triton.jit
+def load_means(means, K: tl.constexpr):
+    """The mean features of keys (K,), and those of the other signs, as columns of (K, 16)."""
+    column = tl.arange(0, 16)[None, :]
+    return tl.load(means + (tl.arange(0, K)[:, None] ^ column), mask=column < 2, other=0.0)
+
+
+@triton.jit
+def as_columns(first, second):
+    """Two vectors as the first columns of a matrix of 16, the narrowest that `dot` takes."""
+    column = tl.arange(0, 16)[None, :]
+    return tl.where(column == 0, first[:, None], tl.where(column == 1, second[:, None], 0.0))
+
+
+@triton.jit
+def first_columns(x):
+    """What `as_columns` made a matrix of."""
+    column = tl.arange(0, 16)[None, :]
+    return tl.sum(tl.where(column == 0, x, 0.0), 1), tl.sum(tl.where(column == 1, x, 0.0), 1)
+
+
+@triton.jit
+def polarized_factors(f, means_high, means_low, EXACT: tl.constexpr):
+    """1 / (n + 1e-6) of either half of the channels, of features f and split `load_means`.
+
+    As products of matrices, for which f is laid out anyway: sums would have it made once more.
+    """
+    n = dot_halves(f, means_high, means_low, tl.zeros((f.shape[0], 16), tl.float32), EXACT)
+    first, second = first_columns(n)
+    return 1.0 / (first + EPSILON), 1.0 / (second + EPSILON)
+
+
+@triton.jit
+def _add_both(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def polarized_gradient(f, t, means):
+    """The gradient of f through f t / (f . means + 1e-6) of one half of the channels.
+
+    Args:
+        f: the `power_of` queries (T, P).
+        t: the gradient of the quotient, times the state, and `means`, both `of_sign`.
+    """
+    # In one sum, which is in the layout of t: two would have f made in another one as well.
+    n, product = tl.reduce((f * means, f * t), 1, _add_both)
+    a = 1.0 / (n + EPSILON)
+    return a[:, None] * t - (a * a * product)[:, None] * means
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from ..runtime.program import cache_launches
 
 def feature_width(width: int, feature_map: str) -> int:
     """Channels of phi(x) for a head of `width`."""
-    return 2 * width if feature_map == "norm_aware" else width
+    return 2 * width if feature_map in ("norm_aware", "signed_power") else width
 
 
 def padded_width(width: int) -> int:

@@ -16,9 +16,15 @@ fills the device:
 Nothing of size N is stored besides inputs and outputs: softmax and feature maps are
 recomputed. Every sum has a fixed order, so two runs agree bit for bit.
 
-With P the head width padded to a power of two, features are K = P wide, or 2 P if norm-aware:
-each channel's positive and negative part. They exist in registers alone, interleaved: both
-turn by the angle of their channel, and neither costs a byte.
+With P the head width padded to a power of two, features are K = P wide, or 2 P of a map that
+splits channels by their signs (`norm_aware`, `signed_power`): each channel's positive and negative
+part. They exist in registers alone, interleaved: both turn by the angle of their channel, and
+neither costs a byte.
+
+The map `signed_power` and the readout `polarized` are those of `polarity_attention`. The map has
+parameters, which stand where the tables of a rotation would. Backward leaves their gradients in
+parts, per split, as it does d mean q. The readout gives the second half of the channels the state,
+and the mean, whose positive and negative parts have changed places, and a normaliser of their own.
 
 The *state* that forward leaves for backward is float32, for each head S (K, P), then mean k (K),
 mean v (P), D^-0.5 mean q (K), and the softmax's maximum and sum (P).
@@ -48,17 +54,23 @@ TILES = {
     "key_gradient": {64: Tile(64, 4, 3, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
     "query_gradient": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
 }
-# For features twice as wide as their head, up to a head width of 64.
+# For features twice as wide as their head, up to a head width of 64, of which one map has its own.
 DOUBLED_TILE = Tile(64, 4, 1, 2, 256)
+SIGNED_POWER_TILES = {
+    ("read", 64): Tile(64, 4, 1, 4, 128),
+    ("query_gradient", 128): Tile(64, 8, 1, 1, 256),
+}
 # float32 multiplies without tensor cores, and holds its operands in registers.
 WIDE_TILES = {64: Tile(16, 8, 1, 2, 128), 128: Tile(16, 16, 1, 1, 128)}
 
 
-def choose_tile(kernel: str, features: int, padded: int, itemsize: int) -> Tile:
-    """The tile of a kernel by the widths of features and head, and the bytes of an input."""
+def choose_tile(kernel: str, feature_map: str, features: int, padded: int, itemsize: int) -> Tile:
+    """The tile of a kernel by the map, the widths of features and head, and an input's bytes."""
     width = 64 if features <= 64 else 128
     if itemsize == 4:
         return WIDE_TILES[width]
+    if feature_map == "signed_power":
+        return SIGNED_POWER_TILES.get((kernel, width), DOUBLED_TILE)
     return DOUBLED_TILE if width > padded else TILES[kernel][width]
 
 
@@ -115,7 +127,8 @@ def plan(
 
     Args:
         shape, dtype, device: of the values.
-        feature_map, key_weights, readout: as in `linear_attention`.
+        feature_map, key_weights, readout: as in `linear_attention`, or `signed_power` with
+            `uniform` and `polarized`.
         size: height and width of the map that the rotary tables are for; None without tables.
         local, gate: whether there is such a tensor.
         add: whether the gradient of the values is added to what its tensor holds.
@@ -132,7 +145,7 @@ def plan(
     rotary = {"ROTARY": size is not None}
 
     def make(kernel: str, sizes: tuple, fold: bool = False, **flags) -> Launch:
-        tile = choose_tile(kernel, features, padded, itemsize)
+        tile = choose_tile(kernel, feature_map, features, padded, itemsize)
         splits, per_split = split_tokens(tile, rows, tokens, device)
         constants = {
             "D": width, "P": padded, "K": features, "BLOCK": tile.block, "MAP": feature_map,
@@ -166,7 +179,7 @@ def plan(
     read_flags = {"LOCAL": local, "GATE": gate, **reads}
     output_gradient = make("output_gradient", (*table, scale), **read_flags)
     merge_gradient = make_merge(output_gradient.grid[1], 0, backward=True)
-    tile = choose_tile("key_gradient", features, padded, itemsize)
+    tile = choose_tile("key_gradient", feature_map, features, padded, itemsize)
     key_splits, _ = split_tokens(tile, rows, tokens, device)
     # How many programs merge the state's gradient of a head, of which each leaves a piece.
     pieces = merge_gradient.grid[1]

@@ -60,14 +60,23 @@ def shrinkage(lower, higher, EXACT: tl.constexpr):
 
 
 @triton.jit
+def log2_approximate(x):
+    """log2(x), x positive, to 2^-22, at one instruction."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1
+        )
+    else:
+        return tl.log2(x)
+
+
+@triton.jit
 def logarithm(x, EXACT: tl.constexpr):
     """log(x), x positive; to a few roundings of float32, or to 2^-22 by the hardware's log2."""
     if EXACT or not PTX:
         return tl.log(x)
     else:
-        return 0.6931471805599453 * tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1
-        )
+        return 0.6931471805599453 * log2_approximate(x)
 
 
 @triton.jit

@@ -49,6 +49,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         from linsight.kernels.gaussian_attention import plan as gaussian
         from linsight.kernels.landmark_kernel import plan as landmark
         from linsight.kernels.linear_attention import plan as linear
+        from linsight.kernels.polarity_attention import plan as polarity
         from linsight.kernels.runtime.launch import Tile
 
         tile = Tile(block=16, warps=1, stages=1, resident=2, least=16)
@@ -59,6 +60,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gaussian, "choose_tile", lambda *args: tile)
         monkeypatch.setattr(gaussian, "MOST_LANDMARKS", 16)
         monkeypatch.setattr(landmark, "MOST_LANDMARKS", 16)
+        monkeypatch.setattr(polarity, "ROWS", 4)
 
 
 def compile_whole(function: Callable) -> Callable:

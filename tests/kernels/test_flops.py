@@ -20,6 +20,7 @@ from linsight.kernels.hash_attention import hash_attention
 from linsight.kernels.landmark_kernel import landmark_kernel
 from linsight.kernels.linear_attention import linear_attention
 from linsight.kernels.newton_inverse import newton_inverse
+from linsight.kernels.polarity_attention import polarity_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
 from linsight.kernels.window_attention import window_attention
 
@@ -40,6 +41,7 @@ def cases(side: int, heads: int) -> dict[str, Case]:
             [query] * 3,
         ),
         "focused_linear_attention": (focused_linear_attention, [*[query] * 3, vector]),
+        "polarity_attention": (polarity_attention, [*[query] * 3, *[(heads, 8)] * 2]),
         "flow_attention": (flow_attention, [query] * 3),
         "projected_linear_attention": (
             lambda *x: projected_linear_attention(*x, heads=heads),
@@ -107,6 +109,7 @@ def test_forward_counts_what_the_reference_does(name: str, side: int, heads: int
         "linear_attention",
         "norm_aware",
         "focused_linear_attention",
+        "polarity_attention",
         "flow_attention",
         "window_attention",
         "gaussian_attention",

@@ -17,6 +17,7 @@ from linsight.kernels import (
     hash_attention,  # noqa: F401
     layer_norm,
     newton_inverse,  # noqa: F401
+    polarity_attention,  # noqa: F401
     projected_softmax_attention,
     rotary,
     scaled_add,
@@ -121,6 +122,18 @@ def test_focused_attention(kernel_names: list) -> None:
     assert {"_forward", "_backward", "_scale_gradient", "_state", "_key_gradient"} < set(
         kernel_names
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_polarity_attention(dtype: torch.dtype, kernel_names: list) -> None:
+    projection = torch.zeros(2, 14 * 13, 4, 2, 32, dtype=dtype, requires_grad=True)
+    power, scale = torch.ones(2, 2, 32, requires_grad=True).unbind()
+    query, key, value, gate = projection.unbind(2)
+    y, _ = torch.ops.linsight.polarity_attention(query, key, value, power, scale, value, gate)
+    y.backward(y.detach())
+    wanted = {"_state", "merge", "_read", "_output_gradient", "_key_gradient", "_query_gradient"}
+    assert wanted < set(kernel_names)
+    assert kernel_names[-1] == "_parameter_gradients"
 
 
 @pytest.mark.parametrize(("heads", "width"), [(12, 8), (2, 64)])
