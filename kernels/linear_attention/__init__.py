@@ -42,7 +42,7 @@ def linear_attention(
         query, key, value: (B, N, heads, D), float32, float64, float16 or bfloat16. Any strides
             with the last axis contiguous, so that a packed projection is read in place. On
             CUDA, float64 and heads wider than 128 (64 on GPUs whose programs have 99 KiB of shared
-            memory) run the reference.
+            memory, and with norm-aware features 163) run the reference.
         feature_map: phi. Elementwise 'elu_plus_one', 'relu', 'exp', or 'identity'; or
             'norm_aware' (NaLaFormer, arXiv:2506.21137): with n = ||q||,
             phi(q) = sign(q) (|q| / n)^p, p = 3 (0.5 + tanh n), and phi(k) = k^3, both split into
@@ -74,7 +74,8 @@ def linear_attention(
     """
     check_tensors(query, key, value, local, gate)
     check_options(query.shape[1], rotary, feature_map, key_weights, readout)
-    if not (state_fits(query.shape[-1], query.device) and runs_triton(query)):
+    fits = state_fits(query.shape[-1], query.device, feature_map == "norm_aware")
+    if not (fits and runs_triton(query)):
         return reference.linear_attention(
             query, key, value, feature_map, key_weights, readout, rotary, local, gate
         )

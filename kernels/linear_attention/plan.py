@@ -44,15 +44,15 @@ MERGE_ELEMENTS = 2048
 # By the largest number of splits: how many of them are summed at a time. Each is a kernel more to
 # compile, and the splits depend on the size of the map.
 MERGE_CHUNKS = ((8, 4), (MOST_SPLITS, 32))
-# By kernel, for 16-bit inputs and features up to 64 and up to 128 wide; chosen by registers,
-# spills and instructions in the machine code, see docs/performance.md.
+# By kernel, for 16-bit inputs and features up to 32, up to 64 and up to 128 wide; chosen by
+# registers, spills and instructions in the machine code, see docs/performance.md.
 TILES = {
-    "query_sums": {64: Tile(64, 4, 1, 8, 256), 128: Tile(64, 8, 1, 4, 256)},
-    "state": {64: Tile(64, 4, 2, 3, 256), 128: Tile(64, 8, 1, 1, 512)},
-    "read": {64: Tile(64, 4, 3, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
-    "output_gradient": {64: Tile(64, 4, 2, 2, 256), 128: Tile(64, 8, 1, 1, 512)},
-    "key_gradient": {64: Tile(64, 4, 3, 2, 256), 128: Tile(64, 8, 1, 1, 256)},
-    "query_gradient": {64: Tile(64, 4, 2, 3, 128), 128: Tile(64, 8, 1, 1, 256)},
+    "query_sums": (Tile(64, 4, 1, 8, 256), Tile(64, 4, 1, 8, 256), Tile(64, 8, 1, 4, 256)),
+    "state": (Tile(64, 4, 2, 3, 256), Tile(64, 4, 2, 3, 256), Tile(64, 8, 1, 1, 512)),
+    "read": (Tile(64, 4, 3, 4, 128), Tile(64, 4, 3, 3, 128), Tile(64, 8, 1, 1, 256)),
+    "output_gradient": (Tile(64, 4, 2, 2, 256), Tile(64, 4, 2, 2, 256), Tile(64, 8, 1, 1, 512)),
+    "key_gradient": (Tile(64, 4, 3, 4, 256), Tile(64, 4, 3, 2, 256), Tile(64, 8, 1, 1, 256)),
+    "query_gradient": (Tile(64, 4, 2, 4, 128), Tile(64, 4, 2, 3, 128), Tile(64, 8, 1, 1, 256)),
 }
 # For features twice as wide as their head, up to a head width of 64, of which one map has its own.
 DOUBLED_TILE = Tile(64, 4, 1, 2, 256)
@@ -71,7 +71,10 @@ def choose_tile(kernel: str, feature_map: str, features: int, padded: int, items
         return WIDE_TILES[width]
     if feature_map == "signed_power":
         return SIGNED_POWER_TILES.get((kernel, width), DOUBLED_TILE)
-    return DOUBLED_TILE if width > padded else TILES[kernel][width]
+    if features > padded:
+        return DOUBLED_TILE
+    narrow, middle, wide = TILES[kernel]
+    return narrow if features <= 32 else middle if features <= 64 else wide
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def projected_linear_attention(
     check_options(tokens, rotary, feature_map, key_weights, readout)
     head_dim = projection.shape[-1] // (4 * heads)
     if (
-        not state_fits(head_dim, projection.device)
+        not state_fits(head_dim, projection.device, feature_map == "norm_aware")
         or weight.shape[-1] not in TRITON_KERNELS
         or not runs_triton(projection)
     ):

@@ -31,7 +31,7 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The widest attention head whose tiles the kernels of most operators have room for.
 WIDEST_HEAD = 128
 # That of linear attention, whose backward pass holds a state, where a program has 99 KiB of shared
-# memory instead of 163 or more.
+# memory instead of 163 or more; or 163 instead of 227, of features twice as wide as the head.
 WIDEST_SMALL_HEAD = 64
 # The most channels of a row that a program of the norms and sums holds in registers.
 WIDEST_ROW = 4096
@@ -128,30 +128,39 @@ def _warn_without_compiler() -> bool:
     return lack is None
 
 
-def state_fits(width: int, device: torch.device) -> bool:
-    """Whether a GPU has room for linear attention with heads of this width."""
+def state_fits(width: int, device: torch.device, doubled: bool = False) -> bool:
+    """Whether a GPU has room for linear attention with heads of this width.
+
+    Args:
+        width, device: of the heads.
+        doubled: whether their features are twice as wide.
+    """
     # Narrow heads, which are most, ask nothing of the device.
-    return width <= WIDEST_SMALL_HEAD or width <= _widest_state(device)
+    return width <= WIDEST_SMALL_HEAD or width <= _widest_state(device, doubled)
 
 
 @torch.compiler.assume_constant_result
-def _widest_state(device: torch.device) -> int:
+def _widest_state(device: torch.device, doubled: bool) -> int:
     # A pass that is only looked at may be for another GPU than this machine's.
-    return _widest_state_of_target() if is_collecting() else _widest_state_of(device)
+    if is_collecting():
+        return _widest_state_of_target(doubled)
+    return _widest_state_of(device, doubled)
 
 
 @lru_cache
-def _widest_state_of(device: torch.device) -> int:
+def _widest_state_of(device: torch.device, doubled: bool) -> int:
     if device.type != "cuda" or not torch.cuda.is_available():
         return WIDEST_HEAD
     with torch.cuda.device(device):
-        return _widest_state_of_target()
+        return _widest_state_of_target(doubled)
 
 
-def _widest_state_of_target() -> int:
+def _widest_state_of_target(doubled: bool) -> int:
     """By the compute capability that Triton compiles for, such as 89 for 8.9."""
     arch = get_target().arch  # of AMD's GPUs a name
-    has_room = isinstance(arch, int) and (arch in (80, 87) or 90 <= arch < 120)
+    if not isinstance(arch, int):
+        return WIDEST_SMALL_HEAD
+    has_room = 90 <= arch < 120 or (arch in (80, 87) and not doubled)
     return WIDEST_HEAD if has_room else WIDEST_SMALL_HEAD
 
 

@@ -63,9 +63,15 @@ def test_a_training_step_fits(arch, model, dtype):
     assert_fits(arch, network, (8, *network.pretrained_cfg["input_size"]), dtype)
 
 
-@pytest.mark.parametrize(("arch", "width"), [("sm_89", 64), ("sm_90", 128), ("sm_120", 64)])
-def test_wide_heads_of_linear_attention_need_room(arch, width):
+@pytest.mark.parametrize(
+    ("arch", "doubled", "width"),
+    [
+        *(("sm_80", False, 128), ("sm_89", False, 64), ("sm_90", False, 128)),
+        *(("sm_120", False, 64), ("sm_80", True, 64), ("sm_90", True, 128)),
+    ],
+)
+def test_wide_heads_of_linear_attention_need_room(arch, doubled, width):
     with pretend_target(make_target(arch)), collect_variants(print):
         device = torch.device("cuda", 0)
-        assert dispatch.state_fits(width, device)
-        assert not dispatch.state_fits(width + 1, device)
+        assert dispatch.state_fits(width, device, doubled)
+        assert not dispatch.state_fits(width + 1, device, doubled)
