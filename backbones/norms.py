@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ..kernels.batch_norm import batch_norm
-from ..kernels.layer_norm import add_layer_norm, layer_norm
+from ..kernels.layer_norm import add_layer_norm, layer_norm, rms_norm
 from .linear import is_linear
 from .tracing import record_call
 
@@ -47,6 +47,24 @@ class LayerNorm(nn.LayerNorm):
 
 # A call, because as a decorator it hides the class from type checkers.
 register_notrace_module(LayerNorm)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square normalisation over channels, in the dtype of its input even under autocast.
+
+    Args:
+        channels: C.
+        eps: added to the mean square.
+    """
+
+    eps: float
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        return rms_norm(x, self.weight, eps=self.eps)
 
 
 # The authors' names of the parts of a norm.

@@ -27,6 +27,7 @@ from linsight.kernels.flow_attention import flow_attention
 from linsight.kernels.focused_linear_attention import focused_linear_attention
 from linsight.kernels.hash_attention import hash_attention
 from linsight.kernels.linear_attention import linear_attention
+from linsight.kernels.mixed_state_attention import mixed_state_attention
 from linsight.kernels.polarity_attention import polarity_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
 from linsight.kernels.rotary import Rotary, rotary_tables
@@ -193,6 +194,18 @@ class HashAttention(nn.Module):
         return hash_attention(query, value, self.anchors, self.means, self.hyperplanes)
 
 
+class MixedStateAttention(nn.Module):
+    """`mixed_state_attention` of tokens (B, N, heads, D), with 4 x 4 squares."""
+
+    def __init__(self, size: tuple[int, int], device: torch.device) -> None:
+        super().__init__()
+        self.size = size
+        self.mixing = nn.Parameter(torch.ones(16, 16, device=device))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return mixed_state_attention(query, key, value, self.mixing, self.size)
+
+
 class SoftmaxAttention(nn.Module):
     """`F.scaled_dot_product_attention` of tokens (B, N, heads, D)."""
 
@@ -317,6 +330,8 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
         return [*noise(tokens, 2, heads, HEAD).unbind(2), noise(tokens, heads, HEAD)]
 
     yield case("hash_attention", partial(HashAttention, heads), pair, (3, 5), channels)
+    mixed_states = partial(MixedStateAttention, size)
+    yield case("mixed_state_attention", mixed_states, packed, (4, 9), channels)
     hidden = channels * 7 // 2
     for name, dim, kernel, options in (
         ("depthwise_3x3", channels, 3, {}),

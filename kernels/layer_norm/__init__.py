@@ -1,4 +1,4 @@
-"""Layer normalisation, alone or fused with the residual sum before it.
+"""Layer normalisation, alone or fused with the residual sum before it, and that about zero.
 
 Under autocast PyTorch normalises in float32 and gives float32, so a block's norms and sums move
 two to three times the bytes of its products. Here they are one pass: sums are in float32, what
@@ -31,6 +31,28 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) ->
     if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args, "layer_norm"):
         return reference.layer_norm(*args)
     return operator.layer_norm(*args)
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv:1910.07467).
+
+    Args:
+        x: (..., C), float32, float64, float16 or bfloat16. A slice of a packed projection is read
+            in place.
+        weight: (C,), any floating dtype.
+        eps: added to the mean square.
+
+    Returns:
+        (..., C) in the dtype of `x`, under autocast too; computed in float32 or wider.
+
+    Raises:
+        ValueError: if shapes disagree.
+    """
+    check_vectors(x.shape[-1], weight=weight)
+    args = (x, weight, eps)
+    if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args, "layer_norm"):
+        return reference.rms_norm(*args)
+    return operator.rms_norm(*args)
 
 
 def add_layer_norm(

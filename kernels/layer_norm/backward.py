@@ -1,4 +1,4 @@
-"""The Triton kernel of the gradients of `layer_norm` and `add_layer_norm`.
+"""The Triton kernel of the gradients of `layer_norm`, `rms_norm` and `add_layer_norm`.
 
 Mean and variance are cheaper to compute again than to store. The gradients of the vectors are
 summed in a fixed order, in two stages, of which the second is PyTorch's: it costs the host less
@@ -17,9 +17,9 @@ from .plan import plan
 
 @triton.jit(do_not_specialize=["tokens", "eps"])
 def _backward(
-    dtotal, dnorm, x, branch, scale, weight, dx, dbranch, parts, tokens, eps,
+    dtotal, dnorm, x, branch, scale, weight, dx, dbranch, parts, x_n, tokens, eps,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
-    TOTAL: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr,
+    CENTER: tl.constexpr, TOTAL: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx and, with a scale, dbranch; this program's part of the gradients of the vectors."""
     row = tl.arange(0, ROWS)[:, None]
@@ -35,20 +35,24 @@ def _backward(
     # Three tiles of float32 are more than the shared memory of a GPU of compute capability 8.9.
     AHEAD: tl.constexpr = 1 if x.dtype.element_ty == tl.float32 else STAGES
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=AHEAD):
-        n = tile * ROWS + row
+        n = (tile * ROWS + row).to(tl.int64)
         ok = (n < tokens) & live
-        at = n.to(tl.int64) * C + c
-        s = tl.load(x + at, mask=ok, other=0.0).to(tl.float32)
+        at = n * C + c
+        source = x + (at if CENTER else n * x_n + c)
+        s = tl.load(source, mask=ok, other=0.0).to(tl.float32)
         if SCALE:
             term = tl.load(branch + at, mask=ok, other=0.0).to(tl.float32)
             s = (s + factor * term).to(dx.dtype.element_ty).to(tl.float32)
         dy = tl.load(dnorm + at, mask=ok, other=0.0).to(tl.float32)
-        y, inverse = standardize(s, live, eps, C)
+        y, inverse = standardize(s, live, eps, C, CENTER)
         dweight += dy * y
-        dbias += dy
+        if CENTER:
+            dbias += dy
         dy *= w
-        inner = (tl.sum(dy * y, 1) * (1.0 / C))[:, None]
-        ds = inverse * (dy - (tl.sum(dy, 1) * (1.0 / C))[:, None] - y * inner)
+        ds = dy - y * (tl.sum(dy * y, 1) * (1.0 / C))[:, None]
+        if CENTER:
+            ds -= (tl.sum(dy, 1) * (1.0 / C))[:, None]
+        ds *= inverse
         if TOTAL:
             ds += tl.load(dtotal + at, mask=ok, other=0.0).to(tl.float32)
         tl.store(dx + at, ds.to(dx.dtype.element_ty), mask=ok)
@@ -56,9 +60,10 @@ def _backward(
             tl.store(dbranch + at, (ds * factor).to(dbranch.dtype.element_ty), mask=ok)
             dscale += tl.where(ok, ds * term, 0.0)
     c = tl.arange(0, P)
-    parts += tl.program_id(0).to(tl.int64) * ((3 if SCALE else 2) * C) + c
+    parts += tl.program_id(0).to(tl.int64) * ((1 + CENTER + SCALE) * C) + c
     tl.store(parts, tl.sum(dweight, 0), mask=c < C)
-    tl.store(parts + C, tl.sum(dbias, 0), mask=c < C)
+    if CENTER:
+        tl.store(parts + C, tl.sum(dbias, 0), mask=c < C)
     if SCALE:
         tl.store(parts + 2 * C, tl.sum(dscale, 0), mask=c < C)
 
@@ -73,6 +78,7 @@ def backward(
     eps: float,
     dx: Tensor,
     dbranch: Tensor | None,
+    center: bool = True,
 ) -> Tensor:
     """Write the gradient of x to `dx` and, with a scale, that of the branch to `dbranch`.
 
@@ -81,14 +87,21 @@ def backward(
         x: the sum that was normalised; with a scale, what the scaled branch is added to.
         branch, scale: both None, or both tensors.
         weight, eps: of the norm.
+        center: whether the norm is a layer norm, of a contiguous `x`; else it is `rms_norm`,
+            without a bias, of rows (N, C).
 
     Returns:
-        The gradients of weight, bias and, with a scale, the scale: (2, C) or (3, C) in float32.
+        The gradients of weight, bias and, with a scale, the scale: (1, C), (2, C) or (3, C) in
+        float32.
     """
     has_scale = scale is not None
-    how = plan(x.shape, x.device, eps, has_scale, has_scale, dtotal is not None)
+    how = plan(x.shape, x.device, eps, has_scale, has_scale, dtotal is not None, center)
     parts = torch.empty(how.parts, dtype=torch.float32, device=x.device)
     dtotal = dnorm if dtotal is None else dtotal
     branch, scale, dbranch = (dx if t is None else t for t in (branch, scale, dbranch))
-    launch(_backward, how.backward, dtotal, dnorm, x, branch, scale, weight, dx, dbranch, parts)
+    launch(
+        _backward, how.backward,
+        dtotal, dnorm, x, branch, scale, weight, dx, dbranch, parts,
+        x.shape[-1] if center else x.stride(0),
+    )  # fmt: skip
     return parts.sum(0)

@@ -1,7 +1,9 @@
-"""The registration of `layer_norm` and `add_layer_norm`; Triton is imported at first launch."""
+"""The registration of `layer_norm`, `rms_norm` and `add_layer_norm`; Triton is imported at first
+launch."""
 
 import torch
 
+from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
 from ..runtime.program import cache_launches
 from ..scaled_add.operator import run_backward as differentiate_scaled_add
@@ -32,6 +34,39 @@ def _run_norm_backward(grad, x, weight, bias, eps):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sums = backward(None, grad.contiguous(), x.contiguous(), None, None, weight, eps, dx, None)
     return dx, sums[0].to(weight.dtype), sums[1].to(bias.dtype)
+
+
+def _flatten_rows(x):
+    # A view wherever one stride leads from row to row, as in a slice of a packed projection.
+    return rows_contiguous(x.reshape(-1, x.shape[-1]))
+
+
+@cache_launches
+def _run_rms_norm(x, weight, eps):
+    from .forward import forward
+
+    norm = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    forward(_flatten_rows(x), None, None, weight, None, eps, None, norm)
+    return norm
+
+
+def _save_rms_norm(ctx, inputs, output):
+    x, weight, ctx.eps = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_rms_norm(ctx, grad):
+    return *_run_rms_norm_backward(grad, *ctx.saved_tensors, ctx.eps), None
+
+
+@cache_launches
+def _run_rms_norm_backward(grad, x, weight, eps):
+    from .backward import backward
+
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, grad = _flatten_rows(x), grad.contiguous()
+    sums = backward(None, grad, x, None, None, weight, eps, dx, None, center=False)
+    return dx, sums[0].to(weight.dtype)
 
 
 @cache_launches
@@ -93,4 +128,5 @@ def _differentiate_sum(dtype, dtotal, branch, scale):
 
 
 layer_norm = Operator("layer_norm", _run_norm, _save_norm, _differentiate_norm)
+rms_norm = Operator("rms_norm", _run_rms_norm, _save_rms_norm, _differentiate_rms_norm)
 add_layer_norm = Operator("add_layer_norm", _run, _save, _differentiate)

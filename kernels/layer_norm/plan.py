@@ -1,4 +1,4 @@
-"""The launch decisions of `layer_norm` and `add_layer_norm`."""
+"""The launch decisions of `layer_norm`, `rms_norm` and `add_layer_norm`."""
 
 from dataclasses import dataclass
 
@@ -40,6 +40,7 @@ def plan(
     branch: bool,
     scale: bool,
     total: bool = False,
+    center: bool = True,
 ) -> Plan:
     """Plan for maps of one shape (..., C).
 
@@ -49,11 +50,12 @@ def plan(
         branch, scale: whether there is a residual branch to add, and a scale for it. The backward
             pass without a scale has no branch: it is given the sum.
         total: whether the sum has a gradient of its own.
+        center: whether the mean is taken off, and a bias added.
     """
     channels = shape[-1]
     padded = triton.next_power_of_2(channels)
     tokens = shape.numel() // channels
-    constants = {"C": channels, "P": padded, "num_warps": WARPS}
+    constants = {"C": channels, "P": padded, "CENTER": center, "num_warps": WARPS}
     rows = max(1, ELEMENTS // padded)
     forward = {"ROWS": rows, "BRANCH": branch, "SCALE": scale, **constants}
     forward = Launch((triton.cdiv(tokens, rows),), (tokens, eps), forward)
@@ -65,4 +67,4 @@ def plan(
         "STAGES": STAGES if rows >= ROWS_WORTH_STAGES else 1, **constants,
     }  # fmt: skip
     backward = Launch((programs,), (tokens, eps), backward)
-    return Plan(forward, backward, (programs, 3 if scale else 2, channels))
+    return Plan(forward, backward, (programs, 1 + center + scale, channels))

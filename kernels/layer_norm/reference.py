@@ -1,4 +1,4 @@
-"""The references of `layer_norm` and `add_layer_norm`, in plain PyTorch."""
+"""The references of `layer_norm`, `rms_norm` and `add_layer_norm`, in plain PyTorch."""
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     with without_autocast(x):
         norm = F.layer_norm(x.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
     return norm.to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The norm over the last axis; see the public function."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    with without_autocast(x):
+        return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(x.dtype)
 
 
 def add_layer_norm(

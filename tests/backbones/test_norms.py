@@ -1,4 +1,4 @@
-"""Norms that training moves from layer to batch normalisation."""
+"""Norms that training moves from layer to batch normalisation, and the root-mean-square norm."""
 
 import pytest
 import timm
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from timm.utils.model import reparameterize_model
 
-from linsight.backbones.norms import ChannelAffine, PRepBN, RepBN, set_training_progress
+from linsight.backbones.norms import ChannelAffine, PRepBN, RepBN, RMSNorm, set_training_progress
 
 CHANNELS = 6
 
@@ -19,6 +19,15 @@ def norm(kind):
     made.running_mean.normal_()
     made.running_var.uniform_(0.5, 2)
     return made
+
+
+def test_a_root_mean_square_norm_keeps_the_dtype_under_autocast():
+    torch.manual_seed(0)
+    made, x = RMSNorm(CHANNELS, eps=1e-3), torch.randn(2, 5, CHANNELS)
+    torch.nn.init.normal_(made.weight)
+    torch.testing.assert_close(made(x), F.rms_norm(x, (CHANNELS,), made.weight, 1e-3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert made(x.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])

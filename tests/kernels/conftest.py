@@ -49,6 +49,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         from linsight.kernels.gaussian_attention import plan as gaussian
         from linsight.kernels.landmark_kernel import plan as landmark
         from linsight.kernels.linear_attention import plan as linear
+        from linsight.kernels.mixed_state_attention import plan as mixed
         from linsight.kernels.polarity_attention import plan as polarity
         from linsight.kernels.runtime.launch import Tile
 
@@ -57,6 +58,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(flow, "choose_tile", lambda *args: tile)
         monkeypatch.setattr(focused, "FORWARD_ELEMENTS", 128)
         monkeypatch.setattr(focused, "BACKWARD_ELEMENTS", 128)
+        monkeypatch.setattr(mixed, "choose_tile", lambda *args: mixed.Tile(16, 16, 1, 1, 2))
+        monkeypatch.setattr(mixed, "choose_state_tile", lambda *args: (16, 1, 1))
+        monkeypatch.setattr(mixed, "MIXED_ELEMENTS", 1024)
         monkeypatch.setattr(gaussian, "choose_tile", lambda *args: tile)
         monkeypatch.setattr(gaussian, "MOST_LANDMARKS", 16)
         monkeypatch.setattr(landmark, "MOST_LANDMARKS", 16)

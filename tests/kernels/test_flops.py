@@ -19,6 +19,7 @@ from linsight.kernels.gaussian_attention import gaussian_attention
 from linsight.kernels.hash_attention import hash_attention
 from linsight.kernels.landmark_kernel import landmark_kernel
 from linsight.kernels.linear_attention import linear_attention
+from linsight.kernels.mixed_state_attention import mixed_state_attention
 from linsight.kernels.newton_inverse import newton_inverse
 from linsight.kernels.polarity_attention import polarity_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
@@ -43,6 +44,10 @@ def cases(side: int, heads: int) -> dict[str, Case]:
         "focused_linear_attention": (focused_linear_attention, [*[query] * 3, vector]),
         "polarity_attention": (polarity_attention, [*[query] * 3, *[(heads, 8)] * 2]),
         "flow_attention": (flow_attention, [query] * 3),
+        "mixed_state_attention": (
+            lambda *x: mixed_state_attention(*x, (height, width)),
+            [*[query] * 3, (16, 16)],
+        ),
         "projected_linear_attention": (
             lambda *x: projected_linear_attention(*x, heads=heads),
             [(*packed, 4 * channels), weight, vector],
@@ -111,6 +116,7 @@ def test_forward_counts_what_the_reference_does(name: str, side: int, heads: int
         "focused_linear_attention",
         "polarity_attention",
         "flow_attention",
+        "mixed_state_attention",
         "window_attention",
         "gaussian_attention",
         "landmark_kernel",

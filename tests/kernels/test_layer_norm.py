@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linsight.kernels import force
-from linsight.kernels.layer_norm import add_layer_norm, layer_norm
+from linsight.kernels.layer_norm import add_layer_norm, layer_norm, rms_norm
 
 from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager, leaves
@@ -31,8 +31,14 @@ def only_sum(*tensors: Tensor) -> Tensor:
     return total + 0 * (tensors[1] + tensors[2])
 
 
+def packed_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """The norm of a slice of a packed projection."""
+    return rms_norm(torch.cat((x, x), -1).chunk(2, -1)[1], weight, eps=1e-6)
+
+
 FUNCTIONS = {
     "norm": layer_norm,
+    "rms_norm": packed_rms_norm,
     "sum_and_norm": both,
     "norm_of_sum": lambda *tensors: both(*tensors)[..., tensors[0].shape[-1] :],
     "scaled_sum_and_norm": both,
@@ -47,6 +53,8 @@ def case(
     """x, weight, bias and, as the function has them, the branch and its scale."""
     x, branch = (magnitude * torch.randn(shape, device=device) for _ in range(2))
     weight, bias, scale = (1 + 0.3 * torch.randn(shape[-1], device=device) for _ in range(3))
+    if name == "rms_norm":
+        return [x, weight]
     if name == "norm":
         return [x, weight, bias]
     return [x, weight, bias, branch, *([scale] if "scaled" in name else [])]
@@ -65,6 +73,8 @@ def test_reference_is_pytorchs() -> None:
     scaled, norm = add_layer_norm(x, branch, weight, bias, scale=weight)
     torch.testing.assert_close(scaled, x + weight * branch)
     torch.testing.assert_close(norm, F.layer_norm(scaled, (12,), weight, bias, 1e-6))
+    square = x.square().mean(-1, keepdim=True)
+    torch.testing.assert_close(rms_norm(x, weight, eps=1e-6), x / (square + 1e-6).sqrt() * weight)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -79,7 +89,8 @@ def test_the_stream_keeps_its_dtype_under_autocast() -> None:
     x = x.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         total, norm = add_layer_norm(x, branch, weight, bias)
-    assert total.dtype == norm.dtype == torch.bfloat16
+        root = rms_norm(x, weight, eps=1e-6)
+    assert total.dtype == norm.dtype == root.dtype == torch.bfloat16
     assert layer_norm(x, weight, bias).dtype == torch.bfloat16
 
 

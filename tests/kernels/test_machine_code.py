@@ -16,6 +16,7 @@ from linsight.kernels import (
     gaussian_attention,  # noqa: F401
     hash_attention,  # noqa: F401
     layer_norm,
+    mixed_state_attention,  # noqa: F401
     newton_inverse,  # noqa: F401
     polarity_attention,  # noqa: F401
     projected_softmax_attention,
@@ -157,6 +158,24 @@ def test_hash_attention(dtype: torch.dtype, kernel_names: list) -> None:
     assert wanted <= set(kernel_names)
 
 
+@pytest.mark.parametrize(
+    ("squares", "width", "dtype"),
+    [(4, 64, torch.bfloat16), (2, 96, torch.float16), (7, 32, torch.float32)],
+)
+@pytest.mark.parametrize("by_states", [False, True])
+def test_mixed_state_attention(by_states, squares, width, dtype, kernel_names: list) -> None:
+    projection = torch.zeros(2, 14 * 13, 3, 2, width, dtype=dtype, requires_grad=True)
+    mixing = torch.zeros(squares**2, squares**2, requires_grad=True)
+    y, *_ = torch.ops.linsight.mixed_state_attention(
+        *projection.unbind(2), mixing, projection[:, :, 0], 14, 13, by_states
+    )
+    y.backward(y.detach())
+    of_pairs = {"_sum_keys", "_attend", "_query_gradient", "_key_gradient"}
+    of_states = {"_sum_states", "_mix_states", "_normalise", "_read"}
+    of_states |= {"_differentiate_read", "_mix_slopes", "_differentiate_states"}
+    assert set(kernel_names) == (of_states if by_states else of_pairs)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_batch_norm(activation: str, kernel_names: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_norm, "runs_triton", lambda x: True)
@@ -222,7 +241,8 @@ def test_layer_norm(channels: int, kernel_names: list) -> None:
         (total + norm).backward(x.detach())
         assert kernel_names == ["_forward", "_backward"]
     layer_norm.operator.layer_norm(x, vector, vector, 1e-6).backward(x.detach())
-    assert kernel_names == ["_forward", "_backward"] * 2
+    layer_norm.operator.rms_norm(x, vector, 1e-6).backward(x.detach())
+    assert kernel_names == ["_forward", "_backward"] * 3
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", None])
