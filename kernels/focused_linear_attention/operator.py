@@ -83,8 +83,9 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad, _):
     if grad is None:
         return (None,) * 6
-    *gradients, dlocal = _backward(grad, *ctx.saved_tensors, ctx.power)
-    return *gradients, None if ctx.saved_tensors[4] is None else dlocal, None
+    saved = ctx.saved_tensors
+    *gradients, dlocal = _backward(grad, *saved, ctx.power)
+    return *gradients, None if saved[4] is None else dlocal, None
 
 
 def _count_forward(query, *_, **__) -> int:

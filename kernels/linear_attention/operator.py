@@ -96,10 +96,11 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad, _):
     if grad is None:
         return (None,) * 10
+    saved = ctx.saved_tensors
     dquery, dkey, dvalue, dlocal, dgate = _backward(
-        grad, *ctx.saved_tensors, ctx.feature_map, ctx.key_weights, ctx.readout
+        grad, *saved, ctx.feature_map, ctx.key_weights, ctx.readout
     )
-    local, gate = ctx.saved_tensors[5:7]
+    local, gate = saved[5:7]
     dlocal = None if local is None else dlocal
     dgate = None if gate is None else dgate
     return dquery, dkey, dvalue, None, None, dlocal, dgate, None, None, None

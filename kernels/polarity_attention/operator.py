@@ -76,8 +76,9 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad, _):
     if grad is None:
         return (None,) * 7
-    *gradients, dlocal, dgate = _backward(grad, *ctx.saved_tensors)
-    local, gate = ctx.saved_tensors[5:7]
+    saved = ctx.saved_tensors
+    *gradients, dlocal, dgate = _backward(grad, *saved)
+    local, gate = saved[5:7]
     return *gradients, None if local is None else dlocal, None if gate is None else dgate
 
 

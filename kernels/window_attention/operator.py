@@ -101,10 +101,10 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad, _):
     if grad is None:
         return (None,) * 9
-    gradients = _backward(grad, *ctx.saved_tensors, ctx.heads, ctx.windows, ctx.shift, ctx.padding)
+    saved = ctx.saved_tensors
+    gradients = _backward(grad, *saved, ctx.heads, ctx.windows, ctx.shift, ctx.padding)
     present = (
-        None if x is None else gradient
-        for x, gradient in zip(ctx.saved_tensors[:5], gradients, strict=True)
+        None if x is None else gradient for x, gradient in zip(saved[:5], gradients, strict=True)
     )
     return *present, None, None, None, None
 
