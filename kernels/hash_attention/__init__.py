@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
-from ..runtime.dispatch import WIDEST_HEAD, runs_triton
+from ..runtime.dispatch import runs_triton, state_fits
 from . import operator, reference
 
-# The most anchors, and bits of a code, that a tile holds.
-MOST_ANCHORS = MOST_BITS = 64
+# The most anchors, and bits of a code, that the backward pass has shared memory for on GPUs whose
+# programs have 99 KiB.
+MOST_ANCHORS = MOST_BITS = 32
 
 
 def hash_attention(
@@ -25,8 +26,9 @@ def hash_attention(
 
     Args:
         query, value: (B, N, heads, D), one dtype: float32, float64, float16 or bfloat16. Any
-            strides with the last axis contiguous. On CUDA, float64, heads wider than 128, more
-            than 64 anchors and codes longer than 64 bits run the reference.
+            strides with the last axis contiguous. On CUDA, float64, heads wider than 128 (64 on
+            GPUs whose programs have 99 KiB of shared memory), more than 32 anchors and codes longer
+            than 32 bits run the reference.
         anchors: (heads, m, D), any floating dtype.
         means: (heads, m), those of the kernel's values.
         hyperplanes: A, (heads, b, m).
@@ -53,7 +55,7 @@ def hash_attention(
     ):
         if x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
-    fits = width <= WIDEST_HEAD and number <= MOST_ANCHORS and bits <= MOST_BITS
+    fits = number <= MOST_ANCHORS and bits <= MOST_BITS and state_fits(width, query.device)
     if not (fits and runs_triton(query)):
         return reference.hash_attention(query, value, anchors, means, hyperplanes)
     return operator.hash_attention(query, value, anchors, means, hyperplanes)[0]

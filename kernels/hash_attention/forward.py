@@ -83,7 +83,9 @@ def _codes(
         code = tl.where(sides > 0, 1, tl.where(sides < 0, -1, 0))
         kept = code + tl.where(tl.abs(sides) < 1.0, PASSED, 0)
         tl.store(codes + at * CODE + bit, kept.to(tl.int8), mask=valid)
-        code = tl.where(valid, code, 0).to(tl.float32)
+        # A side that is not a number has no sign, and must not become a code of zero.
+        code = tl.where(sides == sides, code.to(tl.float32), sides)
+        code = tl.where(valid, code, 0.0)
         sums += code
         value = operand(value, EXACT)
         state = multiply(tl.trans(value), code.to(value.dtype), state)

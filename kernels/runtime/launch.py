@@ -148,7 +148,7 @@ def split_tokens(tile: Tile, rows: int, tokens: int, device: torch.device) -> tu
     Returns:
         Programs per row, and tokens per program, for the fewest steps of the whole device.
     """
-    steps = triton.cdiv(tokens, tile.block)
+    steps = max(1, triton.cdiv(tokens, tile.block))
     slots = tile.resident * count_multiprocessors(device)
 
     def time(splits: int) -> int:

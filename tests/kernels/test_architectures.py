@@ -8,6 +8,7 @@ from torch import nn
 import linsight.backbones  # noqa: F401 -- registers the models
 from linsight.backbones.initialization import shapes_only
 from linsight.backbones.norms import LayerNorm
+from linsight.kernels.hash_attention import MOST_ANCHORS, MOST_BITS, hash_attention
 from linsight.kernels.runtime import dispatch
 from linsight.kernels.runtime.compilation import Variant, collect_variants, find_kernel
 from linsight.kernels.runtime.dispatch import HAS_TRITON
@@ -31,9 +32,15 @@ MODELS = (
 )
 
 
-def assert_fits(arch: str, network: nn.Module, shape: tuple, dtype: torch.dtype | None) -> None:
+def assert_fits(
+    arch: str,
+    network: nn.Module,
+    shape: tuple,
+    autocast: torch.dtype | None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Compile a training step for an architecture, and look at what it needs."""
-    step = Pass(shape, torch.float32, True, True, dtype, torch.device("cuda", 0))
+    step = Pass(shape, dtype, True, True, autocast, torch.device("cuda", 0))
     variants: list[Variant] = []
     with pretend_target(make_target(arch)):
         with collect_variants(variants.append):
@@ -62,6 +69,41 @@ def test_a_training_step_fits(arch, model, dtype):
     with shapes_only():
         network = timm.create_model(model)
     assert_fits(arch, network, (8, *network.pretrained_cfg["input_size"]), dtype)
+
+
+class Hash(nn.Module):
+    """Attention between codes with as many anchors and bits as its kernels take."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(()))
+        for name, shape in (
+            ("anchors", (2, MOST_ANCHORS, width)),
+            ("means", (2, MOST_ANCHORS)),
+            ("hyperplanes", (2, MOST_BITS, MOST_ANCHORS)),
+        ):
+            self.register_buffer(name, torch.empty(shape))
+
+    def forward(self, x):
+        x = x * self.scale.to(x.dtype)
+        return hash_attention(x, x, self.anchors, self.means, self.hyperplanes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("arch", SHARED)
+def test_the_widest_hash_attention_fits(arch, dtype):
+    width = 64 if SHARED[arch] < 163 else 128
+    assert_fits(arch, Hash(width), (2, 196, 2, width), None, dtype)
+
+
+def test_wide_heads_of_hash_attention_need_room():
+    found: list[Variant] = []
+    step = Pass((2, 196, 2, 65), torch.float32, True, True, None, torch.device("cuda", 0))
+    with pretend_target(make_target("sm_89")), collect_variants(found.append):
+        rehearse(Hash(65), step)
+    assert not found
+
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from linsight.kernels import force
+from linsight.kernels import hash_attention as package
 from linsight.kernels.hash_attention import hash_attention
 from linsight.kernels.hash_attention.reference import hash_queries
 
@@ -136,6 +137,37 @@ def test_no_direction(device, seed) -> None:
         )
         for x, y in zip(ours, expected, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.triton
+def test_what_is_no_number_stays_in_its_head(device) -> None:
+    (query, value), constants = case(9, 2, 20, device)
+    query[1, 3, 0, 5] = float("nan")
+    with force("triton"):
+        y = bind(constants)(query, value)
+    assert y[1, :, 0].isnan().all()
+    assert y[0].isfinite().all()
+    assert y[1, :, 1].isfinite().all()
+
+
+@pytest.mark.triton
+def test_no_tokens(device) -> None:
+    tensors, constants = case(0, 2, 20, device)
+    tensors = leaves(tensors, torch.float32)
+    with force("triton"):
+        y = bind(constants)(*tensors)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert all(x.shape == (2, 0, 2, 20) for x in (y, *gradients))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("number", "bits"), [(33, 16), (25, 33)])
+def test_many_anchors_and_long_codes_run_the_reference(number, bits, device, monkeypatch) -> None:
+    monkeypatch.setattr(package.operator, "hash_attention", None)
+    tensors, constants = case(4, 1, 8, device, bits=bits, number=number)
+    with force("triton"):
+        assert bind(constants)(*tensors).shape == (2, 4, 1, 8)
+
 
 
 @pytest.mark.triton
