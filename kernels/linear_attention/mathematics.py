@@ -58,7 +58,7 @@ def _norm_aware(q, EXACT: tl.constexpr):
     Of zeros, all are finite: what they make of a zero is multiplied by it, or by its sign.
     """
     square = tl.sum(q * q, 1)
-    inverse = tl.rsqrt(tl.maximum(square, 1e-37))
+    inverse = tl.rsqrt(tl.maximum(square, 1e-37, propagate_nan=tl.PropagateNan.ALL))
     e = exponential(-2.0 * square * inverse, EXACT)  # tanh n = (1 - e) / (1 + e)
     power = 1.5 + 3.0 * ((1.0 - e) / (1.0 + e))
     slope = 12.0 * e / ((1.0 + e) * (1.0 + e))
@@ -76,7 +76,9 @@ def _halves(x):
     """(T, P) to (T, 2 P): for each channel its positive part, then its negative part."""
     T: tl.constexpr = x.shape[0]
     P: tl.constexpr = x.shape[1]
-    return tl.reshape(tl.join(tl.maximum(x, 0.0), tl.maximum(-x, 0.0)), (T, 2 * P))
+    positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    negative = tl.maximum(-x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.reshape(tl.join(positive, negative), (T, 2 * P))
 
 
 @triton.jit
@@ -185,11 +187,12 @@ def key_feature_gradient(x, f, gradient, MAP: tl.constexpr):
 def _feature(x, MAP: tl.constexpr, EXACT: tl.constexpr):
     if MAP == "elu_plus_one":
         if EXACT:
-            return tl.where(x > 0, x + 1.0, exponential(tl.minimum(x, 0.0), EXACT))
+            least = tl.minimum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            return tl.where(x > 0, x + 1.0, exponential(least, EXACT))
         else:
             return tl.where(x > 0, x + 1.0, exponential(x, EXACT))
     elif MAP == "relu":
-        return tl.maximum(x, 0.0)
+        return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif MAP == "exp":
         return exponential(x, EXACT)
     else:

@@ -49,7 +49,7 @@ def square_of(n, tokens, width, by_width, by_rows, by_columns, SQUARES: tl.const
 @triton.jit
 def feature(x):
     """phi(x) as an operand: of bfloat16 rounded to it, which 1e-6 alone feels, else in float32."""
-    f = tl.maximum(x.to(tl.float32), 0.0) + EPSILON
+    f = tl.maximum(x.to(tl.float32), 0.0, propagate_nan=tl.PropagateNan.ALL) + EPSILON
     if x.dtype == tl.bfloat16:
         return f.to(tl.bfloat16)
     else:

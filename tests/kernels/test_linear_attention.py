@@ -292,6 +292,21 @@ def test_norm_aware_large_values_and_zeros(device, seed) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("feature", ["elu_plus_one", "relu", "exp", "norm_aware"])
+def test_what_is_no_number_stays(feature, device) -> None:
+    """As the reference has it: with its query, or with all of the head if it is in a key."""
+    for which in range(3):
+        tensors = [torch.randn(2, 9, 2, 8, device=device) for _ in range(3)]
+        tensors[which][1, 3, 0, 5] = float("nan")
+        found = []
+        for choice in ("triton", "reference"):
+            with force(choice):
+                found.append(linear_attention(*tensors, feature_map=feature).isnan())
+        assert found[0].any()
+        assert torch.equal(*found)
+
+
+@pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     poison_memory(monkeypatch)
     size = (5, 13)

@@ -184,6 +184,20 @@ def test_large_values_and_zeros(way, dtype, device, seed) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_no_number_stays(which, way, device) -> None:
+    """As the reference has it: with its query, or with all of the head if it is in a key."""
+    tensors = case((4, 6), 2, 2, 16, device)
+    tensors[which][1, 3, 0, 5] = float("nan")
+    found = []
+    for choice in ("triton", "reference"):
+        with force(choice):
+            found.append(operator((4, 6))(*tensors).isnan())
+    assert found[0].any()
+    assert torch.equal(*found)
+
+
+@pytest.mark.triton
 def test_every_element_is_written(way, device, monkeypatch) -> None:
     poison_memory(monkeypatch)
     tensors = leaves(case((5, 7), 3, 2, 20, device), torch.float32)
