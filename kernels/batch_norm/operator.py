@@ -4,7 +4,7 @@ import torch
 import torch.distributed as distributed
 from torch.autograd.graph import increment_version
 
-from ..runtime.dispatch import channels_last
+from ..runtime.dispatch import channels_last, rows_contiguous
 from ..runtime.operator import Operator
 from ..runtime.program import cache_launches
 from .reference import gather_parts
@@ -54,12 +54,9 @@ def _run_merge(
     parts = gather(x) if parts is None else parts
     statistics = merge(parts, running_mean, running_var, momentum, eps)
     out = torch.empty_like(x)
-    normalize(x, statistics, weight, bias, _contiguous(residual), addend, activation, out)
+    weight, bias, residual = map(rows_contiguous, (weight, bias, residual))
+    normalize(x, statistics, weight, bias, residual, addend, activation, out)
     return out, statistics
-
-
-def _contiguous(x):
-    return None if x is None else x.contiguous()
 
 
 def _save(ctx, inputs, output):
@@ -104,6 +101,7 @@ def _run_sums(grad, x, statistics, weight, bias, activation):
     """The gradients of bias and weight, (2, C), from the values of this process."""
     from .backward import gradient_sums
 
+    weight, bias = rows_contiguous(weight), rows_contiguous(bias)
     return gradient_sums(grad, x, statistics, weight, bias, activation)
 
 
@@ -114,9 +112,10 @@ def _run_backward(grad, x, statistics, weight, bias, residual, sums, activation)
     from .backward import gradient_sums, input_gradient
 
     dx = torch.empty_like(x)
+    weight, bias, factor = map(rows_contiguous, (weight, bias, residual))
     if sums is None:
         sums = gradient_sums(grad, x, statistics, weight, bias, activation)
-    input_gradient(grad, x, statistics, weight, bias, _contiguous(residual), sums, activation, dx)
+    input_gradient(grad, x, statistics, weight, bias, factor, sums, activation, dx)
     dresidual = _differentiate_residual(residual, sums, statistics)
     return dx, sums[1].to(weight.dtype), sums[0].to(bias.dtype), dresidual
 

@@ -16,7 +16,7 @@ def _run(x, weight, bias, stride, activation, residual, dtype):
 def _run_sum(x, branch, scale, weight, bias, stride, activation, residual, dtype):
     from .convolution import forward
 
-    x, branch = rows_contiguous(x), rows_contiguous(branch)
+    x, branch, scale, bias = map(rows_contiguous, (x, branch, scale, bias))
     out = _run_fake(x, weight, bias, stride, activation, residual, dtype)
     forward(x, weight.contiguous(), bias, stride, activation, residual, out, branch, scale)
     return out

@@ -160,7 +160,7 @@ def plan(
     taps = kernel * kernel
     sum_parts = Launch(
         (taps + 1, triton.cdiv(channels, SUM_COLUMNS), sums),
-        (count // sums, channels),
+        (count // max(sums, 1), channels),
         {"TAPS": taps, "ROWS": SUM_ROWS, "BLOCK": SUM_COLUMNS, "num_warps": 4},
     )
     return Plan(*maps, weight_gradient, (count, taps + 1, channels), sum_parts)

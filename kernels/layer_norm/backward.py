@@ -101,7 +101,7 @@ def backward(
     branch, scale, dbranch = (dx if t is None else t for t in (branch, scale, dbranch))
     launch(
         _backward, how.backward,
-        dtotal, dnorm, x, branch, scale, weight, dx, dbranch, parts,
+        dtotal, dnorm, x, branch, scale, weight.contiguous(), dx, dbranch, parts,
         x.shape[-1] if center else x.stride(0),
     )  # fmt: skip
     return parts.sum(0)

@@ -59,5 +59,5 @@ def forward(
     """
     center = bias is not None
     how = plan(x.shape, x.device, eps, branch is not None, scale is not None, center=center)
-    tensors = (x if t is None else t for t in (branch, scale, weight, bias, total))
+    tensors = (x if t is None else t.contiguous() for t in (branch, scale, weight, bias, total))
     launch(_forward, how.forward, x, *tensors, norm, x.shape[-1] if center else x.stride(0))

@@ -74,8 +74,7 @@ def _run(x, branch, scale, weight, bias, eps):
     from .forward import forward
 
     total, norm = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
-    scale = None if scale is None else scale.contiguous()
-    forward(x.contiguous(), branch.contiguous(), scale, weight, bias, eps, total, norm)
+    forward(x.contiguous(), branch, scale, weight, bias, eps, total, norm)
     return total, norm
 
 

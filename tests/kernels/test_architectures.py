@@ -105,7 +105,6 @@ def test_wide_heads_of_hash_attention_need_room():
     assert not found
 
 
-
 @pytest.mark.parametrize(
     ("arch", "doubled", "width"),
     [

@@ -284,6 +284,21 @@ def run_process(rank: int, choice: str, rendezvous: str) -> None:
 
 
 @pytest.mark.triton
+def test_vectors_with_strides(device, seed) -> None:
+    """Weight, bias and residual that are columns of a matrix, against copies of them."""
+    x, *vectors, addend = sum_case((2, 12, 5, 4), device)
+    columns = [v.repeat_interleave(3)[::3] for v in vectors]
+    gradient = slope(x)
+    results = []
+    for each in (columns, vectors):
+        tensors = [t.detach().requires_grad_() for t in (x, *each, addend)]
+        with force("triton"):
+            y = with_sums(*tensors)
+            results.append([y, *torch.autograd.grad(y, tensors, gradient)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     poison_memory(monkeypatch)
     tensors = leaves(case((3, 40, 7, 5), device), torch.float32)

@@ -205,6 +205,29 @@ def test_a_window_for_each_image(kernel, dtype, residual, device, seed) -> None:
 
 
 @pytest.mark.triton
+def test_vectors_with_strides(device, seed) -> None:
+    """A bias and a layer scale that are columns of a matrix."""
+    (x, weight, bias), _ = case((2, 4, 5, 12), 3, True, device)
+    bias, scale = (v.repeat_interleave(3)[::3] for v in (bias, torch.randn(12, device=device)))
+    found = []
+    for choice in ("triton", "reference"):
+        with force(choice):
+            found.append(depthwise_conv2d(x, weight, bias, branch=x + 1, scale=scale))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.triton
+def test_a_window_for_each_of_no_images(device) -> None:
+    tensors = [torch.randn(0, 4, 5, 12), torch.randn(0, 12, 3, 3)]
+    tensors = [x.to(device).requires_grad_() for x in tensors]
+    with force("triton"):
+        y = depthwise_conv2d(*tensors)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert y.shape == tensors[0].shape
+    assert [g.shape for g in gradients] == [x.shape for x in tensors]
+
+
+@pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     allocate, empty = torch.Tensor.new_empty, torch.empty
     nan = float("nan")

@@ -169,7 +169,6 @@ def test_many_anchors_and_long_codes_run_the_reference(number, bits, device, mon
         assert bind(constants)(*tensors).shape == (2, 4, 1, 8)
 
 
-
 @pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     poison_memory(monkeypatch)

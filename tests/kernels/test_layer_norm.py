@@ -150,6 +150,24 @@ def test_every_element_is_written(name, device, monkeypatch) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vectors_with_strides(name, device, seed) -> None:
+    """Weights, biases and scales that are columns of a matrix, and one number for all channels."""
+    x, *rest = case(name, (2, 5, 12), device)
+    slope = torch.randn_like(FUNCTIONS[name](x, *rest))
+    columns = [v if v.ndim > 1 else v.repeat_interleave(3)[::3] for v in rest]
+    same = [v if v.ndim > 1 else v[:1].expand(12) for v in rest]
+    for tensors in ([x, *columns], [x, *same]):
+        results = []
+        for choice in ("triton", "reference"):
+            with force(choice):
+                given = [t.detach().requires_grad_() for t in tensors]
+                y = FUNCTIONS[name](*given)
+                results.append([y, *torch.autograd.grad(y, given, slope)])
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.triton
 def test_mixed_precisions_and_strides(device, seed) -> None:
     """A half-precision branch into a float32 stream, neither of them contiguous."""
     x, weight, bias, branch, scale = case("scaled", (6, 5, 32), device)
