@@ -229,6 +229,14 @@ class Pass:
         self.inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in tensors]
         self.arguments = exchange((args, kwargs), iter(self.inputs))
         self.module, self.recorder = module, recorder
+        # Each place of a parameter, and the parameter's first name. PyTorch's own search for tied
+        # weights would exchange those of a module with two names twice, and put back its own.
+        first = {p: name for name, p in module.named_parameters()}
+        self.names = {
+            name: first[p]
+            for prefix, part in module.named_modules()
+            for name, p in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
+        }
         kind = recorder.device_type
         # What autocast converts to, or None without it.
         self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -285,8 +293,9 @@ class Pass:
             else nullcontext()
         )
         args, kwargs = self.arguments
+        exchanged = {name: aliases[p] for name, p in self.names.items() if p in aliases}
         with autocast:
-            result = functional_call(self.module, aliases, args, kwargs)
+            result = functional_call(self.module, exchanged, args, kwargs, tie_weights=False)
         tensors: list[Tensor] = []
         describe(result, tensors)
         if any(x.device != self.recorder.device for x in tensors):

@@ -167,6 +167,23 @@ def test_weights_are_converted_at_once(kind, alone):
     assert (count.alone, count.together) == (1 + alone, 1)
 
 
+@pytest.mark.parametrize("shared", ["layer", "weight"])
+def test_what_has_two_names_is_trained_once(shared):
+    """A layer under two names, and a weight of two layers, which is not left exchanged."""
+
+    def make_shared():
+        model = make()
+        model.again = model.head if shared == "layer" else nn.Linear(4, 4)
+        model.again.weight = model.head.weight
+        return model
+
+    eager, model = make_shared(), linsight.capture_training(make_shared())
+    weight = model.head.weight
+    assert_same(steps(eager), steps(model))
+    assert Stand.replayed == 8
+    assert model.head.weight is model.again.weight is weight
+
+
 def test_random_numbers_are_fresh():
     model = linsight.capture_training(make())
     x = images()
