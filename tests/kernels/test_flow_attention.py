@@ -90,7 +90,6 @@ def test_sigmoids_of_any_number(dtype, device, seed) -> None:
     assert_as_exact_as_eager(flow_attention, tensors, dtype, torch.randn_like(value))
 
 
-
 @pytest.mark.triton
 def test_one_token(device, seed) -> None:
     tensors = case(1, 3, 8, device)

@@ -124,7 +124,6 @@ def test_large_features(device, seed) -> None:
     assert_as_exact_as_eager(operator, tensors, torch.float32, slope, roundings=16)
 
 
-
 @pytest.mark.triton
 def test_one_token(device, seed) -> None:
     # It attends to itself: but for rounding q, k, powers and scales have no gradient.
