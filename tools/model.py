@@ -54,7 +54,9 @@ def find_checkpoint(source: str | Path) -> Path:
             f"them, such as {best[-1]}"
         )
     note = path / "last_checkpoint"  # mmengine's
-    last = [path / Path(note.read_text().strip()).name] if note.is_file() else []
+    # Whatever it holds, what is not there is not found.
+    name = note.read_text(errors="replace").strip() if note.is_file() else ""
+    last = [path / Path(name).name]
     return next((file for file in (*best, *last) if file.exists()), path)
 
 

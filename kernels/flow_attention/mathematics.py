@@ -33,6 +33,8 @@ def locate(heads, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
 def sigmoid(x, EXACT: tl.constexpr):
     x = x.to(tl.float32)
     if EXACT:
+        # Beyond, the reduced argument of the exponential is one of rounding.
+        x = tl.clamp(x, -1e4, 1e4, propagate_nan=tl.PropagateNan.ALL)
         return 1.0 / (1.0 + exponential(-x, True))
     else:
         return reciprocal_approximate(1.0 + exponential(-x, False))

@@ -289,7 +289,8 @@ def polarized_gradient(f, t, means):
     # In one sum, which is in the layout of t: two would have f made in another one as well.
     n, product = tl.reduce((f * means, f * t), 1, _add_both)
     a = 1.0 / (n + EPSILON)
-    return a[:, None] * t - (a * a * product)[:, None] * means
+    # In this order a large n does not lose the second term, as its inverse squared is zero.
+    return a[:, None] * t - (a * (a * product))[:, None] * means
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import linsight.backbones  # noqa: F401 -- registers the models
 from linsight.backbones.initialization import shapes_only
@@ -72,6 +72,10 @@ def test_a_training_step_fits(arch, model, dtype):
 
 class Hash(nn.Module):
     """Attention between codes with as many anchors and bits as its kernels take."""
+
+    anchors: Tensor
+    means: Tensor
+    hyperplanes: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -12,16 +12,19 @@ from linsight.kernels.window_attention import window_attention
 
 
 def focus(x):
-    return focused_linear_attention(*x.unbind(0)[:3], x[3, 0, 0].flatten().square() + 1, local=x[4])
+    q, k, v, scale, local = x
+    return focused_linear_attention(q, k, v, scale[0, 0].flatten().square() + 1, local=local)
 
 
 def attend(x):
-    return linear_attention(*x.unbind(0)[:3], local=x[3], gate=x[4])
+    q, k, v, local, gate = x
+    return linear_attention(q, k, v, local=local, gate=gate)
 
 
 def attend_by_signs(x):
-    tables = x[:2, 0, 0].square() + 1
-    return polarity_attention(*x.unbind(0)[:3], *tables, local=x[3], gate=x[4])
+    q, k, v, local, gate = x
+    power, scale = x[:2, 0, 0].square() + 1
+    return polarity_attention(q, k, v, power, scale, local=local, gate=gate)
 
 
 def attend_in_windows(x):

@@ -82,6 +82,15 @@ def test_random_shapes_and_magnitudes(random_cases, device, seed) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sigmoids_of_any_number(dtype, device, seed) -> None:
+    """They are 0 and 1 far from zero, and there is no gradient left."""
+    query, key, value = case(9, 2, 8, device)
+    tensors = [1e20 * query, 1e20 * key, value]
+    assert_as_exact_as_eager(flow_attention, tensors, dtype, torch.randn_like(value))
+
+
+@pytest.mark.triton
 def test_one_token(device, seed) -> None:
     tensors = case(1, 3, 8, device)
     slope = torch.randn_like(tensors[2])

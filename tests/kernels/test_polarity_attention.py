@@ -117,6 +117,14 @@ def test_random_shapes_and_magnitudes(random_cases, device, seed) -> None:
 
 
 @pytest.mark.triton
+def test_large_features(device, seed) -> None:
+    """Normalisers whose inverse squared is below float32's numbers; they themselves are not."""
+    tensors = case(7, 2, 24, device, 100.0)
+    slope = torch.randn_like(tensors[2])
+    assert_as_exact_as_eager(operator, tensors, torch.float32, slope, roundings=16)
+
+
+@pytest.mark.triton
 def test_one_token(device, seed) -> None:
     # It attends to itself: but for rounding q, k, powers and scales have no gradient.
     tensors = case(1, 2, 40, device)

@@ -260,6 +260,11 @@ class TestTest:
         with pytest.raises(CheckpointError, match=r"2 best checkpoints, .* such as .*best_b\.pth"):
             find_checkpoint(work_dir)
 
+    @pytest.mark.parametrize("note", [b"", b"\xff\xfe\x00", b"/elsewhere/epoch_3.pth", b"."])
+    def test_a_note_of_no_checkpoint_names_none(self, note, tmp_path):
+        (tmp_path / "last_checkpoint").write_bytes(note)
+        assert find_checkpoint(tmp_path) == tmp_path
+
     def test_another_models_checkpoint(self, trained, tmp_path):
         state = {f"layers.{i}.weight": torch.zeros(2) for i in range(9)}
         torch.save(state, tmp_path / "other.pth")
