@@ -47,7 +47,7 @@ def find_checkpoint(source: str | Path) -> Path:
     path = Path(source)
     if not path.is_dir() or is_sharded(path):
         return path
-    best = sorted(path.glob("best_*"))
+    best = [x for x in sorted(path.glob("best_*")) if x.suffix == ".pth" or is_sharded(x)]
     if len(best) > 1:
         raise CheckpointError(
             f"{path} holds {len(best)} best checkpoints, of more than one training: name one of "

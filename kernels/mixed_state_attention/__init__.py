@@ -8,6 +8,7 @@ docs/performance.md.
 
 from math import isqrt
 
+import torch
 from torch import Tensor
 
 from ..linear_attention import check_tensors
@@ -17,6 +18,9 @@ from . import operator, reference
 # Pairs of tokens whose products take as long as it takes to write, mix and read a row of a state:
 # 7 D operations forward at 300 TFLOP/s, and 16 D bytes at 3 TB/s, doubled for the launches.
 PAIRS_PER_STATE_ROW = 512
+# The widest head in float16, whose operands are split into three products, for which a GPU of
+# compute capability 10 has tensor memory by pairs.
+WIDEST_HALF_PAIRS = 32
 # Where a token lies is found by products of 30 bits.
 MOST_TRITON_TOKENS = 1 << 15
 MOST_TRITON_SQUARES = 64
@@ -87,5 +91,8 @@ def mixed_state_attention(
         return reference.mixed_state_attention(
             query, key, value, mixing, size, local, prefix_tokens
         )
-    by_states = tokens**2 > PAIRS_PER_STATE_ROW * squares**2 * query.shape[3]
+    width = query.shape[3]
+    by_states = tokens**2 > PAIRS_PER_STATE_ROW * squares**2 * width or (
+        query.dtype == torch.float16 and width > WIDEST_HALF_PAIRS
+    )
     return operator.mixed_state_attention(query, key, value, mixing, local, *size, by_states)[0]

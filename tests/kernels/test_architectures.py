@@ -48,6 +48,8 @@ def assert_fits(
         for variant in variants:
             compiled = compile_description(find_kernel(variant), variant.description)
             assert compiled.metadata.shared <= SHARED[arch] * 1024, variant
+            # Columns of tensor memory, which GPUs of compute capability 10 have.
+            assert (getattr(compiled.metadata, "tmem_size", 0) or 0) <= 512, variant
 
 
 @pytest.fixture(autouse=True)
