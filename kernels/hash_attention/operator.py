@@ -2,14 +2,10 @@
 
 import torch
 
+from ..linear_attention.operator import padded_width
 from ..runtime.dispatch import rows_contiguous
 from ..runtime.operator import Operator
 from ..runtime.program import cache_launches
-
-
-def pad_width(width: int) -> int:
-    """The power of two, 16 or more, in which a tile holds a head, the anchors or a code."""
-    return max(16, 1 << (int(width) - 1).bit_length())
 
 
 @cache_launches
@@ -24,11 +20,11 @@ def _run(query, value, anchors, means, hyperplanes):
 
 def _run_fake(query, value, anchors, means, hyperplanes):
     batch, tokens, heads, width = query.shape
-    rows, bits = batch * heads, pad_width(hyperplanes.shape[1])
+    rows, bits = batch * heads, padded_width(hyperplanes.shape[1])
     return (
         query.new_empty(query.shape),
         query.new_empty((rows, tokens, bits), dtype=torch.int8),
-        query.new_empty((rows, bits, pad_width(width) + 1), dtype=torch.float32),
+        query.new_empty((rows, bits, padded_width(width) + 1), dtype=torch.float32),
         query.new_empty(rows, dtype=torch.float32),
     )
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..linear_attention.operator import padded_width
 from ..runtime.launch import Launch, Tile, cache_plan, split_tokens
-from .operator import pad_width
 
 # Chosen by registers and spills in the machine code, see docs/performance.md.
 DIRECTIONS = Tile(64, 4, 2, 8, 256)
@@ -63,9 +63,9 @@ def plan(
     """Plan for queries of one shape (B, N, heads, D), some anchors and codes of some bits."""
     batch, tokens, heads, width = shape
     rows = batch * heads
-    sizes = {"D": width, "P": pad_width(width)}
-    code = {"BITS": bits, "CODE": pad_width(bits)}
-    kernel = {"ANCHORS": anchors, "M": pad_width(anchors)}
+    sizes = {"D": width, "P": padded_width(width)}
+    code = {"BITS": bits, "CODE": padded_width(bits)}
+    kernel = {"ANCHORS": anchors, "M": padded_width(anchors)}
 
     def make(tile: Tile, **constants) -> Launch:
         splits, per_split = split_tokens(tile, rows, tokens, device)
