@@ -8,6 +8,14 @@ from ..runtime.operator import Operator
 from ..runtime.program import cache_launches
 
 
+def padded_head(width: int) -> int:
+    """The channels of a head with its padding, 32 at least.
+
+    With 16, Triton 3.6's machine code of the query gradient has a race on Hopper: two runs differ.
+    """
+    return max(32, padded_width(width))
+
+
 @cache_launches
 def _run(query, key, value, mixing, local, height, width, by_states):
     from . import forward, states
@@ -27,7 +35,7 @@ def _run(query, key, value, mixing, local, height, width, by_states):
 
 def _run_fake(query, key, value, mixing, local, height, width, by_states):
     batch, tokens, heads, head_width = query.shape
-    rows, padded = batch * heads, padded_width(head_width)
+    rows, padded = batch * heads, padded_head(head_width)
     # An operator returns a fixed number of tensors: an empty one stands for None.
     state, inverse = ((padded, padded), tokens) if by_states else ((0, 0), 0)
     return (

@@ -40,9 +40,9 @@ from math import isqrt
 import torch
 import triton
 
-from ..linear_attention.operator import padded_width
 from ..linear_attention.plan import REGISTERS
 from ..runtime.launch import Launch, cache_plan, pad_size
+from .operator import padded_head
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def plan(
     height, width = size
     side, bh = isqrt(squares), batch * heads
     rows, columns = triton.cdiv(height, side), triton.cdiv(width, side)
-    padded, lanes = padded_width(head_width), pad_size(squares)
+    padded, lanes = padded_head(head_width), pad_size(squares)
     constants = {"D": head_width, "P": padded, "SQUARES": side}
     reciprocals = tuple(map(reciprocal, (width, rows, columns)))
     map_sizes = (height, width, rows, columns)
@@ -203,7 +203,7 @@ def plan_states(
     height, width = size
     side, bh = isqrt(squares), batch * heads
     rows, columns = triton.cdiv(height, side), triton.cdiv(width, side)
-    padded, lanes = padded_width(head_width), pad_size(squares)
+    padded, lanes = padded_head(head_width), pad_size(squares)
     sizes = (heads, height, width, rows, columns, reciprocal(columns))
     block, warps, stages = choose_state_tile(padded, dtype.itemsize)
     constants = {
