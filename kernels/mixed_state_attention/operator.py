@@ -11,7 +11,7 @@ from ..runtime.program import cache_launches
 def padded_head(width: int) -> int:
     """The channels of a head with its padding, 32 at least.
 
-    With 16, Triton 3.6's machine code of the query gradient has a race on Hopper: two runs differ.
+    With 16, two runs of the query gradient as Triton 3.6 compiles it for Hopper differ.
     """
     return max(32, padded_width(width))
 
