@@ -19,7 +19,7 @@ from torch.fx import Proxy
 from ..kernels.batch_norm import batch_norm
 from ..kernels.conv2d import conv2d
 from ..kernels.depthwise_conv2d import depthwise_conv2d
-from ..kernels.runtime.activation import Activation
+from ..kernels.runtime.activation import Activation, activate
 from ..kernels.scaled_add import scaled_add
 from .activations import kernel_activation
 from .norms import LayerNorm, fold_into_convolution, is_plain
@@ -379,18 +379,24 @@ class PatchDownsample(PatchEmbed):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution that keeps the size of its map.
+    """A depthwise convolution that keeps the size of its map, and its activation if it has one.
 
     PyTorch computes it if its attributes have been changed so that it is another convolution.
 
     Args:
         channels: C.
         kernel_size: k, odd.
-        dilation: distance d of the tokens that it reads. It is a convolution without dilation of
-            each of d^2 maps, which have every d-th token of every d-th row.
+        dilation: distance of the tokens that it reads.
+        activation: of the result, 'gelu', 'relu' or None.
     """
 
-    def __init__(self, channels: int, kernel_size: int, dilation: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        dilation: int = 1,
+        activation: Activation | None = None,
+    ) -> None:
         super().__init__(
             channels,
             channels,
@@ -399,24 +405,22 @@ class DepthwiseConv2d(nn.Conv2d):
             dilation=dilation,
             groups=channels,
         )
+        self.activation: Activation | None = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W), both channels-last in memory."""
         if isinstance(x, Proxy):
             return record_call(self, x)
-        step = self.dilation[0]
-        # A graph of a map's parts would be one of its size alone.
-        if not self._keeps_size() or (step > 1 and is_exporting() and not x.is_cuda):
-            return super().forward(x)
-        if step == 1:
-            y = depthwise_conv2d(x.permute(0, 2, 3, 1), self.weight, self.bias)
-            return y.permute(0, 3, 1, 2)
-        height, width = x.shape[2:]
-        x = pad_to_multiple(x, step).permute(0, 2, 3, 1)
-        x = x.unflatten(2, (-1, step)).unflatten(1, (-1, step)).permute(0, 2, 4, 1, 3, 5)
-        y = depthwise_conv2d(x.flatten(0, 2), self.weight, self.bias)
-        y = y.unflatten(0, (-1, step, step)).permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)
-        return y[:, :height, :width].permute(0, 3, 1, 2)
+        if not self._keeps_size():
+            return activate(super().forward(x), self.activation)
+        y = depthwise_conv2d(
+            x.permute(0, 2, 3, 1),
+            self.weight,
+            self.bias,
+            dilation=self.dilation[0],
+            result_activation=self.activation,
+        )
+        return y.permute(0, 3, 1, 2)
 
     def _keeps_size(self) -> bool:
         """Whether this is still the convolution that the class is named after."""

@@ -70,13 +70,15 @@ class DepthwiseMlp(nn.Module):
         act_layer: Callable[..., nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
+        act = act_layer()
+        activation = kernel_activation(act)
         self.fc1 = nn.Linear(in_features, hidden_features)
-        self.depthwise = DepthwiseConv2d(hidden_features, 3)
-        self.act = act_layer()
+        self.depthwise = DepthwiseConv2d(hidden_features, 3, activation=activation)
+        self.act = act if activation is None else None
         self.fc2 = nn.Linear(hidden_features, in_features)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, H * W, C) to (B, H * W, C), tokens of the map of `context`."""
         x = context.as_map(self.fc1(x), "mlp_layer DepthwiseMlp").permute(0, 3, 1, 2)
         x = self.depthwise(x).permute(0, 2, 3, 1).flatten(1, 2)
-        return self.fc2(self.act(x))
+        return self.fc2(x if self.act is None else self.act(x))

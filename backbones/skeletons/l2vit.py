@@ -8,7 +8,7 @@ from typing import Any
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from ..activations import ActLayer, resolve_act_layer
+from ..activations import ActLayer, kernel_activation, resolve_act_layer
 from ..blocks import Alternate, BlockLayers, MlpLayer, PositionBlock, make_drop_path
 from ..checkpoint import check_model, convert_mixers, rename, unwrap
 from ..context import Context
@@ -100,13 +100,16 @@ class Concentration(nn.Module):
 
     def __init__(self, dim: int, act_layer: Callable[..., nn.Module]) -> None:
         super().__init__()
-        self.conv1 = DepthwiseConv2d(dim, 7)
-        self.act = act_layer()
+        act = act_layer()
+        activation = kernel_activation(act)
+        self.conv1 = DepthwiseConv2d(dim, 7, activation=activation)
+        self.act = act if activation is None else None
         self.bn = BatchNormAct2d(dim)
         self.conv2 = DepthwiseConv2d(dim, 7)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn(self.act(self.conv1(x.permute(0, 3, 1, 2))))
+        x = self.conv1(x.permute(0, 3, 1, 2))
+        x = self.bn(x if self.act is None else self.act(x))
         return self.conv2(x).permute(0, 2, 3, 1)
 
 

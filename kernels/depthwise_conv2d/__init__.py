@@ -1,9 +1,9 @@
-"""Depthwise convolution of a channels-last map, with its activation, bias and residual."""
+"""Depthwise convolution of a channels-last map, with its activations, bias and residual."""
 
 import torch
 from torch import Tensor
 
-from ..runtime.activation import Activation, check_activation
+from ..runtime.activation import Activation, activate, check_activation
 from ..runtime.dispatch import check_vectors, runs_triton
 from ..scaled_add import scaled_add
 from ..scaled_add.reference import scaled_add as add_reference
@@ -19,26 +19,32 @@ def depthwise_conv2d(
     bias: Tensor | None = None,
     *,
     stride: int = 1,
+    dilation: int = 1,
     activation: Activation | None = None,
     residual: bool = False,
+    result_activation: Activation | None = None,
     branch: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Depthwise convolution with zero padding k // 2: conv(a(x)) + bias, plus a(x) if `residual`.
+    """Depthwise convolution that pads with zeros: r(conv(a(x)) + bias), plus a(x) if `residual`.
 
     With a residual branch s = x + scale * branch stands for x throughout. Where no gradient is
-    recorded, the kernel adds the two where it loads them.
+    recorded, the kernel adds the two where it loads them, and applies r where it stores; a gradient
+    needs s and what r is applied to, so there they are tensors of their own.
 
     Args:
         x: (B, H, W, C), any strides with the last axis contiguous.
         weight: (C, 1, k, k), k odd, in the dtype of `x` or, under autocast, any; or (B, C, k, k),
-            a window for each image, which needs stride 1 and no bias (InLine, arXiv:2412.06590,
-            section 4.2). On CUDA a k of 3, 5, 7 or 9 runs the Triton kernel, any other the
-            reference.
+            a window for each image, which needs stride and dilation 1 and no bias (InLine,
+            arXiv:2412.06590, section 4.2). On CUDA a k of 3, 5, 7 or 9 runs the Triton kernel, any
+            other the reference.
         bias: (C,) or None.
         stride: 1 or 2; the output has ceil(H / stride) rows.
+        dilation: distance of the pixels under the window, 1 or more; the padding is
+            dilation * (k // 2). Other than 1 it needs stride 1.
         activation: a, applied to the input first: 'gelu' (exact, erf), 'relu' or None.
-        residual: add a(x) to the result; needs stride 1.
+        residual: add a(x) to the convolution; needs stride 1.
+        result_activation: r, applied to the result, the residual included: as `activation`.
         branch: of the shape of `x`, of any floating dtype, or None; needs stride 1.
         scale: (C,), a layer scale (arXiv:2103.17239) of the branch, or None for 1.
 
@@ -53,12 +59,18 @@ def depthwise_conv2d(
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, H, W, C)")
     channels, kernel = x.shape[3], weight.shape[-1]
     if weight.shape != (channels, 1, kernel, kernel):
-        _check_own_windows(x, weight, bias, stride)
+        _check_own_windows(x, weight, bias, stride, dilation)
     if kernel % 2 == 0:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected odd k")
     if stride not in (1, 2):
         raise ValueError(f"stride is {stride}, expected 1 or 2")
+    if dilation < 1 or (dilation != 1 and stride != 1):
+        raise ValueError(
+            f"dilation is {dilation} at stride {stride}, expected 1, or 2 or more at stride 1"
+        )
     check_activation(activation)
+    if result_activation is not None:
+        check_activation(result_activation, "result_activation")
     if residual and stride != 1:
         raise ValueError(f"residual needs stride 1, got stride {stride}")
     if branch is not None and (stride != 1 or branch.shape != x.shape):
@@ -69,29 +81,36 @@ def depthwise_conv2d(
     check_vectors(channels, scale=scale)
     dtype = _result_dtype(x, weight, bias, residual)
     by_kernel = kernel in TRITON_KERNELS and runs_triton(x)
+    more = branch is not None or result_activation is not None
+    if more and by_kernel and not _needs_gradient(x, branch, scale, weight, bias):
+        return operator.fused_depthwise_conv2d(
+            x, branch, scale, weight, bias, stride, dilation, activation, residual,
+            result_activation, dtype,
+        )  # fmt: skip
     if branch is not None:
-        if by_kernel and not _needs_gradient(x, branch, scale, weight, bias):
-            return operator.add_depthwise_conv2d(
-                x, branch, scale, weight, bias, stride, activation, residual, dtype
-            )
         x = add_reference(x, branch, None) if scale is None else scaled_add(x, branch, scale)
-    if not by_kernel:
-        return reference.depthwise_conv2d(x, weight, bias, stride, activation, residual)
-    return operator.depthwise_conv2d(x, weight, bias, stride, activation, residual, dtype)
+    options = (stride, dilation, activation, residual)
+    if by_kernel:
+        y = operator.depthwise_conv2d(x, weight, bias, *options, dtype)
+    else:
+        y = reference.depthwise_conv2d(x, weight, bias, *options)
+    return y if result_activation is None else activate(y, result_activation)
 
 
-def _check_own_windows(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
+def _check_own_windows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int
+) -> None:
     batch, channels, kernel = x.shape[0], x.shape[3], weight.shape[-1]
     if weight.shape != (batch, channels, kernel, kernel):
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k), or "
             f"({batch}, {channels}, k, k) for a window of each image"
         )
-    if stride != 1 or bias is not None:
-        got = f"stride {stride}" if bias is None else "a bias"
+    if stride != 1 or dilation != 1 or bias is not None:
+        got = f"stride {stride} and dilation {dilation}" if bias is None else "a bias"
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}, a window for each image, which needs "
-            f"stride 1 and no bias, got {got}"
+            f"stride and dilation 1 and no bias, got {got}"
         )
 
 

@@ -13,7 +13,37 @@ from .reference import has_own_windows
 # `channels` is not among them: as a multiple of 16 it lets two channels be one load.
 SCALARS = [
     *("height", "width", "out_height", "out_width", "rows", "strips", "batch", "images", "step"),
+    "dilation",
 ]
+
+
+@triton.jit
+def find_phase(height, width, first, dilation, DILATED: tl.constexpr):
+    """Which program of its phase this one is, and the phase's first row and column, height, width.
+
+    A phase has each `dilation`-th pixel of each `dilation`-th row. One that has no row `first`, at
+    which the program begins, has no columns for it.
+    """
+    program = tl.program_id(0)
+    if not DILATED:
+        return program, 0, 0, height, width
+    else:
+        i = program // dilation % dilation
+        j = program % dilation
+        height = (height - i + (dilation - 1)) // dilation
+        width = (width - j + (dilation - 1)) // dilation
+        width = tl.where(first < height, width, 0)
+        return program // (dilation * dilation), i, j, height, width
+
+
+@triton.jit
+def enter_phase(at, i, j, row_stride, column_stride, dilation, DILATED: tl.constexpr):
+    """The address of a phase in a map that begins at `at`, and its strides."""
+    if not DILATED:
+        return at, row_stride, column_stride
+    else:
+        at += i.to(tl.int64) * row_stride + j * column_stride
+        return at, dilation.to(tl.int64) * row_stride, dilation * column_stride
 
 
 @triton.jit
@@ -31,25 +61,31 @@ def load_strip(at, step, w, live, width, K: tl.constexpr, P: tl.constexpr):
 def _convolve(
     x, weight, bias, scale, other, add, y,
     x_b, x_r, x_c, o_b, o_r, o_c, a_b, a_r, a_c, y_b, y_r, y_c,
-    height, width, channels, rows, strips, step,
+    height, width, channels, rows, strips, step, dilation,
     K: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    BRANCH: tl.constexpr, SCALE: tl.constexpr,
+    BRANCH: tl.constexpr, SCALE: tl.constexpr, RESULT: tl.constexpr, DILATED: tl.constexpr,
     BACKWARD: tl.constexpr, ADD: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Stride 1. Forward: y = conv(a(x)) + bias; with BRANCH the input is x + `other`, with SCALE
-    x + `scale` * `other`. Backward: x is the gradient of the output, the window is turned round,
-    and y is the gradient of `other`, the input before the activation; with ADD `add` is added.
-    The window of an image is `step` floats behind that of the one before, or the same.
+    """Stride 1, on one phase of the map. Forward: y = r(conv(a(x)) + bias), where RESULT names r;
+    with BRANCH the input is x + `other`, with SCALE x + `scale` * `other`. Backward: x is the
+    gradient of the output, the window is turned round, and y is the gradient of `other`, the input
+    before the activation; with ADD `add` is added. The window of an image is `step` floats behind
+    that of the one before, or the same.
     """
     SLOPE: tl.constexpr = BACKWARD and (ACTIVATION == "gelu" or ACTIVATION == "relu")
     PAD: tl.constexpr = K // 2
     b = tl.program_id(2).to(tl.int64)
-    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[:, None]
+    first = tl.program_id(1) * rows
+    program, up, left, height, width = find_phase(height, width, first, dilation, DILATED)
+    x, x_r, x_c = enter_phase(x, up, left, x_r, x_c, dilation, DILATED)
+    other, o_r, o_c = enter_phase(other, up, left, o_r, o_c, dilation, DILATED)
+    add, a_r, a_c = enter_phase(add, up, left, a_r, a_c, dilation, DILATED)
+    y, y_r, y_c = enter_phase(y, up, left, y_r, y_c, dilation, DILATED)
+    lane = program * LANES + tl.arange(0, LANES)[:, None]
     c = (lane // strips) * BC + tl.arange(0, BC)[None, :]
     live = c < channels
     w = (lane % strips) * P
-    first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, height)
     # Rows of x above and below the map add nothing, and are left out.
     top = tl.maximum(first - PAD, 0)
@@ -125,6 +161,7 @@ def _convolve(
                 total = activation_gradient(total, factors[p].to(tl.float32), ACTIVATION, EXACT)
             if ADD:
                 total += addends[p].to(tl.float32)
+            total = activate(total, RESULT, EXACT)
             ok = live & (w + p < width) & done
             tl.store(y + p * y_c, total.to(y.dtype.element_ty), mask=ok)
             for j in tl.static_range(K - 1):
@@ -146,6 +183,7 @@ def _convolve(
                 total = activation_gradient(total, before, ACTIVATION, EXACT)
             if ADD:
                 total += tl.load(add + p * a_c, mask=ok, other=0.0).to(tl.float32)
+            total = activate(total, RESULT, EXACT)
             tl.store(y + p * y_c, total.to(y.dtype.element_ty), mask=ok)
         y += y_r
         if SLOPE:
@@ -160,7 +198,8 @@ def _gather(
     x_b, x_r, x_c, p_b, p_r, p_c, y_b, y_r, y_c,
     height, width, out_height, out_width, channels,
     K: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
-    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, BACKWARD: tl.constexpr, EXACT: tl.constexpr,
+    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESULT: tl.constexpr,
+    BACKWARD: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Stride 2, tap by tap; the map of `x` is height x width, that of `y` out_height x out_width.
 
@@ -199,6 +238,7 @@ def _gather(
         at = pre + b * p_b + row.to(tl.int64) * p_r + column * p_c + c
         before = tl.load(at, mask=valid, other=0.0).to(tl.float32)
         total = activation_gradient(total, before, ACTIVATION, EXACT)
+    total = activate(total, RESULT, EXACT)
     at = y + b * y_b + row.to(tl.int64) * y_r + column * y_c + c
     tl.store(at, total.to(y.dtype.element_ty), mask=valid)
 
@@ -211,14 +251,16 @@ def forward(
     activation: str | None,
     residual: bool,
     out: Tensor,
+    dilation: int = 1,
     branch: Tensor | None = None,
     scale: Tensor | None = None,
+    result_activation: str | None = None,
 ) -> None:
     """Write the convolution of `x`, at stride 1 of x + scale * branch if there is one, to `out`."""
     how = plan(
         x.shape, x.dtype, x.device, weight.shape[-1], stride, activation, bias is not None,
         residual, branch=branch is not None, scale=scale is not None,
-        own=has_own_windows(x, weight),
+        own=has_own_windows(x, weight), dilation=dilation, result_activation=result_activation,
     )  # fmt: skip
     biases = weight if bias is None else bias
     if stride == 1:
@@ -241,11 +283,12 @@ def input_gradient(
     residual: bool,
     out: Tensor,
     add: Tensor | None = None,
+    dilation: int = 1,
 ) -> None:
     """Write the gradient of `x` to `out`, at stride 1 plus `add`, which may be `out`, or None."""
     how = plan(
         x.shape, x.dtype, x.device, weight.shape[-1], stride, activation,
-        residual=residual, add=add is not None, own=has_own_windows(x, weight),
+        residual=residual, add=add is not None, own=has_own_windows(x, weight), dilation=dilation,
     )  # fmt: skip
     strides = (*grad.stride()[:3], *x.stride()[:3])
     if stride == 1:

@@ -8,25 +8,38 @@ from ..runtime.operator import Operator
 from ..runtime.program import cache_launches
 
 
-def _run(x, weight, bias, stride, activation, residual, dtype):
-    return _run_sum(x, None, None, weight, bias, stride, activation, residual, dtype)
+def _run(x, weight, bias, stride, dilation, activation, residual, dtype):
+    return _run_fused(
+        x, None, None, weight, bias, stride, dilation, activation, residual, None, dtype
+    )
 
 
 @cache_launches
-def _run_sum(x, branch, scale, weight, bias, stride, activation, residual, dtype):
+def _run_fused(
+    x, branch, scale, weight, bias, stride, dilation, activation, residual, result_activation, dtype
+):
     from .convolution import forward
 
     x, branch, scale, bias = map(rows_contiguous, (x, branch, scale, bias))
-    out = _run_fake(x, weight, bias, stride, activation, residual, dtype)
-    forward(x, weight.contiguous(), bias, stride, activation, residual, out, branch, scale)
+    out = _empty_result(x, stride, dtype)
+    forward(
+        x, weight.contiguous(), bias, stride, activation, residual, out,
+        dilation, branch, scale, result_activation,
+    )  # fmt: skip
     return out
 
 
-def _run_sum_fake(x, branch, scale, weight, bias, stride, activation, residual, dtype):
-    return _run_fake(x, weight, bias, stride, activation, residual, dtype)
+def _run_fused_fake(
+    x, branch, scale, weight, bias, stride, dilation, activation, residual, result_activation, dtype
+):
+    return _empty_result(x, stride, dtype)
 
 
-def _run_fake(x, weight, bias, stride, activation, residual, dtype):
+def _run_fake(x, weight, bias, stride, dilation, activation, residual, dtype):
+    return _empty_result(x, stride, dtype)
+
+
+def _empty_result(x: Tensor, stride: int, dtype: torch.dtype) -> Tensor:
     batch, height, width, channels = x.shape
     shape = (batch, -(-height // stride), -(-width // stride), channels)
     return x.new_empty(shape, dtype=dtype)
@@ -34,15 +47,23 @@ def _run_fake(x, weight, bias, stride, activation, residual, dtype):
 
 @cache_launches
 def _run_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, activation: str | None, residual: bool
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    dilation: int,
+    activation: str | None,
+    residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from .convolution import input_gradient
     from .weight_gradient import weight_gradient
 
     x, grad = rows_contiguous(x), rows_contiguous(grad)
     dx, dweight, dbias = empty_gradients(x, weight)
-    input_gradient(grad, x, weight.contiguous(), stride, activation, residual, dx)
-    weight_gradient(grad, x, stride, activation, dweight, dbias)
+    input_gradient(
+        grad, x, weight.contiguous(), stride, activation, residual, dx, dilation=dilation
+    )
+    weight_gradient(grad, x, stride, activation, dweight, dbias, dilation)
     return dx, dweight, dbias
 
 
@@ -57,7 +78,7 @@ def empty_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return dx, dweight, dbias
 
 
-def _run_backward_fake(grad, x, weight, stride, activation, residual):
+def _run_backward_fake(grad, x, weight, stride, dilation, activation, residual):
     return empty_gradients(x, weight)
 
 
@@ -70,7 +91,7 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad):
     dx, dweight, dbias = _backward(grad, *ctx.saved_tensors, *ctx.options)
     dbias = None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype)
-    return dx, dweight, dbias, None, None, None, None
+    return dx, dweight, dbias, None, None, None, None, None
 
 
 def count_flops(shape, weight) -> int:
@@ -83,7 +104,7 @@ def _count_forward(x, weight, *_, out_shape, **__) -> int:
     return count_flops(out_shape, weight)
 
 
-def _count_sum(x, branch, scale, weight, *_, out_shape, **__) -> int:
+def _count_fused(x, branch, scale, weight, *_, out_shape, **__) -> int:
     return count_flops(out_shape, weight)
 
 
@@ -96,24 +117,26 @@ depthwise_conv2d = Operator(
     _run,
     _save,
     _differentiate,
-    schema="(Tensor x, Tensor weight, Tensor? bias, int stride, str? activation, "
-    "bool residual, ScalarType dtype) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor? bias, int stride, int dilation, "
+    "str? activation, bool residual, ScalarType dtype) -> Tensor",
     fake=_run_fake,
     flops=_count_forward,
 )
-# Without a gradient: where one is recorded, the sum is kept, and made before the convolution.
-add_depthwise_conv2d = Operator(
-    "add_depthwise_conv2d",
-    _run_sum,
-    schema="(Tensor x, Tensor branch, Tensor? scale, Tensor weight, Tensor? bias, int stride, "
-    "str? activation, bool residual, ScalarType dtype) -> Tensor",
-    fake=_run_sum_fake,
-    flops=_count_sum,
+# Without a gradient: where one is recorded, it needs the sum before the convolution and what the
+# result is the activation of, which are made, and kept, on their own.
+fused_depthwise_conv2d = Operator(
+    "fused_depthwise_conv2d",
+    _run_fused,
+    schema="(Tensor x, Tensor? branch, Tensor? scale, Tensor weight, Tensor? bias, int stride, "
+    "int dilation, str? activation, bool residual, str? result_activation, ScalarType dtype) "
+    "-> Tensor",
+    fake=_run_fused_fake,
+    flops=_count_fused,
 )
 _backward = Operator(
     "depthwise_conv2d_backward",
     _run_backward,
-    schema="(Tensor grad, Tensor x, Tensor weight, int stride, str? activation, "
+    schema="(Tensor grad, Tensor x, Tensor weight, int stride, int dilation, str? activation, "
     "bool residual) -> (Tensor, Tensor, Tensor)",
     fake=_run_backward_fake,
     flops=_count_backward,

@@ -5,6 +5,8 @@ registers, as sums not yet complete, so that a pixel is loaded, converted and ac
 strip and not once per tap. Two channels per thread leave room for the k * k taps.
 A program has one or more lanes, each with a strip of one block of channels. Which strip and which
 block they are is computed when the kernel runs, so that one code serves maps of every width.
+With a dilation d it walks down one of d * d phases, which has every d-th pixel of every d-th row:
+there the window has no gaps. Phases are read and written where they lie in the map.
 At stride 2 the taps are gathered one by one.
 
 The weight gradient is summed in a fixed order, in two stages, so two runs agree bit for bit.
@@ -83,13 +85,15 @@ def plan(
     branch: bool = False,
     scale: bool = False,
     own: bool = False,
+    dilation: int = 1,
+    result_activation: str | None = None,
 ) -> Plan:
     """Plan for maps of one shape (B, H, W, C).
 
     Args:
         shape, dtype, device: of the input.
         kernel: the side of the window.
-        stride, activation, residual: as in `depthwise_conv2d`.
+        stride, dilation, activation, residual, result_activation: as in `depthwise_conv2d`.
         bias: whether the result has a bias.
         add: whether a tensor is added to the input's gradient.
         branch, scale: whether a residual branch, and one with a scale, is added to the input.
@@ -99,16 +103,20 @@ def plan(
     # From the window of an image to that of the next one.
     step = channels * kernel * kernel if own else 0
     flags = {"K": kernel, "ACTIVATION": activation, "EXACT": dtype == torch.float32}
-    forward = {"BIAS": bias, "BACKWARD": False}
-    backward = {"BIAS": False, "BACKWARD": True}
+    forward = {"BIAS": bias, "BACKWARD": False, "RESULT": result_activation}
+    backward = {"BIAS": False, "BACKWARD": True, "RESULT": None}
     if stride == 1:
+        # The first phase, which no other exceeds in rows or columns.
+        high, wide = triton.cdiv(height, dilation), triton.cdiv(width, dilation)
+        phases = dilation * dilation
 
         def make_map(tile: Tile, flags: dict) -> Launch:
-            programs, strips, constants = _cut(tile, width, channels)
-            rows, _ = _share(tile, kernel, programs, height, batch, 1, 0, device)
-            grid = (programs, triton.cdiv(height, rows), batch)
-            constants |= {"RESIDUAL": residual, **flags}
-            return Launch(grid, (*shape[1:], rows, strips, step), constants)
+            programs, strips, constants = _cut(tile, wide, channels)
+            programs *= phases
+            rows, _ = _share(tile, kernel, programs, high, batch, 1, 0, device)
+            grid = (programs, triton.cdiv(high, rows), batch)
+            constants |= {"RESIDUAL": residual, "DILATED": dilation > 1, **flags}
+            return Launch(grid, (*shape[1:], rows, strips, step, dilation), constants)
 
         slope = activation is not None
         maps = (
@@ -122,18 +130,19 @@ def plan(
             ),
         )
         tile = WEIGH[kernel]
-        programs, strips, constants = _cut(tile, width, channels)
+        programs, strips, constants = _cut(tile, wide, channels)
+        programs *= phases
         # The parts are float32, written and read again.
         end = 2 * (kernel * kernel + 1) // tile.columns
         most = 1 if own else batch
-        rows, images = _share(tile, kernel, programs, height, batch, most, end, device)
-        chunks, many = triton.cdiv(height, rows), triton.cdiv(batch, images)
+        rows, images = _share(tile, kernel, programs, high, batch, most, end, device)
+        chunks, many = triton.cdiv(high, rows), triton.cdiv(batch, images)
         weight_gradient = Launch(
             (programs, chunks, many),
-            (*shape[1:], rows, strips, batch, images),
-            {**flags, **constants},
+            (*shape[1:], rows, strips, batch, images, dilation),
+            {"DILATED": dilation > 1, **flags, **constants},
         )
-        count = many * chunks * strips
+        count = many * chunks * phases * strips
         sums = batch if own else 1
     else:
         small = (-(-height // 2), -(-width // 2))
@@ -167,7 +176,7 @@ def plan(
 
 
 def _cut(tile: Tile, width: int, channels: int) -> tuple[int, int, dict[str, int]]:
-    """Programs per image, strips per block of channels, and the constants of a stride-1 kernel."""
+    """Programs per phase, strips per block of channels, and the constants of a stride-1 kernel."""
     # A warp has one strip of 64 channels, or two of 32 where that pads the channels less.
     block = min((64, 32), key=lambda block: triton.cdiv(channels, block) * block)
     lanes = tile.warps * 64 // block

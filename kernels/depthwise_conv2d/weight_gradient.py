@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..runtime.launch import launch
 from ..runtime.mathematics import activate, sum_rows
-from .convolution import SCALARS, load_strip
+from .convolution import SCALARS, enter_phase, find_phase, load_strip
 from .plan import plan
 from .reference import has_own_windows
 
@@ -30,21 +30,24 @@ def _load_row(
 def _weigh(
     x, grad, parts,
     x_b, x_r, x_c, g_b, g_r, g_c,
-    height, width, channels, rows, strips, batch, images,
+    height, width, channels, rows, strips, batch, images, dilation,
     K: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
-    ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
+    ACTIVATION: tl.constexpr, DILATED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Stride 1: each lane's part of the weight gradient, (K * K + 1, channels), bias last.
 
-    The strips partition the columns of x, the row chunks the rows of the gradient, and the programs
-    the images, so that every product is counted once.
+    The strips partition the columns of x in a phase, the row chunks the rows of the gradient, and
+    the programs the phases and images, so that every product is counted once.
     """
     PAD: tl.constexpr = K // 2
-    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[:, None]
+    first = tl.program_id(1) * rows
+    program, up, left, height, width = find_phase(height, width, first, dilation, DILATED)
+    x, x_r, x_c = enter_phase(x, up, left, x_r, x_c, dilation, DILATED)
+    grad, g_r, g_c = enter_phase(grad, up, left, g_r, g_c, dilation, DILATED)
+    lane = program * LANES + tl.arange(0, LANES)[:, None]
     c = (lane // strips) * BC + tl.arange(0, BC)[None, :]
     live = c < channels
     w = (lane % strips) * P
-    first = tl.program_id(1) * rows
     last = tl.minimum(first + rows, height)
     # Rows first - PAD .. first + PAD - 1 of x; the loop brings the K-th of its window.
     b = tl.program_id(2) * images
@@ -101,7 +104,10 @@ def _weigh(
         x += x_b
         grad += g_b
 
-    place = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * strips + lane % strips
+    place = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    if DILATED:
+        place = (place * dilation + up) * dilation + left
+    place = place * strips + lane % strips
     parts += place.to(tl.int64) * ((K * K + 1) * channels) + c
     for i in tl.static_range(K * K + 1):
         tl.store(parts + i * channels, sums[i], mask=live)
@@ -167,15 +173,16 @@ def _sum_parts(
 
 
 def weight_gradient(
-    grad: Tensor, x: Tensor, stride: int, activation: str | None, dweight: Tensor, dbias: Tensor
-) -> None:
+    grad: Tensor, x: Tensor, stride: int, activation: str | None, dweight: Tensor, dbias: Tensor,
+    dilation: int = 1,
+) -> None:  # fmt: skip
     """Write the gradients of weight (channels, 1, k, k) and bias to `dweight` and `dbias`.
 
     With a window for each image they are (B, channels, k, k) and, per image, (B * channels,).
     """
     how = plan(
         x.shape, x.dtype, x.device, dweight.shape[-1], stride, activation,
-        own=has_own_windows(x, dweight),
+        own=has_own_windows(x, dweight), dilation=dilation,
     )  # fmt: skip
     parts = torch.empty(how.parts, dtype=torch.float32, device=x.device)
     kernel = _weigh if stride == 1 else _weigh_taps

@@ -9,10 +9,10 @@ Activation = Literal["gelu", "relu"]
 _CHOICES = (None, *get_args(Activation))
 
 
-def check_activation(activation: str | None) -> None:
-    """Raise ValueError unless `activation` is an `Activation` or None."""
+def check_activation(activation: str | None, name: str = "activation") -> None:
+    """Raise ValueError unless the argument `name` is an `Activation` or None."""
     if activation not in _CHOICES:
-        raise ValueError(f"activation is {activation!r}, expected None, 'gelu' or 'relu'")
+        raise ValueError(f"{name} is {activation!r}, expected None, 'gelu' or 'relu'")
 
 
 def activate(x: Tensor, activation: Activation | None) -> Tensor:

@@ -14,7 +14,7 @@ from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager, leaves
 
 
-def direct(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+def direct(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int = 1) -> Tensor:
     """Pixel by pixel, tap by tap."""
     kernel = weight.shape[-1]
     batch, height, width, _ = x.shape
@@ -24,7 +24,8 @@ def direct(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
         for c in range(columns):
             for i in range(kernel):
                 for j in range(kernel):
-                    row, column = r * stride + i - kernel // 2, c * stride + j - kernel // 2
+                    row = r * stride + (i - kernel // 2) * dilation
+                    column = c * stride + (j - kernel // 2) * dilation
                     if 0 <= row < height and 0 <= column < width:
                         y[:, r, c] += x[:, row, column] * weight[:, 0, i, j]
     return y
@@ -46,6 +47,16 @@ def test_reference_is_the_sum(kernel: int, stride: int) -> None:
         if stride == 1:
             y = depthwise_conv2d(x, weight, bias, activation=name, residual=True)
             torch.testing.assert_close(y, of_activation + activate(x))
+
+
+@pytest.mark.parametrize("dilation", [2, 3, 5])
+def test_reference_skips_pixels(dilation: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 4, 3, dtype=torch.float64)
+    weight = torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    bias = torch.randn(3, dtype=torch.float64)
+    y = depthwise_conv2d(x, weight, bias, dilation=dilation)
+    torch.testing.assert_close(y, direct(x, weight, bias, 1, dilation))
 
 
 @pytest.mark.parametrize(("stride", "residual"), [(1, True), (2, False)])
@@ -70,13 +81,17 @@ def test_errors_name_the_argument() -> None:
         depthwise_conv2d(x, weight[:3])
     with pytest.raises(ValueError, match=r"or \(1, 6, k, k\) for a window of each image"):
         depthwise_conv2d(x, torch.randn(2, 6, 3, 3))
-    for options in ({"stride": 2}, {"bias": torch.randn(6)}):
-        with pytest.raises(ValueError, match="which needs stride 1 and no bias"):
+    for options in ({"stride": 2}, {"dilation": 2}, {"bias": torch.randn(6)}):
+        with pytest.raises(ValueError, match="which needs stride and dilation 1 and no bias"):
             depthwise_conv2d(x.expand(2, -1, -1, -1), torch.randn(2, 6, 3, 3), **options)
     with pytest.raises(ValueError, match="stride is 3"):
         depthwise_conv2d(x, weight, stride=3)
-    with pytest.raises(ValueError, match="activation is 'silu'"):
-        depthwise_conv2d(x, weight, activation="silu")
+    for options in ({"dilation": 0}, {"dilation": 2, "stride": 2}):
+        with pytest.raises(ValueError, match=r"dilation is \d at stride \d, expected 1"):
+            depthwise_conv2d(x, weight, **options)
+    for name in ("activation", "result_activation"):
+        with pytest.raises(ValueError, match=f"^{name} is 'silu'"):
+            depthwise_conv2d(x, weight, **{name: "silu"})
     with pytest.raises(ValueError, match="residual needs stride 1"):
         depthwise_conv2d(x, weight, stride=2, residual=True)
     with pytest.raises(ValueError, match=r"weight is torch\.float64, but x is torch\.float32"):
@@ -121,6 +136,61 @@ def test_error_against_float64(kernel, stride, activation, residual, dtype, devi
 
     slope = torch.randn(function(*tensors).shape, device=device)
     assert_as_exact_as_eager(function, tensors, dtype, slope)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "activation", "dtype"),
+    [
+        (7, 3, None, torch.float32),
+        (3, 2, "gelu", torch.float16),
+        (5, 3, "relu", torch.bfloat16),
+        (3, 5, None, torch.float32),
+    ],
+)
+def test_dilation(kernel, dilation, activation, dtype, device, seed) -> None:
+    """Also where phases differ in size, and where some of them have no rows or no columns."""
+    shapes = [(2, 7, 10, 24), (1, 2, 13, 8), (2, 8, 1, 8)]
+    for shape in shapes if device.type == "cpu" else [*shapes, (8, 56, 55, 96)]:
+        tensors, _ = case(shape, kernel, True, device)
+
+        def function(x: Tensor, weight: Tensor, bias: Tensor, residual=dtype.itemsize == 2):
+            return depthwise_conv2d(
+                x, weight, bias, dilation=dilation, activation=activation, residual=residual
+            )
+
+        assert_as_exact_as_eager(function, tensors, dtype, torch.randn(shape, device=device))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"result_activation": "gelu"},
+        {"result_activation": "relu", "stride": 2},
+        {"result_activation": "gelu", "activation": "relu", "residual": True, "dilation": 2},
+    ],
+)
+def test_the_result_is_activated_where_it_is_stored(options, dtype, device, seed) -> None:
+    """Without a gradient in one kernel, with one by PyTorch, both as exactly."""
+    shape = (2, 7, 9, 40) if device.type == "cpu" else (8, 56, 56, 96)
+    (x, weight, bias), _ = case(shape, 3, True, device)
+    x, weight, bias = (t.to(dtype) for t in (x, weight, bias))
+    with torch.no_grad(), force("triton"):
+        alone = depthwise_conv2d(x, weight, bias, **options)
+    with force("triton"):
+        together = depthwise_conv2d(x, weight.requires_grad_(), bias, **options)
+    (gradient,) = torch.autograd.grad(together.sum(), weight)
+    assert gradient.isfinite().all()
+    exact = (t.detach().double() for t in (x, weight, bias))
+    with force("reference"):
+        wanted = depthwise_conv2d(*exact, **{**options, "result_activation": None})
+    wanted = getattr(F, options["result_activation"])(wanted)
+    for y in (alone, together.detach()):
+        assert y.dtype == dtype
+        error = (y.double() - wanted).abs().max() / wanted.abs().max()
+        assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
 
 
 @pytest.mark.triton
@@ -173,11 +243,16 @@ def test_random_shapes(random_cases, device, seed) -> None:
     for _ in random_cases:
         shape = tuple(draw.choice(sizes) for sizes in ((1, 2), (1, 2, 7), (1, 7, 11), (1, 24, 40)))
         kernel, stride = draw.choice((3, 5)), draw.choice((1, 2))
-        print(shape, kernel, stride)
+        dilation = draw.choice((1, 2, 3)) if stride == 1 else 1
+        print(shape, kernel, stride, dilation)
         tensors, _ = case(shape, kernel, False, device)
 
-        def function(x: Tensor, weight: Tensor, bias: None, stride: int = stride) -> Tensor:
-            return depthwise_conv2d(x, weight, bias, stride=stride, residual=stride == 1)
+        def function(
+            x: Tensor, weight: Tensor, bias: None, stride: int = stride, dilation: int = dilation
+        ) -> Tensor:
+            return depthwise_conv2d(
+                x, weight, bias, stride=stride, dilation=dilation, residual=stride == 1
+            )
 
         slope = torch.randn(function(*tensors).shape, device=device)
         assert_as_exact_as_eager(function, tensors, torch.float32, slope)
@@ -235,10 +310,10 @@ def test_every_element_is_written(device, monkeypatch) -> None:
         torch.Tensor, "new_empty", lambda x, *size, **kw: allocate(x, *size, **kw).fill_(nan)
     )
     monkeypatch.setattr(torch, "empty", lambda *size, **kw: empty(*size, **kw).fill_(nan))
-    for stride in (1, 2):
+    for options in ({"stride": 1}, {"stride": 2}, {"dilation": 3}, {"dilation": 8}):
         tensors = leaves(case((2, 5, 6, 40), 3, True, device)[0], torch.float32)
         with force("triton"):
-            y = depthwise_conv2d(*tensors, stride=stride, activation="gelu")
+            y = depthwise_conv2d(*tensors, **options, activation="gelu")
             gradients = torch.autograd.grad(y.sum(), tensors)
         assert all(x.isfinite().all() for x in (y, *gradients))
     windows = torch.randn(2, 40, 3, 3, device=device, requires_grad=True)
@@ -253,13 +328,16 @@ def test_registration(device) -> None:
     (x, weight, bias), _ = case((1, 2, 3, 8), 3, True, device)
     tensors = [t.requires_grad_() for t in (x, weight, bias)]
     x, *parameters = tensors
-    for options in ((1, "gelu", True), (2, None, False)):
+    for options in ((1, 1, "gelu", True), (2, 1, None, False), (1, 2, None, False)):
         arguments = (x, *parameters, *options, torch.float32)
         torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, arguments)
     windows = torch.randn(2, 8, 3, 3, device=device, requires_grad=True)
     x = torch.randn(2, 2, 3, 8, device=device, requires_grad=True)
-    arguments = (x, windows, None, 1, None, False, torch.float32)
+    arguments = (x, windows, None, 1, 1, None, False, torch.float32)
     torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, arguments)
+    x, weight, bias = (t.detach() for t in tensors)
+    arguments = (x, None, None, weight, bias, 1, 2, None, False, "gelu", torch.float32)
+    torch.library.opcheck(torch.ops.linsight.fused_depthwise_conv2d.default, arguments)
 
 
 @pytest.mark.triton

@@ -85,6 +85,10 @@ def cases(side: int, heads: int) -> dict[str, Case]:
             lambda *x: depthwise_conv2d(*x, stride=2),
             [(*packed, channels), weight],
         ),
+        "activated_depthwise_conv2d": (
+            lambda *x: depthwise_conv2d(*x, result_activation="gelu"),
+            [(*packed, channels), weight],
+        ),
     }
 
 
