@@ -58,10 +58,15 @@ def check_package(path: Path) -> None:
     run = subprocess.run(words, capture_output=True, text=True, check=False)
     if run.returncode:
         last = (run.stderr.strip().splitlines() or [""])[-1]
-        why = f"signal {-run.returncode}" if run.returncode < 0 else last
+        why, remedy = last, ""
+        if run.returncode < 0:
+            # A compiler that links another C++ library than PyTorch's makes such packages.
+            compiler = os.environ.get("CXX", "g++")
+            why = f"signal {-run.returncode}"
+            remedy = f"set CXX, which is {compiler}, to another C++ compiler, or "
         raise CheckpointError(
-            f"the package was built, but cannot be loaded here ({why}): --to torch writes a file "
-            "that PyTorch runs"
+            f"the package was built, but cannot be loaded here ({why}): {remedy}--to torch writes "
+            "a file that PyTorch runs"
         )
 
 
