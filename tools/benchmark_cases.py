@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, cast
 
 import timm
@@ -31,6 +32,7 @@ from linsight.kernels.mixed_state_attention import mixed_state_attention
 from linsight.kernels.polarity_attention import polarity_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
 from linsight.kernels.rotary import Rotary, rotary_tables
+from linsight.kernels.runtime.dispatch import current_choice
 
 MODELS = (
     "rala_vit_small",
@@ -142,6 +144,27 @@ class Attention(Rotated):
             rotary=self.rotary(query),
             **self.mechanism,
         )
+
+
+class PlainAttention(nn.Module):
+    """`linear_attention` of tokens (B, N, heads, D) with its defaults."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return linear_attention(query, key, value)
+
+
+class FlashBidirectional(PlainAttention):
+    """The same by flash-bidirectional-linear-attention, which takes features, (B, heads, N, D)."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if current_choice() == "reference":  # it is checked against linsight's
+            return super().forward(query, key, value)
+        from flash_bla.ops.linear_attn.fused import (  # pyright: ignore[reportMissingImports]
+            linear_attention as attend,
+        )
+
+        features = (F.elu(x) + 1 for x in (query, key))
+        return attend(*(x.transpose(1, 2) for x in (*features, value))).transpose(1, 2)
 
 
 class FocusedAttention(nn.Module):
@@ -278,6 +301,18 @@ def operators(resolution: int, batch: int) -> Iterator[Case]:
                 yield replace(
                     case, name="sdpa", peer_of=case.name, build=lambda device: SoftmaxAttention()
                 )
+            if case.name == "linear_attention" and has_flash_bidirectional():
+                yield replace(
+                    case,
+                    name="flash_bla",
+                    peer_of=case.name,
+                    build=lambda device: FlashBidirectional(),
+                )
+
+
+def has_flash_bidirectional() -> bool:
+    """Whether flash-bidirectional-linear-attention is installed, and has the GPU it runs on."""
+    return find_spec("flash_bla") is not None and torch.cuda.is_available()
 
 
 def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -> Iterator[Case]:
@@ -316,6 +351,7 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
             return [noise(height, width, 4 * channels), noise(height, width, channels)]
 
         yield case(f"{name}_projected", project, projection, (6 + more, 14), channels)
+    yield case("linear_attention", lambda device: PlainAttention(), packed, (4, 9), channels)
     norm_aware = partial(Attention, {"feature_map": "norm_aware"}, size)
     yield case("norm_aware_attention", norm_aware, packed, (4, 9), channels)
     yield case("focused_attention", partial(FocusedAttention, heads), packed, (4, 9), channels)

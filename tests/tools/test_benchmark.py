@@ -2,6 +2,8 @@
 
 import csv
 import re
+import sys
+import types
 
 import pytest
 import torch
@@ -53,6 +55,29 @@ def test_operators(tmp_path):
             assert float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
     assert (tmp_path / "operators.png").stat().st_size > 10_000
     assert not (tmp_path / "models.png").exists()
+
+
+def test_flash_bidirectional_is_a_peer_if_it_is_installed(tmp_path, monkeypatch):
+    """Here a function in its place, which takes and returns what its kernels do."""
+    calls = []
+
+    def attend(query, key, value):
+        calls.append(query.shape)
+        weights = query @ key.transpose(2, 3)
+        return weights @ value / (weights.sum(-1, keepdim=True) + 1e-6 * key.shape[2])
+
+    words = ("operators", "linear_attention", "--resolutions", "24")
+    assert run(tmp_path, *words).exit_code == 0
+    assert {row["name"] for row in rows(tmp_path)} == {"linear_attention", "reference"}
+    names = ("flash_bla", "flash_bla.ops", "flash_bla.ops.linear_attn")
+    for name in (*names, f"{names[-1]}.fused"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[f"{names[-1]}.fused"].linear_attention = attend
+    monkeypatch.setattr(benchmark_cases, "has_flash_bidirectional", lambda: True)
+    assert run(tmp_path / "beside", *words).exit_code == 0
+    got = [row for row in rows(tmp_path / "beside") if row["name"] == "flash_bla"]
+    assert {(row["peer_of"], row["check"]) for row in got} == {("linear_attention", "ok")}
+    assert set(calls) == {(2, 1, 36, 64), (2, 2, 9, 64)}
 
 
 def test_byte_floors():
