@@ -385,7 +385,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Args:
         channels: C.
-        kernel_size: k, odd.
+        kernel_size: odd, of a square window, or its rows and columns.
         dilation: distance of the tokens that it reads.
         activation: of the result, 'gelu', 'relu' or None.
     """
@@ -393,15 +393,17 @@ class DepthwiseConv2d(nn.Conv2d):
     def __init__(
         self,
         channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         dilation: int = 1,
         activation: Activation | None = None,
     ) -> None:
+        square = isinstance(kernel_size, int)
+        height, width = (kernel_size, kernel_size) if square else kernel_size
         super().__init__(
             channels,
             channels,
-            kernel_size,
-            padding=dilation * (kernel_size // 2),
+            (height, width),
+            padding=(dilation * (height // 2), dilation * (width // 2)),
             dilation=dilation,
             groups=channels,
         )
@@ -424,13 +426,13 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def _keeps_size(self) -> bool:
         """Whether this is still the convolution that the class is named after."""
-        side = self.kernel_size[0]
+        height, width = self.kernel_size
+        step = self.dilation[0]
         return (
             self.groups == self.in_channels == self.out_channels
-            and side % 2 == 1
-            and self.kernel_size == (side, side)
-            and self.dilation[0] == self.dilation[1]
-            and self.padding == (self.dilation[0] * (side // 2),) * 2
+            and height % 2 == width % 2 == 1
+            and self.dilation == (step, step)
+            and self.padding == (step * (height // 2), step * (width // 2))
             and self.stride == (1, 1)
             and self.padding_mode == "zeros"
         )

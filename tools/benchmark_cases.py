@@ -246,7 +246,7 @@ class Depthwise(nn.Conv2d):
         options: as of the operator.
     """
 
-    def __init__(self, channels: int, kernel_size: int, **options: Any) -> None:
+    def __init__(self, channels: int, kernel_size: int | tuple[int, int], **options: Any) -> None:
         super().__init__(channels, channels, kernel_size, groups=channels)
         self.options = options
 
@@ -374,10 +374,12 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
         ("depthwise_3x3_residual", channels, 3, {"residual": True}),
         ("depthwise_3x3_gelu_residual", hidden, 3, {"activation": "gelu", "residual": True}),
         ("depthwise_5x5", channels, 5, {}),
+        ("depthwise_1x11", channels, (1, 11), {}),
+        ("depthwise_11x1", channels, (11, 1), {}),
     ):
 
         def convolution(
-            device: torch.device, dim: int = dim, kernel: int = kernel, options: dict = options
+            device: torch.device, dim: int = dim, kernel: Any = kernel, options: dict = options
         ) -> nn.Module:
             return Depthwise(dim, kernel, **options)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...kernels.linear_attention import linear_attention
 from ..context import Context, Place
 from ..initialization import init_linear_layers
-from ..layers import BatchNormAct2d, Conv2d, DepthwiseConv2d, absorb_norm, normalize_tokens
+from ..layers import BatchNormAct2d, DepthwiseConv2d, absorb_norm, normalize_tokens
 from ..mlps import ActDepthwiseMlp
 from .base import TokenMixer, refuse_prefix_tokens, register_mixer
 from .projected import rename_entries
@@ -62,7 +62,9 @@ class Care(TokenMixer):
         self.num_heads = place.num_heads
         self.in_proj = self.strips = None
         if strip:
-            self.strips = nn.ModuleList(_strip(part, k) for k in ((strip, 1), (1, strip)))
+            self.strips = nn.ModuleList(
+                DepthwiseConv2d(part, window) for window in ((strip, 1), (1, strip))
+            )
         else:
             self.in_proj = nn.Linear(part, 2 * part)
         self.conv3 = DepthwiseConv2d(part, 3)
@@ -89,7 +91,9 @@ class Care(TokenMixer):
             columns, rows = self.strips
             image = as_image(x, context)
             return tokens_of(columns(image) + rows(image))
-        query, key = self.in_proj(x).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        # PyTorch adds the bias of tokens in two axes in a pass of its own, unless they are dense.
+        projected = self.in_proj(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        query, key = projected.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         return linear_attention(query, key, x.unflatten(-1, (self.num_heads, -1))).flatten(2)
 
     def init_weights(self, place: Place) -> None:
@@ -108,11 +112,6 @@ class Care(TokenMixer):
         """This mixer, with its batch norm multiplied into the interaction's first layer."""
         self.norm = absorb_norm(self.norm, self.interaction.fc1)
         return self
-
-
-def _strip(channels: int, kernel: tuple[int, int]) -> Conv2d:
-    padding = (kernel[0] // 2, kernel[1] // 2)
-    return Conv2d(channels, channels, kernel, padding=padding, groups=channels)
 
 
 def as_image(tokens: Tensor, context: Context) -> Tensor:

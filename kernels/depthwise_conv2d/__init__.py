@@ -9,8 +9,9 @@ from ..scaled_add import scaled_add
 from ..scaled_add.reference import scaled_add as add_reference
 from . import operator, reference
 
-# The sides of a window that the kernels take.
+# The sides of a square window, and the most pixels of a row or column, that the kernels take.
 TRITON_KERNELS = (3, 5, 7, 9)
+LONGEST_STRIP = 11
 
 
 def depthwise_conv2d(
@@ -34,14 +35,15 @@ def depthwise_conv2d(
 
     Args:
         x: (B, H, W, C), any strides with the last axis contiguous.
-        weight: (C, 1, k, k), k odd, in the dtype of `x` or, under autocast, any; or (B, C, k, k),
-            a window for each image, which needs stride and dilation 1 and no bias (InLine,
-            arXiv:2412.06590, section 4.2). On CUDA a k of 3, 5, 7 or 9 runs the Triton kernel, any
-            other the reference.
+        weight: (C, 1, h, w), h and w odd, in the dtype of `x` or, under autocast, any; or
+            (B, C, h, w), a window for each image, which needs stride and dilation 1 and no bias
+            (InLine, arXiv:2412.06590, section 4.2). On CUDA a square of side 3, 5, 7 or 9, and a
+            row or column of up to 11 pixels, run the Triton kernel, any other the reference.
         bias: (C,) or None.
         stride: 1 or 2; the output has ceil(H / stride) rows.
         dilation: distance of the pixels under the window, 1 or more; the padding is
-            dilation * (k // 2). Other than 1 it needs stride 1.
+            dilation * (h // 2) rows and dilation * (w // 2) columns. Other than 1 it needs
+            stride 1.
         activation: a, applied to the input first: 'gelu' (exact, erf), 'relu' or None.
         residual: add a(x) to the convolution; needs stride 1.
         result_activation: r, applied to the result, the residual included: as `activation`.
@@ -57,11 +59,12 @@ def depthwise_conv2d(
     """
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, H, W, C)")
-    channels, kernel = x.shape[3], weight.shape[-1]
-    if weight.shape != (channels, 1, kernel, kernel):
+    channels = x.shape[3]
+    if weight.ndim != 4 or weight.shape[:2] != (channels, 1):
         _check_own_windows(x, weight, bias, stride, dilation)
-    if kernel % 2 == 0:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected odd k")
+    height, width = weight.shape[2:]
+    if height % 2 == 0 or width % 2 == 0:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected odd h and w")
     if stride not in (1, 2):
         raise ValueError(f"stride is {stride}, expected 1 or 2")
     if dilation < 1 or (dilation != 1 and stride != 1):
@@ -80,7 +83,9 @@ def depthwise_conv2d(
         )
     check_vectors(channels, scale=scale)
     dtype = _result_dtype(x, weight, bias, residual)
-    by_kernel = kernel in TRITON_KERNELS and runs_triton(x)
+    is_strip = min(height, width) == 1 and max(height, width) <= LONGEST_STRIP
+    is_square = height == width and height in TRITON_KERNELS
+    by_kernel = (is_strip or is_square) and runs_triton(x)
     more = branch is not None or result_activation is not None
     if more and by_kernel and not _needs_gradient(x, branch, scale, weight, bias):
         return operator.fused_depthwise_conv2d(
@@ -100,11 +105,11 @@ def depthwise_conv2d(
 def _check_own_windows(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int
 ) -> None:
-    batch, channels, kernel = x.shape[0], x.shape[3], weight.shape[-1]
-    if weight.shape != (batch, channels, kernel, kernel):
+    batch, channels = x.shape[0], x.shape[3]
+    if weight.ndim != 4 or weight.shape[:2] != (batch, channels):
         raise ValueError(
-            f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, k, k), or "
-            f"({batch}, {channels}, k, k) for a window of each image"
+            f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, h, w), or "
+            f"({batch}, {channels}, h, w) for a window of each image"
         )
     if stride != 1 or dilation != 1 or bias is not None:
         got = f"stride {stride} and dilation {dilation}" if bias is None else "a bias"

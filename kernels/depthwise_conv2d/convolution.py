@@ -47,12 +47,12 @@ def enter_phase(at, i, j, row_stride, column_stride, dilation, DILATED: tl.const
 
 
 @triton.jit
-def load_strip(at, step, w, live, width, K: tl.constexpr, P: tl.constexpr):
+def load_strip(at, step, w, live, width, KW: tl.constexpr, P: tl.constexpr):
     """A row of a strip of P columns from `w` with its margins, column by column; `at` is the first
     margin's."""
     row = ()
-    for i in tl.static_range(P + K - 1):
-        ok = live & (w + (i - K // 2) >= 0) & (w + (i - K // 2) < width)
+    for i in tl.static_range(P + KW - 1):
+        ok = live & (w + (i - KW // 2) >= 0) & (w + (i - KW // 2) < width)
         row = row + (tl.load(at + i * step, mask=ok, other=0.0),)
     return row
 
@@ -62,7 +62,7 @@ def _convolve(
     x, weight, bias, scale, other, add, y,
     x_b, x_r, x_c, o_b, o_r, o_c, a_b, a_r, a_c, y_b, y_r, y_c,
     height, width, channels, rows, strips, step, dilation,
-    K: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     BRANCH: tl.constexpr, SCALE: tl.constexpr, RESULT: tl.constexpr, DILATED: tl.constexpr,
     BACKWARD: tl.constexpr, ADD: tl.constexpr, EXACT: tl.constexpr,
@@ -74,7 +74,8 @@ def _convolve(
     that of the one before, or the same.
     """
     SLOPE: tl.constexpr = BACKWARD and (ACTIVATION == "gelu" or ACTIVATION == "relu")
-    PAD: tl.constexpr = K // 2
+    PAD: tl.constexpr = KH // 2
+    SIDE: tl.constexpr = KW // 2
     b = tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * rows
     program, up, left, height, width = find_phase(height, width, first, dilation, DILATED)
@@ -90,33 +91,33 @@ def _convolve(
     # Rows of x above and below the map add nothing, and are left out.
     top = tl.maximum(first - PAD, 0)
     bottom = tl.minimum(last + PAD, height)
-    x += b * x_b + top.to(tl.int64) * x_r + ((w - PAD) * x_c + c)
+    x += b * x_b + top.to(tl.int64) * x_r + ((w - SIDE) * x_c + c)
     y += b * y_b + (top - PAD).to(tl.int64) * y_r + (w * y_c + c)
     weight += b * step
     if SLOPE:
         other += b * o_b + (top - PAD).to(tl.int64) * o_r + (w * o_c + c)
     if BRANCH:
-        other += b * o_b + top.to(tl.int64) * o_r + ((w - PAD) * o_c + c)
+        other += b * o_b + top.to(tl.int64) * o_r + ((w - SIDE) * o_c + c)
     if SCALE:
         factor = tl.load(scale + c, mask=live, other=0.0).to(tl.float32)
     if ADD:
         add += b * a_b + (top - PAD).to(tl.int64) * a_r + (w * a_c + c)
 
     taps = ()
-    for i in tl.static_range(K * K):
-        tap = tl.load(weight + c * (K * K) + i, mask=live, other=0.0).to(tl.float32)
-        if RESIDUAL and i == K * K // 2:
+    for i in tl.static_range(KH * KW):
+        tap = tl.load(weight + c * (KH * KW) + i, mask=live, other=0.0).to(tl.float32)
+        if RESIDUAL and i == KH * KW // 2:
             tap += 1.0
         taps = taps + (tap,)
     start = tl.zeros((LANES, BC), tl.float32)
     if BIAS:
         start += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
     sums = ()
-    for _ in tl.static_range(P * K):
+    for _ in tl.static_range(P * KH):
         sums = sums + (start,)
-    ahead = load_strip(x, x_c, w, live, width, K, P)
+    ahead = load_strip(x, x_c, w, live, width, KW, P)
     if BRANCH:
-        branch_ahead = load_strip(other, o_c, w, live, width, K, P)
+        branch_ahead = load_strip(other, o_c, w, live, width, KW, P)
     for row in range(top, bottom):
         done = row - PAD >= first
         factors = ()
@@ -128,7 +129,7 @@ def _convolve(
             if ADD:
                 addends = addends + (tl.load(add + p * a_c, mask=ok, other=0.0),)
         window = ()
-        for i in tl.static_range(P + K - 1):
+        for i in tl.static_range(P + KW - 1):
             value = ahead[i].to(tl.float32)
             if BRANCH:
                 term = branch_ahead[i].to(tl.float32)
@@ -140,23 +141,23 @@ def _convolve(
             window = window + (value,)
         # The last row is loaded twice, which is cheaper than a condition at every load.
         x += tl.where(row + 1 < bottom, x_r, 0)
-        ahead = load_strip(x, x_c, w, live, width, K, P)
+        ahead = load_strip(x, x_c, w, live, width, KW, P)
         if BRANCH:
             other += tl.where(row + 1 < bottom, o_r, 0)
-            branch_ahead = load_strip(other, o_c, w, live, width, K, P)
+            branch_ahead = load_strip(other, o_c, w, live, width, KW, P)
         fresh = ()
         for p in tl.static_range(P):
-            for j in tl.static_range(K):
-                total = sums[p * K + j]
-                for i in tl.static_range(K):
+            for j in tl.static_range(KH):
+                total = sums[p * KH + j]
+                for i in tl.static_range(KW):
                     if BACKWARD:
-                        total += taps[j * K + (K - 1 - i)] * window[p + i]
+                        total += taps[j * KW + (KW - 1 - i)] * window[p + i]
                     else:
-                        total += taps[(K - 1 - j) * K + i] * window[p + i]
+                        total += taps[(KH - 1 - j) * KW + i] * window[p + i]
                 fresh = fresh + (total,)
         sums = ()
         for p in tl.static_range(P):
-            total = fresh[p * K]
+            total = fresh[p * KH]
             if SLOPE:
                 total = activation_gradient(total, factors[p].to(tl.float32), ACTIVATION, EXACT)
             if ADD:
@@ -164,8 +165,8 @@ def _convolve(
             total = activate(total, RESULT, EXACT)
             ok = live & (w + p < width) & done
             tl.store(y + p * y_c, total.to(y.dtype.element_ty), mask=ok)
-            for j in tl.static_range(K - 1):
-                sums = sums + (fresh[p * K + j + 1],)
+            for j in tl.static_range(KH - 1):
+                sums = sums + (fresh[p * KH + j + 1],)
             sums = sums + (start,)
         y += y_r
         if SLOPE:
@@ -177,7 +178,7 @@ def _convolve(
         ends = (bottom - PAD + j >= first) & (bottom - PAD + j < last)
         for p in tl.static_range(P):
             ok = live & (w + p < width) & ends
-            total = sums[p * K + j]
+            total = sums[p * KH + j]
             if SLOPE:
                 before = tl.load(other + p * o_c, mask=ok, other=0.0).to(tl.float32)
                 total = activation_gradient(total, before, ACTIVATION, EXACT)
@@ -197,7 +198,7 @@ def _gather(
     x, weight, bias, pre, y,
     x_b, x_r, x_c, p_b, p_r, p_c, y_b, y_r, y_c,
     height, width, out_height, out_width, channels,
-    K: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESULT: tl.constexpr,
     BACKWARD: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -205,7 +206,8 @@ def _gather(
 
     Backward as in `_convolve`: an output pixel gathers the taps that fall on even places.
     """
-    PAD: tl.constexpr = K // 2
+    PAD: tl.constexpr = KH // 2
+    SIDE: tl.constexpr = KW // 2
     b = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
     live = c < channels
@@ -217,22 +219,22 @@ def _gather(
     if BIAS:
         total += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
     x += b * x_b
-    for tap in tl.static_range(K * K):
+    for tap in tl.static_range(KH * KW):
         if BACKWARD:
-            r = row + (PAD - tap // K)
-            s = column + (PAD - tap % K)
+            r = row + (PAD - tap // KW)
+            s = column + (SIDE - tap % KW)
             ok = valid & (r % 2 == 0) & (s % 2 == 0)
             r = r // 2
             s = s // 2
         else:
-            r = row * 2 + (tap // K - PAD)
-            s = column * 2 + (tap % K - PAD)
+            r = row * 2 + (tap // KW - PAD)
+            s = column * 2 + (tap % KW - SIDE)
             ok = valid
         ok = ok & (r >= 0) & (r < height) & (s >= 0) & (s < width)
         value = tl.load(x + r.to(tl.int64) * x_r + s * x_c + c, mask=ok, other=0.0).to(tl.float32)
         if not BACKWARD:
             value = activate(value, ACTIVATION, EXACT)
-        factor = tl.load(weight + c * (K * K) + tap, mask=live, other=0.0).to(tl.float32)
+        factor = tl.load(weight + c * (KH * KW) + tap, mask=live, other=0.0).to(tl.float32)
         total += value * factor
     if BACKWARD:
         at = pre + b * p_b + row.to(tl.int64) * p_r + column * p_c + c
@@ -258,7 +260,7 @@ def forward(
 ) -> None:
     """Write the convolution of `x`, at stride 1 of x + scale * branch if there is one, to `out`."""
     how = plan(
-        x.shape, x.dtype, x.device, weight.shape[-1], stride, activation, bias is not None,
+        x.shape, x.dtype, x.device, weight.shape[2:], stride, activation, bias is not None,
         residual, branch=branch is not None, scale=scale is not None,
         own=has_own_windows(x, weight), dilation=dilation, result_activation=result_activation,
     )  # fmt: skip
@@ -287,7 +289,7 @@ def input_gradient(
 ) -> None:
     """Write the gradient of `x` to `out`, at stride 1 plus `add`, which may be `out`, or None."""
     how = plan(
-        x.shape, x.dtype, x.device, weight.shape[-1], stride, activation,
+        x.shape, x.dtype, x.device, weight.shape[2:], stride, activation,
         residual=residual, add=add is not None, own=has_own_windows(x, weight), dilation=dilation,
     )  # fmt: skip
     strides = (*grad.stride()[:3], *x.stride()[:3])

@@ -5,6 +5,7 @@ registers, as sums not yet complete, so that a pixel is loaded, converted and ac
 strip and not once per tap. Two channels per thread leave room for the k * k taps.
 A program has one or more lanes, each with a strip of one block of channels. Which strip and which
 block they are is computed when the kernel runs, so that one code serves maps of every width.
+A window of one column is one of one row on the map turned round, which is a change of strides.
 With a dilation d it walks down one of d * d phases, which has every d-th pixel of every d-th row:
 there the window has no gaps. Phases are read and written where they lie in the map.
 At stride 2 the taps are gathered one by one.
@@ -37,17 +38,23 @@ class Tile:
     busy: int
 
 
-# By kernel size, and for all widths: a tile that depends on the map is compiled anew for another
-# resolution. Seven columns divide the maps of 224 px. Measured, see docs/performance.md.
+# By rows of the window, and for all widths: a tile that depends on the map is compiled anew for
+# another resolution. Seven columns divide the maps of 224 px. Squares are measured, see
+# docs/performance.md; `resident` and `busy` of one row are told from registers and instructions.
 CONVOLVE = {
+    1: Tile(7, 1, 12, 10),
     3: Tile(7, 1, 18, 30), 5: Tile(7, 1, 11, 8), 7: Tile(4, 1, 9, 9), 9: Tile(4, 1, 8, 8),
 }  # fmt: skip
 # With the gradient of an activation, whose input takes registers of its own.
 SLOPE = {
+    1: Tile(7, 1, 14, 8),
     3: Tile(4, 1, 24, 40), 5: Tile(4, 1, 14, 14), 7: Tile(4, 1, 9, 9), 9: Tile(4, 1, 8, 8),
 }  # fmt: skip
 # Four strips side by side share what they read twice.
-WEIGH = {3: Tile(7, 4, 3, 5), 5: Tile(7, 4, 2, 3), 7: Tile(4, 4, 2, 3), 9: Tile(4, 4, 2, 2)}
+WEIGH = {
+    1: Tile(7, 1, 10, 8),
+    3: Tile(7, 4, 3, 5), 5: Tile(7, 4, 2, 3), 7: Tile(4, 4, 2, 3), 9: Tile(4, 4, 2, 2),
+}  # fmt: skip
 # Pixels and channels per program at stride 2, and output rows per part of the weight gradient.
 PIXELS, CHANNELS, PART_ROWS = 32, 64, 4
 # The tile that sums the programs' parts: many rows, so that many loads are under way.
@@ -76,7 +83,7 @@ def plan(
     shape: torch.Size,
     dtype: torch.dtype,
     device: torch.device,
-    kernel: int,
+    window: tuple[int, int],
     stride: int,
     activation: str | None,
     bias: bool = False,
@@ -92,7 +99,7 @@ def plan(
 
     Args:
         shape, dtype, device: of the input.
-        kernel: the side of the window.
+        window: rows and columns of the window: a square, or one row.
         stride, dilation, activation, residual, result_activation: as in `depthwise_conv2d`.
         bias: whether the result has a bias.
         add: whether a tensor is added to the input's gradient.
@@ -100,9 +107,11 @@ def plan(
         own: whether each image has a window of its own.
     """
     batch, height, width, channels = shape
+    tall, broad = window
+    taps = tall * broad
     # From the window of an image to that of the next one.
-    step = channels * kernel * kernel if own else 0
-    flags = {"K": kernel, "ACTIVATION": activation, "EXACT": dtype == torch.float32}
+    step = channels * taps if own else 0
+    flags = {"KH": tall, "KW": broad, "ACTIVATION": activation, "EXACT": dtype == torch.float32}
     forward = {"BIAS": bias, "BACKWARD": False, "RESULT": result_activation}
     backward = {"BIAS": False, "BACKWARD": True, "RESULT": None}
     if stride == 1:
@@ -113,7 +122,7 @@ def plan(
         def make_map(tile: Tile, flags: dict) -> Launch:
             programs, strips, constants = _cut(tile, wide, channels)
             programs *= phases
-            rows, _ = _share(tile, kernel, programs, high, batch, 1, 0, device)
+            rows, _ = _share(tile, tall, programs, high, batch, 1, 0, device)
             grid = (programs, triton.cdiv(high, rows), batch)
             constants |= {"RESIDUAL": residual, "DILATED": dilation > 1, **flags}
             return Launch(grid, (*shape[1:], rows, strips, step, dilation), constants)
@@ -121,21 +130,21 @@ def plan(
         slope = activation is not None
         maps = (
             make_map(
-                CONVOLVE[kernel],
+                CONVOLVE[tall],
                 {"ADD": False, "BRANCH": branch, "SCALE": scale, **forward, **flags},
             ),
             make_map(
-                SLOPE[kernel] if slope else CONVOLVE[kernel],
+                SLOPE[tall] if slope else CONVOLVE[tall],
                 {"ADD": add, "BRANCH": False, "SCALE": False, **backward, **flags},
             ),
         )
-        tile = WEIGH[kernel]
+        tile = WEIGH[tall]
         programs, strips, constants = _cut(tile, wide, channels)
         programs *= phases
         # The parts are float32, written and read again.
-        end = 2 * (kernel * kernel + 1) // tile.columns
+        end = 2 * (taps + 1) // tile.columns
         most = 1 if own else batch
-        rows, images = _share(tile, kernel, programs, high, batch, most, end, device)
+        rows, images = _share(tile, tall, programs, high, batch, most, end, device)
         chunks, many = triton.cdiv(high, rows), triton.cdiv(batch, images)
         weight_gradient = Launch(
             (programs, chunks, many),
@@ -162,11 +171,10 @@ def plan(
         chunks = triton.cdiv(small[0], rows)
         count, sums = batch * chunks, 1
         weight_gradient = Launch(
-            (triton.cdiv(channels, CHANNELS), chunks * (kernel * kernel + 1), batch),
+            (triton.cdiv(channels, CHANNELS), chunks * (taps + 1), batch),
             (height, width, *small, channels, rows),
             constants,
         )
-    taps = kernel * kernel
     sum_parts = Launch(
         (taps + 1, triton.cdiv(channels, SUM_COLUMNS), sums),
         (count // max(sums, 1), channels),
@@ -177,8 +185,11 @@ def plan(
 
 def _cut(tile: Tile, width: int, channels: int) -> tuple[int, int, dict[str, int]]:
     """Programs per phase, strips per block of channels, and the constants of a stride-1 kernel."""
-    # A warp has one strip of 64 channels, or two of 32 where that pads the channels less.
-    block = min((64, 32), key=lambda block: triton.cdiv(channels, block) * block)
+    # A warp has one strip of 64 channels, or more strips of fewer where that pads them less.
+    if channels > 16:
+        block = min((64, 32), key=lambda block: triton.cdiv(channels, block) * block)
+    else:
+        block = 16 if channels > 8 else 8
     lanes = tile.warps * 64 // block
     strips = triton.cdiv(width, tile.columns)
     constants = {
@@ -188,12 +199,13 @@ def _cut(tile: Tile, width: int, channels: int) -> tuple[int, int, dict[str, int
 
 
 def _share(
-    tile: Tile, kernel: int, programs: int, height: int, batch: int, most: int, end: int,
+    tile: Tile, tall: int, programs: int, height: int, batch: int, most: int, end: int,
     device: torch.device,
 ) -> tuple[int, int]:  # fmt: skip
     """Rows and images per program, for the shortest time of the whole device.
 
     Args:
+        tall: rows of the window.
         programs: those that walk down one image.
         most: the most images per program.
         end: what a program does at its end, in rows.
@@ -204,11 +216,11 @@ def _share(
         count = programs * triton.cdiv(height, rows) * triton.cdiv(batch, images)
         waves, rest = divmod(triton.cdiv(count, multiprocessors), tile.resident)
         row = waves * max(tile.resident, tile.busy) + (max(rest, tile.busy) if rest else 0)
-        return row * (images * (rows + kernel + 1) + end)
+        return row * (images * (rows + tall + 1) + end)
 
     choices = [
         (triton.cdiv(height, chunks), 1 << power)
-        for chunks in range(1, max(1, height // kernel) + 1)
+        for chunks in range(1, max(1, height // tall) + 1)
         for power in range(most.bit_length())
     ]
     return min(choices, key=lambda choice: time(*choice))

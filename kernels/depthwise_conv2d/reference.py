@@ -28,7 +28,7 @@ def depthwise_conv2d(
     elif by_phases:
         y = convolve_phases(image, weight, bias, dilation)
     else:
-        padding = dilation * (weight.shape[-1] // 2)
+        padding = tuple(dilation * (side // 2) for side in weight.shape[2:])
         y = F.conv2d(image, weight, bias, stride, padding, dilation, groups=weight.shape[0])
     y = y.permute(0, 2, 3, 1)
     if not residual:
@@ -51,31 +51,32 @@ def convolve_phases(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: in
     x = F.pad(x, (0, -width % dilation, 0, -height % dilation)).permute(0, 2, 3, 1)
     x = x.unflatten(2, (-1, dilation)).unflatten(1, (-1, dilation)).permute(0, 2, 4, 5, 1, 3)
     phases = x.flatten(0, 2)
-    y = F.conv2d(phases, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    y = F.conv2d(phases, weight, bias, padding=padding, groups=weight.shape[0])
     y = y.unflatten(0, (-1, dilation, dilation)).permute(0, 3, 4, 1, 5, 2)
     return y.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
 
 
 def convolve_each(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve each image of x (B, C, H, W) with its own windows (B, C, k, k)."""
+    """Convolve each image of x (B, C, H, W) with its own windows (B, C, h, w)."""
     batch, channels, height, width = x.shape
-    size = weight.shape[-1]
+    high, wide = weight.shape[2:]
     # The number of groups would specialise an exported graph to this batch size, and no images
     # would make no groups, which PyTorch refuses.
     if torch.compiler.is_exporting() or batch == 0:
-        x = F.pad(x, (size // 2,) * 4)
+        x = F.pad(x, (wide // 2, wide // 2, high // 2, high // 2))
         return reduce(
             torch.add,
             (
                 x[:, :, i : i + height, j : j + width] * weight[:, :, i, j, None, None]
-                for i in range(size)
-                for j in range(size)
+                for i in range(high)
+                for j in range(wide)
             ),
         )
     y = F.conv2d(
         x.reshape(1, batch * channels, height, width),
-        weight.reshape(batch * channels, 1, size, size),
-        padding=size // 2,
+        weight.reshape(batch * channels, 1, high, wide),
+        padding=(high // 2, wide // 2),
         groups=batch * channels,
     )
     return y.view(batch, channels, height, width)

@@ -15,10 +15,10 @@ from .reference import has_own_windows
 
 @triton.jit
 def _load_row(
-    x, grad, x_c, g_c, w, live, width, inside, K: tl.constexpr, P: tl.constexpr
+    x, grad, x_c, g_c, w, live, width, inside, KW: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
     """A row of the gradient with its margins, and the strip's row of x, if `inside` the map."""
-    slopes = load_strip(grad, g_c, w, live, width, K, P)
+    slopes = load_strip(grad, g_c, w, live, width, KW, P)
     values = ()
     for p in tl.static_range(P):
         ok = live & (w + p < width) & inside
@@ -31,15 +31,17 @@ def _weigh(
     x, grad, parts,
     x_b, x_r, x_c, g_b, g_r, g_c,
     height, width, channels, rows, strips, batch, images, dilation,
-    K: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, P: tl.constexpr, LANES: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, DILATED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Stride 1: each lane's part of the weight gradient, (K * K + 1, channels), bias last.
+    """Stride 1: each lane's part of the weight gradient, (KH * KW + 1, channels), bias last.
 
     The strips partition the columns of x in a phase, the row chunks the rows of the gradient, and
     the programs the phases and images, so that every product is counted once.
     """
-    PAD: tl.constexpr = K // 2
+    PAD: tl.constexpr = KH // 2
+    SIDE: tl.constexpr = KW // 2
+    TAPS: tl.constexpr = KH * KW
     first = tl.program_id(1) * rows
     program, up, left, height, width = find_phase(height, width, first, dilation, DILATED)
     x, x_r, x_c = enter_phase(x, up, left, x_r, x_c, dilation, DILATED)
@@ -49,19 +51,19 @@ def _weigh(
     live = c < channels
     w = (lane % strips) * P
     last = tl.minimum(first + rows, height)
-    # Rows first - PAD .. first + PAD - 1 of x; the loop brings the K-th of its window.
+    # Rows first - PAD .. first + PAD - 1 of x; the loop brings the last of its window.
     b = tl.program_id(2) * images
     x += b.to(tl.int64) * x_b + (first - PAD).to(tl.int64) * x_r + (w * x_c + c)
-    grad += b.to(tl.int64) * g_b + first.to(tl.int64) * g_r + ((w - PAD) * g_c + c)
+    grad += b.to(tl.int64) * g_b + first.to(tl.int64) * g_r + ((w - SIDE) * g_c + c)
 
     sums = ()
-    for _ in tl.static_range(K * K + 1):
+    for _ in tl.static_range(TAPS + 1):
         sums = sums + (tl.zeros((LANES, BC), tl.float32),)
     for _ in range(b, tl.minimum(b + images, batch)):
         at = x
         slope_at = grad
         window = ()
-        for j in tl.static_range(K - 1):
+        for j in tl.static_range(KH - 1):
             row = first + (j - PAD)
             for p in tl.static_range(P):
                 ok = live & (w + p < width) & (row >= 0) & (row < height)
@@ -70,11 +72,11 @@ def _weigh(
                 window = window + (value,)
             at += x_r
         slopes_ahead, values_ahead = _load_row(
-            at, slope_at, x_c, g_c, w, live, width, first + PAD < height, K, P
+            at, slope_at, x_c, g_c, w, live, width, first + PAD < height, KW, P
         )
         for row in range(first, last):
             slopes = ()
-            for i in tl.static_range(P + K - 1):
+            for i in tl.static_range(P + KW - 1):
                 slopes = slopes + (slopes_ahead[i].to(tl.float32),)
             for p in tl.static_range(P):
                 value = values_ahead[p].to(tl.float32)
@@ -84,21 +86,21 @@ def _weigh(
             slope_at += tl.where(row + 1 < last, g_r, 0)
             inside = (row + 1 + PAD < height) & (row + 1 < last)
             slopes_ahead, values_ahead = _load_row(
-                at, slope_at, x_c, g_c, w, live, width, inside, K, P
+                at, slope_at, x_c, g_c, w, live, width, inside, KW, P
             )
             fresh = ()
-            for j in tl.static_range(K):
-                for i in tl.static_range(K):
-                    total = sums[j * K + i]
+            for j in tl.static_range(KH):
+                for i in tl.static_range(KW):
+                    total = sums[j * KW + i]
                     for p in tl.static_range(P):
-                        total += window[j * P + p] * slopes[p + (K - 1 - i)]
+                        total += window[j * P + p] * slopes[p + (KW - 1 - i)]
                     fresh = fresh + (total,)
-            total = sums[K * K]
+            total = sums[TAPS]
             for p in tl.static_range(P):
-                total += slopes[p + PAD]
+                total += slopes[p + SIDE]
             sums = fresh + (total,)
             rest = ()
-            for p in tl.static_range(P * (K - 1)):
+            for p in tl.static_range(P * (KH - 1)):
                 rest = rest + (window[P + p],)
             window = rest
         x += x_b
@@ -108,8 +110,8 @@ def _weigh(
     if DILATED:
         place = (place * dilation + up) * dilation + left
     place = place * strips + lane % strips
-    parts += place.to(tl.int64) * ((K * K + 1) * channels) + c
-    for i in tl.static_range(K * K + 1):
+    parts += place.to(tl.int64) * ((TAPS + 1) * channels) + c
+    for i in tl.static_range(TAPS + 1):
         tl.store(parts + i * channels, sums[i], mask=live)
 
 
@@ -118,14 +120,16 @@ def _weigh_taps(
     x, grad, parts,
     x_b, x_r, x_c, g_b, g_r, g_c,
     height, width, out_height, out_width, channels, rows,
-    K: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
     ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Stride 2: one tap's part of the weight gradient over one chunk of the output's pixels."""
-    PAD: tl.constexpr = K // 2
+    PAD: tl.constexpr = KH // 2
+    SIDE: tl.constexpr = KW // 2
+    TAPS: tl.constexpr = KH * KW
     b = tl.program_id(2).to(tl.int64)
-    tap = tl.program_id(1) % (K * K + 1)
-    chunk = tl.program_id(1) // (K * K + 1)
+    tap = tl.program_id(1) % (TAPS + 1)
+    chunk = tl.program_id(1) // (TAPS + 1)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     live = (c < channels)[None, :]
     x += b * x_b
@@ -139,15 +143,15 @@ def _weigh_taps(
         ok = live & (pixel < last)
         at = grad + row.to(tl.int64) * g_r + column * g_c + c[None, :]
         slope = tl.load(at, mask=ok, other=0.0).to(tl.float32)
-        r = row * 2 + (tap // K - PAD)
-        s = column * 2 + (tap % K - PAD)
-        ok = ok & (r >= 0) & (r < height) & (s >= 0) & (s < width) & (tap < K * K)
+        r = row * 2 + (tap // KW - PAD)
+        s = column * 2 + (tap % KW - SIDE)
+        ok = ok & (r >= 0) & (r < height) & (s >= 0) & (s < width) & (tap < TAPS)
         at = x + r.to(tl.int64) * x_r + s * x_c + c[None, :]
         value = tl.load(at, mask=ok, other=0.0).to(tl.float32)
         value = activate(value, ACTIVATION, EXACT)
-        total += slope * tl.where(tap < K * K, value, 1.0)
-    chunks = tl.num_programs(1) // (K * K + 1)
-    place = (tl.program_id(2) * chunks + chunk) * (K * K + 1) + tap
+        total += slope * tl.where(tap < TAPS, value, 1.0)
+    chunks = tl.num_programs(1) // (TAPS + 1)
+    place = (tl.program_id(2) * chunks + chunk) * (TAPS + 1) + tap
     tl.store(parts + place.to(tl.int64) * channels + c, tl.sum(total, 0), mask=c < channels)
 
 
@@ -176,12 +180,12 @@ def weight_gradient(
     grad: Tensor, x: Tensor, stride: int, activation: str | None, dweight: Tensor, dbias: Tensor,
     dilation: int = 1,
 ) -> None:  # fmt: skip
-    """Write the gradients of weight (channels, 1, k, k) and bias to `dweight` and `dbias`.
+    """Write the gradients of weight (channels, 1, h, w) and bias to `dweight` and `dbias`.
 
-    With a window for each image they are (B, channels, k, k) and, per image, (B * channels,).
+    With a window for each image they are (B, channels, h, w) and, per image, (B * channels,).
     """
     how = plan(
-        x.shape, x.dtype, x.device, dweight.shape[-1], stride, activation,
+        x.shape, x.dtype, x.device, dweight.shape[2:], stride, activation,
         own=has_own_windows(x, dweight), dilation=dilation,
     )  # fmt: skip
     parts = torch.empty(how.parts, dtype=torch.float32, device=x.device)

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 import linsight.backbones  # noqa: F401 -- registers the models
 from linsight.backbones.initialization import shapes_only
+from linsight.backbones.layers import DepthwiseConv2d
 from linsight.backbones.norms import LayerNorm
 from linsight.kernels import force, layer_norm
 from linsight.kernels.runtime import compilation, dispatch, rehearsal
@@ -121,6 +122,13 @@ def test_how_many_kernels_a_model_compiles(name: str, hopper: None) -> None:
     assert found == BUDGETS[name], Counter(variant.kernel for variant in added)
     # Whatever the resolution, nothing is left to compile.
     assert collect(model, replace(TRAINING, shape=(2, 3, 736, 1111))) <= both
+
+
+def test_a_convolution_by_columns_compiles_nothing_beside_one_by_rows(hopper: None) -> None:
+    how = replace(TRAINING, shape=(2, 32, 14, 13))
+    rows, columns = (collect(DepthwiseConv2d(32, window), how) for window in ((1, 11), (11, 1)))
+    assert columns == rows
+    assert len(rows) == 4
 
 
 class Norms(nn.Module):

@@ -1,5 +1,6 @@
 """Depthwise convolution: the reference against PyTorch's pieces, Triton against both."""
 
+import math
 import random
 
 import pytest
@@ -16,27 +17,27 @@ from .numerics import assert_as_exact_as_eager, leaves
 
 def direct(x: Tensor, weight: Tensor, bias: Tensor, stride: int, dilation: int = 1) -> Tensor:
     """Pixel by pixel, tap by tap."""
-    kernel = weight.shape[-1]
+    high, wide = weight.shape[2:]
     batch, height, width, _ = x.shape
     rows, columns = -(-height // stride), -(-width // stride)
     y = bias.expand(batch, rows, columns, -1).clone()
     for r in range(rows):
         for c in range(columns):
-            for i in range(kernel):
-                for j in range(kernel):
-                    row = r * stride + (i - kernel // 2) * dilation
-                    column = c * stride + (j - kernel // 2) * dilation
+            for i in range(high):
+                for j in range(wide):
+                    row = r * stride + (i - high // 2) * dilation
+                    column = c * stride + (j - wide // 2) * dilation
                     if 0 <= row < height and 0 <= column < width:
                         y[:, r, c] += x[:, row, column] * weight[:, 0, i, j]
     return y
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("window", [(1, 1), (3, 3), (5, 5), (1, 11), (7, 1), (3, 5)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_reference_is_the_sum(kernel: int, stride: int) -> None:
+def test_reference_is_the_sum(window: tuple[int, int], stride: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 4, 3, dtype=torch.float64)
-    weight = torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
+    weight = torch.randn(3, 1, *window, dtype=torch.float64)
     bias = torch.randn(3, dtype=torch.float64)
     y = depthwise_conv2d(x, weight, bias, stride=stride)
     torch.testing.assert_close(y, direct(x, weight, bias, stride))
@@ -49,20 +50,22 @@ def test_reference_is_the_sum(kernel: int, stride: int) -> None:
             torch.testing.assert_close(y, of_activation + activate(x))
 
 
+@pytest.mark.parametrize("window", [(5, 5), (7, 1), (1, 5)])
 @pytest.mark.parametrize("dilation", [2, 3, 5])
-def test_reference_skips_pixels(dilation: int) -> None:
+def test_reference_skips_pixels(dilation: int, window: tuple[int, int]) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 7, 4, 3, dtype=torch.float64)
-    weight = torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    weight = torch.randn(3, 1, *window, dtype=torch.float64)
     bias = torch.randn(3, dtype=torch.float64)
     y = depthwise_conv2d(x, weight, bias, dilation=dilation)
     torch.testing.assert_close(y, direct(x, weight, bias, 1, dilation))
 
 
+@pytest.mark.parametrize("window", [(3, 3), (5, 1), (1, 5)])
 @pytest.mark.parametrize(("stride", "residual"), [(1, True), (2, False)])
-def test_reference_gradient(stride: int, residual: bool) -> None:
+def test_reference_gradient(stride: int, residual: bool, window: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    shapes = ((1, 4, 5, 2), (2, 1, 3, 3), (2,))
+    shapes = ((1, 4, 5, 2), (2, 1, *window), (2,))
     tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
 
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -77,10 +80,14 @@ def test_errors_name_the_argument() -> None:
     x, weight = torch.randn(1, 4, 4, 6), torch.randn(6, 1, 3, 3)
     with pytest.raises(ValueError, match="x has shape"):
         depthwise_conv2d(x[0], weight)
-    with pytest.raises(ValueError, match=r"weight has shape .* expected \(6, 1, k, k\)"):
-        depthwise_conv2d(x, weight[:3])
-    with pytest.raises(ValueError, match=r"or \(1, 6, k, k\) for a window of each image"):
+    for wrong in (weight[:3], weight[:, 0]):
+        with pytest.raises(ValueError, match=r"weight has shape .* expected \(6, 1, h, w\)"):
+            depthwise_conv2d(x, wrong)
+    with pytest.raises(ValueError, match=r"or \(1, 6, h, w\) for a window of each image"):
         depthwise_conv2d(x, torch.randn(2, 6, 3, 3))
+    for even in (weight[:, :, 1:], weight[..., 1:]):
+        with pytest.raises(ValueError, match="expected odd h and w"):
+            depthwise_conv2d(x, even)
     for options in ({"stride": 2}, {"dilation": 2}, {"bias": torch.randn(6)}):
         with pytest.raises(ValueError, match="which needs stride and dilation 1 and no bias"):
             depthwise_conv2d(x.expand(2, -1, -1, -1), torch.randn(2, 6, 3, 3), **options)
@@ -99,12 +106,19 @@ def test_errors_name_the_argument() -> None:
 
 
 def case(
-    shape: tuple[int, int, int, int], kernel: int, bias: bool, device: torch.device
+    shape: tuple[int, int, int, int],
+    kernel: int | tuple[int, int],
+    bias: bool,
+    device: torch.device,
 ) -> tuple[list[Tensor | None], Tensor]:
-    """A map sliced out of a packed projection, its parameters, and a gradient to send back."""
+    """A map sliced out of a packed projection, its parameters, and a gradient to send back.
+
+    A kernel is the side of a square, or rows and columns.
+    """
     *outer, channels = shape
+    window = (kernel, kernel) if isinstance(kernel, int) else kernel
     x = torch.randn(*outer, 3, channels, device=device)[..., 1, :]
-    weight = torch.randn(channels, 1, kernel, kernel, device=device) / kernel
+    weight = torch.randn(channels, 1, *window, device=device) / math.prod(window) ** 0.5
     return [x, weight, torch.randn(channels, device=device) if bias else None], x
 
 
@@ -122,10 +136,14 @@ def case(
         (9, 1, None, False, torch.float32),
         (3, 2, "gelu", False, torch.float32),
         (5, 2, None, False, torch.float16),
+        ((1, 11), 1, None, False, torch.float32),
+        ((11, 1), 1, None, False, torch.bfloat16),
+        ((11, 1), 1, "gelu", True, torch.float16),
+        ((7, 1), 2, "relu", False, torch.float32),
     ],
 )
 def test_error_against_float64(kernel, stride, activation, residual, dtype, device, seed) -> None:
-    small = (1, 5, 9, 40) if kernel <= 5 else (1, 3, 5, 8)
+    small = (1, 3, 5, 8) if kernel in (7, 9) else (1, 5, 9, 40)
     shape = small if device.type == "cpu" else (8, 56, 56, 224)
     tensors, _ = case(shape, kernel, True, device)
 
@@ -146,6 +164,8 @@ def test_error_against_float64(kernel, stride, activation, residual, dtype, devi
         (3, 2, "gelu", torch.float16),
         (5, 3, "relu", torch.bfloat16),
         (3, 5, None, torch.float32),
+        ((5, 1), 2, None, torch.float32),
+        ((1, 11), 3, "relu", torch.bfloat16),
     ],
 )
 def test_dilation(kernel, dilation, activation, dtype, device, seed) -> None:
@@ -241,8 +261,9 @@ def test_a_branch_is_added_where_it_is_loaded(kernel, activation, dtype, scaled,
 def test_random_shapes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
     for _ in random_cases:
-        shape = tuple(draw.choice(sizes) for sizes in ((1, 2), (1, 2, 7), (1, 7, 11), (1, 24, 40)))
-        kernel, stride = draw.choice((3, 5)), draw.choice((1, 2))
+        sides = ((1, 2), (1, 2, 7), (1, 7, 11), (1, 8, 16, 24, 40))
+        shape = tuple(draw.choice(sizes) for sizes in sides)
+        kernel, stride = draw.choice((3, 5, (1, 11), (11, 1), (3, 1))), draw.choice((1, 2))
         dilation = draw.choice((1, 2, 3)) if stride == 1 else 1
         print(shape, kernel, stride, dilation)
         tensors, _ = case(shape, kernel, False, device)
@@ -261,12 +282,18 @@ def test_random_shapes(random_cases, device, seed) -> None:
 @pytest.mark.triton
 @pytest.mark.parametrize(
     ("kernel", "dtype", "residual"),
-    [(3, torch.float32, False), (3, torch.bfloat16, False), (5, torch.float16, True)],
+    [
+        (3, torch.float32, False),
+        (3, torch.bfloat16, False),
+        (5, torch.float16, True),
+        ((9, 1), torch.float32, True),
+    ],
 )
 def test_a_window_for_each_image(kernel, dtype, residual, device, seed) -> None:
     shape = (3, 5, 9, 40) if device.type == "cpu" else (8, 56, 56, 96)
     (x, weight, _), _ = case(shape, kernel, False, device)
-    windows = torch.randn(shape[0], *weight.shape[:1], kernel, kernel, device=device) / kernel
+    windows = torch.stack([weight, *torch.randn(shape[0] - 1, *weight.shape, device=device)])
+    windows = windows.squeeze(2)
 
     def function(x: Tensor, windows: Tensor) -> Tensor:
         return depthwise_conv2d(x, windows, residual=residual)
@@ -310,8 +337,11 @@ def test_every_element_is_written(device, monkeypatch) -> None:
         torch.Tensor, "new_empty", lambda x, *size, **kw: allocate(x, *size, **kw).fill_(nan)
     )
     monkeypatch.setattr(torch, "empty", lambda *size, **kw: empty(*size, **kw).fill_(nan))
-    for options in ({"stride": 1}, {"stride": 2}, {"dilation": 3}, {"dilation": 8}):
-        tensors = leaves(case((2, 5, 6, 40), 3, True, device)[0], torch.float32)
+    for kernel, options in (
+        *((3, {"stride": 1}), (3, {"stride": 2}), (3, {"dilation": 3}), (3, {"dilation": 8})),
+        *(((1, 11), {}), ((11, 1), {}), ((3, 1), {"stride": 2}), ((5, 1), {"dilation": 3})),
+    ):
+        tensors = leaves(case((2, 5, 6, 40), kernel, True, device)[0], torch.float32)
         with force("triton"):
             y = depthwise_conv2d(*tensors, **options, activation="gelu")
             gradients = torch.autograd.grad(y.sum(), tensors)
@@ -331,6 +361,9 @@ def test_registration(device) -> None:
     for options in ((1, 1, "gelu", True), (2, 1, None, False), (1, 2, None, False)):
         arguments = (x, *parameters, *options, torch.float32)
         torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, arguments)
+    column = torch.randn(8, 1, 5, 1, device=device, requires_grad=True)
+    arguments = (x, column, parameters[1], 1, 1, None, False, torch.float32)
+    torch.library.opcheck(torch.ops.linsight.depthwise_conv2d.default, arguments)
     windows = torch.randn(2, 8, 3, 3, device=device, requires_grad=True)
     x = torch.randn(2, 2, 3, 8, device=device, requires_grad=True)
     arguments = (x, windows, None, 1, 1, None, False, torch.float32)

@@ -246,10 +246,10 @@ def test_layer_norm(channels: int, kernel_names: list) -> None:
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", None])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_convolution(stride: int, activation: str | None, kernel_names: list) -> None:
+@pytest.mark.parametrize(("stride", "window"), [(1, (3, 3)), (2, (3, 3)), (1, (11, 1))])
+def test_depthwise_convolution(stride, window, activation, kernel_names: list) -> None:
     x = torch.zeros(2, 14, 13, 48, dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.zeros(48, 1, 3, 3, requires_grad=True)
+    weight = torch.zeros(48, 1, *window, requires_grad=True)
     arguments = (weight, weight[:, 0, 0, 0], stride, 1, activation, stride == 1, x.dtype)
     y = torch.ops.linsight.depthwise_conv2d(x, *arguments)
     y.backward(y.detach())
