@@ -2,8 +2,8 @@
 
 The gradient of a linear layer's bias is the sum of its result's gradient over the tokens, for which
 PyTorch's kernel takes several times as long as its bytes need. A layer with its own gradient would
-be another layer to whoever looks at it, with hooks, adapters or observers. A dispatch mode touches no
-layer; it costs the host Python at every operator, which does not matter while a pass is recorded.
+be another layer to whoever looks at it, with hooks, adapters or observers. A dispatch mode touches
+no layer, and costs the host Python at every operator, which does not matter in a recording.
 """
 
 from typing import Any
