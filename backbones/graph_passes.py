@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from .graph_sums import FastSums
 from .graph_weights import ConversionWatch, convert
 
 
@@ -385,7 +386,7 @@ class TrainingPass(Pass):
             self.slopes = [torch.zeros_like(x) for x in self.roots]
         leaves = [x for x in (*self.inputs, *self.leaves.values()) if x.requires_grad]
         # A backward pass runs outside autocast.
-        with torch.autocast(self.recorder.device_type, enabled=False):
+        with FastSums(), torch.autocast(self.recorder.device_type, enabled=False):
             found = torch.autograd.grad(self.roots, leaves, self.slopes, allow_unused=True)
         # With the layout of its tensor a gradient is taken over without a further copy.
         return [

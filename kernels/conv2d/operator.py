@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..column_sum.operator import run_sum
 from ..runtime.dispatch import channels_last
 from ..runtime.operator import Operator
 from ..runtime.program import cache_launches
@@ -34,14 +35,6 @@ def _run_finish(y, bias, activation):
     return y
 
 
-@cache_launches
-def _run_sums(grad, dtype):
-    """The sums over pixels."""
-    from .finish import sum_columns
-
-    return sum_columns(grad).to(dtype)
-
-
 def _run_with_bias(x, weight, bias, stride, padding, dilation, groups):
     return convolve(x, weight, bias, stride, padding, dilation, groups, None)
 
@@ -60,7 +53,9 @@ def _differentiate_with_bias(ctx, grad):
         grad, channels_last(x), weight, None, stride, padding, dilation, False, (0, 0), groups,
         (*ctx.needs_input_grad[:2], False),
     )  # fmt: skip
-    dbias = _run_sums(grad, ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+    dbias = None
+    if ctx.needs_input_grad[2]:
+        dbias = run_sum(grad.permute(0, 2, 3, 1).flatten(0, 2), ctx.bias_dtype)
     return dx, dweight, dbias, None, None, None, None
 
 

@@ -10,9 +10,6 @@ from ..runtime.launch import Launch, cache_plan, count_multiprocessors
 WARPS = 4
 # Elements of a program that adds a bias: 16 bytes per load and thread, two of them under way.
 ELEMENTS = 2048
-# The tile of the sum over pixels, and its programs per multiprocessor: enough loads under way to
-# fill the memory's pipe.
-SUM_ROWS, SUM_COLUMNS, SUM_RESIDENT = 64, 64, 8
 # Of a tile of an image's convolution: the most channels of the result; its elements and the most
 # taps of a step, forward and of the weight's gradient, which reads image and gradient once for all
 # its taps.
@@ -25,15 +22,6 @@ GRADIENT_RESIDENT = 8
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The launches for a map of results, and the shape of the parts of its sum over pixels."""
-
-    finish: Launch
-    sum_columns: Launch
-    parts: tuple[int, int]
-
-
-@dataclass(frozen=True)
 class ImagePlan:
     """The launches for an image, and the shape of the parts of the weight's gradient."""
 
@@ -43,10 +31,8 @@ class ImagePlan:
 
 
 @cache_plan
-def plan(
-    shape: torch.Size, dtype: torch.dtype, device: torch.device, activation: str | None = None
-) -> Plan:
-    """Plan for results of one shape (B, C, H, W)."""
+def plan(shape: torch.Size, dtype: torch.dtype, activation: str | None) -> Launch:
+    """The launch for results of one shape (B, C, H, W)."""
     channels = shape[1]
     pixels = shape.numel() // channels
     padded = triton.next_power_of_2(channels)
@@ -55,17 +41,7 @@ def plan(
         "C": channels, "P": padded, "ROWS": rows, "ACTIVATION": activation,
         "EXACT": dtype.itemsize == 4, "num_warps": WARPS,
     }  # fmt: skip
-    blocks = triton.cdiv(channels, SUM_COLUMNS)
-    steps = triton.cdiv(pixels, SUM_ROWS)
-    programs = max(1, SUM_RESIDENT * count_multiprocessors(device) // blocks)
-    per = triton.cdiv(steps, programs) * SUM_ROWS
-    programs = triton.cdiv(pixels, per) if per else 0
-    tile = {"ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS, "num_warps": WARPS}
-    return Plan(
-        finish=Launch((triton.cdiv(pixels, rows),), (pixels,), constants),
-        sum_columns=Launch((blocks, programs), (pixels, per, channels), tile),
-        parts=(programs, channels),
-    )
+    return Launch((triton.cdiv(pixels, rows),), (pixels,), constants)
 
 
 @cache_plan

@@ -5,6 +5,7 @@ import io
 import logging
 import pickle
 import random
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -14,7 +15,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import linsight
-from linsight.backbones import graph_passes, graphs
+from linsight.backbones import graph_passes, graph_sums, graphs
+from linsight.backbones.graph_sums import FastSums
 from linsight.backbones.norms import set_training_progress
 from linsight.kernels.runtime.private import get_call
 
@@ -165,6 +167,106 @@ def test_weights_are_converted_at_once(kind, alone):
         with Count() as count:
             found._replay()
     assert (count.alone, count.together) == (1 + alone, 1)
+
+
+class Adapted(nn.Linear):
+    """A user's layer: a linear one with a term of low rank."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Linear(inputs, 2, bias=False), nn.Linear(2, outputs)
+
+    def forward(self, x):
+        return super().forward(x) + self.up(self.down(x))
+
+
+class Tokens(nn.Module):
+    """Biases of maps, tokens and single vectors, and positions, which a batch shares."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 8), Adapted(8, 6), nn.Linear(6, 5)
+        self.positions = nn.Parameter(torch.randn(1, 36, 8))
+
+    def forward(self, x):
+        x = self.first(x.permute(0, 2, 3, 1)).flatten(1, 2)
+        x = self.second((x + self.positions.to(x.dtype)).relu())
+        return self.head(x.mean(1))
+
+
+@pytest.fixture
+def summed(monkeypatch):
+    """The shapes of what `column_sum` is given by a recorded pass."""
+    shapes, run = [], graph_sums.column_sum
+
+    def take(x, dtype):
+        shapes.append(tuple(x.shape))
+        return run(x, dtype=dtype)
+
+    monkeypatch.setattr(graph_sums, "column_sum", take)
+    return shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None], ids=str)
+def test_biases_are_summed_by_the_operator(dtype, summed):
+    """While a pass is recorded, in half precision; hooks of parameters get the same."""
+    torch.manual_seed(0)
+    eager = Tokens()
+    model = linsight.capture_training(copy.deepcopy(eager))
+    seen = {each: {} for each in (eager, model)}
+    for each in (eager, model):
+        for name, p in each.named_parameters():
+            p.register_hook(lambda g, name=name, each=each: seen[each].update({name: g.clone()}))
+    for i in range(3):
+        for each in (eager, model):
+            before = len(summed)
+            with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+                y = each(images(seed=i))
+            y.float().square().sum().backward()
+            if each is eager or i == 0:
+                assert len(summed) == before, "eager passes are PyTorch's"
+        names = [name for name, _ in eager.named_parameters()]
+        assert_same(*([seen[each][name] for name in names] for each in (eager, model)))
+    assert_same(*({n: p.grad for n, p in each.named_parameters()} for each in (eager, model)))
+    # Twice in rehearsal, once recorded, and here again in each of two replays.
+    each_pass = [(4, 5), (144, 6), (144, 6), (4, 288), (144, 8)] if dtype else []
+    assert summed == 5 * each_pass
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "axes", "taken"),
+    [
+        ((6, 4), (4, 1), [0], (6, 4)),
+        ((2, 3, 4), (12, 4, 1), [0, 1], (6, 4)),
+        ((2, 3, 4), (12, 4, 1), [0], (2, 12)),
+        ((2, 3, 4), (12, 4, 1), [1], None),
+        ((2, 3, 4), (12, 4, 1), [0, 2], None),
+        ((6, 4), (4, 1), [1], None),
+        ((6, 4), (4, 1), [0, 1], None),
+        ((6, 4), (4, 1), [], None),
+        ((6,), (1,), [0], None),
+        ((), (), [0], None),
+        ((0, 4), (4, 1), [0], None),
+        ((6, 4), (1, 6), [0], None),
+        ((6, 4), (0, 0), [0], None),
+        ((6, 4), (8, 1), [0], None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("wanted", [None, torch.float32], ids=str)
+def test_which_sums_the_operator_takes(shape, strides, axes, taken, keepdim, wanted, summed):
+    """Those of half precision over leading axes of what lies in one piece."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.int64):
+        summed.clear()
+        x = torch.arange(48).to(dtype).as_strided(shape, strides)
+        found = []
+        for mode in (nullcontext(), FastSums()):
+            with mode:
+                found.append(x.sum(axes, keepdim, dtype=wanted))
+        assert found[0].dtype == found[1].dtype
+        assert_same(*found)
+        assert summed == ([taken] if taken and dtype.itemsize == 2 else [])
 
 
 @pytest.mark.parametrize("shared", ["layer", "weight"])

@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import linsight
+from linsight.kernels.column_sum import operator
 from linsight.kernels.runtime.private import get_call
 
 from .graph_stand import compare_two_processes
@@ -142,6 +143,29 @@ def test_other_models(name):
     assert replays(model) == 2
     for eager, graphed in zip(*loops, strict=True):
         assert distance(graphed, eager) < 5e-2
+
+
+def test_biases_are_summed_by_the_operator(monkeypatch):
+    """In two rehearsals and the recording, for layers of tokens, and no worse than eager sums."""
+    taken, run = [], operator.column_sum
+    monkeypatch.setattr(
+        operator, "column_sum", lambda *args: taken.append(tuple(args[0].shape)) or run(*args)
+    )
+    layer = nn.Linear(64, 96).cuda()
+    errors = []
+    for capture in (lambda model: model, linsight.capture_training):
+        model = capture(copy.deepcopy(layer))
+        for i in range(3):
+            x = torch.randn(16, 784, 64, generator=torch.Generator().manual_seed(i)).cuda()
+            model.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                y = model(x)
+            y.backward(y.detach())
+        exact = y.detach().double().sum((0, 1))
+        errors.append(distance([model.bias.grad], [exact]))
+    assert replays(model) == 2
+    assert taken == 3 * [(16 * 784, 96)]
+    assert errors[1] <= 2 * max(errors[0], torch.finfo(torch.bfloat16).eps / 2)
 
 
 def test_drop_path_is_fresh():

@@ -10,6 +10,7 @@ import torch
 from linsight.kernels import (
     agent_attention,  # noqa: F401
     batch_norm,
+    column_sum,
     conv2d,
     flow_attention,  # noqa: F401
     focused_linear_attention,  # noqa: F401
@@ -214,7 +215,7 @@ def test_convolution_with_bias(kernel_names: list, monkeypatch) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = conv2d.conv2d(torch.zeros(2, 12, 7, 5), weight, bias)
     y.backward(y.detach())
-    assert kernel_names == ["_finish", "_sum_columns"]
+    assert kernel_names == ["_finish", "_sum_columns", "_sum_columns"]
 
 
 def test_scaled_add(kernel_names: list) -> None:
@@ -222,6 +223,13 @@ def test_scaled_add(kernel_names: list) -> None:
     y = scaled_add.operator.scaled_add(x, x, torch.zeros(320, requires_grad=True))
     y.backward(x.detach())
     assert kernel_names == ["_forward", "_backward"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [96, 10])
+def test_column_sum(channels: int, dtype: torch.dtype, kernel_names: list) -> None:
+    column_sum.operator.run_sum(torch.zeros(1000, channels, dtype=dtype), dtype)
+    assert kernel_names == ["_sum_columns", "_sum_columns"]
 
 
 def test_rotary(kernel_names: list) -> None:
