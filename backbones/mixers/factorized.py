@@ -1,7 +1,9 @@
 """Factorised attention (FaViT, arXiv:2312.08614): shares of the channels, and few keys for each."""
 
 from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from ...kernels.window_pool import window_pool
 from ..context import Context, Place
 from ..initialization import init_as_convolution
 from ..layers import DepthwiseConv2d
-from ..norms import LayerNorm
+from ..norms import LayerNorm, is_plain
 from .attention_map import attend, make_attention_drop
 from .base import TokenMixer, refuse_prefix_tokens, register_mixer
 from .projected import rename_entries
@@ -41,6 +43,16 @@ class LocalShare(nn.Module):
         value = key_value.chunk(2, -1)[1].flatten(2)
         local = convolve(self.local, value, (self.window_size, self.window_size))
         return key_value, local.unflatten(2, (self.num_heads, -1))
+
+    def fuse(self) -> nn.Module:
+        """This share, whose two projections are one, if nothing stands between them."""
+        first, last = self.fc, self.key_value
+        if is_plain(first) and is_plain(last) and first.bias is not None and last.bias is not None:
+            with torch.no_grad():
+                last.bias.add_(last.weight @ first.bias)
+                last.weight.copy_(last.weight @ first.weight)
+            self.fc = nn.Identity()
+        return self
 
 
 def convolve(layer: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -88,9 +100,7 @@ class Factorized(TokenMixer):
         self.local = DepthwiseConv2d(self.global_dim, 3)
         self.depthwise = DepthwiseConv2d(local, 3)
         self.pointwise = nn.Linear(local, local)
-        self.shares = nn.ModuleList(
-            LocalShare(share, heads, window_size) for _ in dilations
-        )
+        self.shares = nn.ModuleList(LocalShare(share, heads, window_size) for _ in dilations)
         self.attn_drop = make_attention_drop()
         self.out_proj = nn.Linear(dim, dim)
 
@@ -102,7 +112,7 @@ class Factorized(TokenMixer):
             values, heads=self.num_heads, window=self.window_size, dilations=self.dilations
         )
         shares = [share(tokens) for share, tokens in zip(self.shares, places, strict=True)]
-        drops = [part.attn_drop for part in (self, *self.shares)]
+        drops: list[Any] = [part.attn_drop for part in (self, *self.shares)]
         attentions = None
         if any(drop is not None for drop in drops):
             attentions = [partial(attend, attn_drop=drop) for drop in drops]

@@ -14,7 +14,7 @@ def _calls(parts):
     yield slice(start, None), slice(2, 4 if second is None else 6)
 
 
-def _prepare(parts):
+def _prepare(parts) -> list:
     return [None if x is None else x.contiguous() for x in parts]
 
 
@@ -40,8 +40,8 @@ def _run_backward(grad, query, *parts):
     dquery, *dparts = results = _run_backward_fake(grad, query, *parts)
     grad, query, parts = rows_contiguous(grad), rows_contiguous(query), _prepare(parts)
     for channels, which in _calls(parts):
-        tensors = (x[..., channels] for x in (grad, query, dquery))
-        backward(*tensors, parts[which], dparts[which])
+        g, q, dq = (x[..., channels] for x in (grad, query, dquery))
+        backward(g, q, dq, parts[which], dparts[which])
     return results
 
 

@@ -20,10 +20,10 @@ from ..runtime.launch import Launch, Tile, cache_plan, pad_size, split_tokens
 from . import MOST_KEYS
 
 # By padded head width; chosen by registers and spills in the machine code.
-ATTEND = {32: Tile(128, 4, 2, 4, 128), 64: Tile(128, 4, 2, 3, 128), 128: Tile(64, 4, 2, 2, 128)}
+ATTEND = {32: Tile(64, 4, 2, 6, 64), 64: Tile(64, 4, 2, 5, 64), 128: Tile(64, 4, 2, 3, 64)}
 GRADIENT = {32: Tile(64, 4, 2, 3, 128), 64: Tile(64, 4, 1, 2, 128), 128: Tile(64, 8, 1, 1, 256)}
 # float32 multiplies without tensor cores, and holds its operands in registers.
-WIDE = {32: Tile(32, 8, 1, 2, 64), 64: Tile(16, 8, 1, 2, 64), 128: Tile(16, 16, 1, 1, 64)}
+WIDE = {32: Tile(16, 8, 1, 2, 64), 64: Tile(16, 16, 1, 1, 64), 128: Tile(16, 16, 1, 1, 64)}
 # Elements per program that sums over splits.
 FINISH = 1024
 

@@ -14,8 +14,9 @@ import triton
 
 from ..runtime.launch import Launch, cache_plan
 
-# Elements of a tile, and the most entries of a run that are summed in one step.
-ELEMENTS, RUN = 1024, 16
+# Elements of a tile, forward and backward, chosen by registers and spills in the machine code; and
+# the most entries of a run that are summed in one step.
+POOLED, SPREAD, RUN = 1024, 512, 16
 WARPS = 4
 
 
@@ -50,15 +51,15 @@ def plan(
         run = min(RUN, triton.next_power_of_2(squares))
         pieces = count_pieces(height, extent * down), count_pieces(width, extent * across)
         pool = Launch(
-            (triton.cdiv(rows, ELEMENTS // run), batch),
+            (triton.cdiv(rows, POOLED // run), batch),
             (*sizes, rows),
             {
-                "D": depth, "ROWS": ELEMENTS // run, "RUN": run, "FOLDED": max(pieces) > 2,
+                "D": depth, "ROWS": POOLED // run, "RUN": run, "FOLDED": max(pieces) > 2,
                 "num_warps": WARPS,
             },
         )  # fmt: skip
         padded = triton.next_power_of_2(depth)
-        tokens = max(1, ELEMENTS // padded)
+        tokens = max(1, SPREAD // padded)
         spread = Launch(
             (triton.cdiv(height * width, tokens), heads, batch),
             (*sizes, *pieces),

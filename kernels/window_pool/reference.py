@@ -8,9 +8,7 @@ from torch import Tensor
 from ..runtime.dispatch import cache_constants
 
 
-def window_pool(
-    x: Tensor, heads: int, window: int, dilations: Sequence[int]
-) -> tuple[Tensor, ...]:
+def window_pool(x: Tensor, heads: int, window: int, dilations: Sequence[int]) -> tuple[Tensor, ...]:
     """Gather the squares' tokens and average; see the public function."""
     shares = x.chunk(len(dilations), -1)
     return tuple(

@@ -68,7 +68,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(landmark, "MOST_LANDMARKS", 16)
         monkeypatch.setattr(polarity, "ROWS", 4)
         monkeypatch.setattr(softmax, "choose_tiles", lambda *args: (tile, tile))
-        monkeypatch.setattr(pool, "ELEMENTS", 128)
+        monkeypatch.setattr(pool, "POOLED", 128)
+        monkeypatch.setattr(pool, "SPREAD", 128)
         monkeypatch.setattr(pool, "RUN", 4)
 
 
