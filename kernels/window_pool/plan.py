@@ -59,7 +59,7 @@ def plan(
             },
         )  # fmt: skip
         padded = triton.next_power_of_2(depth)
-        tokens = max(1, SPREAD // padded)
+        tokens = max(1, SPREAD // max(32, padded))
         spread = Launch(
             (triton.cdiv(height * width, tokens), heads, batch),
             (*sizes, *pieces),
