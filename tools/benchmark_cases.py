@@ -33,6 +33,7 @@ from linsight.kernels.polarity_attention import polarity_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
 from linsight.kernels.rotary import Rotary, rotary_tables
 from linsight.kernels.runtime.dispatch import current_choice
+from linsight.kernels.softmax_attention import attention_of_parts
 
 MODELS = (
     "rala_vit_small",
@@ -238,6 +239,14 @@ class SoftmaxAttention(nn.Module):
         ).transpose(1, 2)
 
 
+class AttentionOfParts(nn.Module):
+    """`attention_of_parts` of tokens (B, N, C), a whole and two shares."""
+
+    def forward(self, query: Tensor, *parts: Tensor) -> Tensor:
+        whole, *shares = zip(parts[::2], parts[1::2], strict=True)
+        return attention_of_parts(query, whole, shares)
+
+
 class Depthwise(nn.Conv2d):
     """`depthwise_conv2d` of a map (B, H, W, C).
 
@@ -368,6 +377,14 @@ def _operators(size: tuple[int, int], heads: int, resolution: int, batch: int) -
     yield case("hash_attention", partial(HashAttention, heads), pair, (3, 5), channels)
     mixed_states = partial(MixedStateAttention, size)
     yield case("mixed_state_attention", mixed_states, packed, (4, 9), channels)
+
+    def parts(noise: Noise) -> list[Tensor]:
+        # FaViT's: an eighth of the channels for the whole, the rest for two shares.
+        sizes = (1, channels // 8), *[(heads, 7 * HEAD // 16)] * 2
+        keys = [noise(49, h, n * width) for h, width in sizes for n in (2, 1)]
+        return [noise(tokens, channels), *keys, noise(tokens, channels)]
+
+    yield case("attention_of_parts", lambda _: AttentionOfParts(), parts, (2, 3), channels)
     hidden = channels * 7 // 2
     for name, dim, kernel, options in (
         ("depthwise_3x3", channels, 3, {}),

@@ -1,75 +1,63 @@
 """Factorised attention (FaViT, arXiv:2312.08614): shares of the channels, and few keys for each."""
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.runtime.dispatch import cache_constants
+from ...kernels.softmax_attention import attention_of_parts
+from ...kernels.window_pool import window_pool
 from ..context import Context, Place
 from ..initialization import init_as_convolution
 from ..layers import DepthwiseConv2d
-from ..norms import LayerNorm
+from ..norms import LayerNorm, is_plain
 from .attention_map import attend, make_attention_drop
 from .base import TokenMixer, refuse_prefix_tokens, register_mixer
 from .projected import rename_entries
 
 
 class LocalShare(nn.Module):
-    """Keys and values of a share of the channels, from the places of one window.
-
-    The map is cut into squares, of each of which w x w tokens are read, `dilation` apart. For each
-    place in a square, and each head, the values of all squares are averaged, and projected.
+    """Keys and values of a share of the channels, for the places of a window.
 
     Args:
         dim: channels of the share, a multiple of `num_heads`.
         num_heads: heads, which share the projections.
         window_size: w.
-        dilation: distance between the tokens that are read.
     """
 
-    def __init__(self, dim: int, num_heads: int, window_size: int, dilation: int) -> None:
+    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
         super().__init__()
-        self.num_heads, self.window_size, self.dilation = num_heads, window_size, dilation
+        self.num_heads, self.window_size = num_heads, window_size
         width = dim // num_heads
         self.fc = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.local = DepthwiseConv2d(dim, 3)
         self.attn_drop = make_attention_drop()
 
-    def forward(self, query: Tensor, x: Tensor) -> Tensor:
-        """Attention (B, N, C) of queries (B, heads, N, D) to a map x (B, H, W, C)."""
-        key, value = self.key_value(self.fc(self.pool(x))).chunk(2, -1)
-        window = (self.window_size, self.window_size)
-        image = value.transpose(2, 3).flatten(1, 2).unflatten(2, window)
-        local = self.local(image).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
-        y = attend(query, key, value + local, self.attn_drop)
-        return y.transpose(1, 2).flatten(2)
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, w^2, heads, 2 D) of tokens (B, w^2, heads, D), and what is added to
+        the values."""
+        key_value = self.key_value(self.fc(tokens))
+        value = key_value.chunk(2, -1)[1].flatten(2)
+        local = convolve(self.local, value, (self.window_size, self.window_size))
+        return key_value, local.unflatten(2, (self.num_heads, -1))
 
-    def pool(self, x: Tensor) -> Tensor:
-        """(B, heads, w^2, D) averages over the squares of a map (B, H, W, C)."""
-        extent = self.dilation * (self.window_size - 1) + 1
-        down, across = ((side + extent - 1) // extent for side in x.shape[1:3])
-        rows, columns = (
-            places(side, squares, self.window_size, self.dilation, x.device)
-            for side, squares in zip(x.shape[1:3], (down, across), strict=True)
-        )
-        x = x[:, rows[:, None], columns].unflatten(3, (self.num_heads, -1))
-        x = x.unflatten(2, (across, self.window_size)).unflatten(1, (down, self.window_size))
-        x = x.permute(0, 5, 2, 4, 1, 3, 6)  # (B, heads, w, w, down, across, D)
-        # The authors' code pools the table of squares and channels as one row, in which the channel
-        # changes first, to D averages of equal runs: so channels are mixed.
-        return x.flatten(4).unflatten(4, (-1, down * across)).mean(-1).flatten(2, 3)
+    def fuse(self) -> nn.Module:
+        """This share, whose two projections are one, if nothing stands between them."""
+        first, last = self.fc, self.key_value
+        if is_plain(first) and is_plain(last) and first.bias is not None and last.bias is not None:
+            with torch.no_grad():
+                last.bias.add_(last.weight @ first.bias)
+                last.weight.copy_(last.weight @ first.weight)
+            self.fc = nn.Identity()
+        return self
 
 
-@cache_constants
-def places(side: int, squares: int, window: int, dilation: int, device: torch.device) -> Tensor:
-    """The tokens that are read along an axis: some per square, beyond the map its reflection."""
-    number = torch.arange(squares * window, device=device)
-    square, step = number // window, number % window
-    extent = dilation * (window - 1) + 1
-    period = 2 * side - 2 if side > 1 else 1
-    place = (square * extent + step * dilation) % period
-    return torch.minimum(place, period - place)
+def convolve(layer: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """A convolution of tokens (B, N, C), which are a map of some size."""
+    return layer(x.unflatten(1, size).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 @register_mixer("factorized")
@@ -103,6 +91,7 @@ class Factorized(TokenMixer):
             )
         local = share * len(dilations)
         self.num_heads, self.reduction = heads, reduction
+        self.window_size, self.dilations = window_size, dilations
         self.global_dim = dim - local
         self.query = nn.Linear(dim, dim)
         self.reduce = nn.Conv2d(self.global_dim, self.global_dim, reduction, stride=reduction)
@@ -111,38 +100,36 @@ class Factorized(TokenMixer):
         self.local = DepthwiseConv2d(self.global_dim, 3)
         self.depthwise = DepthwiseConv2d(local, 3)
         self.pointwise = nn.Linear(local, local)
-        self.shares = nn.ModuleList(
-            LocalShare(share, heads, window_size, dilation) for dilation in dilations
-        )
+        self.shares = nn.ModuleList(LocalShare(share, heads, window_size) for _ in dilations)
         self.attn_drop = make_attention_drop()
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         image = x.unflatten(1, context.size).permute(0, 3, 1, 2)
-        parts = (self.global_dim, x.shape[-1] - self.global_dim)
-        whole, local = self.query(x).split(parts, -1)
-        reduced, image = image.split(parts, 1)
-        outputs = [self.attend_whole(whole, reduced)]
+        reduced, image = image.split((self.global_dim, x.shape[-1] - self.global_dim), 1)
         values = self.pointwise(self.depthwise(image).permute(0, 2, 3, 1))
-        queries = local.unflatten(-1, (self.num_heads, len(self.shares), -1)).permute(3, 0, 2, 1, 4)
-        for share, query, value in zip(
-            self.shares, queries, values.chunk(len(self.shares), -1), strict=True
-        ):
-            outputs.append(share(query, value))
-        return self.out_proj(torch.cat(outputs, -1))
+        places = window_pool(
+            values, heads=self.num_heads, window=self.window_size, dilations=self.dilations
+        )
+        shares = [share(tokens) for share, tokens in zip(self.shares, places, strict=True)]
+        drops: list[Any] = [part.attn_drop for part in (self, *self.shares)]
+        attentions = None
+        if any(drop is not None for drop in drops):
+            attentions = [partial(attend, attn_drop=drop) for drop in drops]
+        y = attention_of_parts(self.query(x), self.reduce_map(reduced), shares, attentions)
+        return self.out_proj(y)
 
-    def attend_whole(self, query: Tensor, image: Tensor) -> Tensor:
-        """Attention (B, N, C) of queries (B, N, C) to a map (B, C, H, W) that is made smaller."""
+    def reduce_map(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, M, 1, 2 C) of a map (B, C, H, W) that is made smaller, and what is
+        added to the values."""
         # A map loses what a multiple of the stride leaves over, but a smaller one is padded.
         if min(image.shape[2:]) < self.reduction:
             bottom, right = (max(self.reduction - side, 0) for side in image.shape[2:])
             image = F.pad(image, (0, right, 0, bottom))
         reduced = self.reduce(image)
-        tokens = self.norm(reduced.flatten(2).transpose(1, 2))
-        key, value = self.key_value(tokens).chunk(2, -1)
-        local = self.local(value.transpose(1, 2).unflatten(2, reduced.shape[2:]))
-        value = value + local.flatten(2).transpose(1, 2)
-        return attend(query[:, None], key[:, None], value[:, None], self.attn_drop)[:, 0]
+        key_value = self.key_value(self.norm(reduced.flatten(2).transpose(1, 2)))
+        local = convolve(self.local, key_value.chunk(2, -1)[1], reduced.shape[2:])
+        return key_value[:, :, None], local[:, :, None]
 
     def init_weights(self, place: Place) -> None:
         super().init_weights(place)

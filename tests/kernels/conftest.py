@@ -52,6 +52,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         from linsight.kernels.mixed_state_attention import plan as mixed
         from linsight.kernels.polarity_attention import plan as polarity
         from linsight.kernels.runtime.launch import Tile
+        from linsight.kernels.softmax_attention import plan as softmax
+        from linsight.kernels.window_pool import plan as pool
 
         tile = Tile(block=16, warps=1, stages=1, resident=2, least=16)
         monkeypatch.setattr(linear, "choose_tile", lambda *args: tile)
@@ -65,6 +67,10 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gaussian, "MOST_LANDMARKS", 16)
         monkeypatch.setattr(landmark, "MOST_LANDMARKS", 16)
         monkeypatch.setattr(polarity, "ROWS", 4)
+        monkeypatch.setattr(softmax, "choose_tiles", lambda *args: (tile, tile))
+        monkeypatch.setattr(pool, "POOLED", 128)
+        monkeypatch.setattr(pool, "SPREAD", 128)
+        monkeypatch.setattr(pool, "RUN", 4)
 
 
 def compile_whole(function: Callable) -> Callable:

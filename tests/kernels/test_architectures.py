@@ -28,7 +28,7 @@ MODELS = (
     *("rala_vit_small", "mala_vit_base", "nala_vit_small", "soft_vit_small", "agent_swin_tiny"),
     *("softmax_cswin_tiny", "inline_pvt_tiny", "flatten_swin_tiny", "pola_pvt_tiny"),
     *("flowformer_19", "mhla_deit_tiny", "ecoformer_pvtv2_b0", "slab_swin_tiny", "van_b0"),
-    "care_s0",
+    *("care_s0", "favit_b1"),
 )
 
 

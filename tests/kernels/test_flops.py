@@ -8,7 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from linsight.kernels import force
 from linsight.kernels.agent_attention import agent_attention
@@ -23,6 +27,7 @@ from linsight.kernels.mixed_state_attention import mixed_state_attention
 from linsight.kernels.newton_inverse import newton_inverse
 from linsight.kernels.polarity_attention import polarity_attention
 from linsight.kernels.projected_linear_attention import projected_linear_attention
+from linsight.kernels.softmax_attention import attention_of_parts
 from linsight.kernels.window_attention import window_attention
 
 Case = tuple[Callable[..., Tensor], list[tuple[int, ...]]]
@@ -131,3 +136,21 @@ def test_backward_counts_what_the_reference_does(name: str) -> None:
     case = cases(7, 2)[name]
     expected = count(case, "reference", "cpu", gradient=True)
     assert count(case, "triton", "meta", gradient=True) == pytest.approx(expected, rel=0.01)
+
+
+def test_attention_of_parts_counts_what_pytorchs_fused_attention_does() -> None:
+    """On a CPU PyTorch's counter does not see the reference, which calls its fused attention."""
+
+    def attend(query: Tensor, *parts: Tensor) -> Tensor:
+        return attention_of_parts(query, parts[:2], [parts[2:4], parts[4:]])
+
+    pairs = ((2, 6, 1, 5), (2, 9, 3, 7), (2, 9, 3, 7))
+    shapes = [(*shape[:3], n * shape[3]) for shape in pairs for n in (2, 1)]
+    case = attend, [(2, 11, 5 + 2 * 3 * 7), *shapes]
+    forward = backward = 0
+    for batch, keys, heads, width in pairs:
+        query, key = (batch, heads, 11, width), (batch, heads, keys, width)
+        forward += sdpa_flop_count(query, key, key)
+        backward += sdpa_backward_flop_count(query, query, key, key)
+    assert count(case, "triton", "meta", gradient=False) == forward
+    assert count(case, "triton", "meta", gradient=True) == forward + backward

@@ -23,7 +23,9 @@ from linsight.kernels import (
     projected_softmax_attention,
     rotary,
     scaled_add,
+    softmax_attention,  # noqa: F401
     window_attention,  # noqa: F401
+    window_pool,  # noqa: F401
 )
 from linsight.kernels.rotary import rotary_tables
 from linsight.kernels.runtime.dispatch import HAS_TRITON
@@ -301,6 +303,28 @@ def test_gaussian_attention(marks: int, dtype: torch.dtype, kernel_names: list) 
     assert {"_gather", "_apply", "_scatter", "_token_gradient"} <= set(kernel_names)
     assert {"_landmark_kernel", "_landmark_kernel_gradient"} <= set(kernel_names)
     assert ("_landmark_gradient" in kernel_names) == (marks > 64)
+
+
+@pytest.mark.parametrize(
+    ("width", "shares", "dtype"),
+    [(28, 2, torch.bfloat16), (56, 1, torch.float16), (84, 1, torch.float32)],
+)
+def test_attention_of_parts(width: int, shares: int, dtype: torch.dtype, kernel_names) -> None:
+    query = torch.zeros(2, 196, 16 + shares * 2 * width, dtype=dtype, requires_grad=True)
+    whole = [torch.zeros(2, 49, 1, 16 * n, dtype=dtype, requires_grad=True) for n in (2, 1)]
+    parts = [torch.zeros(2, 49, 2, n * width, dtype=dtype) for n in (2, 1)] * shares
+    parts += [None] * (4 - len(parts))
+    y = torch.ops.linsight.attention_of_parts(query, *whole, *parts)
+    y.backward(y.detach())
+    assert kernel_names == ["_attend"] * 2 + ["_gradient", "_finish"] * 2
+
+
+@pytest.mark.parametrize(("size", "depth"), [((28, 30), 28), ((7, 7), 56), ((2, 3), 7)])
+def test_window_pool(size: tuple[int, int], depth: int, kernel_names: list) -> None:
+    x = torch.zeros(2, *size, 4 * depth, dtype=torch.bfloat16, requires_grad=True)
+    y = torch.ops.linsight.window_pool(x, 2, 7, [1, 4])
+    y.backward(y.detach())
+    assert kernel_names == ["_pool"] * 2 + ["_spread"] * 2
 
 
 def test_newton_inverse(kernel_names: list) -> None:
