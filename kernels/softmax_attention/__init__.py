@@ -38,7 +38,23 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         and runs_onednn(query, key, value)
     ):
         return _by_products(query, key, value)
+    if query.is_cuda and query.dtype == torch.float32:
+        width = value.shape[-1]
+        aligned = (align(x) for x in (query, key, value))
+        y = F.scaled_dot_product_attention(*aligned, scale=query.shape[-1] ** -0.5)
+        return y[..., :width]
     return F.scaled_dot_product_attention(query, key, value)
+
+
+def align(x: Tensor) -> Tensor:
+    """x with rows that begin at multiples of 16 bytes, and zeros behind channels of other widths.
+
+    PyTorch has no float32 kernel for others on recent GPUs, and raises an error instead.
+    """
+    if x.shape[-1] % 4:
+        return F.pad(x, (0, -x.shape[-1] % 4))
+    is_aligned = x.storage_offset() % 4 == 0 and all(step % 4 == 0 for step in x.stride()[:-1])
+    return x if is_aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

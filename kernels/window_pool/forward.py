@@ -38,7 +38,8 @@ def _pool(
     down_by = (place // window * dilation)[:, None]
     across_by = (place % window * dilation)[:, None]
     squares = down * across
-    total = tl.zeros((ROWS,), tl.float32)
+    # Triton 3.6 mixes rows up where a loop adds the sums of its tiles.
+    total = tl.zeros((ROWS, RUN), tl.float32)
     for start in range(0, squares, RUN):
         step = start + tl.arange(0, RUN)[None, :]
         entry = (row % D)[:, None] * squares + step
@@ -47,8 +48,8 @@ def _pool(
         j = _reflect(square % across * extent + across_by, width, FOLDED)
         at = i.to(tl.int64) * x_y + j.to(tl.int64) * x_x + head[:, None] * D + entry % D
         ok = (row < rows)[:, None] & (step < squares)
-        total += tl.sum(tl.load(x + at, mask=ok, other=0.0).to(tl.float32), 1)
-    average = total / squares.to(tl.float32)
+        total += tl.load(x + at, mask=ok, other=0.0).to(tl.float32)
+    average = tl.sum(total, 1) / squares.to(tl.float32)
     tl.store(out + b * rows + row, average.to(out.dtype.element_ty), mask=row < rows)
 
 

@@ -187,6 +187,20 @@ def test_dtypes_that_differ_run_the_reference(device, monkeypatch) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("width", [5, 8])
+def test_softmax_attention_of_rows_at_any_address(width, device) -> None:
+    """PyTorch's float32 kernels for recent GPUs refuse such, which are copied."""
+    x = torch.randn(2, 3, 7, 3 * width + 1, device=device)[..., 1:]
+    tensors = x.split(width, -1)
+    for copy in map(package.align, tensors):
+        assert all(step % 4 == 0 for step in (copy.storage_offset(), *copy.stride()[:-1]))
+    y = softmax_attention(*tensors)
+    exact = softmax_attention(*(each.double() for each in tensors))
+    assert y.shape == (2, 3, 7, width)
+    torch.testing.assert_close(y.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.triton
 def test_no_tokens(device) -> None:
     tensors = leaves(case(0, 3, 2, 5, device), torch.float32)
     with force("triton"):
