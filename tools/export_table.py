@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import timm
 import torch
 import typer
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
@@ -95,11 +96,16 @@ def subject_of(model: str, task: str, onnx: bool) -> Subject:
     config.model.backbone.update(model_name=model, **options)
     if task in ("Faster R-CNN", "Cascade R-CNN"):
         config.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
+    return build_untrained(config, model, onnx)
+
+
+def build_untrained(config: Config, name: str, onnx: bool = False) -> Subject:
+    """The segmentor or detector of a config, with random weights; errors call it `name`."""
     with quiet_mmdet(), DefaultScope.overwrite_default_scope(config.default_scope):
         # Some of mmdet's classes change the config that they are built of.
         built = MODELS.build(copy.deepcopy(config.model))
     _enliven(built)
-    return dense_subject(Run(config, None, built.state_dict()), model, onnx)
+    return dense_subject(Run(config, None, built.state_dict()), name, onnx)
 
 
 def _enliven(model: nn.Module) -> None:
