@@ -101,6 +101,17 @@ class QuietRunner(SafeRunner):
         self.param_schedulers = drop_empty_schedules(self.param_schedulers, len(loop.dataloader))
         return loop
 
+    def load_or_resume(self) -> None:
+        """Load the checkpoint, and say so if the training that it is of has nothing left to do."""
+        super().load_or_resume()
+        loop: Any = self._train_loop
+        if isinstance(loop, BaseLoop) and loop.iter >= loop.max_iters:
+            done = f"{loop.epoch} epochs" if loop.max_epochs > 1 else f"{loop.iter} iterations"
+            self.logger.warning(
+                f"The training has done its {done}: a larger train_cfg.max_epochs or max_iters, or "
+                "--epochs, goes on with it"
+            )
+
 
 def _concerns_user(record: logging.LogRecord) -> bool:
     text = record.getMessage()

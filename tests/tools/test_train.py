@@ -68,6 +68,7 @@ class TestTrain:
         output = (trained[1].parent / "output.txt").read_text()
         assert "Epoch(train) [1][3/3]" in output
         assert "accuracy/top1" in output
+        assert "The training has done" not in output
         assert "1 of 12 images could not be read: class_1/2.png" in output
         assert "System environment" not in output
         assert "deprecated" not in output
@@ -123,6 +124,7 @@ class TestTrain:
             "default_hooks.predictions=None",
         )
         assert "resumed epoch: 3" in output
+        assert "The training has done its 3 epochs" in output
 
     @pytest.mark.parametrize("kind", ["soft", "hard"])
     def test_learns_from_a_teacher(self, trained, tmp_path, kind):
