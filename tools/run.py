@@ -104,8 +104,10 @@ class QuietRunner(SafeRunner):
     def load_or_resume(self) -> None:
         """Load the checkpoint, and say so if the training that it is of has nothing left to do."""
         super().load_or_resume()
-        loop: Any = self._train_loop
-        if isinstance(loop, BaseLoop) and loop.iter >= loop.max_iters:
+        if not isinstance(self._train_loop, BaseLoop):
+            return
+        loop = cast(Any, self._train_loop)  # both kinds of training loops count
+        if loop.iter >= loop.max_iters:
             done = f"{loop.epoch} epochs" if loop.max_epochs > 1 else f"{loop.iter} iterations"
             self.logger.warning(
                 f"The training has done its {done}: a larger train_cfg.max_epochs or max_iters, or "
