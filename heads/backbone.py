@@ -97,8 +97,8 @@ def create_backbone(
 
 def _weights_source(architecture: str) -> str:
     """Where to get a model's weights by hand, and how to name the file in a config."""
-    weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
-    places = [w.page or w.url or f"https://huggingface.co/{w.hub_id}" for w in weights]
+    weights = ZOO[architecture].released.values() if architecture in ZOO else ()
+    places = [str(w.address) for w in weights]
     return (
         f"get them from {' or '.join(places)}: " if places else ""
     ) + "set model.backbone.pretrained=False, and give a file as model.backbone.checkpoint=FILE"

@@ -33,7 +33,7 @@ LITTLE = {
 
 # tests/tools/test_zoo.py counts those that have no weights and whose paper tests at 224 px.
 COUNTED = [
-    pytest.param(name, marks=[] if row.weights or row.top1_size != 224 else pytest.mark.slow)
+    pytest.param(name, marks=[] if row.released or row.top1_size != 224 else pytest.mark.slow)
     for name, row in ZOO.items()
     if row.parameters
 ]
@@ -41,7 +41,7 @@ COUNTED = [
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_parameter_counts_are_the_authors(name):
-    tags = list(ZOO[name].weights)[:1]
+    tags = list(ZOO[name].released)[:1]
     with shapes_only():
         model = timm.create_model(".".join([name, *tags]))
     assert sum(p.numel() for p in model.parameters()) == ZOO[name].parameters
