@@ -58,6 +58,17 @@ def test_every_family_is_on_every_page():
         assert skeletons.search(hosts) or not row.released
 
 
+def test_weights_that_nobody_released_have_no_address():
+    table, hosts = ((ROOT / "docs" / page).read_text() for page in ("zoo.md", "weights.md"))
+    assert "/None)" not in table + hosts
+    assert "|  |" not in hosts
+    bare = {name: set(row.weights) - set(row.released) for name, row in ZOO.items()}
+    assert any(bare.values())
+    for name, tags in bare.items():
+        (line,) = (line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+        assert set(re.findall(r"(\w+) \*not released\*", line)) == tags
+
+
 def test_a_figure_of_another_size_says_so():
     page = (ROOT / "docs" / "zoo.md").read_text()
     others = {name: row for name, row in ZOO.items() if row.top1_size != 224}
