@@ -8,6 +8,7 @@ from timm.layers import get_norm_layer
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels.batch_norm import batch_norm
 from ..kernels.layer_norm import add_layer_norm, layer_norm, rms_norm
@@ -230,6 +231,10 @@ class PRepBN(RepBN):
             "progress": torch.ones_like(self.progress),
             **entries,
         }
+
+
+# Layers that normalise by statistics of the batch in training, and by running ones in evaluation.
+BATCH_NORMS = (_BatchNorm, RepBN)
 
 
 class ChannelAffine(nn.Module):

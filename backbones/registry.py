@@ -15,7 +15,8 @@ from torch import nn
 @dataclass(frozen=True)
 class Weights:
     """Where pretrained weights are: in a repository of the Hugging Face hub, at an address, or
-    behind a page that a person must open. Weights behind a page are loaded from a file.
+    behind a page that a person must open. Weights behind a page are loaded from a file. Nobody has
+    released weights that are nowhere: their tag builds what was published.
 
     Attributes:
         hub_id: 'owner/repository', or None.
@@ -32,6 +33,11 @@ class Weights:
     page: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str | None:
+        """Where a person finds them, or None if nobody has released them."""
+        return f"https://huggingface.co/{self.hub_id}" if self.hub_id else self.url or self.page
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Model:
         config: constructor arguments of this size.
         weights: pretrained tags, best first.
         parameters: how many parameters the authors' own model has with 1,000 classes, at the
-            image size of the first weights, or None where nobody has counted them.
+            image size of the first released weights, or None where nobody has counted them.
         top1: published top-1 accuracy on ImageNet-1K in percent, or None.
         top1_size: side in pixels of the images that it was measured on.
         mask_rcnn: published box and mask AP on COCO val2017 with Mask R-CNN, schedule 1x, or None.
@@ -119,6 +125,11 @@ class Model:
     top1_size: int = 224
     mask_rcnn: tuple[float, float] | None = None
     upernet: float | None = None
+
+    @property
+    def released(self) -> dict[str, Weights]:
+        """The weights that somebody has released."""
+        return {tag: weights for tag, weights in self.weights.items() if weights.address}
 
 
 ZOO: dict[str, Model] = {}

@@ -15,11 +15,11 @@ from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from timm.models import group_parameters
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
 from linsight.backbones.initialization import shapes_only
+from linsight.backbones.norms import BATCH_NORMS, PRepBN
 
 from .checkpoint import read_checkpoint
 from .published import require_weights
@@ -97,8 +97,8 @@ def create_backbone(
 
 def _weights_source(architecture: str) -> str:
     """Where to get a model's weights by hand, and how to name the file in a config."""
-    weights = ZOO[architecture].weights.values() if architecture in ZOO else ()
-    places = [w.page or w.url or f"https://huggingface.co/{w.hub_id}" for w in weights]
+    weights = ZOO[architecture].released.values() if architecture in ZOO else ()
+    places = [str(w.address) for w in weights]
     return (
         f"get them from {' or '.join(places)}: " if places else ""
     ) + "set model.backbone.pretrained=False, and give a file as model.backbone.checkpoint=FILE"
@@ -198,7 +198,7 @@ def keep_frozen(model: nn.Module, norm_eval: bool = False) -> None:
     for module in model.modules():
         parameters = list(module.parameters())
         frozen = parameters and not any(p.requires_grad for p in parameters)
-        if frozen or (norm_eval and isinstance(module, _BatchNorm)):
+        if frozen or (norm_eval and isinstance(module, BATCH_NORMS)):
             module.eval()
 
 
@@ -272,6 +272,12 @@ class TimmBackbone(BaseModule):
         self.norm_eval = norm_eval
         # Layers after the last returned map would get no gradient.
         model.prune_intermediate_layers(self.out_indices, prune_norm=True)
+        if norm_eval:
+            # The layer norms that have no part in evaluation would stop distributed training.
+            for part in model.modules():
+                if isinstance(part, PRepBN):
+                    part.layer_weight.requires_grad_(False)
+                    part.layer_bias.requires_grad_(False)
         if with_cp:
             model.set_grad_checkpointing(True)
         self.model = model

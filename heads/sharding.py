@@ -22,9 +22,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor import empty as empty_dtensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from linsight.backbones.checkpoint import CheckpointError
+from linsight.backbones.norms import BATCH_NORMS
 
 # The file of a sharded checkpoint that holds everything but the shards.
 REST = "checkpoint.pth"
@@ -86,7 +86,7 @@ class FullyShardedModel(nn.Module):
         exact = MixedPrecisionPolicy(cast_forward_inputs=False)
         # Modules come after those that contain them, and must be sharded before.
         for name, part in reversed(named):
-            if dtype is not None and isinstance(part, _BatchNorm):
+            if dtype is not None and isinstance(part, BATCH_NORMS):
                 self._shard(part, exact)
             elif re.fullmatch(units, name):
                 self._shard(part, policy)

@@ -82,10 +82,10 @@ def _results(models: dict[str, Model]) -> str:
 
 
 def _weights(models: dict[str, Model]) -> str:
-    tags = {tag: weights for model in models.values() for tag, weights in model.weights.items()}
+    tags = {tag: weights for model in models.values() for tag, weights in model.released.items()}
     texts = [f"`{tag}` {_data(tag, weights)}" for tag, weights in tags.items()]
     none = [
-        f"`{name}`" for name, model in models.items() if not model.weights and not is_ours(name)
+        f"`{name}`" for name, model in models.items() if not model.released and not is_ours(name)
     ]
     return "; ".join([*texts, *([f"none released for {', '.join(none)}"] if none else [])])
 

@@ -297,6 +297,12 @@ class Recipe:
             ]
             for name in ("progress_bar", "learning_curve"):
                 hooks[name] = {**hooks[name], "metrics": shown}
+        if self.scratch and self.start.has_progressive_layers():
+            # About the share of training that their authors give SLAB-Swin and SLAB-DeiT.
+            hooks["norm_progress"] = {
+                "type": "NormProgressHook",
+                "iterations": max(1, self.steps // 6),
+            }
         hooks["ema"] = {
             "type": "BatchScaledEMAHook",
             "decay": round(1 - 1 / (2 + self.steps / 20), 5),

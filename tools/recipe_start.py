@@ -175,6 +175,12 @@ class Start:
             )
         return is_plain(levels)
 
+    def has_progressive_layers(self) -> bool:
+        """Whether the model has layers that are to be told how far training is."""
+        with shapes_only():
+            model = cast(nn.Module, timm.create_model(self.name, **self.options))
+        return any(hasattr(part, "set_progress") for part in model.modules())
+
     def _free_size(self) -> bool:
         """Whether timm's model can be told to take images of any size; it then is."""
         choices: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}]

@@ -142,7 +142,7 @@ def _model(name: str, row: Model, parameters: int, macs: int) -> str:
 def _listed(row: Model) -> str:
     """What `linsight models` prints of a row beside its counts, as fields of a CSV file."""
     top1 = f"{row.top1:.1f}" + f"@{row.top1_size}" * (row.top1_size != 224) if row.top1 else ""
-    tags = (tag + "*" * bool(weights.page) for tag, weights in row.weights.items())
+    tags = (tag + "*" * bool(w.page) for tag, w in row.released.items())
     return f"{top1},{' '.join(tags)},{row.family.paper.arxiv}"
 
 
@@ -153,8 +153,9 @@ def _top1(row: Model) -> str:
 
 
 def _weights(tag: str, weights: Weights) -> str:
-    address = weights.url or weights.page or f"https://huggingface.co/{weights.hub_id}"
-    return f"[{tag}]({address})" + ("" if weights.url or weights.hub_id else " *by hand*")
+    if weights.address is None:
+        return f"{tag} *not released*"
+    return f"[{tag}]({weights.address})" + " *by hand*" * bool(weights.page)
 
 
 def _family(prefix: str, name: str) -> str:

@@ -58,10 +58,10 @@ def hosts() -> str:
     for mixer, families in families_by_mixer().items():
         for family, models in families.items():
             for host, how in dict.fromkeys(
-                _host(weights) for row in models.values() for weights in row.weights.values()
+                _host(weights) for row in models.values() for weights in row.released.values()
             ):
                 rows.setdefault((mixer, host, how), []).append(family)
-            bare = [n for n, row in models.items() if not row.weights and not is_ours(n)]
+            bare = [n for n, row in models.items() if not row.released and not is_ours(n)]
             without += [f"`{braces(bare)}`"] if bare else []
     lines = [
         f"| `{braces(families)}_*` | {host} | {how} |\n"
@@ -74,9 +74,8 @@ def hosts() -> str:
 def _host(weights: Weights) -> tuple[str, str]:
     """Where weights are, and how they are had."""
     if weights.hub_id:
-        link = f"https://huggingface.co/{weights.hub_id}"
-        return f"[Hugging Face, {weights.hub_id}]({link})", "`pretrained=True`"
-    address = urlsplit(weights.url or weights.page or "")
+        return f"[Hugging Face, {weights.hub_id}]({weights.address})", "`pretrained=True`"
+    address = urlsplit(weights.address or "")
     host = address.netloc
     if host == "github.com":
         owner, repository = address.path.split("/")[1:3]

@@ -63,7 +63,7 @@ class AgentAttention(PackedAttention):
             nn.Parameter(torch.empty(*shape, place.prefix_tokens)) if place.prefix_tokens else None
         )
         # The biases for the model's own size, which `fuse()` computes from the tables.
-        self.register_buffer("fused_biases", None, persistent=False)
+        self.register_buffer("fused_biases", None)
         for table in (self.map_bias, self.row_bias, self.column_bias, self.prefix_bias):
             if table is not None:
                 trunc_normal_(table, std=0.02)

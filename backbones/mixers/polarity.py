@@ -39,7 +39,7 @@ class PolarityAttention(PositionedAttention):
         self.scale = nn.Parameter(torch.zeros(1, 1, place.dim))
         self.power = nn.Parameter(torch.zeros(1, place.num_heads, 1, self.head_dim))
         # Powers and scales, which `fuse()` computes once.
-        self.register_buffer("fused_features", None, persistent=False)
+        self.register_buffer("fused_features", None)
 
     def forward(self, projection: Tensor, context: Context) -> Tensor:
         blocks = projection.unflatten(-1, (4, self.num_heads, self.head_dim))

@@ -56,7 +56,7 @@ class Landmarks(nn.Module):
         self.scale = width**-0.25
         self.weight = nn.Conv2d(width, width, ratio, ratio, bias=False).weight
         # The weight as a matrix of scaled rows, which `fuse()` computes once.
-        self.register_buffer("fused_weight", None, persistent=False)
+        self.register_buffer("fused_weight", None)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, ratio={self.ratio}"
@@ -93,7 +93,7 @@ class HeadConv2d(nn.Module):
         conv = nn.Conv2d(num_heads, num_heads, kernel_size, groups=num_heads, bias=False)
         self.weight = conv.weight
         # The filters of all channels, which `fuse()` computes once.
-        self.register_buffer("fused_weight", None, persistent=False)
+        self.register_buffer("fused_weight", None)
 
     def extra_repr(self) -> str:
         heads, _, kernel, _ = self.weight.shape

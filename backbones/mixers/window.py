@@ -82,7 +82,7 @@ class PaddedWindows(ProjectedMixer):
     def __init__(self, place: Place, attention: nn.Module) -> None:
         super().__init__(place, attention)
         # The projection of zeros after the norm, if `absorb_norm` has changed the projection.
-        self.register_buffer("fused_fill", None, persistent=False)
+        self.register_buffer("fused_fill", None)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if not self.attention.pads(context.size):

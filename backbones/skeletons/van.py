@@ -93,7 +93,7 @@ class VANBlock(Block):
             scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
             self.register_parameter(name, scale)
         # What `fuse()` multiplies the stream by, in the place of the first norm and the shortcut.
-        self.register_buffer("stream_scale", None, persistent=False)
+        self.register_buffer("stream_scale", None)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Tokens (B, H * W, C) of the map of `context` to tokens of the same shape."""

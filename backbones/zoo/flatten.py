@@ -1,7 +1,5 @@
 """FLatten: focused linear attention in the bodies of PVT, PVTv2, Swin and CSwin."""
 
-from typing import Any
-
 from ..registry import Model, Weights, register
 from . import bodies, papers
 
@@ -27,15 +25,13 @@ CSWIN = bodies.CSWIN(
 )
 
 
+def _page(identifier: str) -> str:
+    return f"https://cloud.tsinghua.edu.cn/f/{identifier}/"
+
+
 def _cloud(identifier: str) -> Weights:
-    return Weights(page=f"https://cloud.tsinghua.edu.cn/f/{identifier}/")
+    return Weights(page=_page(identifier))
 
-
-def _arguments_384(mixer: str, **options: Any) -> dict[str, Any]:
-    return {"img_size": 384, "mixer_options": {mixer: options}}
-
-
-CONFIG_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12)}
 
 register(
     __name__,
@@ -84,10 +80,10 @@ register(
             bodies.SWIN_BASE,
             {
                 "in1k": _cloud("7a9e5186bad04e7fb3a9"),
-                "in1k_384": Weights(
-                    page=_cloud("0d0330cf2e5249f1abb6").page,
-                    config=CONFIG_384 | {"crop_pct": 1.0},
-                    arguments=_arguments_384("window", window_size=12),
+                "in1k_384": bodies.weights_at(
+                    384,
+                    page=_page("0d0330cf2e5249f1abb6"),
+                    arguments={"mixer_options": {"window": {"window_size": 12}}},
                 ),
             },
             parameters=88_972_488,
@@ -104,6 +100,14 @@ register(
         "flatten_cswin_base": Model(
             CSWIN,
             bodies.CSWIN_BASE | {"depths": (3, 6, 29, 2)},
+            # Its top-1 is 85.5.
+            {
+                "in1k_384": bodies.weights_at(
+                    384,
+                    crop_pct=0.875,
+                    arguments={"mixer_options": {"cross_window": {"split_size": (1, 2, 12, None)}}},
+                )
+            },
             parameters=74_867_032,
             top1=84.5,
         ),

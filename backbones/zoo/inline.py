@@ -34,6 +34,14 @@ def _cloud(identifier: str, size: int = 224) -> dict[str, Weights]:
     return {f"in1k_{size}": Weights(page=page, config=shape, arguments={"img_size": size})}
 
 
+# The larger models of Swin and CSwin were published without weights; CSwin-B's top-1 is 85.7.
+SWIN_384 = bodies.weights_at(384, arguments={"mixer_options": {"window": {"window_size": 12}}})
+CSWIN_384 = bodies.weights_at(
+    384,
+    crop_pct=0.875,
+    arguments={"mixer_options": {"cross_window": {"split_size": (1, 2, 12, None)}}},
+)
+
 register(
     __name__,
     {
@@ -90,7 +98,7 @@ register(
             SWIN,
             bodies.SWIN_BASE
             | {"mixer": ("inline", "inline", ("inline",) * 2 + ("window",) * 16, "window")},
-            _cloud("bf23564bb64c420aafe1"),
+            _cloud("bf23564bb64c420aafe1") | {"in1k_384": SWIN_384},
             parameters=88_350_120,
             top1=84.1,
         ),
@@ -111,7 +119,7 @@ register(
         "inline_cswin_base": Model(
             CSWIN,
             bodies.CSWIN_BASE | {"depths": (3, 6, 29, 2)},
-            _cloud("91e17121df284ae38521"),
+            _cloud("91e17121df284ae38521") | {"in1k_384": CSWIN_384},
             parameters=73_413_640,
             top1=84.5,
         ),

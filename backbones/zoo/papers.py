@@ -416,7 +416,8 @@ VAN = Paper(
     computes="a product of each token with what depthwise convolutions of 5 x 5 and, dilated, of "
     "7 x 7 tokens make of its neighbourhood; no softmax and no heads",
     limits="a block sees 23 x 23 tokens, and what is farther away only through other blocks; the "
-    "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known",
+    "authors trained B4 to B6 on ImageNet-22k, and no address of those weights is known; they ask "
+    "whoever uses the models commercially to contact them",
 )
 
 SLAB = Paper(

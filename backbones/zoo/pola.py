@@ -3,18 +3,19 @@
 from ..registry import Model, Weights, register
 from . import bodies, papers
 
-PVT = bodies.PVT(paper=papers.POLAFORMER, config={"mixer": "polarity", "unused_norm": True})
+# The authors resize images to a square before they crop them.
+DATA = {"crop_mode": "squash"}
+PVT = bodies.PVT(
+    paper=papers.POLAFORMER, config={"mixer": "polarity", "unused_norm": True}, data=DATA
+)
 SWIN = bodies.SWIN(
     paper=papers.POLAFORMER,
     config={"mixer": ("polarity", "polarity", "window", "window")},
-    data={"crop_mode": "squash"},
+    data=DATA,
 )
 PAGE = Weights(page="https://huggingface.co/ZachMeng/PolaFormer")
 # Swin-B at 384 px is in the authors' configurations, without weights.
-SWIN_384 = Weights(
-    config={"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0},
-    arguments={"img_size": 384, "mixer_options": {"window": {"window_size": 12}}},
-)
+SWIN_384 = bodies.weights_at(384, arguments={"mixer_options": {"window": {"window_size": 12}}})
 
 register(
     __name__,

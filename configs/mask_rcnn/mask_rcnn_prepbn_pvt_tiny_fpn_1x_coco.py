@@ -9,4 +9,3 @@ _base_ = [
 
 model = dict(backbone=dict(model_name="prepbn_pvt_tiny", norm_eval=True, drop_path_rate=0.1))
 optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=0.05))
-default_hooks = dict(norm_progress=dict(type="NormProgressHook", iterations=1))

@@ -5,4 +5,3 @@ _base_ = "./mask_rcnn_softmax_swin_tiny_fpn_1x_coco.py"
 
 model = dict(backbone=dict(model_name="prepbn_swin_tiny", norm_eval=True, drop_path_rate=0.1))
 optim_wrapper = dict(dtype="bfloat16", loss_scale=1.0)
-default_hooks = dict(norm_progress=dict(type="NormProgressHook", iterations=1))

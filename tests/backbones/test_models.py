@@ -16,6 +16,7 @@ from linsight.backbones import ZOO
 from linsight.backbones.initialization import shapes_only
 from linsight.backbones.layers import BatchNormAct2d, ConvNormAct, synchronize_batch_norms
 from linsight.backbones.mixers import MIXERS
+from linsight.backbones.mixers.window import WindowAttention
 from linsight.kernels import force
 
 from .conftest import lively
@@ -33,7 +34,7 @@ LITTLE = {
 
 # tests/tools/test_zoo.py counts those that have no weights and whose paper tests at 224 px.
 COUNTED = [
-    pytest.param(name, marks=[] if row.weights or row.top1_size != 224 else pytest.mark.slow)
+    pytest.param(name, marks=[] if row.released or row.top1_size != 224 else pytest.mark.slow)
     for name, row in ZOO.items()
     if row.parameters
 ]
@@ -41,10 +42,45 @@ COUNTED = [
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_parameter_counts_are_the_authors(name):
-    tags = list(ZOO[name].weights)[:1]
+    tags = list(ZOO[name].released)[:1]
     with shapes_only():
         model = timm.create_model(".".join([name, *tags]))
     assert sum(p.numel() for p in model.parameters()) == ZOO[name].parameters
+
+
+# Their sides in pixels, parameters in millions as published, crop, and how images are resized.
+LARGER = [
+    ("agent_deit_small.in1k_448", 448, 23.1, 0.875, "squash"),
+    ("agent_pvt_medium.in1k_256", 256, 36.1, 0.875, "squash"),
+    ("agent_swin_small.in1k_288", 288, 50, 1.0, "squash"),
+    ("agent_swin_base.in1k_384", 384, 88, 1.0, "squash"),
+    ("agent_cswin_base.in1k_384", 384, 73, 0.875, "squash"),
+    ("flatten_swin_base.in1k_384", 384, 91, 1.0, "squash"),
+    ("flatten_cswin_base.in1k_384", 384, 78, 0.875, "squash"),
+    ("inline_deit_small.in1k_288", 288, 16.7, 0.875, "squash"),
+    ("inline_deit_base.in1k_448", 448, 23.8, 0.875, "squash"),
+    ("inline_swin_base.in1k_384", 384, 88, 1.0, "squash"),
+    ("inline_cswin_base.in1k_384", 384, 73, 0.875, "squash"),
+    ("pola_swin_base.in1k_384", 384, 91.6, 1.0, "squash"),
+    ("l2vit_base.in22k_ft_in1k_384", 384, 89, 1.0, "squash"),
+    ("softmax_deit_base.fb_in1k_384", 384, 86.9, 1.0, "center"),
+    ("softmax_swin_large.ms_in22k_ft_in1k_384", 384, 197, 1.0, "center"),
+    ("softmax_cswin_large.ms_in22k_ft_in1k_384", 384, 173, 1.0, "center"),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "millions", "crop", "mode"), LARGER)
+def test_a_tag_of_another_size_brings_what_the_size_needs(name, size, millions, crop, mode):
+    with shapes_only():
+        model = timm.create_model(name)
+    unit = 0.1 if millions % 1 else 1
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    assert parameters == pytest.approx(millions, abs=0.51 * unit)
+    data = timm.data.resolve_model_data_config(model)
+    assert data["input_size"] == (3, size, size)
+    assert (data["crop_pct"], data["crop_mode"]) == (crop, mode)
+    windows = {m.window_size for m in model.modules() if isinstance(m, WindowAttention)}
+    assert windows <= {size // 32}
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name.endswith("_nano")])

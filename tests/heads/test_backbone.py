@@ -71,6 +71,20 @@ def test_norm_eval():
     assert backbone.model.bn1.running_mean.equal(before)
 
 
+@pytest.mark.parametrize("norm_layer", ["repbn", "prepbn"])
+def test_norm_eval_of_a_norm_of_our_own(norm_layer):
+    backbone = build(norm_layer=norm_layer, norm_eval=True).train()
+    statistics = {name: value.clone() for name, value in backbone.named_buffers()}
+    sum(x.square().mean() for x in backbone(IMAGES)).backward()
+    assert any(name.endswith("running_var") for name in statistics)
+    for name, value in backbone.named_buffers():
+        assert value.equal(statistics[name]), name
+    # Its weights are trained, and what does not run is not waited for.
+    trained = {name: p.grad for name, p in backbone.named_parameters() if p.requires_grad}
+    assert any(name.endswith("alpha") for name in trained)
+    assert [name for name, gradient in trained.items() if gradient is None] == []
+
+
 def test_checkpointing_changes_no_gradient():
     torch.manual_seed(0)
     gradients = []

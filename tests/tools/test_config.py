@@ -7,8 +7,10 @@ import torch
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch.utils.data import default_collate
 
+from linsight.backbones import ZOO
 from linsight.backbones.initialization import shapes_only
 from linsight.tools.config import CONFIGS, ConfigError, find_config, load_config
+from linsight.tools.families import family_name
 from linsight.tools.run import report_errors
 
 from .conftest import write_images
@@ -85,6 +87,15 @@ def test_builds(name, images):
         # A recipe for another size says so in its name, as weights of another size in their tag.
         named = re.search(r"in1k_(\d+)$", name)
         assert size == (int(named[1]) if named else 224)
+
+
+def test_each_family_has_a_recipe():
+    """But those whose authors published none that starts from ImageNet-1K alone."""
+    recipes = [name.partition("_in1k")[0].rpartition("_")[0] for name in OURS]
+    others = {"slab_pvtv2", "softmax_dinov2", "softmax_dinov3", "softmax_twins"}
+    # The distilled models of DeiT are a family of their own, which needs a teacher.
+    others |= {f"softmax_deit_{size}" for size in ("tiny", "small", "base")}
+    assert set(map(family_name, ZOO)) - set(map(family_name, recipes)) == others
 
 
 def test_a_name_is_in_one_folder():

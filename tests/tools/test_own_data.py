@@ -134,6 +134,13 @@ class TestConfig:
         assert cfg.train_dataloader.dataset.transform.input_size == 96
         assert recipe(photos, tmp_path, lr=0.0).optim_wrapper.optimizer.lr == 0
 
+    def test_norms_of_random_weights_become_batch_norms(self, photos, tmp_path):
+        """In evaluation they are batch norms, whose weights training must have reached."""
+        cfg = recipe(photos, tmp_path, model="slab_pvtv2_b0", epochs=10, batch_size=4)
+        steps = cfg.param_scheduler[-1].end
+        assert cfg.default_hooks.norm_progress.iterations == steps // 6
+        assert "norm_progress" not in recipe(photos, tmp_path).default_hooks
+
     def test_small_images_are_cropped_less(self, photos, tmp_path):
         """They show one thing, whole."""
         large = tmp_path / "large"

@@ -72,6 +72,16 @@ def test_copies_agree(name):
 
 
 @pytest.mark.parametrize("name", PARTS)
+def test_folded_constants_are_saved(name):
+    model, x = little(name, **two_blocks(name)), images()
+    folded = reparameterize_model(model)
+    other = reparameterize_model(create(name, **two_blocks(name)).double().eval())
+    other.load_state_dict(folded.state_dict())
+    with torch.inference_mode():
+        assert torch.equal(other(x), folded(x))
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_a_copy_has_weights_of_its_own(name):
     model, x = little(name, **two_blocks(name)), images()
     with torch.no_grad():

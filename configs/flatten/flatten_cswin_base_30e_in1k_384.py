@@ -1,0 +1,5 @@
+_base_ = "../agent/agent_cswin_base_30e_in1k_384.py"
+
+model = dict(backbone=dict(model_name="flatten_cswin_base"))
+
+default_hooks = dict(ema=dict(momentum=1.8e-4))

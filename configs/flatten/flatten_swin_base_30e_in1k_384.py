@@ -1,0 +1,3 @@
+_base_ = "../agent/agent_swin_base_30e_in1k_384.py"
+
+model = dict(backbone=dict(model_name="flatten_swin_base"))

@@ -1,0 +1,3 @@
+_base_ = "../agent/agent_pvt_small_300e_in1k.py"
+
+model = dict(backbone=dict(model_name="inline_pvt_small"))

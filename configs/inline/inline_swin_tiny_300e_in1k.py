@@ -1,0 +1,4 @@
+# InLine-Swin's recipe for ImageNet-1K (arXiv:2412.06590), which is that of Agent-Swin.
+_base_ = "../agent/agent_swin_tiny_300e_in1k.py"
+
+model = dict(backbone=dict(model_name="inline_swin_tiny"))
