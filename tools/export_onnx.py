@@ -70,8 +70,8 @@ def save(
     weights = sum(x.nbytes for x in held if isinstance(x, Tensor))
     if weights > MOST:
         raise CheckpointError(
-            f"the weights have {weights / 1e9:.1f} GB, and one file of ONNX holds {MOST / 1e9:.1f}: "
-            "export with --dtype float16, or --to torch"
+            f"the weights have {weights / 1e9:.1f} GB, and one file of ONNX holds "
+            f"{MOST / 1e9:.1f}: export with --dtype float16, or --to torch"
         )
     exported = cast(
         torch.onnx.ONNXProgram,

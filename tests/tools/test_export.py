@@ -592,7 +592,7 @@ def test_a_model_of_timms_is_for_one_size_and_says_why(tmp_path):
     assert reason in result.output
     assert f"linsight predict '{out}/model.pt2'" in result.output
     fixed = classifier_subject(timm.create_model("deit_tiny_patch16_224", depth=1).eval())
-    with pytest.raises(ValueError, match="--size is 64x96, which deit_tiny.* not take: Input h"):
+    with pytest.raises(ValueError, match=r"--size is 64x96, which deit_tiny.* not take: Input h"):
         fixed.with_size((64, 96))
 
 
@@ -633,6 +633,19 @@ def test_no_objects_are_no_difference():
         lambda x: nothing, lambda x: nothing, [pixels(1)], export_check.EXACT
     )
     assert same.faults == ()
+
+
+def test_objects_that_the_file_alone_has_are_a_difference():
+    nothing = {"boxes": torch.zeros(1, 2, 4), "labels": torch.full((1, 2), -1)}
+    nothing["scores"] = torch.zeros(1, 2)
+    something = {"boxes": torch.tensor([[[0.0, 0, 9, 9], [0, 0, 0, 0]]])}
+    something |= {"labels": torch.tensor([[1, -1]]), "scores": torch.tensor([[0.9, 0]])}
+    for model, file, share in ((nothing, something, 0.0), (something, something, 1.0)):
+        found = export_check.compare(
+            lambda x, m=model: m, lambda x, f=file: f, [pixels(1)], export_check.EXACT
+        )
+        assert found.values["share found again"] == share
+        assert bool(found.faults) == (share < 1)
 
 
 def test_layers_that_overflow_stay_in_float32(classifier):
