@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import time
@@ -182,7 +183,7 @@ def export(
             print(f"For images of {height} x {width} pixels alone: {written.reason}")
         if written.wide:
             print(f"In float32, as {dtype.value} overflows there: {', '.join(written.wide)}")
-        print(f"Try it with: linsight predict {written.path} PICTURES")
+        print(f"Try it with: linsight predict {shlex.quote(str(written.path))} PICTURES")
 
 
 def _test_config(source: str, name: str | None) -> Config:
@@ -482,10 +483,8 @@ def trace(subject: Subject) -> tuple[ExportedProgram, str]:
     Returns:
         The graph, and why its images have one size alone; "" if they have any.
     """
-    reason = "as it was asked for"
-    if subject.batch:
-        reason = f"in batches of {subject.batch}, which a package for a GPU is compiled for"
-    if subject.any_size:
+    reason = subject.one_size
+    if not reason:
         try:
             return _trace(subject, any_size=True), ""
         # PyTorch raises errors of many classes where a size cannot be left open.

@@ -106,11 +106,8 @@ def _open_onnx(path: Path) -> ExportedFile:
         found = session.run(None, {"images": images.cpu().numpy()})
         return {name: torch.from_numpy(x) for name, x in zip(names, found, strict=True)}
 
-    entries = session.get_modelmeta().custom_metadata_map
-    height, width = (
-        side if isinstance(side, int) else None for side in session.get_inputs()[0].shape[2:]
-    )
-    return ExportedFile(run, _description(entries), (height, width))
+    description = _description(session.get_modelmeta().custom_metadata_map)
+    return ExportedFile(run, description, _sides(description))
 
 
 def _open_archive(path: Path) -> ExportedFile:

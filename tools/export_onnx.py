@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from linsight.backbones.checkpoint import CheckpointError
 from linsight.heads import deployment
 
 # The newest that both ONNX Runtime and OpenVINO run whole.
 OPSET = 18
+# Bytes of weights; those of larger graphs PyTorch's exporter writes beside the file.
+MOST = 1536 * 2**20
 op: Any = onnxscript.opset18
 
 
@@ -58,7 +61,18 @@ def _floor_divide(x: Any, divisor: Any) -> Any:
 def save(
     program: ExportedProgram, file: Path, outputs: Sequence[str], description: dict[str, Any]
 ) -> None:
-    """Write a graph as ONNX, with its description as entries of ``metadata_props``."""
+    """Write a graph as ONNX, with its description as entries of ``metadata_props``.
+
+    Raises:
+        CheckpointError: its weights are more than one file of ONNX holds.
+    """
+    held = (*program.state_dict.values(), *program.constants.values())
+    weights = sum(x.nbytes for x in held if isinstance(x, Tensor))
+    if weights > MOST:
+        raise CheckpointError(
+            f"the weights have {weights / 1e9:.1f} GB, and one file of ONNX holds "
+            f"{MOST / 1e9:.1f}: export with --dtype float16, or --to torch"
+        )
     exported = cast(
         torch.onnx.ONNXProgram,
         torch.onnx.export(

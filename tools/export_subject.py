@@ -41,7 +41,7 @@ class Subject:
         size: height and width of the images that it is traced with.
         channels: channels of its images, 3 of which are RGB.
         least: the smallest side of an image that it takes.
-        any_size: whether images of other sizes may be possible.
+        one_size: why its images have this size alone; "" where others may be possible.
         description: what the file says of itself, as JSON has it.
         outputs: names of what it returns.
         device: where the module and its images lie.
@@ -54,15 +54,27 @@ class Subject:
     size: tuple[int, int]
     channels: int
     least: int
-    any_size: bool
+    one_size: str
     description: dict[str, Any]
     outputs: tuple[str, ...]
     device: torch.device = CPU
     batch: int | None = None
 
     def with_size(self, size: tuple[int, int]) -> Subject:
-        """This model for images of one size alone."""
-        return replace(self, size=size, any_size=False)
+        """This model for images of one size alone.
+
+        Raises:
+            CheckpointError: it takes none of this size, as timm's Swin does not.
+        """
+        try:
+            with torch.no_grad():
+                self.run(torch.zeros(1, self.channels, *size, dtype=torch.uint8))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            height, width = size
+            raise CheckpointError(
+                f"--size is {height}x{width}, which {self.name} does not take: {error}"
+            ) from error
+        return replace(self, size=size, one_size="as it was asked for")
 
     def for_gpu(self, batch: int) -> Subject:
         """This model on the GPU, for batches of one length of images of one size alone.
@@ -72,9 +84,13 @@ class Subject:
         device = torch.device("cuda")
         description = self.description | {"device": device.type, "batch": batch}
         return replace(
-            self, module=self.module.to(device), description=description, any_size=False,
-            device=device, batch=batch,
-        )  # fmt: skip
+            self,
+            module=self.module.to(device),
+            description=description,
+            device=device,
+            batch=batch,
+            one_size=f"in batches of {batch}, which a package for a GPU is compiled for",
+        )
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """What the model returns for images on the CPU, there."""
@@ -237,7 +253,7 @@ def _subject(
         size=(height, width),
         channels=channels,
         least=stride + 1,
-        any_size=name in ZOO,
+        one_size="" if name in ZOO else f"{name} is not of this library; --size gives another",
         description=description,
         outputs=outputs,
     )

@@ -60,7 +60,7 @@ def depthwise_conv2d(
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, H, W, C)")
     channels = x.shape[3]
-    if weight.ndim != 4 or weight.shape[:2] != (channels, 1):
+    if weight.ndim != 4 or reference.has_own_windows(x, weight):
         _check_own_windows(x, weight, bias, stride, dilation)
     height, width = weight.shape[2:]
     if height % 2 == 0 or width % 2 == 0:

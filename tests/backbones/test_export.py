@@ -69,3 +69,15 @@ def test_dilated_convolutions_at_any_size():
         for size in SIZES:
             x = torch.randn(size[0], 3, *size[1:])
             assert relative(program.module()(x), model(x)) < 1e-5
+
+
+def test_a_window_for_each_image_in_batches_of_any_length():
+    """Of InLine, whose weights have the batch where others have the channels."""
+    options = {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 64, "num_classes": 10}
+    model = lively(timm.create_model("inline_deit_tiny", **options))
+    x = torch.randn(2, 3, 64, 64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64)},))
+    with torch.no_grad():
+        for batch in (1, 3, 32):
+            x = torch.randn(batch, 3, 64, 64)
+            assert relative(program.module()(x), model(x)) < 1e-5

@@ -468,7 +468,7 @@ def check_alone(subject: Subject, path: Path, batches: list[torch.Tensor]) -> No
     assert done.returncode == 0, done.stderr
     text, found = torch.load(results)
     description = json.loads(text)
-    assert description.pop("image_size") == (None if subject.any_size else list(subject.size))
+    assert description.pop("image_size") == (list(subject.size) if subject.one_size else None)
     assert description.pop("dtype") == "float32"
     assert description == json.loads(json.dumps(subject.description))
     for images, logits in zip(batches, found, strict=True):
@@ -580,6 +580,40 @@ def test_a_failure_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "model.pt2").read_text() == "before"
 
 
+def test_a_model_of_timms_is_for_one_size_and_says_why(tmp_path):
+    path = tmp_path / "my model.pth"
+    model = timm.create_model("test_vit")
+    torch.save(model.state_dict(), path)
+    out = tmp_path / "a folder"
+    words = ["export", str(path), "--model", "test_vit", "--to", "torch", "--out", str(out)]
+    result = CliRunner().invoke(main.app, words)
+    assert result.exit_code == 0, result.output
+    reason = "For images of 160 x 160 pixels alone: test_vit is not of this library; --size"
+    assert reason in result.output
+    assert f"linsight predict '{out}/model.pt2'" in result.output
+    fixed = classifier_subject(timm.create_model("deit_tiny_patch16_224", depth=1).eval())
+    with pytest.raises(ValueError, match=r"--size is 64x96, which deit_tiny.* not take: Input h"):
+        fixed.with_size((64, 96))
+
+
+def test_onnx_of_other_origin_is_refused(tmp_path):
+    graph = """
+        <ir_version: 8, opset_import: ["": 18]>
+        main (float[3] x) => (float[3] y) { y = Relu (x) }
+    """
+    onnx.save(onnx.parser.parse_model(graph), tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError, match="has no description of linsight export"):
+        open_file(tmp_path / "model.onnx")
+
+
+def test_weights_beyond_one_file_of_onnx_are_refused(tiny, tmp_path, monkeypatch):
+    """The exporter would put them into a file beside, which nobody moves to its place."""
+    monkeypatch.setattr("linsight.tools.export_onnx.MOST", 100_000)
+    with pytest.raises(ValueError, match=r"one file of ONNX holds 0\.0: export with"):
+        write_file(tiny, tmp_path, Format.onnx)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_killed_export_leaves_nothing_for_long(tmp_path):
     """The next export removes what it has left, and nothing of one that still works."""
     with replace_files(tmp_path) as working:
@@ -599,6 +633,19 @@ def test_no_objects_are_no_difference():
         lambda x: nothing, lambda x: nothing, [pixels(1)], export_check.EXACT
     )
     assert same.faults == ()
+
+
+def test_objects_that_the_file_alone_has_are_a_difference():
+    nothing = {"boxes": torch.zeros(1, 2, 4), "labels": torch.full((1, 2), -1)}
+    nothing["scores"] = torch.zeros(1, 2)
+    something = {"boxes": torch.tensor([[[0.0, 0, 9, 9], [0, 0, 0, 0]]])}
+    something |= {"labels": torch.tensor([[1, -1]]), "scores": torch.tensor([[0.9, 0]])}
+    for model, file, share in ((nothing, something, 0.0), (something, something, 1.0)):
+        found = export_check.compare(
+            lambda x, m=model: m, lambda x, f=file: f, [pixels(1)], export_check.EXACT
+        )
+        assert found.values["share found again"] == share
+        assert bool(found.faults) == (share < 1)
 
 
 def test_layers_that_overflow_stay_in_float32(classifier):
