@@ -39,10 +39,9 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     ):
         return _by_products(query, key, value)
     if query.is_cuda and query.dtype == torch.float32:
-        width = value.shape[-1]
-        aligned = (align(x) for x in (query, key, value))
-        y = F.scaled_dot_product_attention(*aligned, scale=query.shape[-1] ** -0.5)
-        return y[..., :width]
+        q, k, v = (align(x) for x in (query, key, value))
+        y = F.scaled_dot_product_attention(q, k, v, scale=query.shape[-1] ** -0.5)
+        return y[..., : value.shape[-1]]
     return F.scaled_dot_product_attention(query, key, value)
 
 
