@@ -66,6 +66,7 @@ def reference(request, tmp_path_factory):
         pretrained=True,
         pretrained_cfg_overlay={"file": str(path)},
     )
+    path.unlink()  # The files of all the references together would fill a small disk.
     return manifest, load_file(FOLDER / f"{request.param}.safetensors"), model.eval()
 
 

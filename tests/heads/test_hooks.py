@@ -127,7 +127,7 @@ class Stop(Hook):
     ],
     ids=["each epoch", "dynamic intervals", "from the middle of an epoch"],
 )
-def test_validations_count_once_over_a_kill(tmp_path, cycle, by_epoch):
+def test_validations_count_once_over_a_kill(request, tmp_path, cycle, by_epoch):
     """Schedules, early stopping and the best score depend on validations. A checkpoint from the
     middle of an epoch has counted the validation before it already."""
 
@@ -167,7 +167,8 @@ def test_validations_count_once_over_a_kill(tmp_path, cycle, by_epoch):
             ],
             resume=resume,
             randomness={"seed": 0},
-            experiment_name=f"{folder}_{resume}",
+            # mmengine keeps one log writer per experiment name in a process.
+            experiment_name=f"{request.node.name}_{folder}_{resume}",
         )
         try:
             runner.train()
