@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import pickletools
+import shutil
 import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -63,6 +64,9 @@ class AtomicLocalBackend(LocalBackend):
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
+            # A sharded training that was killed has left it, and this one goes on with whole models.
+            if is_sharded(path):
+                shutil.rmtree(path)
             os.replace(beside, path)
         except OSError as error:
             beside.unlink(missing_ok=True)
