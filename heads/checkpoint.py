@@ -64,7 +64,7 @@ class AtomicLocalBackend(LocalBackend):
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
-            # A sharded training that was killed has left it, and this one goes on with whole models.
+            # A sharded training that was killed has left it; this one has whole models.
             if is_sharded(path):
                 shutil.rmtree(path)
             os.replace(beside, path)

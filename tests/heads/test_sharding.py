@@ -3,10 +3,12 @@
 import os
 import pickle
 import shutil
+from typing import Any
 
 import pytest
 import timm
 import torch
+from mmengine.config import Config
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -14,6 +16,7 @@ import linsight  # noqa: F401  registers the models
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.backbones.layers import BatchNormAct2d
 from linsight.heads.checkpoint import AtomicLocalBackend, read_checkpoint
+from linsight.heads.runner import SafeRunner
 from linsight.heads.sharding import REST, FullyShardedModel, write_shards
 
 
@@ -94,6 +97,20 @@ def test_wrong_arguments(alone):
         FullyShardedModel(model, "int8")
     with pytest.raises(ValueError, match=r"units is 'layers', .* the first are stem"):
         FullyShardedModel(model, units="layers")
+
+
+@pytest.mark.parametrize(
+    ("ema_type", "named"),
+    [({}, "ExponentialMovingAverage"), ({"ema_type": "MomentumAnnealingEMA"}, "MomentumAnnealing")],
+)
+@pytest.mark.parametrize("place", ["custom_hooks", "default_hooks"])
+def test_averages_that_copy_the_model_are_refused(alone, place, ema_type, named):
+    runner: Any = object.__new__(SafeRunner)
+    hook = {"type": "EMAHook", **ema_type}
+    hooks = [hook] if place == "custom_hooks" else {"ema": hook, "figures": None}
+    runner._distributed, runner.cfg = True, Config({place: hooks})
+    with pytest.raises(ValueError, match=f"ema_type of EMAHook is '{named}"):
+        runner.wrap_model({"type": "FullyShardedModel"}, timm.create_model("rala_vit_nano"))
 
 
 @pytest.fixture
