@@ -625,7 +625,9 @@ class SafeCheckpointHook(CheckpointHook):
             super()._save_best_checkpoint(runner, metrics)
         finally:
             best, self.best_ckpt_path = self.best_ckpt_path, self.best_ckpt_path or previous
-        if best and previous and best != previous and is_main_process():
+        # After a training in another folder was resumed, the previous one is that training's.
+        own = previous and Path(previous).resolve().parent == Path(self.out_dir).resolve()
+        if best and own and best != previous and is_main_process():
             self._remove(previous)
 
     def after_train(self, runner: Any) -> None:
