@@ -625,9 +625,10 @@ class SafeCheckpointHook(CheckpointHook):
             super()._save_best_checkpoint(runner, metrics)
         finally:
             best, self.best_ckpt_path = self.best_ckpt_path, self.best_ckpt_path or previous
-        # After a training in another folder was resumed, the previous one is that training's.
-        own = previous and Path(previous).resolve().parent == Path(self.out_dir).resolve()
-        if best and own and best != previous and is_main_process():
+        if not (best and previous) or best == previous or not is_main_process():
+            return
+        # Of a training in another folder that was resumed, the previous one is left alone.
+        if Path(previous).resolve().parent == Path(self.out_dir).resolve():
             self._remove(previous)
 
     def after_train(self, runner: Any) -> None:
