@@ -15,9 +15,10 @@ import random
 import threading
 import warnings
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -163,11 +164,7 @@ class Watch:
 
     def __init__(self, module: nn.Module) -> None:
         self.attributes = [
-            (
-                name,
-                vars(part),
-                {k: dict(v) if isinstance(v, dict) else v for k, v in vars(part).items()},
-            )
+            (name, vars(part), {k: _copy_container(v) for k, v in vars(part).items()})
             for name, part in module.named_modules()
         ]
         holders = chain.from_iterable((m._parameters, m._buffers) for m in module.modules())
@@ -202,6 +199,13 @@ class Watch:
             keys += [k for k in now if k in then and not _equal(now[k], then[k])]
             return f"attribute {'.'.join(filter(None, (name, keys[0])))}"
         return None
+
+
+def _copy_container(value: Any) -> Any:
+    """A copy of a container that a module may fill; of anything else the same object."""
+    if isinstance(value, dict):
+        return dict(value)
+    return copy(value) if isinstance(value, (list, set, deque)) else value
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -253,12 +257,20 @@ class Pass:
         ]
         # PyTorch's layer waits for the device, except while it is recorded.
         may_wait = any(isinstance(part, nn.SyncBatchNorm) for part in parts)
-        with recorder.keep_random_state(), _keep_buffers(parts), self._keep_generators():
+        with (
+            recorder.keep_random_state(),
+            _keep_attributes(parts),
+            _keep_buffers(parts),
+            self._keep_generators(),
+        ):
             watch, host = Watch(module), recorder.host_state()
+            versions = [x._version for x in self.inputs]
             self.watch_conversions(may_wait)
             recorder.rehearse(self.rehearsal, may_wait)
             if recorder.host_state() != host:
                 raise NotCapturable("its pass draws random numbers on the host")
+            if [x._version for x in self.inputs] != versions:
+                raise NotCapturable("its pass writes to its inputs")
             change = watch.find_change()
             if change is not None:
                 raise NotCapturable(f"its pass changes the module ({change})")
@@ -318,6 +330,31 @@ class Pass:
         finally:
             for generator, state in zip(self.generators, states, strict=True):
                 generator.set_state(state)
+
+
+@contextmanager
+def _keep_attributes(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Give the modules back their attributes, and lists, dicts and sets among them their content.
+
+    A module may count its calls, or collect its losses for the training loop.
+    """
+    kept = [
+        (vars(part), dict(vars(part)), {k: _copy_container(v) for k, v in vars(part).items()})
+        for part in parts
+    ]
+    try:
+        yield
+    finally:
+        for now, then, contents in kept:
+            for key in now.keys() - then.keys():
+                del now[key]
+            now.update(then)
+            for key, content in contents.items():
+                # What has not changed is left alone, as other threads may read it.
+                if not _equal(now[key], content):
+                    now[key].clear()
+                    fill = "extend" if isinstance(content, (list, deque)) else "update"
+                    getattr(now[key], fill)(content)
 
 
 @contextmanager

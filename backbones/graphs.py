@@ -49,19 +49,20 @@ def capture_training(model: Module, shapes: int = 2) -> Module:
 
     The loop around the model stays as it is. In training mode, with gradients enabled, the second
     call with inputs of one signature (shapes, strides, dtypes, ``requires_grad``, autocast) records
-    the forward and the backward pass, after two passes that leave weights, running statistics and
-    random generators as they were; from then on the pair is replayed. Losses, scaling,
-    accumulation and clipping of gradients, optimisers and averaged weights stay outside: results
-    and gradients are copies, which no later pass overwrites, and parameters get their gradients as
-    from the model itself, with their hooks. Dropout and drop path draw fresh numbers from PyTorch's
-    generators, the same as without graphs.
+    the forward and the backward pass, after two passes that leave weights, running statistics,
+    attributes and random generators as they were; from then on the pair is replayed. Losses,
+    scaling, accumulation and clipping of gradients, optimisers and averaged weights stay outside:
+    results and gradients are copies, which no later pass overwrites, and parameters get their
+    gradients as from the model itself, with their hooks. Dropout and drop path draw fresh numbers
+    from PyTorch's generators, the same as without graphs.
 
     The model runs as without graphs on the CPU, in evaluation and under ``torch.no_grad()``. It
     does so too, and logs the reason once as a warning, where a replay would be wrong or cannot be
     recorded:
 
     - hooks of modules, gradient checkpointing, parameters that are tensors of another type;
-    - a pass that waits for the GPU, draws random numbers on the host, or sets attributes;
+    - a pass that waits for the GPU, draws random numbers on the host, writes to its inputs, sets
+      attributes, or fills lists or dicts among them;
     - a forward pass while the backward pass of the one before may still come;
     - batch norms that take their statistics over processes by another backend than NCCL. With
       NCCL all processes must get inputs of the same shapes;

@@ -26,6 +26,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as pixelwise
 
 
@@ -76,6 +77,7 @@ class Kind(IntEnum):
 
     NOTHING = 0
     TABLE = auto()
+    NEAREST = auto()
     BILINEAR = auto()
     BICUBIC = auto()
     SATURATION = auto()
@@ -207,10 +209,13 @@ class ViewTransform:
                 raise _no_halves(step)
         size = settings.get("input_size", 224)
         self.height, self.width = size[-2:] if isinstance(size, Sequence) else (size, size)
+        if self.crop.interpolation == InterpolationMode.NEAREST:
+            # torchvision's others are half a pixel beside Pillow's.
+            self.crop.interpolation = InterpolationMode.NEAREST_EXACT
         chosen = self.crop.interpolation
         self.interpolations = tuple(chosen) if isinstance(chosen, tuple) else (chosen,)
         for interpolation in self.interpolations:
-            if interpolation.value not in ("nearest", "bilinear", "bicubic"):
+            if interpolation.value not in ("nearest-exact", "bilinear", "bicubic"):
                 raise _no_halves(f"interpolation={interpolation.value!r}")
         self.steps = sum(map(self._prepare, self.policies))
         self.statistics = torch.tensor([list(settings["mean"]), list(settings["std"])])
@@ -249,6 +254,9 @@ class ViewTransform:
         if not isinstance(crop, crops.RandomResizedCropAndInterpolation):
             return self.flips(crop(_to_tensor(image)))
         top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
+        # Of an image of a pixel or two timm at times draws a side of 0.
+        height, width = max(height, 1), max(width, 1)
+        top, left = min(top, image.height - height), min(left, image.width - width)
         interpolation = self.interpolations[0]
         if len(self.interpolations) > 1:
             interpolation = random.choice(self.interpolations)
@@ -260,7 +268,7 @@ class ViewTransform:
             # Pillow's resize takes twice as long as torchvision's, and takes a box of fractions.
             x, y = (drafted / side for drafted, side in zip(draft[1][2:], full, strict=True))
             box = box[0] * x, box[1] * y, box[2] * x, box[3] * y
-            resample = Image.Resampling[interpolation.name]
+            resample = Image.Resampling[interpolation.name.removesuffix("_EXACT")]
             image = image.convert("RGB").resize((self.width, self.height), resample, box)
             return self.flips(_to_tensor(image))
         pixels = _to_tensor(image.crop(box))
@@ -290,8 +298,7 @@ class ViewTransform:
                 kinds[step] = Kind.TABLE
                 tables[step] = _table(function, *values)
             elif function in _BY_MATRIX:
-                bicubic = resample == Image.Resampling.BICUBIC
-                kinds[step] = Kind.BICUBIC if bicubic else Kind.BILINEAR
+                kinds[step] = Kind[Image.Resampling(resample).name]
                 matrix = _BY_MATRIX[function](self.width, self.height, *values)
                 arguments[step] = _normalise(matrix, self.width, self.height)
             elif function in _BY_FACTOR:
@@ -386,7 +393,7 @@ def augment(views: Views, device: torch.device | str) -> Tensor:
                 chosen = images[rows]
                 if kind == Kind.TABLE:
                     chosen = _look_up(chosen, tables[rows, step])
-                elif kind in (Kind.BILINEAR, Kind.BICUBIC):
+                elif kind in _MOVES:
                     chosen = _move_pixels(chosen, arguments[rows, step], fill[rows], Kind(kind))
                 elif kind in _ENHANCEMENTS:
                     chosen = _enhance(chosen, arguments[rows, step, :1], Kind(kind))
@@ -427,6 +434,9 @@ def _enhance(images: Tensor, factors: Tensor, kind: Kind) -> Tensor:
     pixels = images.float()
     blend = torch.lerp(_ENHANCEMENTS[kind](pixels), pixels, factors[:, :, None, None])
     return blend.clamp_(0, 255).to(torch.uint8)
+
+
+_MOVES = (Kind.NEAREST, Kind.BILINEAR, Kind.BICUBIC)
 
 
 def _move_pixels(images: Tensor, matrices: Tensor, fill: Tensor, kind: Kind) -> Tensor:

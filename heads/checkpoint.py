@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import pickletools
+import shutil
 import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -63,6 +64,9 @@ class AtomicLocalBackend(LocalBackend):
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
+            # A sharded training that was killed has left it; this one has whole models.
+            if is_sharded(path):
+                shutil.rmtree(path)
             os.replace(beside, path)
         except OSError as error:
             beside.unlink(missing_ok=True)
@@ -621,7 +625,10 @@ class SafeCheckpointHook(CheckpointHook):
             super()._save_best_checkpoint(runner, metrics)
         finally:
             best, self.best_ckpt_path = self.best_ckpt_path, self.best_ckpt_path or previous
-        if best and previous and best != previous and is_main_process():
+        if not (best and previous) or best == previous or not is_main_process():
+            return
+        # Of a training in another folder that was resumed, the previous one is left alone.
+        if Path(previous).resolve().parent == Path(self.out_dir).resolve():
             self._remove(previous)
 
     def after_train(self, runner: Any) -> None:

@@ -44,6 +44,8 @@ class SafeRunner(Runner):
         model_wrapper_cfg = {"type": "MMDistributedDataParallel", **(model_wrapper_cfg or {})}
         if model_wrapper_cfg["type"] == "MMDistributedDataParallel":
             model_wrapper_cfg = self._data_parallel_options() | model_wrapper_cfg
+        elif model_wrapper_cfg["type"] == "FullyShardedModel":
+            self._refuse_copied_averages()
         sync_bn = self.cfg.get("sync_bn")
         if sync_bn != "torch":
             return super().wrap_model(model_wrapper_cfg, model)
@@ -61,6 +63,22 @@ class SafeRunner(Runner):
             return super().wrap_model(model_wrapper_cfg, model)
         finally:
             self.cfg.sync_bn = sync_bn
+
+    def _refuse_copied_averages(self) -> None:
+        """Refuse averages of the weights that copy the model, which PyTorch does not if sharded.
+
+        Raises:
+            ValueError: the config has one.
+        """
+        hooks = [*self.cfg.get("custom_hooks", ()), *self.cfg.get("default_hooks", {}).values()]
+        for hook in hooks:
+            kind = (hook or {}).get("type") == "EMAHook" and hook.get("ema_type")
+            if kind not in (False, "FusedExponentialMovingAverage"):
+                raise ValueError(
+                    f"ema_type of EMAHook is {kind or 'ExponentialMovingAverage'!r}, which copies "
+                    "the model, and a fully sharded one has no copies: set "
+                    "ema_type='FusedExponentialMovingAverage'"
+                )
 
     def _data_parallel_options(self) -> dict[str, Any]:
         """Arguments of DistributedDataParallel, unless the config gives others."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
-from mmengine.dist import barrier, broadcast, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, barrier, broadcast, get_world_size, is_main_process
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
@@ -236,15 +236,25 @@ def read_shards(rest: Mapping[str, Any], folder: Path, mesh: DeviceMesh | None) 
         return shards[path]
 
     content = _map(rest, put_in)
+    fault = None
     try:
+        reader = _DataReader(folder)
+        # PyTorch would log a traceback of an index that is missing, before it raises its error.
+        reader.read_metadata()
         with warnings.catch_warnings():
             # Without processes to share the tensors with, PyTorch says so at each call.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(shards, storage_reader=_DataReader(folder), no_dist=True)
+            dcp.load(shards, storage_reader=reader, no_dist=True)
     except (CheckpointException, OSError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
         failures = getattr(error, "failures", None)
         cause = next(iter(failures.values()))[0] if failures else error
-        raise CheckpointError(f"checkpoint {folder} is incomplete or damaged: {cause}") from error
+        fault = str(cause) or type(cause).__name__
+    # Each process reads other files, and those whose files are whole must not wait for the rest.
+    faults = [fault] if mesh is None else all_gather_object(fault)
+    if any(faults):
+        raise CheckpointError(
+            f"checkpoint {folder} is incomplete or damaged: {next(filter(None, faults))}"
+        )
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -64,12 +65,27 @@ class Results:
     """A CSV file that is complete at every moment, as it is written anew and then renamed.
 
     Rows that the file already has are kept.
+
+    Raises:
+        typer.BadParameter: the folder cannot be written, or the file has columns that are not
+            known here, which would be lost.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = read(path) if path.exists() else []
-        path.parent.mkdir(parents=True, exist_ok=True)
+        known = {field.name for field in fields(Row)}
+        if unknown := {str(name) for row in self.rows for name in row} - known:
+            raise typer.BadParameter(
+                f"{path} is of another version of linsight, with the columns "
+                f"{', '.join(sorted(unknown))}: give another folder by --out"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(path.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise typer.BadParameter(f"--out {path.parent}: {error.strerror}") from None
 
     def add(self, row: Row) -> None:
         self.rows.append(

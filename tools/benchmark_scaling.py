@@ -135,6 +135,13 @@ def scaling(
     unknown = set(modes.split(",")) - set(MODES)
     if unknown:
         raise typer.BadParameter(f"--modes has {', '.join(unknown)}, expected {', '.join(MODES)}")
+    numbers = counts.split(",")
+    if not all(number.strip().isdecimal() and int(number) for number in numbers):
+        raise typer.BadParameter(f"--counts is {counts!r}, expected numbers of GPUs such as 1,2,4")
+    if not timm.is_model(model):
+        raise typer.BadParameter(f"timm has no model {model!r}")
+    if "captured" in modes.split(",") and not torch.cuda.is_available():
+        raise typer.BadParameter("--modes captured needs a GPU, and there is none")
     present = torch.cuda.device_count() if torch.cuda.is_available() else os.cpu_count() or 1
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{model}, {resolution} px, batch {batch} per GPU, {name}, torch {torch.__version__}")
@@ -142,7 +149,7 @@ def scaling(
     spawn = torch.multiprocessing.get_context("spawn")
     for mode in modes.split(","):
         one = None
-        for processes in map(int, counts.split(",")):
+        for processes in map(int, numbers):
             if processes > present:
                 print(f"{mode:8} {processes:4} only {present} here")
                 continue

@@ -56,8 +56,15 @@ def warm(
         sizes = [_parse_size(word) for word in resolutions.split(",")]
         settings = dict(map(parse_argument, arguments or ()))
         variants = compile_model(model, settings, sizes, modes, dtype, batch_size, arch)
-    except (RuntimeError, TypeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    # Models of timm's assert that images have the size that they are made for.
+    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = (
+                f"Triton's cache cannot be written: {error.filename}: {error.strerror}; set "
+                "TRITON_CACHE_DIR to another folder"
+            )
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(1) from None
     for (module, kernel), count in sorted(
         Counter((variant.module, variant.kernel) for variant in variants).items()
@@ -96,6 +103,7 @@ def compile_model(
             model of that name, or a kernel does not compile.
         ValueError: for another dtype or `arch`.
         TypeError, ValueError: by the model, if it does not take the arguments.
+        OSError: if the cache cannot be written.
     """
     if not dispatch.HAS_TRITON:
         raise RuntimeError("Triton is not installed: there are no kernels to compile")

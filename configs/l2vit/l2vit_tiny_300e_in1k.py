@@ -27,5 +27,12 @@ param_scheduler = [
 ]
 
 # The decay is 0.9999 per update.
-default_hooks = dict(ema=dict(type="EMAHook", momentum=2.5e-5, update_buffers=True))
+default_hooks = dict(
+    ema=dict(
+        type="EMAHook",
+        ema_type="FusedExponentialMovingAverage",
+        momentum=2.5e-5,
+        update_buffers=True,
+    )
+)
 train_dataloader = dict(sampler=dict(_delete_=True, type="DefaultSampler", shuffle=True))

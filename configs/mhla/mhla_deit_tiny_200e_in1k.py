@@ -26,5 +26,12 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=200)
 
-default_hooks = dict(ema=dict(type="EMAHook", momentum=4e-4, update_buffers=True))
+default_hooks = dict(
+    ema=dict(
+        type="EMAHook",
+        ema_type="FusedExponentialMovingAverage",
+        momentum=4e-4,
+        update_buffers=True,
+    )
+)
 train_dataloader = dict(sampler=dict(_delete_=True, type="DefaultSampler", shuffle=True))

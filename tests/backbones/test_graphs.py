@@ -469,6 +469,24 @@ class Counts(Small):
         return super().forward(x)
 
 
+class Collects(Small):
+    """Its loop adds the losses in the list, and empties it."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.losses.append(y.square().mean())
+        return y
+
+
+class WritesToInput(Small):
+    def forward(self, x):
+        return super().forward(x.mul_(0.5))
+
+
 class Rebinds(Small):
     def __init__(self):
         super().__init__()
@@ -513,6 +531,8 @@ class ReturnsObject(Small):
     ("kind", "reason"),
     [
         (Counts, "its pass changes the module (attribute calls)"),
+        (Collects, "its pass changes the module (attribute losses)"),
+        (WritesToInput, "its pass writes to its inputs"),
         (Rebinds, "its pass changes the module (a parameter or buffer was replaced)"),
         (DrawsOnHost, "its pass draws random numbers on the host"),
         (WantsParameters, "CUDA could not record it: the weight is no parameter"),
@@ -528,8 +548,10 @@ def test_what_cannot_be_replayed(kind, reason, caplog):
         random.seed(1)
         outputs = []
         for i in range(5):
-            y = model(images(seed=i))
-            outputs.append(getattr(y, "logits", y))
+            x = images(seed=i)
+            y = model(x)
+            outputs += [x, getattr(y, "logits", y)]
+        outputs += [torch.tensor(getattr(model, "calls", 0)), *getattr(model, "losses", ())]
         results.append((outputs, model.state_dict()))
     assert_same(*results)
     assert not Stand.replayed

@@ -74,7 +74,7 @@ def pairs(photographs, settings, count):
     return *(to_8_bits(image, settings) for image in images), views
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("name", NAMES)
 def test_each_operation_gives_pillows_image(photographs, name, interpolation, monkeypatch):
     """A policy of this operation alone, whose arguments vary from image to image."""
@@ -139,6 +139,8 @@ def test_the_recipes_distribution_is_timms(photographs):
         {"auto_augment": "rand-n3-tweights", "interpolation": "random"},
         {"auto_augment": None, "color_jitter": (0.4, 0.3, 0.2)},
         {"train_crop_mode": "rkrc", "vflip": 0.5},
+        {"interpolation": "nearest"},
+        {"interpolation": "nearest", "train_crop_mode": "rkrc"},
         {"input_size": (3, 64, 96), "re_mode": "const", "re_count": 3},
     ],
     ids=str,
@@ -200,6 +202,15 @@ def test_images_of_every_mode(photographs, mode, format, side):
     assert found.shape == (3, 96, 96)
     assert found.dtype == torch.uint8
     assert (found.float() - wanted).abs().mean() < 5
+
+
+def test_an_image_of_one_pixel(photographs):
+    """timm's crop of it has no pixel at times, which Pillow resizes to black."""
+    pixel, views = photographs[0].resize((1, 1)), ViewTransform(RECIPE)
+    colour = torch.tensor(pixel.getpixel((0, 0)))[:, None, None]
+    for number in range(20):
+        seed(number)
+        assert (views.decode(pixel) == colour).all()
 
 
 @pytest.fixture

@@ -109,6 +109,17 @@ class Rounded(BaseMetric):
         return {"score": round(4 * sum(results) / len(results))}
 
 
+class Constant(Rounded):
+    """A score that is given."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score = score
+
+    def compute_metrics(self, results):
+        return {"score": self.score}
+
+
 class Stop(Hook):
     def __init__(self, epoch):
         self.epoch = epoch
@@ -192,6 +203,36 @@ def test_validations_count_once_over_a_kill(request, tmp_path, cycle, by_epoch):
     if by_epoch:
         assert resumed.optim_wrapper.get_lr() == unbroken.optim_wrapper.get_lr()
         assert resumed.model.weight == unbroken.model.weight
+
+
+def test_another_trainings_best_checkpoint_is_left_alone(tmp_path):
+    """Resumed into another folder, a training removes no file of the one that it goes on from."""
+
+    def train(folder, epochs, source=None):
+        data = {"dataset": [{"x": float(i)} for i in range(4)], "batch_size": 2, "num_workers": 0}
+        loader = {**data, "sampler": {"type": "DefaultSampler", "shuffle": False}}
+        hook = {"type": "SafeCheckpointHook", "save_best": "score", "rule": "greater"}
+        SafeRunner(
+            Line(),
+            str(tmp_path / folder),
+            train_dataloader=loader,
+            val_dataloader=loader,
+            train_cfg={"by_epoch": True, "max_epochs": epochs},
+            val_cfg={},
+            val_evaluator=Evaluator([Constant(epochs)]),
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01}},
+            default_hooks={"checkpoint": hook},
+            load_from=source and str(source),
+            resume=source is not None,
+            randomness={"seed": 0},
+            experiment_name=f"best_{folder}_{epochs}",
+        ).train()
+        return sorted(path.name for path in (tmp_path / folder).glob("best_*"))
+
+    assert train("one", 1) == ["best_score_epoch_1.pth"]
+    assert train("two", 2, tmp_path / "one" / "epoch_1.pth") == ["best_score_epoch_2.pth"]
+    assert train("two", 3, tmp_path / "two" / "epoch_2.pth") == ["best_score_epoch_3.pth"]
+    assert (tmp_path / "one" / "best_score_epoch_1.pth").is_file()
 
 
 class Noisy(Line):

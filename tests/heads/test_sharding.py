@@ -3,17 +3,20 @@
 import os
 import pickle
 import shutil
+from typing import Any
 
 import pytest
 import timm
 import torch
+from mmengine.config import Config
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 import linsight  # noqa: F401  registers the models
 from linsight.backbones.checkpoint import CheckpointError
 from linsight.backbones.layers import BatchNormAct2d
-from linsight.heads.checkpoint import read_checkpoint
+from linsight.heads.checkpoint import AtomicLocalBackend, read_checkpoint
+from linsight.heads.runner import SafeRunner
 from linsight.heads.sharding import REST, FullyShardedModel, write_shards
 
 
@@ -96,6 +99,20 @@ def test_wrong_arguments(alone):
         FullyShardedModel(model, units="layers")
 
 
+@pytest.mark.parametrize(
+    ("ema_type", "named"),
+    [({}, "ExponentialMovingAverage"), ({"ema_type": "MomentumAnnealingEMA"}, "MomentumAnnealing")],
+)
+@pytest.mark.parametrize("place", ["custom_hooks", "default_hooks"])
+def test_averages_that_copy_the_model_are_refused(alone, place, ema_type, named):
+    runner: Any = object.__new__(SafeRunner)
+    hook = {"type": "EMAHook", **ema_type}
+    hooks = [hook] if place == "custom_hooks" else {"ema": hook, "figures": None}
+    runner._distributed, runner.cfg = True, Config({place: hooks})
+    with pytest.raises(ValueError, match=f"ema_type of EMAHook is '{named}"):
+        runner.wrap_model({"type": "FullyShardedModel"}, timm.create_model("rala_vit_nano"))
+
+
 @pytest.fixture
 def folder(alone, tmp_path):
     """A sharded checkpoint."""
@@ -122,11 +139,23 @@ class TestFolder:
         with pytest.raises(CheckpointError, match="incomplete or damaged"):
             read_checkpoint(folder)
 
-    def test_truncated(self, folder):
+    @pytest.mark.parametrize("divisor", [2, 100_000])
+    def test_truncated(self, folder, divisor):
         shard = next(folder.glob("*.distcp"))
-        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-        with pytest.raises(CheckpointError, match="incomplete or damaged"):
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // divisor])
+        with pytest.raises(CheckpointError, match=r"incomplete or damaged: \S"):
             read_checkpoint(folder)
+
+    def test_the_index_is_missing(self, folder, caplog):
+        (folder / ".metadata").unlink()
+        with pytest.raises(CheckpointError, match=r"incomplete or damaged: .*\.metadata"):
+            read_checkpoint(folder)
+        assert not caplog.records, "no traceback beside the error"
+
+    def test_a_whole_checkpoint_takes_its_place(self, folder):
+        """A sharded training was killed after it wrote the folder; whole models go on with it."""
+        AtomicLocalBackend().put(b"whole", folder)
+        assert folder.read_bytes() == b"whole"
 
     def test_code_in_the_index_is_not_run(self, folder, tmp_path):
         class Evil:

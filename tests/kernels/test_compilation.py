@@ -377,6 +377,31 @@ def test_warm_names_a_wrong_option(options: list[str], message: str) -> None:
     assert message in run.stderr
 
 
+def test_warm_names_what_timm_refuses() -> None:
+    arch = ["--arch", "sm_90"]
+    run = CliRunner().invoke(
+        app, ["warm", "swin_tiny_patch4_window7_224", "--resolutions=256", *arch]
+    )
+    assert (run.exit_code, run.stderr) == (
+        1,
+        "error: Input height (256) doesn't match model (224).\n",
+    )
+    run = CliRunner().invoke(app, ["warm", "local-dir:/nowhere", *arch])
+    assert run.exit_code == 1
+    assert "TRITON_CACHE_DIR" not in run.stderr
+
+
+def test_warm_names_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    run = CliRunner().invoke(app, ["warm", "softmax_deit_tiny", "--arch", "sm_90", "--eval"])
+    assert run.exit_code == 1
+    assert f"Triton's cache cannot be written: {tmp_path}/file" in run.stderr
+    assert "Not a directory; set TRITON_CACHE_DIR to another folder" in run.stderr
+
+
 @pytest.fixture
 def slim_container(monkeypatch: pytest.MonkeyPatch):
     """No C compiler on the path, and a cache of Triton's without what it has built."""

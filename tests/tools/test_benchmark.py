@@ -345,6 +345,26 @@ def test_files_of_earlier_versions_are_drawn(tmp_path):
     ]
 
 
+def test_a_file_of_a_later_version_is_left_alone(tmp_path):
+    words = ("models", "rala_vit_nano", "--resolutions", "32", "--phases", "latency")
+    run(tmp_path, *words)
+    file = tmp_path / "results.csv"
+    head, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([f"{head},joules", *(f"{line},1" for line in rest), ""]))
+    before = file.read_bytes()
+    result = run(tmp_path, *words)
+    assert result.exit_code == 2
+    assert "joules" in result.output
+    assert file.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    result = run(tmp_path / "file", "models", "rala_vit_nano", "--resolutions", "32")
+    assert result.exit_code == 2
+    assert "File exists" in " ".join(result.output.replace("│", "").split())
+
+
 def test_the_newest_row_of_a_measurement_is_drawn():
     figures = pytest.importorskip("linsight.tools.benchmark_figures")
     row = dict.fromkeys((*figures.KEY, "device", "dtype"), "x") | {"p50_ms": "1"}

@@ -2,6 +2,7 @@
 
 import queue
 
+import pytest
 import timm
 import torch
 import typer
@@ -30,9 +31,21 @@ def test_a_step_trains(monkeypatch):
     assert model.fc.weight.grad is None
 
 
-def test_a_mode_that_is_none():
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--modes", "eagre"], "eagre, expected eager, captured, compile"),
+        (["--modes", "captured"], "captured needs a GPU"),
+        (["--counts", "0"], "--counts is '0', expected numbers"),
+        (["--counts", "1;2"], "--counts is '1;2', expected numbers"),
+        (["rala_vit_smal"], "timm has no model 'rala_vit_smal'"),
+    ],
+)
+def test_mistakes_are_named(words, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.multiprocessing, "spawn", None)
     app = typer.Typer()
     app.command()(scaling)
-    result = CliRunner().invoke(app, ["--modes", "eagre"])
+    result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
-    assert "eagre, expected eager, captured, compile" in " ".join(result.output.split())
+    assert message in " ".join(result.output.replace("│", "").split())
