@@ -6,6 +6,7 @@ It reads a line per machine code, and for each that is done writes a line: null,
 import contextlib
 import json
 import multiprocessing
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -25,6 +26,11 @@ def _compile(line: str) -> str | None:
     return None
 
 
+def _print_to_stderr() -> None:
+    """Triton's compiler prints on stdout at times, where the answers are to stand alone."""
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
 def main() -> None:
     """Compile what stdin names for the target, by as many processes, as the arguments say."""
     from triton.backends.compiler import GPUTarget
@@ -34,7 +40,9 @@ def main() -> None:
         pretend_target(target),
         # PyTorch is imported by now, once for all, and no CUDA context is made. Unlike a `Pool`,
         # this one ends when Triton's compiler crashes.
-        ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool,
+        ProcessPoolExecutor(
+            workers, multiprocessing.get_context("fork"), initializer=_print_to_stderr
+        ) as pool,
     ):
         for compiled in as_completed([pool.submit(_compile, line) for line in sys.stdin]):
             print(json.dumps(compiled.result()), flush=True)

@@ -402,6 +402,16 @@ def test_warm_names_a_cache_that_cannot_be_written(
     assert "Not a directory; set TRITON_CACHE_DIR to another folder" in run.stderr
 
 
+def test_warm_says_what_the_compiler_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the compiler prints before it gives up does not mix with the processes' answers.
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    run = CliRunner().invoke(app, ["warm", "softmax_deit_tiny", "--arch", "sm_9", "--eval"])
+    assert run.exit_code == 1
+    assert "Value 'sm_9' is not defined" in run.stderr
+
+
 @pytest.fixture
 def slim_container(monkeypatch: pytest.MonkeyPatch):
     """No C compiler on the path, and a cache of Triton's without what it has built."""
