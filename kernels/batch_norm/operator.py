@@ -52,7 +52,12 @@ def _run_merge(
     from .forward import gather, merge, normalize
 
     parts = gather(x) if parts is None else parts
-    statistics = merge(parts, running_mean, running_var, momentum, eps)
+    running = running_mean, running_var
+    dense = [rows_contiguous(t) for t in running]
+    statistics = merge(parts, *dense, momentum, eps)
+    for t, moved in zip(running, dense, strict=True):
+        if moved is not t:
+            t.copy_(moved)
     out = torch.empty_like(x)
     weight, bias, residual = map(rows_contiguous, (weight, bias, residual))
     normalize(x, statistics, weight, bias, residual, addend, activation, out)
