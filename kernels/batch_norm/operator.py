@@ -52,12 +52,11 @@ def _run_merge(
     from .forward import gather, merge, normalize
 
     parts = gather(x) if parts is None else parts
-    running = running_mean, running_var
-    dense = [rows_contiguous(t) for t in running]
-    statistics = merge(parts, *dense, momentum, eps)
-    for t, moved in zip(running, dense, strict=True):
-        if moved is not t:
-            t.copy_(moved)
+    mean, variance = map(rows_contiguous, (running_mean, running_var))
+    statistics = merge(parts, mean, variance, momentum, eps)
+    for running, moved in ((running_mean, mean), (running_var, variance)):
+        if moved is not running:
+            running.copy_(moved)
     out = torch.empty_like(x)
     weight, bias, residual = map(rows_contiguous, (weight, bias, residual))
     normalize(x, statistics, weight, bias, residual, addend, activation, out)
