@@ -13,7 +13,7 @@ def _run(projection, bias, weight, weight_bias, heads, height, width, rows, colu
     from .forward import forward
     from .plan import plan
 
-    projection = rows_contiguous(projection)
+    projection, weight_bias = rows_contiguous(projection), rows_contiguous(weight_bias)
     how = plan(
         projection.shape, projection.dtype, projection.device, heads, (height, width),
         (rows, columns), weight.shape[-1], weight_bias is not None,

@@ -123,6 +123,8 @@ def plan(
         kernel: the side of the local branch's window.
         weight_bias: whether the local branch has a bias.
     """
+    if 0 in size or 0 in grid:
+        raise ValueError(f"size is {size} and grid is {grid}, expected sides of at least 1")
     batch, tokens, packed = shape
     width = packed // (3 * heads)
     padded = pad_size(width)

@@ -52,7 +52,11 @@ def _run_merge(
     from .forward import gather, merge, normalize
 
     parts = gather(x) if parts is None else parts
-    statistics = merge(parts, running_mean, running_var, momentum, eps)
+    mean, variance = map(rows_contiguous, (running_mean, running_var))
+    statistics = merge(parts, mean, variance, momentum, eps)
+    for running, moved in ((running_mean, mean), (running_var, variance)):
+        if moved is not running:
+            running.copy_(moved)
     out = torch.empty_like(x)
     weight, bias, residual = map(rows_contiguous, (weight, bias, residual))
     normalize(x, statistics, weight, bias, residual, addend, activation, out)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..column_sum.operator import run_sum
-from ..runtime.dispatch import channels_last
+from ..runtime.dispatch import channels_last, rows_contiguous
 from ..runtime.operator import Operator
 from ..runtime.program import cache_launches
 
@@ -64,7 +64,8 @@ def _run_image(x, weight, bias, stride, padding, activation, dtype):
     from .image import convolve_image
 
     out = torch.empty(result_shape(x, weight, stride, padding), dtype=dtype, device=x.device)
-    convolve_image(x, weight.contiguous(), bias, stride, padding, activation, out)
+    weight, bias = weight.contiguous(), rows_contiguous(bias)
+    convolve_image(x, weight, bias, stride, padding, activation, out)
     return out.permute(0, 3, 1, 2)
 
 

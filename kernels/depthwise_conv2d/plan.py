@@ -143,7 +143,7 @@ def plan(
         programs *= phases
         # The parts are float32, written and read again.
         end = 2 * (taps + 1) // tile.columns
-        most = 1 if own else batch
+        most = 1 if own else max(batch, 1)
         rows, images = _share(tile, tall, programs, high, batch, most, end, device)
         chunks, many = triton.cdiv(high, rows), triton.cdiv(batch, images)
         weight_gradient = Launch(
@@ -167,7 +167,7 @@ def plan(
             make((height, width), small, forward),
             make(small, (height, width), backward),
         )
-        rows = triton.cdiv(small[0], PART_ROWS)
+        rows = max(1, triton.cdiv(small[0], PART_ROWS))
         chunks = triton.cdiv(small[0], rows)
         count, sums = batch * chunks, 1
         weight_gradient = Launch(
@@ -219,7 +219,7 @@ def _share(
         return row * (images * (rows + tall + 1) + end)
 
     choices = [
-        (triton.cdiv(height, chunks), 1 << power)
+        (max(1, triton.cdiv(height, chunks)), 1 << power)
         for chunks in range(1, max(1, height // tall) + 1)
         for power in range(most.bit_length())
     ]

@@ -70,7 +70,7 @@ def mixed_state_attention(
     """
     check_tensors(query, key, value, local, None)
     squares = isqrt(len(mixing))
-    if mixing.shape != (squares**2, squares**2):
+    if not squares or mixing.shape != (squares**2, squares**2):
         raise ValueError(
             f"mixing has shape {tuple(mixing.shape)}, expected (M, M) with M a square number, the "
             "squares of the map"

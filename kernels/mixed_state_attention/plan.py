@@ -99,8 +99,11 @@ def fold_rows(block: int, warps: int, row_bytes: int) -> int:
 
 
 def reciprocal(divisor: int) -> int:
-    """n // divisor = n * reciprocal >> 30, exactly, while n * divisor < 2^30."""
-    return -(-(1 << 30) // divisor)
+    """n // divisor = n * reciprocal >> 30, exactly, while n * divisor < 2^30.
+
+    A map without tokens has a divisor of 0, by which nothing is divided.
+    """
+    return -(-(1 << 30) // max(divisor, 1))
 
 
 @dataclass(frozen=True)

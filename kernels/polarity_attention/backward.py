@@ -57,7 +57,7 @@ def differentiate_parameters(
 ) -> None:
     """Write the gradients of power and scale from the parts (batch * heads, splits, 2 P)."""
     heads, width = power.shape
-    batch, padded = len(key_parts) // heads, key_parts.shape[2] // 2
+    batch, padded = len(key_parts) // max(heads, 1), key_parts.shape[2] // 2
     how = plan(batch, heads, width, padded, (key_parts.shape[1], query_parts.shape[1]))
     power, scale = power.contiguous(), scale.contiguous()
     launch(_parameter_gradients, how, key_parts, query_parts, power, scale, dpower, dscale)

@@ -26,7 +26,7 @@ def _run(projection, weight, bias, rows, columns, heads, feature_map, key_weight
     from ..depthwise_conv2d.convolution import forward as convolve
     from ..linear_attention.forward import forward as attend
 
-    projection = rows_contiguous(projection)
+    projection, bias = rows_contiguous(projection), rows_contiguous(bias)
     query, key, value, gate = unpack(projection, heads)
     out, _ = _run_fake(
         projection, weight, bias, rows, columns, heads, feature_map, key_weights, readout
@@ -59,7 +59,7 @@ def _run_backward(
     from ..linear_attention.backward import backward as attend_backward
 
     grad, projection = rows_contiguous(grad), rows_contiguous(projection)
-    weight = weight.contiguous()
+    weight, bias = weight.contiguous(), rows_contiguous(bias)
     total, dweight, dbias = empty_gradients(projection, weight)
     local, dlocal = (
         torch.empty(grad.shape, dtype=projection.dtype, device=projection.device) for _ in range(2)

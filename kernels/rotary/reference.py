@@ -15,7 +15,10 @@ def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     pairs = x.to(rows.dtype).unflatten(-1, (-1, 2))
     if not torch.compiler.is_compiling():
         # One pass where real numbers take seven. Compilers and ONNX have no complex numbers.
-        turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(cosine, sine)
+        pairs = pairs.contiguous()
+        if pairs.storage_offset() % 2:  # A complex number begins at an even place.
+            pairs = pairs.clone()
+        turned = torch.view_as_complex(pairs) * torch.complex(cosine, sine)
         return torch.view_as_real(turned).flatten(-2).to(x.dtype)
     a, b = pairs.unbind(-1)
     turned = torch.stack((a * cosine - b * sine, b * cosine + a * sine), dim=-1)

@@ -46,7 +46,8 @@ def exponential(x, EXACT: tl.constexpr):
     """exp(x), x finite. The hardware's exp2 of x log2(e) is off by |x| roundings: for float32
     inputs x is reduced to |r| <= ln(2) / 2 first, by an ln(2) in two parts."""
     if EXACT:
-        whole = tl.floor(x * 1.4426950408889634 + 0.5)
+        # Below, where the result is zero, r would be one of rounding, and its exp2 infinite.
+        whole = tl.maximum(tl.floor(x * 1.4426950408889634 + 0.5), -200.0)
         r = (x - whole * 0.693359375) + whole * 2.12194440e-4
         return tl.exp2(r * 1.4426950408889634) * tl.exp2(whole)
     else:

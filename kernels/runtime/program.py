@@ -191,10 +191,10 @@ class Program:
                 step.run(tensors)
                 continue
             kernel, how, places, numbers = step
-            # Tensors of one element that begin at the launch's places.
+            # Tensors of one element, if there is one, that begin at the launch's places.
             views = [
                 (x if x.dtype == dtype else x.view(dtype)).as_strided(
-                    (1,), (1,), x.storage_offset() + offset // dtype.itemsize
+                    (min(x.numel(), 1),), (1,), x.storage_offset() + offset // dtype.itemsize
                 )
                 for x, offset, dtype in [(tensors[slot], *place) for slot, *place in places]
             ]
@@ -290,7 +290,8 @@ class _Recorder(TorchDispatchMode):
         places = [self._find(x) for x in args[:count]]
         numbers = (*args[count:], *how.sizes)
         if not args[0].is_cuda:
-            dtypes = [x.dtype for x in args[:count]]
+            # What is empty has the place of the first argument (`_find`), and so its dtype.
+            dtypes = [(x if x.numel() else self.arguments[0]).dtype for x in args[:count]]
             places = [(*place, dtype) for place, dtype in zip(places, dtypes, strict=True)]
             return kernel, how, places, numbers
         if code is None:

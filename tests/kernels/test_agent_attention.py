@@ -178,6 +178,36 @@ def test_strided_projection(device, seed) -> None:
 
 
 @pytest.mark.triton
+def test_a_bias_with_strides(device, seed) -> None:
+    """A bias that is a column of a matrix."""
+    size, grid = (4, 5), (2, 2)
+    *tensors, bias = case(size, grid, 2, 16, device, 1)
+    tensors.append(bias.repeat_interleave(3)[::3])
+    slope = torch.randn(1, 21, 32, device=device)
+    assert_as_exact_as_eager(operator(2, size, grid), tensors, torch.float32, slope)
+
+
+@pytest.mark.triton
+def test_no_images(device) -> None:
+    """An empty result, and gradients of zero."""
+    tensors = leaves(case((3, 4), (2, 2), 2, 16, device, 1, batch=0), torch.float32)
+    function = operator(2, (3, 4), (2, 2))
+    with force("triton"):
+        y = function(*tensors)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert y.shape == (0, 13, 32)
+    assert [g.shape for g in gradients] == [x.shape for x in tensors]
+    assert not any(g.any() for g in gradients)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("size", "grid"), [((0, 4), (2, 2)), ((3, 4), (2, 0))])
+def test_averages_of_nothing_are_refused(size, grid, device) -> None:
+    with force("triton"), pytest.raises(ValueError, match=r"size is .* expected sides of at least"):
+        operator(2, size, grid)(*case(size, grid, 2, 16, device, 1))
+
+
+@pytest.mark.triton
 def test_large_values_and_zeros(device, seed) -> None:
     size, grid = (6, 5), (3, 3)
     tensors = case(size, grid, 1, 32, device, 1)

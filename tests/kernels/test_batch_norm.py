@@ -299,6 +299,22 @@ def test_vectors_with_strides(device, seed) -> None:
 
 
 @pytest.mark.triton
+def test_running_statistics_with_strides(device, seed) -> None:
+    """They move in place where they lie, and nothing beside them does."""
+    x, weight, bias = case((2, 12, 5, 4), device)
+    dense = initial_statistics(x)
+    columns = [torch.stack((t, t, t), 1) for t in dense]
+    before = [t.clone() for t in columns]
+    with force("triton"):
+        for _ in range(2):  # The second call repeats the launches of the first.
+            batch_norm(x, weight, bias, *dense)
+            batch_norm(x, weight, bias, *(t[:, 1] for t in columns))
+    for moved, expected, old in zip(columns, dense, before, strict=True):
+        assert torch.equal(moved[:, 1], expected)
+        assert torch.equal(moved[:, ::2], old[:, ::2])
+
+
+@pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     poison_memory(monkeypatch)
     tensors = leaves(case((3, 40, 7, 5), device), torch.float32)

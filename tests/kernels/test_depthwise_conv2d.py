@@ -319,14 +319,24 @@ def test_vectors_with_strides(device, seed) -> None:
 
 
 @pytest.mark.triton
-def test_a_window_for_each_of_no_images(device) -> None:
-    tensors = [torch.randn(0, 4, 5, 12), torch.randn(0, 12, 3, 3)]
+@pytest.mark.parametrize("shape", [(0, 4, 5, 12), (2, 0, 5, 12), (2, 4, 0, 12)])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"dilation": 2}, {"own": True}], ids=str)
+def test_a_map_without_pixels(shape, options, device) -> None:
+    """No images, rows or columns: an empty result, and gradients of zero."""
+    own, stride = options.get("own", False), options.get("stride", 1)
+    options = {name: value for name, value in options.items() if name != "own"}
+    window = torch.randn(shape[0] if own else 12, 12 if own else 1, 3, 3)
+    tensors = [torch.randn(shape), window, *([] if own else [torch.randn(12)])]
     tensors = [x.to(device).requires_grad_() for x in tensors]
     with force("triton"):
-        y = depthwise_conv2d(*tensors)
+        y = depthwise_conv2d(*tensors, **options)
         gradients = torch.autograd.grad(y.sum(), tensors)
-    assert y.shape == tensors[0].shape
+        fused = depthwise_conv2d(
+            *(x.detach() for x in tensors), **options, result_activation="gelu"
+        )
+    assert y.shape == fused.shape == (shape[0], *(-(-n // stride) for n in shape[1:3]), 12)
     assert [g.shape for g in gradients] == [x.shape for x in tensors]
+    assert not any(g.any() for g in gradients)
 
 
 @pytest.mark.triton

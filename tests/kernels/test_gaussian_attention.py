@@ -169,6 +169,18 @@ def test_large_values_and_zeros(device, seed) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_landmarks_as_far_apart_as_half_precision_reaches(dtype, device, seed) -> None:
+    """Their kernel is the identity, without a gradient: nothing overflows on the way."""
+    x = (6e4 * torch.rand(1, 17, 2, 8, device=device)).to(dtype).requires_grad_()
+    with force("triton"):
+        kernel = landmark_kernel(x)
+        (gradient,) = torch.autograd.grad(kernel.sum(), x)
+    assert torch.equal(kernel, torch.eye(17, device=device).expand(1, 2, 17, 17))
+    assert not gradient.any()
+
+
+@pytest.mark.triton
 def test_every_element_is_written(device, monkeypatch) -> None:
     poison_memory(monkeypatch)
     for marks in (5, 18):

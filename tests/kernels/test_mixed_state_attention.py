@@ -208,6 +208,23 @@ def test_every_element_is_written(way, device, monkeypatch) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("size", [(0, 3), (3, 0), (2, 3)])
+def test_no_tokens_and_no_images(size, dtype, way, device) -> None:
+    """An empty result, and gradients of zero."""
+    tensors = case(size, 2, 2, 40, device)
+    if size == (2, 3):
+        tensors = [x if x.ndim == 2 else x[:0] for x in tensors]
+    tensors = leaves(tensors, dtype)
+    with force("triton"):
+        y = operator(size)(*tensors)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert y.shape == tensors[0].shape
+    assert [g.shape for g in gradients] == [x.shape for x in tensors]
+    assert not any(g.any() for g in gradients)
+
+
+@pytest.mark.triton
 def test_strides(way, device, seed) -> None:
     """Tokens, heads and channels that lie in another order, and a mixing that is transposed."""
     q, k, v, mixing, local = case((3, 5), 2, 2, 12, device)

@@ -158,17 +158,27 @@ def test_zeros_and_a_power_of_one(dtype, device, seed) -> None:
 
 
 @pytest.mark.triton
-def test_no_images_and_wide_heads(device) -> None:
-    """Without images there are no gradients; heads wider than 64 run the reference."""
-    tensors = case(9, 2, 8, device)
-    nothing = leaves([x if x.ndim == 2 else x[:0] for x in tensors], torch.float32)
+@pytest.mark.parametrize("axis", ["images", "tokens", "heads"])
+def test_no_images_tokens_or_heads(axis, device) -> None:
+    """An empty result, and gradients of zero."""
+    tokens, heads = 0 if axis == "tokens" else 9, 0 if axis == "heads" else 2
+    tensors = case(tokens, heads, 8, device)
+    if axis == "images":
+        tensors = [x if x.ndim == 2 else x[:0] for x in tensors]
+    tensors = leaves(tensors, torch.float32)
+    with force("triton"):
+        y = operator(*tensors)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert y.shape == tensors[0].shape
+    assert [g.shape for g in gradients] == [x.shape for x in tensors]
+    assert not any(x.any() for x in gradients)
+
+
+@pytest.mark.triton
+def test_wide_heads_run_the_reference(device) -> None:
     wide = case(9, 2, 66, device)
     with force("triton"):
-        y = operator(*nothing)
-        gradients = torch.autograd.grad(y.sum(), nothing)
         z = operator(*wide)
-    assert y.shape == (0, 9, 2, 8)
-    assert not any(x.any() for x in gradients)
     with force("reference"):
         assert torch.equal(operator(*wide), z)
 

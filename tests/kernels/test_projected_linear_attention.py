@@ -14,7 +14,7 @@ from linsight.kernels.projected_linear_attention import projected_linear_attenti
 from linsight.kernels.rotary import rotary_tables
 
 from .conftest import compile_whole
-from .numerics import assert_as_exact_as_eager
+from .numerics import assert_as_exact_as_eager, leaves
 
 RALA = {"key_weights": "global_query", "readout": "normalized"}
 MALA = {"key_weights": "uniform", "readout": "magnitude_aware"}
@@ -107,6 +107,28 @@ def test_random_shapes(random_cases, device, seed) -> None:
         slope = torch.randn(batch, *size, heads * width, device=device)
         function = operator(size if rotated else None, width, heads, options)
         assert_as_exact_as_eager(function, tensors, torch.float32, slope)
+
+
+@pytest.mark.triton
+def test_a_bias_with_strides(device, seed) -> None:
+    """A bias that is a column of a matrix."""
+    *tensors, bias = case((3, 4), 32, device, 1, 3)
+    tensors.append(bias.repeat_interleave(3)[::3])
+    slope = torch.randn(1, 3, 4, 32, device=device)
+    assert_as_exact_as_eager(operator((3, 4), 16, 2, RALA), tensors, torch.float32, slope)
+
+
+@pytest.mark.triton
+def test_no_images(device) -> None:
+    """An empty result, and gradients of zero."""
+    tensors = leaves(case((3, 4), 32, device, 0, 3), torch.float32)
+    function = operator((3, 4), 16, 2, RALA)
+    with force("triton"):
+        y = function(*tensors)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert y.shape == (0, 3, 4, 32)
+    assert [g.shape for g in gradients] == [x.shape for x in tensors]
+    assert not any(g.any() for g in gradients)
 
 
 @pytest.mark.triton

@@ -13,7 +13,7 @@ from linsight.kernels.depthwise_conv2d import depthwise_conv2d
 from linsight.kernels.projected_softmax_attention import projected_softmax_attention
 from linsight.kernels.rotary import apply_rotary, rotary_tables
 
-from .numerics import assert_as_exact_as_eager, poison_memory
+from .numerics import assert_as_exact_as_eager, leaves, poison_memory
 from .test_projected_linear_attention import assert_compiles, case
 
 
@@ -87,6 +87,28 @@ def test_random_shapes(random_cases, device, seed) -> None:
         slope = torch.randn(batch, *size, heads * width, device=device)
         function = operator(size if rotated else None, width, heads)
         assert_as_exact_as_eager(function, tensors, torch.float32, slope)
+
+
+@pytest.mark.triton
+def test_a_bias_with_strides(device, seed) -> None:
+    """A bias that is a column of a matrix."""
+    *tensors, bias = case((3, 4), 32, device, 1, 3)
+    tensors.append(bias.repeat_interleave(3)[::3])
+    slope = torch.randn(1, 3, 4, 32, device=device)
+    assert_as_exact_as_eager(operator((3, 4), 16, 2), tensors, torch.float32, slope)
+
+
+@pytest.mark.triton
+def test_no_images(device) -> None:
+    """An empty result, and gradients of zero."""
+    tensors = leaves(case((3, 4), 32, device, 0, 3), torch.float32)
+    function = operator((3, 4), 16, 2)
+    with force("triton"):
+        y = function(*tensors)
+        gradients = torch.autograd.grad(y.sum(), tensors)
+    assert y.shape == (0, 3, 4, 32)
+    assert [g.shape for g in gradients] == [x.shape for x in tensors]
+    assert not any(g.any() for g in gradients)
 
 
 def outcome(projection: Tensor, weight: Tensor, bias: Tensor, overwrite: bool) -> list[Tensor]:

@@ -67,6 +67,12 @@ def rotate(x: Tensor, size: tuple[int, int]) -> Tensor:
     return apply_rotary(x, rotary_tables(size, x.shape[-1], x.dtype, x.device))
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_tokens_may_begin_anywhere_in_memory(start) -> None:
+    x = torch.randn(61)[start : start + 60].view(1, 5, 1, 12)
+    assert torch.equal(rotate(x, (1, 5)), rotate(x.clone(), (1, 5)))
+
+
 @pytest.mark.triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("width", [8, 24, 64])
