@@ -31,6 +31,13 @@ def run_example(word: str) -> dict:
     return names
 
 
+def test_no_constants_without_axes(written):
+    """What the converters are known to refuse, looked for without them."""
+    program = torch.export.load(written[1] / "model.pt2")
+    filled = [n for n in program.graph.nodes if "zeros" in str(n.target) or "full" in str(n.target)]
+    assert [n.name for n in filled if list(n.meta["val"].shape) == []] == []
+
+
 @pytest.mark.slow
 def test_executorch(written, monkeypatch):
     runtime = pytest.importorskip("executorch.runtime", reason="pip install executorch").Runtime
