@@ -13,7 +13,7 @@ FLOOR = 100.0
 def elementwise(x: Tensor, feature_map: str) -> Tensor:
     """phi(x) of an elementwise map; elu(x) + 1 is written so that it never rounds to zero."""
     if feature_map == "elu_plus_one":
-        # Their gradients at zero are halves, whose sum is phi's: 1. CoreML refuses zeros of no axes.
+        # Their gradients at zero are halves, whose sum is phi's: 1. CoreML wants an axis.
         zero = x.new_zeros(1)
         return torch.maximum(x, zero) + torch.minimum(x, zero).exp()
     if feature_map == "relu":
