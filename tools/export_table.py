@@ -233,7 +233,10 @@ def _to_executorch(file: Path, subject: Subject, images: Tensor) -> str:
 
     program = torch.export.export(torch.export.load(str(file)).module(), (images,))
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-    method: Any = Runtime.get().load_program(lowered.to_executorch().buffer).load_method("forward")
+    # A method reads the memory of both, and keeps neither.
+    memory = lowered.to_executorch().buffer
+    loaded = Runtime.get().load_program(memory)
+    method: Any = loaded.load_method("forward")
     found = dict(zip(program.module()(images), method.execute([images]), strict=True))
     difference = compare(subject.module, lambda _: found, [images], EXACT)
     return f" ({difference})" if difference.faults else f" (within {EXACT.logits})"
