@@ -92,7 +92,8 @@ def _one_window(x, table, fill, weight, bias, heads, window, shift, padding, att
     def pad(x: Tensor) -> Tensor:
         y = F.pad(x, sides)
         if fill is not None:
-            outside = 1 - F.pad(x.new_ones(height, width, 1), sides)
+            inside = torch.ones((height, width, 1), dtype=x.dtype, device=x.device)
+            outside = 1 - F.pad(inside, sides)
             y = y + outside * fill
         return y
 
