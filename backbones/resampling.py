@@ -24,7 +24,7 @@ def resampling(
         device: of the weights.
     """
     support = _SUPPORT[mode]
-    scale = length / torch.scalar_tensor(target, dtype=dtype, device=device)
+    scale = length / torch.full((1,), target, dtype=dtype, device=device)
     centre = (torch.arange(target, device=device).to(dtype)[:, None] + 0.5) * scale - 0.5
     if antialias:
         place = torch.arange(length, device=device).to(dtype)
@@ -41,6 +41,7 @@ def _kernel(x: Tensor, mode: str, slope: float) -> Tensor:
     x = x.abs()
     if mode == "linear":
         return (1 - x).clamp(min=0)
+    x = x.clamp(max=2)  # where it has fallen to zero
     near = ((slope + 2) * x - (slope + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * slope
-    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return torch.where(x < 1, near, far)

@@ -15,7 +15,9 @@ def averages(length: int, cells: int, dtype: torch.dtype, device: torch.device) 
     """
     i = torch.arange(cells, device=device)[:, None]
     place = torch.arange(length, device=device)
-    inside = (place >= i * length // cells) & (place * cells < (i + 1) * length)
+    inside = torch.logical_and(
+        place >= i * length // cells, place * cells < (i + 1) * length
+    )  # CoreML's converter knows no operator &
     return inside.to(dtype) / inside.sum(1, keepdim=True)
 
 
