@@ -15,12 +15,13 @@ from typing import Annotated
 import typer
 
 from linsight.kernels import force
+from linsight.tools.docs_table import write_row
 from linsight.tools.export import Format, calibration_images, save, trace
 from linsight.tools.export_check import EIGHT, compare
 from linsight.tools.export_file import open_file
 from linsight.tools.export_int8 import quantize_file
 from linsight.tools.export_subject import Subject, batch_of
-from linsight.tools.export_table import bodies, subject_of, write_row
+from linsight.tools.export_table import bodies, subject_of
 from linsight.tools.photographs import collect
 from linsight.tools.predict import find_pictures, open_picture
 

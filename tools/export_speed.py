@@ -18,10 +18,11 @@ import typer
 
 from linsight.tools.benchmark_timing import quantiles
 from linsight.tools.config import load_config
+from linsight.tools.docs_table import write_row
 from linsight.tools.export import Format, Precision, write_file
 from linsight.tools.export_half import lower
 from linsight.tools.export_subject import Subject, batch_of, classifier_subject, photographs
-from linsight.tools.export_table import build_untrained, write_row
+from linsight.tools.export_table import build_untrained
 
 HEAD = (
     *("model", "images", "numbers", "device", "package, images/s", "`torch.compile`", "eager"),

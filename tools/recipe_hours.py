@@ -14,7 +14,7 @@ import typer
 
 from linsight.tools.benchmark_results import read
 from linsight.tools.config import CONFIGS, load_config
-from linsight.tools.export_table import write_row
+from linsight.tools.docs_table import write_row
 
 # The pictures of ImageNet-1K's training split, and the GPUs of a node.
 PICTURES, GPUS = 1_281_167, 8

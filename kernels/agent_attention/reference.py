@@ -15,9 +15,8 @@ def averages(length: int, cells: int, dtype: torch.dtype, device: torch.device) 
     """
     i = torch.arange(cells, device=device)[:, None]
     place = torch.arange(length, device=device)
-    inside = torch.logical_and(
-        place >= i * length // cells, place * cells < (i + 1) * length
-    )  # CoreML's converter knows no operator &
+    # CoreML's converter knows no operator &.
+    inside = torch.logical_and(place >= i * length // cells, place * cells < (i + 1) * length)
     return inside.to(dtype) / inside.sum(1, keepdim=True)
 
 

@@ -88,8 +88,7 @@ def _convolve(branch: Tensor, weight: Tensor, bias: Tensor | None, size: torch.S
 
     local = torch.empty(branch.shape, dtype=branch.dtype, device=branch.device)
     maps = to_map(branch, size), to_map(local, size)
-    bias = None if bias is None else bias.contiguous()
-    forward(maps[0], weight.contiguous(), bias, 1, None, False, maps[1])
+    forward(maps[0], weight.contiguous(), rows_contiguous(bias), 1, None, False, maps[1])
     return local
 
 

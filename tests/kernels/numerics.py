@@ -1,6 +1,7 @@
 """The acceptance rule of the kernels: errors against float64, relative to eager PyTorch's own."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -88,3 +89,14 @@ def assert_as_exact_as_eager(
         error, allowed = distance(x, best, least), distance(y, best, least)
         bound = slack * (RESULT if i == 0 else GRADIENT) * max(allowed, floor)
         assert error <= bound, f"output {i}: error {error:.2e}, eager's {allowed:.2e}"
+
+
+def assert_empty(function: Callable, tensors: Sequence[Tensor], shape: tuple[int, ...]) -> None:
+    """Of no elements kernels give an empty result of this shape, and gradients of zero."""
+    inputs: Any = leaves(tensors, torch.float32)
+    with force("triton"):
+        y = function(*inputs)
+        gradients = torch.autograd.grad(y.sum(), inputs)
+    assert y.shape == shape
+    assert [g.shape for g in gradients] == [x.shape for x in inputs]
+    assert not any(g.any() for g in gradients)
