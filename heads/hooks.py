@@ -1,4 +1,5 @@
-"""Hooks of a training run: seeds, progressive norms, validation on resuming, the progress bar.
+"""Hooks of a training run: seeds, losses, progressive norms, validation on resuming, the progress
+bar.
 
 A run counts in epochs or, under mmengine's ``IterBasedTrainLoop``, in iterations.
 """
@@ -15,7 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
-from mmengine.hooks import EarlyStoppingHook, Hook
+from mmengine.hooks import (
+    CheckpointHook,
+    EarlyStoppingHook,
+    Hook,
+    LoggerHook,
+    RuntimeInfoHook,
+)
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from rich.console import Console
@@ -28,6 +36,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..backbones.norms import set_training_progress
 
@@ -80,6 +90,102 @@ class EpochSeedHook(Hook):
             strict=True,
         ):
             seed_generator(int(seed))
+
+
+@HOOKS.register_module()
+class AsyncRuntimeInfoHook(RuntimeInfoHook):
+    """mmengine's record of losses and of the norms of clipped gradients, without waiting for a GPU.
+
+    mmengine reads each of them as soon as its kernel is launched, so that the GPU has nothing to do
+    while the host prepares the next iteration. This hook copies them to the host meanwhile, and
+    records those of an iteration after the launches of the next one. What is logged, drawn or kept
+    in a checkpoint is complete; between two logged iterations the message hub is one behind.
+
+    :class:`~linsight.heads.runner.SafeRunner` has it in the place of mmengine's.
+    """
+
+    def __init__(self) -> None:
+        self.norms: dict[str, Tensor] = {}
+        self.pending: _Copy | None = None
+
+    def before_train(self, runner: Any) -> None:
+        super().before_train(runner)
+        wrapper = runner.optim_wrapper
+        if isinstance(wrapper, OptimWrapper) and wrapper.clip_grad_kwargs:
+            self._take_norms(wrapper)
+
+    def _take_norms(self, wrapper: OptimWrapper) -> None:
+        clip = wrapper.clip_func
+
+        def clip_and_keep(*arguments: Any, **options: Any) -> None:
+            """Clip, and return None: mmengine would read a norm."""
+            norm = clip(*arguments, **options)
+            if norm is not None:
+                whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+                self.norms[f"train/{wrapper.grad_name}"] = whole
+
+        wrapper.clip_func = clip_and_keep
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        self._record(runner)
+        losses = {f"train/{name}": value for name, value in (outputs or {}).items()}
+        self.pending = _Copy({**self.norms, **losses})
+        self.norms.clear()
+        if self._is_read(runner, batch_idx):
+            self._record(runner)
+
+    def before_val(self, runner: Any) -> None:
+        self._record(runner)
+        super().before_val(runner)
+
+    def after_train(self, runner: Any) -> None:
+        self._record(runner)
+        super().after_train(runner)
+
+    def _record(self, runner: Any) -> None:
+        if self.pending is not None:
+            for name, value in self.pending.read().items():
+                runner.message_hub.update_scalar(name, value)
+            self.pending = None
+
+    def _is_read(self, runner: Any, batch_idx: int) -> bool:
+        """Whether a hook of mmengine's reads the message hub in this iteration."""
+        if self.end_of_epoch(runner.train_dataloader, batch_idx) or self.is_last_train_iter(runner):
+            return True
+        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        intervals += [
+            hook.interval
+            for hook in runner.hooks
+            if isinstance(hook, CheckpointHook) and not hook.by_epoch
+        ]
+        return any(
+            self.every_n_inner_iters(batch_idx, n) or self.every_n_train_iters(runner, n)
+            for n in intervals
+        )
+
+
+class _Copy:
+    """Values that are on their way to the host."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values, self.arrived = {}, None
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                if value.is_cuda and self.arrived is None:
+                    self.arrived = torch.cuda.Event()
+                # A copy even on the host: the next iteration may overwrite what it is given.
+                value = value.detach().to("cpu", non_blocking=True, copy=True)
+            self.values[name] = value
+        if self.arrived is not None:
+            self.arrived.record()
+
+    def read(self) -> dict[str, Any]:
+        """The values, once they are all there."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values
 
 
 @HOOKS.register_module()

@@ -37,6 +37,13 @@ class SafeRunner(Runner):
     through :func:`~linsight.backbones.layers.synchronize_batch_norms`.
     """
 
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """Register mmengine's default hooks, with :class:`AsyncRuntimeInfoHook` among them, and
+        `hooks`."""
+        super().register_default_hooks(
+            {"runtime_info": {"type": "AsyncRuntimeInfoHook"}, **(hooks or {})}
+        )
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for distributed training; arguments are those of mmengine's method."""
         if not self.distributed:

@@ -41,7 +41,7 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if query.is_cuda and query.dtype == torch.float32:
         q, k, v = (align(x) for x in (query, key, value))
         y = F.scaled_dot_product_attention(q, k, v, scale=query.shape[-1] ** -0.5)
-        return y[..., : value.shape[-1]]
+        return _AlignedGradient.apply(y)[..., : value.shape[-1]]
     return F.scaled_dot_product_attention(query, key, value)
 
 
@@ -51,9 +51,30 @@ def align(x: Tensor) -> Tensor:
     PyTorch has no float32 kernel for others on recent GPUs, and raises an error instead.
     """
     if x.shape[-1] % 4:
-        return F.pad(x, (0, -x.shape[-1] % 4))
+        x = F.pad(x, (0, -x.shape[-1] % 4))
+    if torch.compiler.is_compiling():  # which cannot trace an offset
+        return x.contiguous()
+    # An axis of size 1 may have any step, and is checked, too.
     is_aligned = x.storage_offset() % 4 == 0 and all(step % 4 == 0 for step in x.stride()[:-1])
     return x if is_aligned else x.clone(memory_format=torch.contiguous_format)
+
+
+class _AlignedGradient(torch.autograd.Function):
+    """The identity, whose gradient is aligned: a part of a concatenation hands back another."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return align(grad)
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

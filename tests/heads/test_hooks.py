@@ -297,3 +297,101 @@ def test_the_bar_shows_step_and_times_on_any_terminal(monkeypatch, columns):
     assert len(line) <= columns
     for part in ("epoch 12/12", " 1234/14784 ", "0:00:00 left -:--:--", "loss 1.250", "bbox_mAP"):
         assert part in line
+
+
+class Slow(BaseModel):
+    """A model whose losses are one memory, which each iteration overwrites."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+        self.losses = [torch.zeros(()) for _ in range(2)]
+
+    def forward(self, inputs, data_samples=None, mode="loss"):
+        return {"loss_a": (self.weight * torch.stack(inputs).mean()).sum(), "count": 3.0}
+
+    def parse_losses(self, losses):
+        total, names = super().parse_losses({"loss_a": losses["loss_a"]})
+        for slot, value in zip(self.losses, names.values(), strict=True):
+            slot.copy_(value.detach())
+        return total, {**dict(zip(names, self.losses, strict=True)), "count": losses["count"]}
+
+
+class Reader(Hook):
+    """What stands in the message hub after each iteration."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self):
+        self.seen, self.grown = [], []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        scalars = runner.message_hub.log_scalars
+        length = [len(scalars[k].data[0]) for k in LOSSES if k in scalars]
+        self.seen.append(length[0] if length else 0)
+        self.grown.append(len(set(length)) < 2)
+
+
+LOSSES = ("train/grad_norm", "train/loss_a", "train/loss", "train/count")
+
+
+def _record_losses(tmp_path, runtime_info, by_epoch=True, **default_hooks):
+    data = [{"inputs": torch.full((), float(i))} for i in range(1, 9)]
+    reader = Reader()
+    loop = {"by_epoch": True, "max_epochs": 2} if by_epoch else {"by_epoch": False, "max_iters": 8}
+    runner = SafeRunner(
+        Slow(),
+        str(tmp_path / runtime_info / str(by_epoch)),
+        train_dataloader={
+            "dataset": data,
+            "batch_size": 1,
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+        },
+        train_cfg=loop,
+        optim_wrapper={
+            "optimizer": {"type": "SGD", "lr": 0.1},
+            "clip_grad": {"max_norm": 1.0},
+        },
+        default_hooks={
+            "runtime_info": {"type": runtime_info},
+            "checkpoint": {"type": "CheckpointHook", "interval": -1},
+            **default_hooks,
+        },
+        custom_hooks=[reader],
+        experiment_name=f"losses_{tmp_path.name}_{runtime_info}_{by_epoch}_{len(default_hooks)}",
+    )
+    runner.train()
+    scalars = runner.message_hub.log_scalars
+    return {name: scalars[name].data[0].tolist() for name in LOSSES}, reader
+
+
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_losses_are_those_of_mmengine(by_epoch, tmp_path):
+    logger = {"logger": {"type": "LoggerHook", "interval": 3}}
+    theirs, _ = _record_losses(tmp_path, "RuntimeInfoHook", by_epoch, **logger)
+    ours, reader = _record_losses(tmp_path, "AsyncRuntimeInfoHook", by_epoch, **logger)
+    assert ours == theirs
+    assert len(set(ours["train/loss"])) == len(ours["train/loss"]) == (16 if by_epoch else 8)
+    assert all(reader.grown)
+    # One behind, but where the logger prints, at the end of an epoch, and at the end.
+    assert reader.seen[:8] == [0, 1, 3, 3, 4, 6, 6, 8]
+
+
+def test_a_checkpoint_has_the_losses_until_then(tmp_path):
+    hooks = {
+        "logger": {"type": "LoggerHook", "interval": 100},
+        "checkpoint": {"type": "CheckpointHook", "interval": 5, "by_epoch": False},
+    }
+    _, reader = _record_losses(tmp_path, "AsyncRuntimeInfoHook", False, **hooks)
+    assert reader.seen == [0, 1, 2, 3, 5, 5, 6, 8]
+    (path,) = tmp_path.rglob("iter_5.pth")
+    content = read_checkpoint(path)
+    assert len(content["message_hub"]["log_scalars"]["train/loss"].data[0]) == 5
+
+
+def test_a_run_reads_its_losses_later(tmp_path):
+    """Also one whose config names no hook for them."""
+    runner = SafeRunner(Slow(), str(tmp_path), experiment_name=f"default_hooks_{tmp_path.name}")
+    names = [type(hook).__name__ for hook in runner.hooks]
+    assert "AsyncRuntimeInfoHook" in names
+    assert "RuntimeInfoHook" not in names

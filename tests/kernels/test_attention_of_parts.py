@@ -8,7 +8,7 @@ from torch import Tensor
 
 from linsight.kernels import force
 from linsight.kernels import softmax_attention as package
-from linsight.kernels.softmax_attention import attention_of_parts, softmax_attention
+from linsight.kernels.softmax_attention import align, attention_of_parts, softmax_attention
 
 from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager, leaves, poison_memory
@@ -84,6 +84,23 @@ def test_other_attentions_take_its_place() -> None:
     y = attention_of_parts(query, whole, shares, [attention(number) for number in range(3)])
     torch.testing.assert_close(y, attend(query, *parts))
     assert seen == [(0, 1, 6, 4, 5), (1, 2, 6, 5, 3), (2, 2, 6, 5, 3)]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(2, 3, 5, 4),
+        torch.randn(2, 5, 3, 7)[..., 3:].transpose(1, 2),
+        torch.randn(2, 5, 3, 6).transpose(1, 2),
+        # Padding keeps the steps of a map whose channels lie last, as this may be one.
+        torch.randn(1, 1, 7, 1).as_strided((1, 1, 7, 1), (7, 1, 1, 1)),
+    ],
+)
+def test_rows_begin_at_multiples_of_16_bytes(x):
+    y = align(x)
+    assert all(step % 4 == 0 for step in (y.storage_offset(), *y.stride()[:-1]))
+    torch.testing.assert_close(y[..., : x.shape[-1]], x)
+    assert not y[..., x.shape[-1] :].any()
 
 
 def test_errors_name_the_argument() -> None:
