@@ -183,13 +183,13 @@ def TimmDataset(
 
     images = cast(Any, dataset.reader)
     if isinstance(images, ReaderImageFolder):
-        images.samples = [s for s in images.samples if not is_hidden(_inner(images, s[0]))]
+        images.samples = _find_pictures(images, class_map, reader.get("input_key"))
     if part is not None:
         _take_part(images, **part)
     if folder and os.path.isdir(root):
         _check_folder(Path(root), split, images, mapped=bool(class_map))
     if isinstance(images, ReaderImageFolder):
-        _label_by_top_folder(images, class_map, reader.get("input_key"))
+        _label_by_top_folder(images, class_map)
     elif isinstance(images, ReaderImageInTar):
         _leave_out_hidden_in_tar(images, mapped=bool(class_map))
         _check_tar(images)
@@ -261,7 +261,8 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _inner(images: Any, file: str) -> str:
-    return os.path.relpath(file, images.root)
+    """The path of a reader's file within its folder, whose own path the file's begins with."""
+    return file[len(str(images.root)) :].lstrip(os.sep)
 
 
 def _leave_out_hidden(dataset: ImageFolder) -> None:
@@ -305,18 +306,25 @@ def _leave_out_hidden_in_tar(images: ReaderImageInTar, mapped: bool) -> None:
         images.class_idx_to_name = dict(enumerate(names))
 
 
-def _label_by_top_folder(
-    images: ReaderImageFolder, class_map: Any, endings: str | None = None
-) -> None:
+def _find_pictures(
+    images: ReaderImageFolder, class_map: Any, endings: str | None
+) -> list[tuple[str, int]]:
+    """The files of a folder that are not hidden, with timm's labels."""
+    found = images.samples
+    if class_map:  # timm leaves out those whose innermost folder it does not name
+        types = endings.split(";") if endings else ENDINGS
+        found, _ = find_images_and_targets(images.root, types=types)
+    return [sample for sample in found if not is_hidden(_inner(images, sample[0]))]
+
+
+def _label_by_top_folder(images: ReaderImageFolder, class_map: Any) -> None:
     """Label the images by the folders of the classes; timm's labels are the innermost folders.
 
     Raises:
         DataError: images lie beside the folders of the classes, or all in one folder of folders.
     """
-    types = endings.split(";") if endings else ENDINGS
-    found, _ = find_images_and_targets(images.root, types=types)
-    files = [file for file, _ in found if not is_hidden(_inner(images, file))]
-    folders = [Path(_inner(images, file)).parts[:-1] for file in files]
+    files = [file for file, _ in images.samples]
+    folders = [_inner(images, file).split(os.sep)[:-1] for file in files]
     known = load_class_map(class_map, images.root) if class_map else None
     stray = [file for file, parts in zip(files, folders, strict=True) if not parts]
     if stray and known is None:
