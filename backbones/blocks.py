@@ -18,7 +18,7 @@ from torch.fx import Proxy
 from ..kernels.runtime.private import has_forward_hooks
 from .activations import ActLayer, resolve_act_layer
 from .context import Context
-from .layers import ResidualDepthwise, add_and_norm, add_residual
+from .layers import ResidualDepthwise, add_and_norm, add_residual, drop_images
 from .linear import fuse_linear
 from .mlps import ConvMlp, DepthwiseMlp
 from .norms import LayerNorm, NormLayer, fold_into_linear, is_plain, resolve_norm_layer
@@ -197,9 +197,10 @@ class TransformerBlock(PreNormBlock):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Tokens (B, P + H * W, C) of the map of `context` to tokens of the same shape."""
-        branch = self.drop_path1(self.mix(self.norm1(x), x, context))
-        x, y = add_and_norm(self.norm2, x, branch, self.gamma1)
-        return add_residual(x, self.drop_path2(self.feed_forward(y, context)), self.gamma2)
+        branch, keep = drop_images(self.drop_path1, self.mix(self.norm1(x), x, context))
+        x, y = add_and_norm(self.norm2, x, branch, self.gamma1, keep)
+        branch, keep = drop_images(self.drop_path2, self.feed_forward(y, context))
+        return add_residual(x, branch, self.gamma2, keep)
 
 
 class PostNormBlock(Block):
@@ -279,8 +280,8 @@ class PositionBlock(PreNormBlock):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Tokens (B, H * W, C) of the map of `context` to tokens of the same shape."""
         x = self.add_position(x, context)
-        branch = self.drop_path1(self.mix(self.norm1(x), x, context))
-        x, y = add_and_norm(self.norm2, x, branch, self.gamma1)
+        branch, keep = drop_images(self.drop_path1, self.mix(self.norm1(x), x, context))
+        x, y = add_and_norm(self.norm2, x, branch, self.gamma1, keep)
         return self.add_feed_forward(x, y, context)
 
     def add_position(self, x: Tensor, context: Context) -> Tensor:
@@ -294,11 +295,11 @@ class PositionBlock(PreNormBlock):
 
     def add_feed_forward(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
         """The stream `x` with the feed-forward branch of `y`, or without it if it is deferred."""
-        branch = self.drop_path2(self.feed_forward(y, context))
-        if context.defers:
+        branch, keep = drop_images(self.drop_path2, self.feed_forward(y, context))
+        if context.defers:  # which is in inference alone, so that no image is dropped
             context.pending = branch, self.gamma2
             return x
-        return add_residual(x, branch, self.gamma2)
+        return add_residual(x, branch, self.gamma2, keep)
 
 
 class DoublePositionBlock(PositionBlock):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import is_exporting
+from timm.layers import DropPath, is_exporting
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -20,6 +20,8 @@ from ..kernels.batch_norm import batch_norm
 from ..kernels.conv2d import conv2d
 from ..kernels.depthwise_conv2d import depthwise_conv2d
 from ..kernels.runtime.activation import Activation, activate
+from ..kernels.runtime.dispatch import runs_eagerly
+from ..kernels.runtime.private import has_hooks
 from ..kernels.scaled_add import scaled_add
 from .activations import kernel_activation
 from .norms import LayerNorm, fold_into_convolution, is_plain
@@ -490,19 +492,52 @@ for leaf in (Conv2d, BatchNormAct2d, DepthwiseConv2d, ActDepthwise, ResidualDept
     register_notrace_module(leaf)
 
 
-def add_residual(x: Tensor, branch: Tensor, scale: Tensor | None = None) -> Tensor:
-    """x + scale * branch, with a layer scale (arXiv:2103.17239) of C elements, or None for 1."""
-    return x + branch if scale is None else scaled_add(x, branch, scale.flatten())
+def drop_images(drop: nn.Module, branch: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A branch under stochastic depth, as a residual sum takes it: (branch, factors or None).
+
+    In training timm's `DropPath` is called with ones in place of the branch (B, ..., C). It draws
+    the same, and its result (B, 1, ..., 1) is what each image is multiplied by, which the sum does
+    as it reads the branch. Another module, or one with hooks, is called with the branch.
+    """
+    if (
+        not drop.training
+        or type(drop) is not DropPath
+        or not drop.drop_prob
+        or not runs_eagerly()
+        or has_hooks(drop)
+        or isinstance(branch, Proxy)
+    ):
+        return drop(branch), None
+    return branch, drop(branch.new_ones(branch.shape[:1] + (1,) * (branch.ndim - 1)))
+
+
+def add_residual(
+    x: Tensor, branch: Tensor, scale: Tensor | None = None, keep: Tensor | None = None
+) -> Tensor:
+    """x + keep * scale * branch.
+
+    Args:
+        x, branch: (B, ..., C).
+        scale: a layer scale (arXiv:2103.17239) of C elements, or None for 1.
+        keep: factors of the images, (B, 1, ..., 1), or None for 1; see `drop_images`.
+    """
+    if scale is None and keep is None:
+        return x + branch
+    return scaled_add(x, branch, None if scale is None else scale.flatten(), keep)
 
 
 def add_and_norm(
-    norm: nn.Module, x: Tensor, branch: Tensor, scale: Tensor | None = None
+    norm: nn.Module,
+    x: Tensor,
+    branch: Tensor,
+    scale: Tensor | None = None,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The residual sum s = x + scale * branch, and norm(s); a `LayerNorm` computes both at once."""
+    """The residual sum s of `add_residual`, and norm(s); a `LayerNorm` computes both at once."""
     # A user's class that derives from `LayerNorm` may take the tokens alone.
     if getattr(type(norm), "forward", None) is LayerNorm.forward:
-        return norm(x, branch, scale)
-    x = add_residual(x, branch, scale)
+        return norm(x, branch, scale, keep)
+    x = add_residual(x, branch, scale, keep)
     return x, norm(x)
 
 

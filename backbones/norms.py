@@ -29,21 +29,27 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(channels, eps=eps)
 
     def forward(
-        self, x: Tensor, branch: Tensor | None = None, scale: Tensor | None = None
+        self,
+        x: Tensor,
+        branch: Tensor | None = None,
+        scale: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """norm(x), or the pair (s, norm(s)) with s = x + scale * branch.
+        """norm(x), or the pair (s, norm(s)) with s = x + keep * scale * branch.
 
         Args:
             x: (..., C).
             branch: a residual branch of the shape of `x`, or None.
             scale: the branch's layer scale, of C elements, or None for 1.
+            keep: the branch's factor for each image, (B, 1, ..., 1), or None for 1.
         """
         if isinstance(x, Proxy):
             return record_call(self, x, branch, scale)
         if branch is None:
             return layer_norm(x, self.weight, self.bias, eps=self.eps)
         scale = None if scale is None else scale.flatten()
-        return add_layer_norm(x, branch, self.weight, self.bias, scale=scale, eps=self.eps)
+        vectors = self.weight, self.bias
+        return add_layer_norm(x, branch, *vectors, scale=scale, keep=keep, eps=self.eps)
 
 
 # A call, because as a decorator it hides the class from type checkers.

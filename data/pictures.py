@@ -42,7 +42,7 @@ def is_hidden(path: str | PurePath) -> bool:
     # PurePath takes as long as all the rest, and ImageNet has 1.3 million files.
     parts = str(path).replace(os.sep, "/").split("/")
     return any(
-        part not in (".", "..") and part.startswith(".") or part.lower() in _NOT_THE_USERS
+        (part not in (".", "..") and part.startswith(".")) or part.lower() in _NOT_THE_USERS
         for part in parts
     )
 

@@ -20,6 +20,7 @@ from ..layers import (
     absorb_norm,
     add_residual,
     check_image,
+    drop_images,
     fuse_conv_norm,
     make_classifier,
     normalize_tokens,
@@ -128,7 +129,8 @@ class CareBlock(Block):
         """Tokens (B, H * W, C) of the map of `context` to tokens of the same shape."""
         mixed = self.mix(x, x, context)
         mixed = mixed + self.interact(mixed, context)
-        return add_residual(x, self.drop_path(mixed), self.gamma)
+        mixed, keep = drop_images(self.drop_path, mixed)
+        return add_residual(x, mixed, self.gamma, keep)
 
     def interact(self, x: Tensor, context: Context) -> Tensor:
         """mlp(norm(x))."""

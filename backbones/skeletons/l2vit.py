@@ -22,6 +22,7 @@ from ..layers import (
     add_and_norm,
     add_residual,
     check_image,
+    drop_images,
     pad_to_multiple,
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
@@ -152,8 +153,8 @@ class LocalBlock(_Block):
         branch = self.drop_path1(self.mix(self.norm1(x), x, context))
         x, branch = (tokens.unflatten(1, context.size) for tokens in (x, branch))
         x = self.position2(x, branch, self.gamma1).flatten(1, 2)
-        branch = self.drop_path2(self.feed_forward(self.norm2(x), context))
-        return add_residual(x, branch, self.gamma2)
+        branch, keep = drop_images(self.drop_path2, self.feed_forward(self.norm2(x), context))
+        return add_residual(x, branch, self.gamma2, keep)
 
 
 class GlobalBlock(_Block):
@@ -186,12 +187,13 @@ class GlobalBlock(_Block):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Tokens (B, H * W, C) of the map of `context` to tokens of the same shape."""
         x = self.position(context.as_map(x, "a block of L2ViT")).flatten(1, 2)
-        branch = self.drop_path1(self.mix(self.norm1(x), x, context))
-        x, y = add_and_norm(self.norm3, x, branch, self.gamma1)
+        branch, keep = drop_images(self.drop_path1, self.mix(self.norm1(x), x, context))
+        x, y = add_and_norm(self.norm3, x, branch, self.gamma1, keep)
         local = self.concentration(y.unflatten(1, context.size)).flatten(1, 2)
-        x, y = add_and_norm(self.norm2, x, self.drop_path3(local))
-        branch = self.drop_path2(self.feed_forward(y, context))
-        return add_residual(x, branch, self.gamma2)
+        local, keep = drop_images(self.drop_path3, local)
+        x, y = add_and_norm(self.norm2, x, local, keep=keep)
+        branch, keep = drop_images(self.drop_path2, self.feed_forward(y, context))
+        return add_residual(x, branch, self.gamma2, keep)
 
 
 class L2ViT(HierarchicalVisionTransformer):

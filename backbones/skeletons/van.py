@@ -19,6 +19,7 @@ from ..layers import (
     add_residual,
     batch_norm_affine,
     check_image,
+    drop_images,
 )
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..mixers.projected import ProjectedMixer
@@ -99,12 +100,14 @@ class VANBlock(Block):
         """Tokens (B, H * W, C) of the map of `context` to tokens of the same shape."""
         if self.stream_scale is None:
             u = self.normalize(self.norm1, x, context)
-            x = add_residual(x, self.drop_path1(self.mix(u, x, context) + u), self.gamma1)
+            branch, keep = drop_images(self.drop_path1, self.mix(u, x, context) + u)
+            x = add_residual(x, branch, self.gamma1, keep)
         else:
             branch = self.drop_path1(self.mix(self.norm1(x), x, context))
             x = add_residual(branch, x, self.stream_scale)
         u = self.normalize(self.norm2, x, context)
-        return add_residual(x, self.drop_path2(self.feed_forward(u, context)), self.gamma2)
+        branch, keep = drop_images(self.drop_path2, self.feed_forward(u, context))
+        return add_residual(x, branch, self.gamma2, keep)
 
     def normalize(self, norm: nn.Module, x: Tensor, context: Context) -> Tensor:
         """norm(x) of tokens (B, H * W, C), which a batch norm takes as a map (B, C, H, W)."""

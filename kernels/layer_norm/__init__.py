@@ -8,7 +8,13 @@ with what stands around it.
 
 from torch import Tensor
 
-from ..runtime.dispatch import WIDEST_ROW, check_vectors, is_direct_call, runs_triton
+from ..runtime.dispatch import (
+    WIDEST_ROW,
+    check_factors,
+    check_vectors,
+    is_direct_call,
+    runs_triton,
+)
 from . import operator, reference
 
 
@@ -62,14 +68,17 @@ def add_layer_norm(
     bias: Tensor,
     *,
     scale: Tensor | None = None,
+    keep: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """The residual sum s = x + scale * branch, and `layer_norm` of it.
+    """The residual sum s = x + keep * scale * branch, and `layer_norm` of it.
 
     Args:
         x, branch: (..., C), of one shape, each of any floating dtype.
         weight, bias: (C,), of the norm.
-        scale: (C,), a layer scale (arXiv:2103.17239), or None for s = x + branch.
+        scale: (C,), a layer scale (arXiv:2103.17239), or None for 1.
+        keep: (B, 1, ..., 1), the factor of each image under stochastic depth, or None for 1, as of
+            :func:`~linsight.kernels.scaled_add.scaled_add`.
         eps: added to the variance.
 
     Returns:
@@ -82,7 +91,8 @@ def add_layer_norm(
     if branch.shape != x.shape:
         raise ValueError(f"branch has shape {tuple(branch.shape)}, expected {tuple(x.shape)}")
     check_vectors(x.shape[-1], scale=scale, weight=weight, bias=bias)
-    args = (x, branch, scale, weight, bias, eps)
+    check_factors(x.shape, keep=keep)
+    args = (x, branch, scale, keep, weight, bias, eps)
     if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args, "layer_norm"):
         return reference.add_layer_norm(*args)
     return operator.add_layer_norm(*args)

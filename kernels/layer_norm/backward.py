@@ -15,13 +15,14 @@ from .forward import standardize
 from .plan import plan
 
 
-@triton.jit(do_not_specialize=["tokens", "eps"])
+@triton.jit(do_not_specialize=["tokens", "image", "eps"])
 def _backward(
-    dtotal, dnorm, x, branch, scale, weight, dx, dbranch, parts, x_n, tokens, eps,
-    C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
-    CENTER: tl.constexpr, TOTAL: tl.constexpr, SCALE: tl.constexpr, STAGES: tl.constexpr,
+    dtotal, dnorm, x, branch, scale, keep, weight, dx, dbranch, parts, x_n, tokens, image, eps,
+    C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, CENTER: tl.constexpr,
+    TOTAL: tl.constexpr, SCALE: tl.constexpr, KEEP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dx and, with a scale, dbranch; this program's part of the gradients of the vectors."""
+    """dx and, with a scale or a factor, dbranch; this program's part of the gradients of the
+    vectors."""
     row = tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
     live = c < C
@@ -40,8 +41,12 @@ def _backward(
         at = n * C + c
         source = x + (at if CENTER else n * x_n + c)
         s = tl.load(source, mask=ok, other=0.0).to(tl.float32)
+        if KEEP:
+            kept = tl.load(keep + n // image, mask=n < tokens, other=0.0).to(tl.float32)
         if SCALE:
             term = tl.load(branch + at, mask=ok, other=0.0).to(tl.float32)
+            if KEEP:
+                term *= kept
             s = (s + factor * term).to(dx.dtype.element_ty).to(tl.float32)
         dy = tl.load(dnorm + at, mask=ok, other=0.0).to(tl.float32)
         y, inverse = standardize(s, live, eps, C, CENTER)
@@ -57,8 +62,12 @@ def _backward(
             ds += tl.load(dtotal + at, mask=ok, other=0.0).to(tl.float32)
         tl.store(dx + at, ds.to(dx.dtype.element_ty), mask=ok)
         if SCALE:
-            tl.store(dbranch + at, (ds * factor).to(dbranch.dtype.element_ty), mask=ok)
             dscale += tl.where(ok, ds * term, 0.0)
+            ds *= factor
+        if KEEP:
+            ds *= kept
+        if SCALE or KEEP:
+            tl.store(dbranch + at, ds.to(dbranch.dtype.element_ty), mask=ok)
     c = tl.arange(0, P)
     parts += tl.program_id(0).to(tl.int64) * ((1 + CENTER + SCALE) * C) + c
     tl.store(parts, tl.sum(dweight, 0), mask=c < C)
@@ -74,18 +83,21 @@ def backward(
     x: Tensor,
     branch: Tensor | None,
     scale: Tensor | None,
+    keep: Tensor | None,
     weight: Tensor,
     eps: float,
     dx: Tensor,
     dbranch: Tensor | None,
     center: bool = True,
 ) -> Tensor:
-    """Write the gradient of x to `dx` and, with a scale, that of the branch to `dbranch`.
+    """Write the gradient of x to `dx` and, with a scale or a factor, that of the branch to
+    `dbranch`.
 
     Args:
         dtotal, dnorm: the gradients of the sum, or None, and of its norm.
         x: the sum that was normalised; with a scale, what the scaled branch is added to.
         branch, scale: both None, or both tensors.
+        keep: the factor of each image, or None.
         weight, eps: of the norm.
         center: whether the norm is a layer norm, of a contiguous `x`; else it is `rms_norm`,
             without a bias, of rows (N, C).
@@ -95,13 +107,14 @@ def backward(
         float32.
     """
     has_scale = scale is not None
-    how = plan(x.shape, x.device, eps, has_scale, has_scale, dtotal is not None, center)
+    given = has_scale, has_scale, keep is not None
+    how = plan(x.shape, x.device, eps, *given, dtotal is not None, center)
     parts = torch.empty(how.parts, dtype=torch.float32, device=x.device)
     dtotal = dnorm if dtotal is None else dtotal
-    branch, scale, dbranch = (dx if t is None else t for t in (branch, scale, dbranch))
+    branch, scale, keep, dbranch = (dx if t is None else t for t in (branch, scale, keep, dbranch))
     launch(
         _backward, how.backward,
-        dtotal, dnorm, x, branch, scale, weight.contiguous(), dx, dbranch, parts,
+        dtotal, dnorm, x, branch, scale, keep, weight.contiguous(), dx, dbranch, parts,
         x.shape[-1] if center else x.stride(0),
     )  # fmt: skip
     return parts.sum(0)

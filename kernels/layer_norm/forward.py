@@ -18,11 +18,11 @@ def standardize(x, live, eps, C: tl.constexpr, CENTER: tl.constexpr):
     return x * factor, factor
 
 
-@triton.jit(do_not_specialize=["tokens", "eps"])
+@triton.jit(do_not_specialize=["tokens", "image", "eps"])
 def _forward(
-    x, branch, scale, weight, bias, total, norm, x_n, tokens, eps,
+    x, branch, scale, keep, weight, bias, total, norm, x_n, tokens, image, eps,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
-    CENTER: tl.constexpr, BRANCH: tl.constexpr, SCALE: tl.constexpr,
+    CENTER: tl.constexpr, BRANCH: tl.constexpr, SCALE: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
@@ -34,6 +34,8 @@ def _forward(
         y = tl.load(branch + at, mask=ok, other=0.0).to(tl.float32)
         if SCALE:
             y *= tl.load(scale + c, mask=live, other=0.0).to(tl.float32)
+        if KEEP:
+            y *= tl.load(keep + n // image, mask=n < tokens, other=0.0).to(tl.float32)
         s = (s.to(tl.float32) + y).to(total.dtype.element_ty)
         tl.store(total + at, s, mask=ok)
     y, _ = standardize(s.to(tl.float32), live, eps, C, CENTER)
@@ -47,6 +49,7 @@ def forward(
     x: Tensor,
     branch: Tensor | None,
     scale: Tensor | None,
+    keep: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     eps: float,
@@ -58,6 +61,9 @@ def forward(
     Without a bias the norm is `rms_norm`, of rows (N, C); else `x` is contiguous.
     """
     center = bias is not None
-    how = plan(x.shape, x.device, eps, branch is not None, scale is not None, center=center)
-    tensors = (x if t is None else t.contiguous() for t in (branch, scale, weight, bias, total))
+    given = branch is not None, scale is not None, keep is not None
+    how = plan(x.shape, x.device, eps, *given, center=center)
+    tensors = (
+        x if t is None else t.contiguous() for t in (branch, scale, keep, weight, bias, total)
+    )
     launch(_forward, how.forward, x, *tensors, norm, x.shape[-1] if center else x.stride(0))

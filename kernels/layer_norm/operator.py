@@ -14,7 +14,7 @@ def _run_norm(x, weight, bias, eps):
     from .forward import forward
 
     norm = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    forward(x.contiguous(), None, None, weight, bias, eps, None, norm)
+    forward(x.contiguous(), None, None, None, weight, bias, eps, None, norm)
     return norm
 
 
@@ -32,7 +32,8 @@ def _run_norm_backward(grad, x, weight, bias, eps):
     from .backward import backward
 
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sums = backward(None, grad.contiguous(), x.contiguous(), None, None, weight, eps, dx, None)
+    grad, x = grad.contiguous(), x.contiguous()
+    sums = backward(None, grad, x, None, None, None, weight, eps, dx, None)
     return dx, sums[0].to(weight.dtype), sums[1].to(bias.dtype)
 
 
@@ -46,7 +47,7 @@ def _run_rms_norm(x, weight, eps):
     from .forward import forward
 
     norm = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    forward(_flatten_rows(x), None, None, weight, None, eps, None, norm)
+    forward(_flatten_rows(x), None, None, None, weight, None, eps, None, norm)
     return norm
 
 
@@ -65,65 +66,64 @@ def _run_rms_norm_backward(grad, x, weight, eps):
 
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     x, grad = _flatten_rows(x), grad.contiguous()
-    sums = backward(None, grad, x, None, None, weight, eps, dx, None, center=False)
+    sums = backward(None, grad, x, None, None, None, weight, eps, dx, None, center=False)
     return dx, sums[0].to(weight.dtype)
 
 
 @cache_launches
-def _run(x, branch, scale, weight, bias, eps):
+def _run(x, branch, scale, keep, weight, bias, eps):
     from .forward import forward
 
     total, norm = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
-    forward(x.contiguous(), branch, scale, weight, bias, eps, total, norm)
+    forward(x.contiguous(), branch, scale, keep, weight, bias, eps, total, norm)
     return total, norm
 
 
 def _save(ctx, inputs, output):
-    x, branch, scale, weight, bias, ctx.eps = inputs
+    x, branch, scale, keep, weight, bias, ctx.eps = inputs
     ctx.branch_dtype = branch.dtype
     # With a scale its gradient needs the branch; the sum, computed again, is a map less to keep,
     # as x is the sum that the block before keeps.
     maps = (output[0], None) if scale is None else (x, branch)
-    ctx.save_for_backward(*maps, scale, weight, bias)
+    ctx.save_for_backward(*maps, scale, keep, weight, bias)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, dtotal, dnorm):
-    x, branch, scale, weight, bias = ctx.saved_tensors
+    x, branch, scale, keep, weight, bias = ctx.saved_tensors
     if dtotal is None and dnorm is None:
-        return (None,) * 6
+        return (None,) * 7
     if dnorm is None:
-        return _differentiate_sum(ctx.branch_dtype, dtotal, branch, scale)
-    gradients = _run_backward(
-        dtotal, dnorm, x, branch, scale, weight, bias, ctx.eps, ctx.branch_dtype
+        return _differentiate_sum(ctx.branch_dtype, dtotal, branch, scale, keep)
+    dx, dbranch, dscale, dweight, dbias = _run_backward(
+        dtotal, dnorm, x, branch, scale, keep, weight, bias, ctx.eps, ctx.branch_dtype
     )
-    return *gradients, None
+    return dx, dbranch, dscale, None, dweight, dbias, None
 
 
 @cache_launches
-def _run_backward(dtotal, dnorm, x, branch, scale, weight, bias, eps, branch_dtype):
+def _run_backward(dtotal, dnorm, x, branch, scale, keep, weight, bias, eps, branch_dtype):
     from .backward import backward
 
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dtotal = None if dtotal is None else dtotal.contiguous()
-    if scale is None:
-        sums = backward(dtotal, dnorm.contiguous(), x, None, None, weight, eps, dx, None)
-        dbranch, dscale = dx.to(branch_dtype), None
-    else:
+    dbranch = None
+    if scale is not None or keep is not None:
         dbranch = torch.empty(x.shape, dtype=branch_dtype, device=x.device)
-        sums = backward(
-            dtotal, dnorm.contiguous(), x.contiguous(), branch.contiguous(), scale.contiguous(),
-            weight, eps, dx, dbranch,
-        )  # fmt: skip
-        dscale = sums[2].to(scale.dtype)
+    branch, scale, keep = (None if t is None else t.contiguous() for t in (branch, scale, keep))
+    dtotal = None if dtotal is None else dtotal.contiguous()
+    dnorm, x = dnorm.contiguous(), x.contiguous()
+    sums = backward(dtotal, dnorm, x, branch, scale, keep, weight, eps, dx, dbranch)
+    if dbranch is None:
+        dbranch = dx.to(branch_dtype)
+    dscale = None if scale is None else sums[2].to(scale.dtype)
     return dx, dbranch, dscale, sums[0].to(weight.dtype), sums[1].to(bias.dtype)
 
 
-def _differentiate_sum(dtype, dtotal, branch, scale):
+def _differentiate_sum(dtype, dtotal, branch, scale, keep):
     """The gradients where nothing depends on the norm."""
-    if scale is None:
-        return dtotal, dtotal.to(dtype), None, None, None, None
-    return dtotal, *differentiate_scaled_add(dtotal, branch, scale), None, None, None
+    if scale is None and keep is None:
+        return dtotal, dtotal.to(dtype), *(None,) * 5
+    return dtotal, *differentiate_scaled_add(dtotal, branch, scale, keep, dtype), *(None,) * 4
 
 
 layer_norm = Operator("layer_norm", _run_norm, _save_norm, _differentiate_norm)

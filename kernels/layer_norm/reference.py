@@ -24,8 +24,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_layer_norm(
-    x: Tensor, branch: Tensor, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor,
+    branch: Tensor,
+    scale: Tensor | None,
+    keep: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """The sum and its norm; see the public function."""
-    total = scaled_add(x, branch, scale)
+    total = scaled_add(x, branch, scale, keep)
     return total, layer_norm(total, weight, bias, eps)

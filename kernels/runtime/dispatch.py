@@ -202,6 +202,18 @@ def check_vectors(channels: int, **vectors: Tensor | None) -> None:
             )
 
 
+def check_factors(shape: torch.Size, **factors: Tensor | None) -> None:
+    """Raise ValueError, naming the tensor, unless each has one factor per entry of the first axis
+    of a map of this shape."""
+    wanted = (*shape[:1], *(1 for _ in shape[1:]))
+    for name, factor in factors.items():
+        if factor is not None and factor.shape != wanted:
+            raise ValueError(
+                f"{name} has shape {tuple(factor.shape)}, expected {wanted}, a factor for each "
+                "image of x"
+            )
+
+
 def runs_eagerly() -> bool:
     """Whether no compiler, dispatch mode or functional transform sees the calls."""
     return not torch.compiler.is_compiling() and not is_intercepted()

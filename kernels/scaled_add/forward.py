@@ -8,20 +8,28 @@ from ..runtime.launch import launch
 from .plan import plan
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "image"])
 def _forward(
-    x, branch, scale, out, count, C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr
+    x, branch, scale, keep, out, count, image,
+    C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, SCALE: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, P)[None, :]
     ok = (n < count) & (c < C)
     at = n * C + c
-    factor = tl.load(scale + c, mask=c < C, other=0.0).to(tl.float32)
-    total = tl.load(x + at, mask=ok, other=0.0).to(tl.float32)
-    total += factor * tl.load(branch + at, mask=ok, other=0.0).to(tl.float32)
+    term = tl.load(branch + at, mask=ok, other=0.0).to(tl.float32)
+    if SCALE:
+        term *= tl.load(scale + c, mask=c < C, other=0.0).to(tl.float32)
+    if KEEP:
+        term *= tl.load(keep + n // image, mask=n < count, other=0.0).to(tl.float32)
+    total = tl.load(x + at, mask=ok, other=0.0).to(tl.float32) + term
     tl.store(out + at, total.to(out.dtype.element_ty), mask=ok)
 
 
-def forward(x: Tensor, branch: Tensor, scale: Tensor, out: Tensor) -> None:
-    """Write x + scale * branch to `out`; all tensors are contiguous."""
-    launch(_forward, plan(x.shape, x.device).forward, x, branch, scale, out)
+def forward(
+    x: Tensor, branch: Tensor, scale: Tensor | None, keep: Tensor | None, out: Tensor
+) -> None:
+    """Write x + keep * scale * branch to `out`; all tensors are contiguous."""
+    how = plan(x.shape, x.device, scale is not None, keep is not None)
+    scale, keep = (x if t is None else t for t in (scale, keep))
+    launch(_forward, how.forward, x, branch, scale, keep, out)

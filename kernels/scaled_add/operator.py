@@ -7,30 +7,35 @@ from ..runtime.program import cache_launches
 
 
 @cache_launches
-def _run(x, branch, scale):
+def _run(x, branch, scale, keep):
     from .forward import forward
 
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    forward(x.contiguous(), branch.contiguous(), scale.contiguous(), out)
+    scale, keep = (None if t is None else t.contiguous() for t in (scale, keep))
+    forward(x.contiguous(), branch.contiguous(), scale, keep, out)
     return out
 
 
 def _save(ctx, inputs, output):
-    _, branch, scale = inputs
-    ctx.save_for_backward(branch, scale)
+    _, branch, scale, keep = inputs
+    ctx.branch_dtype = branch.dtype
+    ctx.save_for_backward(None if scale is None else branch, scale, keep)
 
 
 def _differentiate(ctx, grad):
-    return grad, *run_backward(grad, *ctx.saved_tensors)
+    return grad, *run_backward(grad, *ctx.saved_tensors, ctx.branch_dtype), None
 
 
 @cache_launches
-def run_backward(grad, branch, scale):
-    """The gradients of branch and scale."""
+def run_backward(grad, branch, scale, keep, branch_dtype):
+    """The gradients of branch and scale; without a scale the branch is not needed."""
     from .backward import backward
 
-    dbranch = torch.empty(branch.shape, dtype=branch.dtype, device=branch.device)
-    dscale = backward(grad.contiguous(), branch.contiguous(), scale.contiguous(), dbranch)
+    dbranch = torch.empty(grad.shape, dtype=branch_dtype, device=grad.device)
+    branch, scale, keep = (None if t is None else t.contiguous() for t in (branch, scale, keep))
+    dscale = backward(grad.contiguous(), branch, scale, keep, dbranch)
+    if scale is None or dscale is None:
+        return dbranch, None
     return dbranch, dscale.to(scale.dtype)
 
 

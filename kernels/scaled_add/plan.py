@@ -25,15 +25,23 @@ class Plan:
 
 
 @cache_plan
-def plan(shape: torch.Size, device: torch.device) -> Plan:
-    """Plan for maps of one shape (..., C)."""
+def plan(shape: torch.Size, device: torch.device, scale: bool, keep: bool) -> Plan:
+    """Plan for maps of one shape (..., C).
+
+    Args:
+        shape, device: of the maps.
+        scale: whether there is a scale per channel.
+        keep: whether there is a factor per image.
+    """
     channels = shape[-1]
     padded = triton.next_power_of_2(channels)
     count = shape.numel() // channels
-    constants = {"C": channels, "P": padded, "num_warps": WARPS}
+    image = max(1, count // max(1, shape[0]))
+    constants = {"C": channels, "P": padded, "SCALE": scale, "KEEP": keep, "num_warps": WARPS}
     rows = max(1, FORWARD_ELEMENTS // padded)
-    forward = Launch((triton.cdiv(count, rows),), (count,), {"ROWS": rows, **constants})
+    forward = Launch((triton.cdiv(count, rows),), (count, image), {"ROWS": rows, **constants})
     rows = max(1, BACKWARD_ELEMENTS // padded)
     programs = min(triton.cdiv(count, rows), RESIDENT * count_multiprocessors(device))
-    backward = Launch((programs,), (count,), {"ROWS": rows, "STAGES": STAGES, **constants})
+    backward = {"ROWS": rows, "STAGES": STAGES, **constants}
+    backward = Launch((programs,), (count, image), backward)
     return Plan(forward, backward, (programs, channels))

@@ -1,5 +1,6 @@
 """The contract of a backbone: what a user of timm may ask of a model."""
 
+import copy
 import re
 
 import pytest
@@ -7,6 +8,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import DropPath
 from timm.models import create_feature_extractor, get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch.utils.flop_counter import FlopCounterMode
@@ -229,6 +231,44 @@ def test_drop_path_grows_linearly():
     model = timm.create_model("rala_vit_tiny", drop_path_rate=0.11)
     rates = [getattr(b.drop_path1, "drop_prob", 0.0) for s in model.stages for b in s.blocks]
     assert rates == pytest.approx([0.11 * i / 11 for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    "name", ["rala_vit_nano", "softmax_swin_tiny", "van_b0", "care_s0", "l2vit_tiny"]
+)
+def test_stochastic_depth_is_that_of_timms_module(name, monkeypatch):
+    """The residual sums multiply by its factors; a module with a hook multiplies the branch."""
+    options = LITTLE.get(name, {}) | ({"img_size": 32} if "swin" in name else {})
+    model = timm.create_model(name, num_classes=3, drop_path_rate=0.5, **options).double()
+    copied = copy.deepcopy(model)
+    drops = [part for part in copied.modules() if isinstance(part, DropPath)]
+    seen = []
+    for part in drops:
+        part.register_forward_hook(lambda _, args, output: seen.append(args[0].shape))
+    called = []
+    plain = DropPath.forward
+
+    def forward(self, x):
+        called.append(x.shape)
+        return plain(self, x)
+
+    monkeypatch.setattr(DropPath, "forward", forward)
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    outcomes = []
+    for each in (model, copied):
+        torch.manual_seed(1)
+        logits = each.train()(images)
+        gradients = torch.autograd.grad(logits.square().sum(), each.parameters(), allow_unused=True)
+        outcomes.append([logits, *(g for g in gradients if g is not None)])
+    torch.testing.assert_close(*outcomes)
+    # All of them are called, those of position blocks' second convolutions with branches.
+    assert len(called) == 2 * len(drops)
+    assert called[len(drops) :] == seen
+    ones = [shape for shape in called[: len(drops)] if shape.numel() == 3]
+    assert len(ones) >= len(drops) // 2
+    torch.manual_seed(1)
+    assert not torch.equal(model(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))
 
 
 def test_initial_weights_of_nalaformer_are_the_authors():

@@ -56,6 +56,12 @@ def outcome(
     return [result.detach(), *gradients]
 
 
+def factors(x: Tensor) -> Tensor:
+    """Factors of stochastic depth for the images of x: of three images the second is dropped."""
+    keep = 1.25 * (torch.arange(len(x), device=x.device) % 3 != 1)
+    return keep.to(x.dtype).view(-1, *(1 for _ in x.shape[1:]))
+
+
 def distance(x: Tensor, truth: Tensor, least: float = 1e-300) -> float:
     """|x - truth| / |truth|, or / `least` where that is larger."""
     return ((x.double() - truth).norm() / truth.norm().clamp(min=least)).item()

@@ -11,24 +11,40 @@ from linsight.kernels import force
 from linsight.kernels.layer_norm import add_layer_norm, layer_norm, rms_norm
 
 from .conftest import compile_whole
-from .numerics import assert_as_exact_as_eager, leaves
+from .numerics import assert_as_exact_as_eager, factors, leaves
 
 
 def both(
-    x: Tensor, weight: Tensor, bias: Tensor, branch: Tensor, scale: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    branch: Tensor,
+    scale: Tensor | None = None,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """Sum and norm beside each other, so that one gradient reaches both."""
-    return torch.cat(add_layer_norm(x, branch, weight, bias, scale=scale), -1)
+    return torch.cat(add_layer_norm(x, branch, weight, bias, scale=scale, keep=keep), -1)
+
+
+def kept(*tensors: Tensor) -> Tensor:
+    return both(*tensors, keep=factors(tensors[0]))
 
 
 def only_norm(*tensors: Tensor) -> Tensor:
     return add_layer_norm(tensors[0], tensors[3], *tensors[1:3], scale=tensors[4])[1]
 
 
-def only_sum(*tensors: Tensor) -> Tensor:
+def only_sum(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    branch: Tensor,
+    scale: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
     # The vectors of the norm take part with a gradient of zero.
-    total, _ = add_layer_norm(tensors[0], tensors[3], *tensors[1:3], scale=tensors[4])
-    return total + 0 * (tensors[1] + tensors[2])
+    total, _ = add_layer_norm(x, branch, weight, bias, scale=scale, keep=keep)
+    return total + 0 * (weight + bias)
 
 
 def packed_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -44,6 +60,9 @@ FUNCTIONS = {
     "scaled_sum_and_norm": both,
     "norm_of_scaled_sum": only_norm,
     "scaled_sum": only_sum,
+    "kept_sum_and_norm": kept,
+    "kept_scaled_sum_and_norm": kept,
+    "kept_sum": lambda *tensors: only_sum(*tensors, keep=factors(tensors[0])),
 }
 
 
@@ -73,6 +92,9 @@ def test_reference_is_pytorchs() -> None:
     scaled, norm = add_layer_norm(x, branch, weight, bias, scale=weight)
     torch.testing.assert_close(scaled, x + weight * branch)
     torch.testing.assert_close(norm, F.layer_norm(scaled, (12,), weight, bias, 1e-6))
+    kept_sum, _ = add_layer_norm(x, branch, weight, bias, scale=weight, keep=factors(x))
+    torch.testing.assert_close(kept_sum[0], x[0] + 1.25 * weight * branch[0])
+    torch.testing.assert_close(kept_sum[1], x[1])
     square = x.square().mean(-1, keepdim=True)
     torch.testing.assert_close(rms_norm(x, weight, eps=1e-6), x / (square + 1e-6).sqrt() * weight)
 
@@ -102,6 +124,8 @@ def test_errors_name_the_argument() -> None:
         layer_norm(x, weight[:7], bias)
     with pytest.raises(ValueError, match=r"scale has shape \(1,\), expected \(8,\)"):
         add_layer_norm(x, branch, weight, bias, scale=bias[:1])
+    with pytest.raises(ValueError, match=r"keep has shape \(2,\), expected \(2, 1, 1\)"):
+        add_layer_norm(x, branch, weight, bias, keep=torch.ones(2))
 
 
 @pytest.mark.triton

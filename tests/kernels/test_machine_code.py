@@ -222,9 +222,11 @@ def test_convolution_with_bias(kernel_names: list, monkeypatch) -> None:
 
 def test_scaled_add(kernel_names: list) -> None:
     x = torch.zeros(2, 14, 320, dtype=torch.bfloat16, requires_grad=True)
-    y = scaled_add.operator.scaled_add(x, x, torch.zeros(320, requires_grad=True))
-    y.backward(x.detach())
-    assert kernel_names == ["_forward", "_backward"]
+    scale, keep = torch.zeros(320, requires_grad=True), torch.ones(2, 1, 1)
+    for factors in ((scale, None), (scale, keep), (None, keep)):
+        kernel_names.clear()
+        scaled_add.operator.scaled_add(x, x, *factors).backward(x.detach())
+        assert kernel_names == ["_forward", "_backward"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -245,9 +247,10 @@ def test_rotary(kernel_names: list) -> None:
 def test_layer_norm(channels: int, kernel_names: list) -> None:
     x = torch.zeros(2, 14, channels, dtype=torch.bfloat16, requires_grad=True)
     vector = torch.zeros(channels, requires_grad=True)
-    for scale in (None, vector):
+    keep = torch.ones(2, 1, 1)
+    for factors in ((None, None), (vector, None), (None, keep), (vector, keep)):
         kernel_names.clear()
-        total, norm = layer_norm.operator.add_layer_norm(x, x, scale, vector, vector, 1e-6)
+        total, norm = layer_norm.operator.add_layer_norm(x, x, *factors, vector, vector, 1e-6)
         (total + norm).backward(x.detach())
         assert kernel_names == ["_forward", "_backward"]
     layer_norm.operator.layer_norm(x, vector, vector, 1e-6).backward(x.detach())

@@ -10,26 +10,42 @@ from linsight.kernels import force
 from linsight.kernels.scaled_add import scaled_add
 
 from .conftest import compile_whole
-from .numerics import assert_as_exact_as_eager, leaves, poison_memory
+from .numerics import assert_as_exact_as_eager, factors, leaves, poison_memory
 
 CPU = torch.device("cpu")
 
 
-def case(shape: tuple[int, ...], device: torch.device, magnitude: float = 1.0) -> list[Tensor]:
+def kept(x: Tensor, branch: Tensor, scale: Tensor | None = None) -> Tensor:
+    return scaled_add(x, branch, scale, factors(x))
+
+
+FUNCTIONS = {"scaled": scaled_add, "scaled_kept": kept, "kept": kept}
+
+
+def case(
+    shape: tuple[int, ...], device: torch.device, magnitude: float = 1.0, name: str = "scaled"
+) -> list[Tensor]:
+    """x, branch and, as the function has it, the scale."""
     x, branch = (magnitude * torch.randn(shape, device=device) for _ in range(2))
-    return [x, branch, torch.randn(shape[-1], device=device)]
+    scale = torch.randn(shape[-1], device=device)
+    return [x, branch, *([scale] if "scaled" in name else [])]
 
 
 def test_reference_is_the_equation() -> None:
     torch.manual_seed(0)
     x, branch, scale = (t.double() for t in case((2, 3, 5, 12), CPU))
     torch.testing.assert_close(scaled_add(x, branch, scale), x + scale * branch)
+    for s in (scale, None):
+        y = kept(x, branch, s)
+        torch.testing.assert_close(y[0], x[0] + 1.25 * (1 if s is None else s) * branch[0])
+        torch.testing.assert_close(y[1], x[1])
 
 
-def test_reference_gradient() -> None:
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_reference_gradient(name) -> None:
     torch.manual_seed(0)
-    tensors = [t.double().requires_grad_() for t in case((2, 3, 8), CPU)]
-    assert torch.autograd.gradcheck(scaled_add, tensors, fast_mode=True)
+    tensors = [t.double().requires_grad_() for t in case((3, 3, 8), CPU, name=name)]
+    assert torch.autograd.gradcheck(FUNCTIONS[name], tensors, fast_mode=True)
 
 
 def test_the_stream_keeps_its_dtype_under_autocast() -> None:
@@ -52,13 +68,17 @@ def test_errors_name_the_argument() -> None:
         scaled_add(x, branch[:1], scale)
     with pytest.raises(ValueError, match=r"scale has shape \(7,\), expected \(8,\)"):
         scaled_add(x, branch, scale[:7])
+    with pytest.raises(ValueError, match=r"keep has shape \(1, 1, 1\), expected \(2, 1, 1\)"):
+        scaled_add(x, branch, None, torch.ones(1, 1, 1))
 
 
 @pytest.mark.triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_error_against_float64(dtype, device, seed) -> None:
-    tensors = case((2, 5, 40) if device.type == "cpu" else (8, 56, 56, 64), device)
-    assert_as_exact_as_eager(scaled_add, tensors, dtype, torch.randn_like(tensors[0]))
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_error_against_float64(name, dtype, device, seed) -> None:
+    shape = (3, 5, 40) if device.type == "cpu" else (8, 56, 56, 64)
+    tensors = case(shape, device, name=name)
+    assert_as_exact_as_eager(FUNCTIONS[name], tensors, dtype, torch.randn_like(tensors[0]))
 
 
 @pytest.mark.triton
@@ -66,21 +86,22 @@ def test_random_shapes_and_magnitudes(random_cases, device, seed) -> None:
     draw = random.Random(seed)
     for _ in random_cases:
         shape = (draw.choice((0, 1, 2)), draw.choice((1, 7, 97)), draw.choice((1, 3, 24, 96, 640)))
-        magnitude = draw.choice((0.0, 1.0, 20.0))
-        print(shape, magnitude)
-        tensors = case(shape, device, magnitude)
+        magnitude, name = draw.choice((0.0, 1.0, 20.0)), draw.choice(list(FUNCTIONS))
+        print(shape, magnitude, name)
+        tensors = case(shape, device, magnitude, name)
         slope = torch.randn_like(tensors[0])
         if shape[-1] < 8:  # a gradient of few sums, whose terms should not cancel
             slope = slope.abs() * tensors[1].sign()
-        assert_as_exact_as_eager(scaled_add, tensors, torch.float32, slope)
+        assert_as_exact_as_eager(FUNCTIONS[name], tensors, torch.float32, slope)
 
 
 @pytest.mark.triton
-def test_every_element_is_written(device, monkeypatch) -> None:
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_element_is_written(name, device, monkeypatch) -> None:
     poison_memory(monkeypatch)
-    tensors = leaves(case((2, 7, 40), device), torch.float32)
+    tensors = leaves(case((2, 7, 40), device, name=name), torch.float32)
     with force("triton"):
-        y = scaled_add(*tensors)
+        y = FUNCTIONS[name](*tensors)
         gradients = torch.autograd.grad(y.sum(), tensors)
     assert all(x.isfinite().all() for x in (y, *gradients))
 
