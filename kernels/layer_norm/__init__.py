@@ -91,7 +91,8 @@ def add_layer_norm(
     if branch.shape != x.shape:
         raise ValueError(f"branch has shape {tuple(branch.shape)}, expected {tuple(x.shape)}")
     check_vectors(x.shape[-1], scale=scale, weight=weight, bias=bias)
-    check_factors(x.shape, keep=keep)
+    if keep is not None:
+        check_factors(x.shape, keep=keep)
     args = (x, branch, scale, keep, weight, bias, eps)
     if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args, "layer_norm"):
         return reference.add_layer_norm(*args)

@@ -111,7 +111,8 @@ def backward(
     how = plan(x.shape, x.device, eps, *given, dtotal is not None, center)
     parts = torch.empty(how.parts, dtype=torch.float32, device=x.device)
     dtotal = dnorm if dtotal is None else dtotal
-    branch, scale, keep, dbranch = (dx if t is None else t for t in (branch, scale, keep, dbranch))
+    branch, scale, keep = (dx if t is None else t.contiguous() for t in (branch, scale, keep))
+    dbranch = dx if dbranch is None else dbranch
     launch(
         _backward, how.backward,
         dtotal, dnorm, x, branch, scale, keep, weight.contiguous(), dx, dbranch, parts,

@@ -109,7 +109,6 @@ def _run_backward(dtotal, dnorm, x, branch, scale, keep, weight, bias, eps, bran
     dbranch = None
     if scale is not None or keep is not None:
         dbranch = torch.empty(x.shape, dtype=branch_dtype, device=x.device)
-    branch, scale, keep = (None if t is None else t.contiguous() for t in (branch, scale, keep))
     dtotal = None if dtotal is None else dtotal.contiguous()
     dnorm, x = dnorm.contiguous(), x.contiguous()
     sums = backward(dtotal, dnorm, x, branch, scale, keep, weight, eps, dx, dbranch)

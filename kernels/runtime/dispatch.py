@@ -202,15 +202,15 @@ def check_vectors(channels: int, **vectors: Tensor | None) -> None:
             )
 
 
-def check_factors(shape: torch.Size, **factors: Tensor | None) -> None:
+def check_factors(shape: torch.Size, **factors: Tensor) -> None:
     """Raise ValueError, naming the tensor, unless each has one factor per entry of the first axis
     of a map of this shape."""
-    wanted = (*shape[:1], *(1 for _ in shape[1:]))
+    wanted = shape[:1] + (1,) * (len(shape) - 1)
     for name, factor in factors.items():
-        if factor is not None and factor.shape != wanted:
+        if factor.shape != wanted:
             raise ValueError(
-                f"{name} has shape {tuple(factor.shape)}, expected {wanted}, a factor for each "
-                "image of x"
+                f"{name} has shape {tuple(factor.shape)}, expected {tuple(wanted)}, a factor for "
+                "each image of x"
             )
 
 

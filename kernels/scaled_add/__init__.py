@@ -37,7 +37,8 @@ def scaled_add(
     if branch.shape != x.shape:
         raise ValueError(f"branch has shape {tuple(branch.shape)}, expected {tuple(x.shape)}")
     check_vectors(x.shape[-1], scale=scale)
-    check_factors(x.shape, keep=keep)
+    if keep is not None:
+        check_factors(x.shape, keep=keep)
     args = (x, branch, scale, keep)
     if x.shape[-1] > WIDEST_ROW or not runs_triton(x) or not is_direct_call(args, "scaled_add"):
         return reference.scaled_add(*args)

@@ -56,9 +56,11 @@ def backward(
     Without a scale the branch is None, and so is the result.
     """
     how = plan(grad.shape, grad.device, scale is not None, keep is not None)
-    parts = None
-    if scale is not None:
-        parts = torch.empty(how.parts, dtype=torch.float32, device=grad.device)
-    tensors = (grad if t is None else t for t in (branch, scale, keep, dbranch, parts))
+    keep = grad if keep is None else keep.contiguous()
+    if branch is None or scale is None:
+        launch(_backward, how.backward, grad, grad, grad, keep, dbranch, grad)
+        return None
+    parts = torch.empty(how.parts, dtype=torch.float32, device=grad.device)
+    tensors = branch.contiguous(), scale.contiguous(), keep, dbranch, parts
     launch(_backward, how.backward, grad, *tensors)
-    return None if parts is None else parts.sum(0)
+    return parts.sum(0)

@@ -29,7 +29,8 @@ def _forward(
 def forward(
     x: Tensor, branch: Tensor, scale: Tensor | None, keep: Tensor | None, out: Tensor
 ) -> None:
-    """Write x + keep * scale * branch to `out`; all tensors are contiguous."""
+    """Write x + keep * scale * branch to `out`; the maps are contiguous."""
     how = plan(x.shape, x.device, scale is not None, keep is not None)
-    scale, keep = (x if t is None else t for t in (scale, keep))
+    scale = x if scale is None else scale.contiguous()
+    keep = x if keep is None else keep.contiguous()
     launch(_forward, how.forward, x, branch, scale, keep, out)

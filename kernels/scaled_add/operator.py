@@ -11,7 +11,6 @@ def _run(x, branch, scale, keep):
     from .forward import forward
 
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    scale, keep = (None if t is None else t.contiguous() for t in (scale, keep))
     forward(x.contiguous(), branch.contiguous(), scale, keep, out)
     return out
 
@@ -32,7 +31,6 @@ def run_backward(grad, branch, scale, keep, branch_dtype):
     from .backward import backward
 
     dbranch = torch.empty(grad.shape, dtype=branch_dtype, device=grad.device)
-    branch, scale, keep = (None if t is None else t.contiguous() for t in (branch, scale, keep))
     dscale = backward(grad.contiguous(), branch, scale, keep, dbranch)
     if scale is None or dscale is None:
         return dbranch, None

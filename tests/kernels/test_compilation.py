@@ -278,7 +278,7 @@ def test_a_pass_is_compiled_at_its_first_miss(
     monkeypatch.setattr(compilation, "Compiler", lambda *args: FakeCompiler(submitted))
     how = plan(torch.Size((2, 5, 16)), torch.device("cpu"), 1e-5, False, False).forward
     x = torch.zeros(2, 5, 16)
-    vectors = [x[0, 0]] * 3
+    vectors = [x[0, 0]] * 4
     arguments = (_forward, (x, x, *vectors, x, x, 16, *how.sizes), how.constants)
     model = Norms()
     with (
