@@ -20,7 +20,7 @@ from ..kernels.batch_norm import batch_norm
 from ..kernels.conv2d import conv2d
 from ..kernels.depthwise_conv2d import depthwise_conv2d
 from ..kernels.runtime.activation import Activation, activate
-from ..kernels.runtime.dispatch import runs_eagerly
+from ..kernels.runtime.dispatch import is_direct_call
 from ..kernels.runtime.private import has_hooks
 from ..kernels.scaled_add import scaled_add
 from .activations import kernel_activation
@@ -503,7 +503,7 @@ def drop_images(drop: nn.Module, branch: Tensor) -> tuple[Tensor, Tensor | None]
         not drop.training
         or type(drop) is not DropPath
         or not drop.drop_prob
-        or not runs_eagerly()
+        or not is_direct_call((branch,))
         or has_hooks(drop)
         or isinstance(branch, Proxy)
     ):
