@@ -305,16 +305,17 @@ class Slow(BaseModel):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(2))
-        self.losses = [torch.zeros(()) for _ in range(2)]
+        self.register_buffer("losses", torch.zeros(2))
 
     def forward(self, inputs, data_samples=None, mode="loss"):
         return {"loss_a": (self.weight * torch.stack(inputs).mean()).sum(), "count": 3.0}
 
     def parse_losses(self, losses):
         total, names = super().parse_losses({"loss_a": losses["loss_a"]})
-        for slot, value in zip(self.losses, names.values(), strict=True):
-            slot.copy_(value.detach())
-        return total, {**dict(zip(names, self.losses, strict=True)), "count": losses["count"]}
+        with torch.no_grad():
+            self.losses.copy_(torch.stack(list(names.values())))
+        seen = {name: self.losses[place] for place, name in enumerate(names)}
+        return total, {**seen, "count": losses["count"]}
 
 
 class Reader(Hook):
