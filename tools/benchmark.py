@@ -34,7 +34,7 @@ from linsight.tools.benchmark_cold import ColdStart, Order
 from linsight.tools.benchmark_exported import RUNTIMES, ExportedModel, missing
 from linsight.tools.benchmark_measure import Model, Network, Operator, attempt
 from linsight.tools.benchmark_results import WIDTH, Results, Row, print_row, read
-from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize
+from linsight.tools.benchmark_timing import copy_bandwidth, release, synchronize, take_turn
 
 What = Literal[
     "all", "mixers", "models", "operators", "detectors", "segmentors", "cold", "data", "draw"
@@ -453,7 +453,8 @@ def _row(case: Case, mode: str, phase: str, setting: Setting) -> Row:
 
 def run(jobs: list[Job], setting: Setting, path: Path, console: Console) -> None:
     """Measure all jobs; print each row, and write it to the CSV, as soon as it is measured."""
-    bandwidth = copy_bandwidth(setting.device, setting.seconds)
+    with take_turn(setting.device, alone=True):
+        bandwidth = copy_bandwidth(setting.device, setting.seconds)
     console.print(f"{_device_name(setting.device)}: copies at {bandwidth / 1e12:.3f} TB/s")
     results = Results(path)
     before = len(results.rows)
@@ -491,12 +492,16 @@ def results_of(job: Job, bandwidth: float, setting: Setting) -> Iterator[Row]:
     """The rows of a job with times, or with the reason why there are none."""
     release()
     medians: dict[tuple[str, str], float] = {}
+    # What compiles for minutes leaves the device to others.
+    compiles = job.rows[0].mode.startswith(("compile", "reduce-overhead"))
     with force("reference") if job.reference else nullcontext():
-        subject, fault = attempt(job.build)
+        with nullcontext() if compiles else take_turn(setting.device, alone=False):
+            subject, fault = attempt(job.build)
         for row in job.rows:
             values, reason = None, fault
             if not fault:
-                values, reason = attempt(lambda row=row: job.measure(subject, row))
+                with take_turn(setting.device, alone=True):
+                    values, reason = attempt(lambda row=row: job.measure(subject, row))
             if values is None:
                 yield replace(row, check=reason)
                 continue

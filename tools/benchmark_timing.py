@@ -17,6 +17,11 @@ from linsight.backbones.graph_passes import Recorder
 from linsight.kernels.runtime.dispatch import HAS_TRITON
 from linsight.kernels.runtime.private import get_cache_folder
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has none
+    fcntl = None
+
 QUANTILES = (0.2, 0.5, 0.8)
 MOST_COPIES = 64
 # The inputs of a round are this many times as large as the L2 cache. What the cache holds from
@@ -86,6 +91,30 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
     call()
     synchronize(device)
     return torch.cuda.max_memory_allocated(device) / 2**20
+
+
+@contextmanager
+def take_turn(device: torch.device, alone: bool) -> Iterator[None]:
+    """A context for work on a device which other benchmarks of this machine may use as well.
+
+    Any number of them build and check at once, which is mostly the host's work; one that measures
+    waits for them, and they wait for it.
+
+    Args:
+        device: the device.
+        alone: whether to measure.
+    """
+    if fcntl is None:
+        yield
+        return
+    name = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
+    path = Path(tempfile.gettempdir(), f"linsight-benchmark-{name}.lock")
+    if not path.exists():
+        path.touch()
+    # Another user's file can be read, which is enough to lock it.
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 @contextmanager

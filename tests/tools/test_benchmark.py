@@ -3,6 +3,7 @@
 import csv
 import re
 import sys
+import threading
 import types
 
 import pytest
@@ -13,7 +14,7 @@ from linsight.kernels.linear_attention import linear_attention
 from linsight.kernels.runtime import dispatch
 from linsight.tools import benchmark, benchmark_cases, main
 from linsight.tools import benchmark_measure as measure
-from linsight.tools.benchmark_timing import copies, copy_bandwidth, quantiles
+from linsight.tools.benchmark_timing import copies, copy_bandwidth, quantiles, take_turn
 
 from ..backbones.graph_stand import Stand, install
 
@@ -457,6 +458,26 @@ def test_compilation_comes_last():
     compiled = [mode.startswith(("compile", "reduce")) for mode in order]
     assert compiled == sorted(compiled)
     assert set(order) == {*modes, "compile graph"}
+
+
+def test_one_benchmark_measures_at_a_time():
+    device, order = torch.device("cpu"), []
+    inside, done = threading.Event(), threading.Event()
+
+    def measure():
+        inside.wait()
+        with take_turn(device, alone=True):
+            order.append("measured")
+        done.set()
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    with take_turn(device, alone=False), take_turn(device, alone=False):
+        inside.set()
+        assert not done.wait(0.3)
+        order.append("built")
+    thread.join()
+    assert order == ["built", "measured"]
 
 
 def test_times_of_the_clock():
