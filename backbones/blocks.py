@@ -112,7 +112,8 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor, context: Context) -> Tensor:
         """The output of the feed-forward network, which gets the context if it convolves."""
-        return self.mlp(x, context) if isinstance(self.mlp, MAP_MLPS) else self.mlp(x)
+        mlp = self.mlp
+        return mlp(x, context) if isinstance(mlp, MAP_MLPS) else mlp(x)
 
     def mix(self, x: Tensor, stream: Tensor, context: Context) -> Tensor:
         """The mixer's output for the tokens `x`, which were made from the residual stream."""
@@ -291,7 +292,8 @@ class PositionBlock(PreNormBlock):
             return self.position(x).flatten(1, 2)
         branch, scale = context.pending
         context.pending = None
-        return self.position(x, branch.unflatten(1, context.size), scale).flatten(1, 2)
+        branch = torch.unflatten(branch, 1, context.size)
+        return self.position(x, branch, scale).flatten(1, 2)
 
     def add_feed_forward(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
         """The stream `x` with the feed-forward branch of `y`, or without it if it is deferred."""

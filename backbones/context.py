@@ -121,4 +121,5 @@ class Context:
                 f"{self.prefix_tokens} class tokens stand before the map, but {what} takes a map "
                 "alone: choose another one for this stage, or a skeleton without class tokens"
             )
-        return tokens.unflatten(1, self.size)
+        # Around the method PyTorch has a function of Python.
+        return torch.unflatten(tokens, 1, self.size)

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ...kernels.linear_attention import FeatureMap, KeyWeights, Readout, linear_attention
@@ -49,7 +50,7 @@ class LinearAttention(PackedAttention):
         weight = self.local_weight if self.packed else None
         if weight is not None:
             return projected_linear_attention(
-                projection.unflatten(1, context.size),
+                torch.unflatten(projection, 1, context.size),
                 weight,
                 self.local_bias,
                 heads=self.num_heads,

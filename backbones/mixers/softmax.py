@@ -1,5 +1,6 @@
 """Softmax attention over all tokens (arXiv:1706.03762), through PyTorch's fused kernels."""
 
+import torch
 from torch import Tensor, nn
 
 from ...kernels.projected_softmax_attention import projected_softmax_attention
@@ -45,7 +46,7 @@ class SoftmaxAttention(PackedAttention):
         weight = self.local_weight if self.packed and self.attn_drop is None else None
         if weight is not None:
             return projected_softmax_attention(
-                projection.unflatten(1, context.size),
+                torch.unflatten(projection, 1, context.size),
                 weight,
                 self.local_bias,
                 heads=self.num_heads,

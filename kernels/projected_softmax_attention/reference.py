@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,14 +39,14 @@ def projected_softmax_attention(
 
 def split_blocks(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """q and k of a packed map, (B, N, 2 heads, D), its v and its gate, (B, N, heads, D)."""
-    blocks = x.flatten(1, 2).unflatten(-1, (4 * heads, -1))
+    blocks = torch.unflatten(x.flatten(1, 2), -1, (4 * heads, -1))
     both, value, gate = blocks.split((2 * heads, heads, heads), 2)
     return both, value, gate
 
 
 def to_map(x: Tensor, size: Sequence[int]) -> Tensor:
     """(B, N, heads, D) as a map (B, H, W, C)."""
-    return rows_contiguous(x.flatten(2)).unflatten(1, size)
+    return torch.unflatten(rows_contiguous(x.flatten(2)), 1, size)
 
 
 def attend(

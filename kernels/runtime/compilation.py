@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -77,15 +78,17 @@ def find_kernel(variant: Variant) -> Any:
 
 
 class _Collection(threading.local):
+    """Of each thread what takes the variants that its launches need, or None where they run."""
+
     take: Callable[[Variant], None] | None = None
 
 
-_collection = _Collection()
+collection = _Collection()
 
 
 def is_collecting() -> bool:
     """Whether this thread's launches are collected, and none takes place."""
-    return _collection.take is not None
+    return collection.take is not None
 
 
 @contextmanager
@@ -102,18 +105,18 @@ def collect_variants(take: Callable[[Variant], None]) -> Iterator[None]:
             seen.add(variant)
             take(variant)
 
-    previous, _collection.take = _collection.take, take_new
+    previous, collection.take = collection.take, take_new
     try:
         yield
     finally:
-        _collection.take = previous
+        collection.take = previous
 
 
 def collect(kernel: Any, args: Iterable[Any], constants: dict[str, Any]) -> None:
     """Collect the machine code of one launch, within `collect_variants`."""
     variant = describe(kernel, args, constants)
-    if variant is not None and _collection.take is not None:
-        _collection.take(variant)
+    if variant is not None and collection.take is not None:
+        collection.take(variant)
 
 
 def count_workers() -> int:
@@ -146,11 +149,13 @@ class Compiler:
     def __init__(self, target: Any, workers: int) -> None:
         # Not by `multiprocessing`: it would run the user's script again in each process.
         code = write_start(f"from {__package__}.compiler import main; main()")
+        # What they print is of no use, unless they end before their time.
+        self._printed = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 -- `close`
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(vars(target)), str(workers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._printed,
             text=True,
             start_new_session=True,
         )
@@ -190,10 +195,13 @@ class Compiler:
         if errors:
             raise RuntimeError(errors[0])
         if done < self._count:
-            raise RuntimeError(f"{done} of {self._count} kernels were compiled, then nothing more")
+            self._printed.seek(0)
+            last = (self._printed.read().strip().splitlines() or ["nothing more"])[-1]
+            raise RuntimeError(f"{done} of {self._count} kernels were compiled, then {last}")
 
     def close(self) -> None:
         """End the processes, also while they compile."""
+        self._printed.close()
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         for pipe in (self._process.stdin, self._process.stdout):

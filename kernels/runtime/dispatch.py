@@ -20,9 +20,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from .compilation import is_collecting
-from .private import get_target, is_intercepted, is_transformed, load_driver
+from .compilation import collection, is_collecting
+from .private import count_modes, get_target, is_intercepted, is_transformed, load_driver
 
 CHOICES = ("auto", "reference", "triton")
 HAS_TRITON = find_spec("triton") is not None
@@ -77,7 +78,9 @@ def runs_triton(x: Tensor) -> bool:
     if _choice == "reference" or x.dtype not in TRITON_DTYPES or is_transformed():
         return False
     if _choice == "auto":
-        return x.is_cuda and HAS_TRITON and (_launches_nothing() or _warn_without_compiler())
+        if not (x.is_cuda and HAS_TRITON):
+            return False
+        return _can_launch or _launches_nothing() or _warn_without_compiler()
     if not HAS_TRITON:
         raise RuntimeError("kernels forced to 'triton', but triton is not installed")
     if x.is_cuda and not _launches_nothing() and (lack := find_lack()):
@@ -115,10 +118,16 @@ def find_lack() -> str | None:
     return None
 
 
+# Whether Triton was found able to launch kernels, so that no later call asks again.
+_can_launch = False
+
+
 @lru_cache
 def _warn_without_compiler() -> bool:
     """Whether Triton can launch kernels; if not, one warning says what is missing."""
+    global _can_launch
     lack = find_lack()
+    _can_launch = lack is None
     if lack is not None:
         warnings.warn(
             f"linsight's operators run in plain PyTorch, which is slow: Triton cannot launch "
@@ -250,13 +259,14 @@ def is_direct_call(args: tuple, operator: str | None = None) -> bool:
     """
     if _observer is not None and operator is not None:
         _observer(operator)
-    if torch.compiler.is_compiling():
+    # Every eager call of every operator comes here: few functions of Python, a loop, and types
+    # before `isinstance`. A tracer that is not Dynamo has a mode, or tensors of its own class.
+    if is_dynamo_compiling():
         return False
-    if is_collecting():  # as if the tensors had storage
+    if collection.take is not None:  # as if the tensors had storage
         return True
-    if is_intercepted():
+    if count_modes() or is_transformed():
         return False
-    # A loop, and types before `isinstance`: every eager call of every operator comes here.
     for x in args:
         kind = type(x)
         if kind in PLAIN_TENSORS:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
+from torch.utils._python_dispatch import _disable_current_modes
 
 # disable_modes(): a context in which no dispatch mode of this thread sees a call.
 disable_modes = _disable_current_modes
@@ -29,9 +29,13 @@ disable_modes = _disable_current_modes
 is_transformed = torch._C._are_functorch_transforms_active
 
 
+# count_modes(): the number of dispatch modes that see this thread's calls.
+count_modes = torch._C._len_torch_dispatch_stack
+
+
 def is_intercepted() -> bool:
     """Whether a dispatch mode or a transform of `torch.func` sees the calls of this thread."""
-    return _get_current_dispatch_mode() is not None or is_transformed()
+    return count_modes() > 0 or is_transformed()
 
 
 def compiles_package() -> bool:

@@ -423,6 +423,7 @@ def slim_container(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(dispatch, "load_driver", fail)
+    monkeypatch.setattr(dispatch, "_can_launch", False)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -476,3 +477,15 @@ def test_launches_find_what_was_compiled(tmp_path: Path) -> None:
     )
     assert run.stdout == "compiled by launches: []\n" * 2
     assert "compiling kernels" in run.stderr
+
+
+def test_processes_that_end_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = "import sys; sys.stdin.readline(); raise SystemExit('out of luck')"
+    monkeypatch.setattr(compilation, "write_start", lambda _: start)
+    compiler = compilation.Compiler(make_target("sm_90"), 1)
+    try:
+        compiler.submit(Variant("module", "kernel", "{}", ""))
+        with pytest.raises(RuntimeError, match="0 of 1 kernels were compiled, then out of luck"):
+            compiler.finish(lambda done, count: None)
+    finally:
+        compiler.close()

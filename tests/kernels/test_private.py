@@ -41,7 +41,7 @@ def versions() -> str:
         "torch:_C._are_functorch_transforms_active",
         "torch.nn.modules.module:_has_any_global_hook",
         "torch.nn:Module._call_impl",
-        "torch.utils._python_dispatch:_get_current_dispatch_mode",
+        "torch:_C._len_torch_dispatch_stack",
         "torch._subclasses:FakeTensorMode",
     ],
 )

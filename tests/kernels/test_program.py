@@ -36,7 +36,7 @@ def record(run: Callable, *args: object) -> tuple[Callable, list[Program | None]
 def scaled_sum(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """x + scale * y, by one launch."""
     out = torch.empty_like(x)
-    add(x, y, scale, out)
+    add(x, y, scale, None, out)
     return out
 
 
@@ -44,10 +44,10 @@ def chain(x: Tensor, scale: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor 
     """Launches with scratch, a part of a new tensor, an operation, and a view as results."""
     scratch = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     out = x.new_empty(2, *x.shape)
-    add(x, x, scale, scratch)
+    add(x, x, scale, None, scratch)
     for _ in range(times):
-        add(scratch, x, scale, scratch)
-    add(x, scratch, scale, out[1])
+        add(scratch, x, scale, None, scratch)
+    add(x, scratch, scale, None, out[1])
     return out[1], scratch.sum(0).to(x.dtype), None
 
 
