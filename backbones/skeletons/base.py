@@ -21,6 +21,7 @@ from ..blocks import BlockLayers, add_pending, choices_by_depth, may_defer, reso
 from ..checkpoint import TimmModel, rename_old_entries, resize_position
 from ..context import Context, Place
 from ..layers import check_token_pool, make_classifier
+from ..linear import convert_weights
 from ..mixers import MIXERS, MixerNames, MixerOptions, TokenMixer, build_mixer
 from ..resampling import resampling
 
@@ -210,8 +211,9 @@ class Stage(nn.Module):
         x = self.downsample(x)
         x, context = add_tokens(x, self.cls_token, self.pos_embed, self.size, "bilinear")
         context.defers = may_defer(self.blocks)
-        for block in self.blocks:
-            x = run_block(block, x, context, self.grad_checkpointing)
+        with convert_weights(self.blocks, x):
+            for block in self.blocks:
+                x = run_block(block, x, context, self.grad_checkpointing)
         x = add_pending(x, context)
         if self.norm is not None:
             x = self.norm(x)

@@ -17,6 +17,7 @@ from ..checkpoint import check_model, convert_mixers, rename, resize_position, u
 from ..context import Context
 from ..initialization import init_linear_layers
 from ..layers import PatchEmbed, check_token_pool, make_classifier
+from ..linear import convert_weights
 from ..mixers import MixerNames, MixerOptions, TokenMixer
 from ..norms import LayerNorm, NormLayer, resolve_norm_layer
 from ..unused import depend_on
@@ -308,14 +309,15 @@ class VisionTransformer(VisionModel):
         take, last = feature_take_indices(len(self.blocks), indices)
         intermediates = []
         x, context = self.forward_tokens(x)
-        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            x = run_block(block, x, context, self.grad_checkpointing)
-            if i in take:
-                y = self.norm(x) if norm else x
-                prefix, y = y[:, : self.num_prefix_tokens], y[:, self.num_prefix_tokens :]
-                if output_fmt == "NCHW":
-                    y = y.unflatten(1, context.size).permute(0, 3, 1, 2)
-                intermediates.append((y, prefix) if return_prefix_tokens else y)
+        with convert_weights(self.blocks, x):
+            for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+                x = run_block(block, x, context, self.grad_checkpointing)
+                if i in take:
+                    y = self.norm(x) if norm else x
+                    prefix, y = y[:, : self.num_prefix_tokens], y[:, self.num_prefix_tokens :]
+                    if output_fmt == "NCHW":
+                        y = y.unflatten(1, context.size).permute(0, 3, 1, 2)
+                    intermediates.append((y, prefix) if return_prefix_tokens else y)
         return intermediates if intermediates_only else (self.norm(x), intermediates)
 
     def prune_intermediate_layers(
@@ -333,8 +335,9 @@ class VisionTransformer(VisionModel):
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised tokens (B, P + H * W, C), the class token, if there is one, first."""
         x, context = self.forward_tokens(x)
-        for block in self.blocks:
-            x = run_block(block, x, context, self.grad_checkpointing)
+        with convert_weights(self.blocks, x):
+            for block in self.blocks:
+                x = run_block(block, x, context, self.grad_checkpointing)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
