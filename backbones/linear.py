@@ -35,8 +35,10 @@ class Linear(nn.Linear):
         """(..., I) to (..., O)."""
         if isinstance(x, Proxy):
             return record_call(self, x)
-        if not is_dynamo_compiling() and (weights := _pass.weights) and id(self) in weights:
-            return F.linear(x, *weights[id(self)])
+        if not is_dynamo_compiling() and _pass.weights is not None:
+            found = _pass.weights.get(id(self))
+            if found is not None and _casts_to(found[0].dtype, x.device.type):
+                return F.linear(x, *found)
         return linear(x, self.weight, self.bias)
 
 
@@ -117,6 +119,15 @@ def convert_weights(blocks: nn.Module, x: Tensor) -> AbstractContextManager:
     if layers is None:
         layers = _layers[blocks] = [part for part in blocks.modules() if type(part) is Linear]
     return _hold(_convert(blocks, layers, x)) if layers else nullcontext()
+
+
+def _casts_to(dtype: torch.dtype, kind: str) -> bool:
+    """Whether autocast converts to a dtype here: a part of a pass may run otherwise."""
+    return (
+        torch.is_autocast_enabled(kind)
+        and torch.get_autocast_dtype(kind) == dtype
+        and not torch.is_grad_enabled()
+    )
 
 
 @contextmanager

@@ -261,6 +261,32 @@ def test_converted_weights_are_of_inference_under_autocast_alone(body, monkeypat
         torch.export.export(model, (x,))
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: torch.autocast("cpu", enabled=False),
+        lambda: torch.autocast("cpu", torch.float16),
+        torch.enable_grad,
+    ],
+)
+def test_a_part_of_a_pass_that_runs_otherwise(inner, monkeypatch):
+    layer, x = folded_layer(), torch.randn(3, 24)
+    blocks = nn.ModuleList([layer])
+
+    def run():
+        with inner():
+            return layer(x)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        wanted = run()
+        with module.convert_weights(blocks, x):
+            assert layer(x).dtype == torch.bfloat16
+            got = run()
+    assert got.dtype == wanted.dtype
+    assert got.requires_grad == wanted.requires_grad
+    assert torch.equal(got, wanted)
+
+
 def test_threads_convert_for_themselves(body):
     x = torch.randn(4, 2, 3, 64, 64)
     wanted = [in_bfloat16(body, each) for each in x]
