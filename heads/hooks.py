@@ -174,7 +174,8 @@ class _Copy:
         for name, value in values.items():
             if isinstance(value, Tensor):
                 if value.is_cuda and self.arrived is None:
-                    self.arrived = torch.cuda.Event()
+                    # One that sleeps leaves the core to the data workers.
+                    self.arrived = torch.cuda.Event(blocking=True)
                 # A copy even on the host: the next iteration may overwrite what it is given.
                 value = value.detach().to("cpu", non_blocking=True, copy=True)
             self.values[name] = value
