@@ -10,6 +10,7 @@ import atexit
 import logging
 import random
 import sys
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,15 +99,18 @@ class AsyncRuntimeInfoHook(RuntimeInfoHook):
 
     mmengine reads each of them as soon as its kernel is launched, so that the GPU has nothing to do
     while the host prepares the next iteration. This hook copies them to the host meanwhile, and
-    records those of an iteration after the launches of the next one. What is logged, drawn or kept
-    in a checkpoint is complete; between two logged iterations the message hub is one behind.
+    records those of an iteration after the launches of the next two. What is logged, drawn or kept
+    in a checkpoint is complete; between two logged iterations the message hub is two behind.
 
     :class:`~linsight.heads.runner.SafeRunner` has it in the place of mmengine's.
     """
 
+    # Iterations that the host may be ahead of the device: one to prepare, one for a slow moment.
+    ahead = 2
+
     def __init__(self) -> None:
         self.norms: dict[str, Tensor] = {}
-        self.pending: _Copy | None = None
+        self.pending: deque[_Copy] = deque()
 
     def before_train(self, runner: Any) -> None:
         super().before_train(runner)
@@ -129,12 +133,10 @@ class AsyncRuntimeInfoHook(RuntimeInfoHook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        self._record(runner)
         losses = {f"train/{name}": value for name, value in (outputs or {}).items()}
-        self.pending = _Copy({**self.norms, **losses})
+        self.pending.append(_Copy({**self.norms, **losses}))
         self.norms.clear()
-        if self._is_read(runner, batch_idx):
-            self._record(runner)
+        self._record(runner, 0 if self._is_read(runner, batch_idx) else self.ahead)
 
     def before_val(self, runner: Any) -> None:
         self._record(runner)
@@ -144,11 +146,10 @@ class AsyncRuntimeInfoHook(RuntimeInfoHook):
         self._record(runner)
         super().after_train(runner)
 
-    def _record(self, runner: Any) -> None:
-        if self.pending is not None:
-            for name, value in self.pending.read().items():
+    def _record(self, runner: Any, left: int = 0) -> None:
+        while len(self.pending) > left:
+            for name, value in self.pending.popleft().read().items():
                 runner.message_hub.update_scalar(name, value)
-            self.pending = None
 
     def _is_read(self, runner: Any, batch_idx: int) -> bool:
         """Whether a hook of mmengine's reads the message hub in this iteration."""

@@ -374,8 +374,8 @@ def test_losses_are_those_of_mmengine(by_epoch, tmp_path):
     assert ours == theirs
     assert len(set(ours["train/loss"])) == len(ours["train/loss"]) == (16 if by_epoch else 8)
     assert all(reader.grown)
-    # One behind, but where the logger prints, at the end of an epoch, and at the end.
-    assert reader.seen[:8] == [0, 1, 3, 3, 4, 6, 6, 8]
+    # Two behind, but where the logger prints, at the end of an epoch, and at the end.
+    assert reader.seen[:8] == [0, 0, 3, 3, 3, 6, 6, 8]
 
 
 def test_a_checkpoint_has_the_losses_until_then(tmp_path):
@@ -384,7 +384,7 @@ def test_a_checkpoint_has_the_losses_until_then(tmp_path):
         "checkpoint": {"type": "CheckpointHook", "interval": 5, "by_epoch": False},
     }
     _, reader = _record_losses(tmp_path, "AsyncRuntimeInfoHook", False, **hooks)
-    assert reader.seen == [0, 1, 2, 3, 5, 5, 6, 8]
+    assert reader.seen == [0, 0, 1, 2, 5, 5, 5, 8]
     (path,) = tmp_path.rglob("iter_5.pth")
     content = read_checkpoint(path)
     assert len(content["message_hub"]["log_scalars"]["train/loss"].data[0]) == 5
