@@ -7,6 +7,8 @@ tests/kernels/test_private.py then names what is missing. Triton is imported at 
 import ast
 import hashlib
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -250,7 +252,24 @@ def make_target(arch: str) -> Any:
     number = arch.removeprefix("sm_")
     if number == arch or not number.isdecimal():
         raise ValueError(f"arch is {arch!r}, expected one such as 'sm_90'")
+    known = list_architectures(int(number))
+    if known and arch not in known:
+        raise ValueError(f"arch is {arch!r}, and Triton's assembler knows {', '.join(known)}")
     return GPUTarget("cuda", int(number), 32)
+
+
+@cache
+def list_architectures(number: int) -> list[str]:
+    """The NVIDIA GPUs, by ascending number, that Triton's assembler for this one knows.
+
+    Of others Triton's compiler may end its process before the assembler refuses them.
+    """
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    text = subprocess.run(
+        [get_ptxas(number).path, "--help"], capture_output=True, text=True, check=False
+    ).stdout
+    return [f"sm_{n}" for n in sorted({int(n) for n in re.findall(r"'sm_(\d+)'", text)})]
 
 
 def get_cache_folder() -> str:

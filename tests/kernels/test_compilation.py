@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -27,7 +28,7 @@ from linsight.backbones.initialization import shapes_only
 from linsight.backbones.layers import DepthwiseConv2d
 from linsight.backbones.norms import LayerNorm
 from linsight.kernels import force, layer_norm
-from linsight.kernels.runtime import compilation, dispatch, rehearsal
+from linsight.kernels.runtime import compilation, dispatch, private, rehearsal
 from linsight.kernels.runtime.compilation import Variant, collect_variants, compile_pass
 from linsight.kernels.runtime.dispatch import HAS_TRITON
 from linsight.kernels.runtime.private import (
@@ -407,9 +408,20 @@ def test_warm_says_what_the_compiler_refuses(
 ) -> None:
     # What the compiler prints before it gives up does not mix with the processes' answers.
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    run = CliRunner().invoke(app, ["warm", "softmax_deit_tiny", "--arch", "sm_9", "--eval"])
+    monkeypatch.setattr(private, "list_architectures", lambda number: [])
+    run = CliRunner().invoke(app, ["warm", "softmax_deit_tiny", "--arch", "sm_35", "--eval"])
     assert run.exit_code == 1
-    assert "Value 'sm_9' is not defined" in run.stderr
+    assert "Value 'sm_35' is not defined" in run.stderr
+
+
+@pytest.mark.parametrize("arch", ["sm_9", "sm_35", "sm_99"])
+def test_warm_knows_the_assemblers_gpus(arch: str) -> None:
+    """Of some others Triton's compiler would end its process, and the answers with it."""
+    run = CliRunner().invoke(app, ["warm", "softmax_deit_tiny", "--arch", arch, "--eval"])
+    assert run.exit_code == 1
+    assert re.search(
+        rf"arch is '{arch}', and Triton's assembler knows .*sm_80, .*sm_90", run.stderr
+    )
 
 
 @pytest.fixture

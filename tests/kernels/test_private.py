@@ -35,6 +35,13 @@ def versions() -> str:
     return f"torch {torch.__version__} with triton {triton}"
 
 
+@needs_triton
+def test_the_assembler_names_its_gpus() -> None:
+    known = private.list_architectures(90)
+    assert {"sm_80", "sm_90"} <= set(known), f"{versions()} says otherwise what ptxas knows"
+    assert "sm_120" in private.list_architectures(120)
+
+
 @pytest.mark.parametrize(
     "path",
     [
