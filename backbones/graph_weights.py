@@ -5,12 +5,15 @@ the kernels of a pass. In a recorded pass all are converted once, and a layer th
 reads the same, as it does by autocast's cache.
 """
 
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+Key = TypeVar("Key", bound=Hashable)
 
 _CONVERT = torch.ops.aten._to_copy.default
 # Those alone, as what a subclass computes is not known.
@@ -56,8 +59,8 @@ class ConversionWatch(TorchDispatchMode):
         return {name: p for place, (name, p) in self.parameters.items() if place in places}
 
 
-def convert(parameters: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Parameters, by name, in another dtype."""
+def convert(parameters: Mapping[Key, Tensor], dtype: torch.dtype) -> dict[Key, Tensor]:
+    """Parameters, by name or any other key, in another dtype."""
     converted = {name: torch.empty_like(p, dtype=dtype) for name, p in parameters.items()}
     if converted:
         with torch.no_grad():

@@ -1,11 +1,8 @@
 """Linear layers whose weights are constants."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from operator import is_
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,11 +14,8 @@ from torch.fx import Proxy
 
 from ..kernels.linear import linear
 from ..kernels.runtime.dispatch import PLAIN_TENSORS, TRITON_DTYPES, is_direct_call
-from ..kernels.runtime.private import get_stream
+from .graph_weights import convert
 from .tracing import record_call
-
-# The streams, devices and dtypes for which the converted weights of a list of blocks are kept.
-MOST_COPIES = 4
 
 
 class Linear(nn.Linear):
@@ -68,27 +62,8 @@ class _Pass(threading.local):
 _pass = _Pass()
 
 
-class _Copies(NamedTuple):
-    """Weights and biases in another dtype.
-
-    Attributes:
-        parameters: all of the layers.
-        kinds: their dtypes, devices and shapes.
-        sources: those that are converted.
-        targets: memory for their copies.
-        weights: the copies of each layer, by its identity.
-    """
-
-    parameters: list[Tensor]
-    kinds: list[tuple[torch.dtype, int, torch.Size]]
-    sources: list[Tensor]
-    targets: list[Tensor]
-    weights: dict[int, tuple[Tensor, Tensor | None]]
-
-
-# Of lists of blocks: their layers of the class `Linear`, and copies by dtype, device and stream.
+# The layers of the class `Linear` of lists of blocks.
 _layers: WeakKeyDictionary[nn.Module, list[Linear]] = WeakKeyDictionary()
-_copies: WeakKeyDictionary[nn.Module, OrderedDict[tuple, _Copies]] = WeakKeyDictionary()
 
 
 def convert_weights(blocks: nn.Module, x: Tensor) -> AbstractContextManager:
@@ -96,8 +71,7 @@ def convert_weights(blocks: nn.Module, x: Tensor) -> AbstractContextManager:
 
     Autocast converts the weight and the bias of each layer by a kernel for each, at each call, as
     it keeps them in training alone. Here a few kernels convert all of them, anew for each pass: the
-    parameters may have changed. The copies stay allocated, for each stream, on which one pass comes
-    after the other.
+    parameters may have changed.
 
     Args:
         blocks: holds the layers.
@@ -111,14 +85,12 @@ def convert_weights(blocks: nn.Module, x: Tensor) -> AbstractContextManager:
         or not torch.is_autocast_enabled(x.device.type)
         or not is_direct_call((x,))
         or torch.jit.is_tracing()
-        # A graph would read memory that may be given back while it can still be replayed.
-        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
     ):
         return nullcontext()
     layers = _layers.get(blocks)
     if layers is None:
         layers = _layers[blocks] = [part for part in blocks.modules() if type(part) is Linear]
-    return _hold(_convert(blocks, layers, x)) if layers else nullcontext()
+    return _hold(_convert(layers, x)) if layers else nullcontext()
 
 
 def _casts_to(dtype: torch.dtype, kind: str) -> bool:
@@ -131,7 +103,7 @@ def _casts_to(dtype: torch.dtype, kind: str) -> bool:
 
 
 @contextmanager
-def _hold(weights: dict[int, tuple[Tensor, Tensor | None]]) -> Iterator[None]:
+def _hold(weights: dict[int, tuple[Tensor, Tensor | None]] | None) -> Iterator[None]:
     outer, _pass.weights = _pass.weights, weights
     try:
         yield
@@ -139,58 +111,25 @@ def _hold(weights: dict[int, tuple[Tensor, Tensor | None]]) -> Iterator[None]:
         _pass.weights = outer
 
 
-def _convert(
-    blocks: nn.Module, layers: list[Linear], x: Tensor
-) -> dict[int, tuple[Tensor, Tensor | None]]:
+def _convert(layers: list[Linear], x: Tensor) -> dict[int, tuple[Tensor, Tensor | None]] | None:
+    """The weights and biases by the identity of their layers; None where they differ in kind, or
+    autocast would not convert them."""
+    parameters = {
+        (id(layer), name): p
+        for layer in layers
+        for name, p in layer._parameters.items()
+        if p is not None
+    }
+    kinds = {(type(p), p.dtype, p.device) for p in parameters.values()}
+    if len(kinds) != 1:
+        return None
+    ((kind, own, device),) = kinds
     dtype = torch.get_autocast_dtype(x.device.type)
-    key = dtype, x.device, get_stream(x.get_device()) if x.is_cuda else 0
-    held = _copies.setdefault(blocks, OrderedDict())
-    found = held.get(key)
-    parameters: list[Tensor] = [
-        p for layer in layers for p in layer._parameters.values() if p is not None
-    ]
-    kinds = [(p.dtype, p.get_device(), p.shape) for p in parameters]
-    if (
-        found is None
-        or len(parameters) != len(found.parameters)
-        or not all(map(is_, parameters, found.parameters))
-        or kinds != found.kinds
-    ):
-        found = held[key] = _allocate(layers, parameters, kinds, dtype, x.device)
-        if len(held) > MOST_COPIES:
-            held.popitem(last=False)
-    held.move_to_end(key)
-    if found.sources:
-        torch._foreach_copy_(found.targets, found.sources)
-    return found.weights
-
-
-def _allocate(
-    layers: list[Linear],
-    parameters: list[Tensor],
-    kinds: list[tuple[torch.dtype, int, torch.Size]],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> _Copies:
-    sources, targets, weights = [], [], {}
-    # Memory made in inference mode could not be written to outside of it.
-    with torch.inference_mode(False):
-        for layer in layers:
-            own = [layer._parameters.get(name) for name in ("weight", "bias")]
-            if own[0] is None or not all(p is None or _is_cast(p, dtype, device) for p in own):
-                continue
-            made = [None if p is None else torch.empty_like(p, dtype=dtype) for p in own]
-            weights[id(layer)] = tuple(made)
-            sources += [p for p in own if p is not None]
-            targets += [p for p in made if p is not None]
-    return _Copies(parameters, kinds, sources, targets, weights)
-
-
-def _is_cast(p: Tensor, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether autocast would convert a parameter of a layer whose input is on a device."""
-    return (
-        type(p) in PLAIN_TENSORS
-        and p.device == device
-        and p.dtype != dtype
-        and p.dtype in TRITON_DTYPES
-    )
+    if kind not in PLAIN_TENSORS or own not in TRITON_DTYPES or own == dtype or device != x.device:
+        return None
+    converted = convert(parameters, dtype)
+    return {
+        at: (weight, converted.get((at, "bias")))
+        for (at, name), weight in converted.items()
+        if name == "weight"
+    }

@@ -155,15 +155,12 @@ class AsyncRuntimeInfoHook(RuntimeInfoHook):
         """Whether a hook of mmengine's reads the message hub in this iteration."""
         if self.end_of_epoch(runner.train_dataloader, batch_idx) or self.is_last_train_iter(runner):
             return True
-        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
-        intervals += [
-            hook.interval
-            for hook in runner.hooks
-            if isinstance(hook, CheckpointHook) and not hook.by_epoch
-        ]
         return any(
-            self.every_n_inner_iters(batch_idx, n) or self.every_n_train_iters(runner, n)
-            for n in intervals
+            self.every_n_inner_iters(batch_idx, hook.interval)
+            or self.every_n_train_iters(runner, hook.interval)
+            for hook in runner.hooks
+            if isinstance(hook, LoggerHook)
+            or (isinstance(hook, CheckpointHook) and not hook.by_epoch)
         )
 
 

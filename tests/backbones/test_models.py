@@ -261,7 +261,7 @@ def test_stochastic_depth_is_that_of_timms_module(name, monkeypatch):
         gradients = torch.autograd.grad(logits.square().sum(), each.parameters(), allow_unused=True)
         outcomes.append([logits, *(g for g in gradients if g is not None)])
     torch.testing.assert_close(*outcomes)
-    # All of them are called, those of position blocks' second convolutions with branches.
+    # All of them are called; one whose branch a convolution adds gets the branch.
     assert len(called) == 2 * len(drops)
     assert called[len(drops) :] == seen
     ones = [shape for shape in called[: len(drops)] if shape.numel() == 3]

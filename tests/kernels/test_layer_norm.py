@@ -14,16 +14,20 @@ from .conftest import compile_whole
 from .numerics import assert_as_exact_as_eager, factors, leaves
 
 
-def both(
+def sum_and_norm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
     branch: Tensor,
     scale: Tensor | None = None,
     keep: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    return add_layer_norm(x, branch, weight, bias, scale=scale, keep=keep)
+
+
+def both(*tensors: Tensor, keep: Tensor | None = None) -> Tensor:
     """Sum and norm beside each other, so that one gradient reaches both."""
-    return torch.cat(add_layer_norm(x, branch, weight, bias, scale=scale, keep=keep), -1)
+    return torch.cat(sum_and_norm(*tensors, keep=keep), -1)
 
 
 def kept(*tensors: Tensor) -> Tensor:
@@ -31,20 +35,12 @@ def kept(*tensors: Tensor) -> Tensor:
 
 
 def only_norm(*tensors: Tensor) -> Tensor:
-    return add_layer_norm(tensors[0], tensors[3], *tensors[1:3], scale=tensors[4])[1]
+    return sum_and_norm(*tensors)[1]
 
 
-def only_sum(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    branch: Tensor,
-    scale: Tensor | None = None,
-    keep: Tensor | None = None,
-) -> Tensor:
+def only_sum(*tensors: Tensor, keep: Tensor | None = None) -> Tensor:
     # The vectors of the norm take part with a gradient of zero.
-    total, _ = add_layer_norm(x, branch, weight, bias, scale=scale, keep=keep)
-    return total + 0 * (weight + bias)
+    return sum_and_norm(*tensors, keep=keep)[0] + 0 * (tensors[1] + tensors[2])
 
 
 def packed_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
