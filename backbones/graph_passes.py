@@ -48,6 +48,7 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.lock = threading.Lock()
+        self.graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
         with torch.cuda.device(device):
             self.stream = torch.cuda.Stream()
             self.pool = torch.cuda.graph_pool_handle()
@@ -79,6 +80,7 @@ class Recorder:
     ) -> tuple[Callable[[], None], Any]:
         """Record a call; returns the function that replays it, and the call's result."""
         graph = torch.cuda.CUDAGraph()
+        self.graphs.add(graph)
         for generator in generators:
             graph.register_generator_state(generator)
         # A recording that fails leaves its stream current. Other threads, such as those that pin
@@ -92,6 +94,13 @@ class Recorder:
         ):
             result = call()
         return graph.replay, result
+
+    def release(self) -> None:
+        """Free the graphs, also those that an autograd graph still holds."""
+        with self.lock:
+            torch.cuda.synchronize(self.device)
+            for graph in self.graphs:
+                graph.reset()
 
     @contextmanager
     def turn(self) -> Iterator[None]:

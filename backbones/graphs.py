@@ -75,6 +75,7 @@ def capture_training(model: Module, shapes: int = 2) -> Module:
     The model is changed in place, its weights and their names are not. Copies of it, and what is
     loaded from a pickle, run without graphs. ``DistributedDataParallel`` may wrap it before or
     after. Graphs keep memory for themselves: that of one training pass, and twice the gradients.
+    :func:`release_graphs` frees them; with NCCL it must come before the group of processes ends.
 
     Args:
         model: any module that takes and returns tensors on one GPU, in tuples, lists and dicts.
@@ -116,6 +117,26 @@ def capture_inference(model: Module, shapes: int = 8) -> Module:
     """
     _attach(model).inference = _Passes(InferencePass, _check_number(shapes), replaces=True)
     return model
+
+
+def release_graphs(model: nn.Module) -> None:
+    """Free the CUDA graphs of a model and of its parts, which run without graphs from then on.
+
+    Call it before ``torch.distributed.destroy_process_group``, which waits for ever for graphs in
+    which NCCL communicates: those of batch norms that take their statistics over processes.
+
+    Args:
+        model: what :func:`capture_training` or :func:`capture_inference` was called with, or a
+            module around it. One without graphs is left as it is.
+    """
+    for part in model.modules():
+        graphs = get_call(part)
+        if isinstance(graphs, _Graphs):
+            set_call(part, None)
+            for passes in (graphs.training, graphs.inference):
+                if passes is not None and passes.recorder is not None:
+                    passes.passes.clear()
+                    passes.recorder.release()
 
 
 def _check_number(shapes: int) -> int:

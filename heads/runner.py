@@ -19,6 +19,7 @@ from mmengine.runner import BaseLoop, CheckpointLoader, Runner, load_state_dict
 from torch import nn
 
 from ..backbones.checkpoint import CheckpointError
+from ..backbones.graphs import release_graphs
 from ..backbones.layers import PYTORCHS_BATCH_NORMS, synchronize_batch_norms
 from .checkpoint import fetch_checkpoint
 from .sharding import FullyShardedModel, is_sharded, shard_optimizer, write_shards
@@ -70,6 +71,13 @@ class SafeRunner(Runner):
             return super().wrap_model(model_wrapper_cfg, model)
         finally:
             self.cfg.sync_bn = sync_bn
+
+    def train(self) -> nn.Module:
+        """Train, and free the model's CUDA graphs, for which the end of NCCL's group would wait."""
+        try:
+            return super().train()
+        finally:
+            release_graphs(self.model)
 
     def _refuse_copied_averages(self) -> None:
         """Refuse averages of the weights that copy the model, which PyTorch does not if sharded.

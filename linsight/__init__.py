@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 # By their full names, which type checkers find in a checkout.
 from linsight.backbones.graphs import capture_inference as capture_inference
 from linsight.backbones.graphs import capture_training as capture_training
+from linsight.backbones.graphs import release_graphs as release_graphs
 
 from . import backbones as backbones
 

@@ -40,8 +40,10 @@ class Setting:
     seconds: float
 
 
-def build_step(setting: Setting, mode: str, device: torch.device, processes: int) -> Any:
-    """A function that takes one training step on synthetic images."""
+def build_step(
+    setting: Setting, mode: str, device: torch.device, processes: int
+) -> tuple[Any, nn.Module]:
+    """A function that takes one training step on synthetic images, and the model."""
     torch.manual_seed(0)
     # The name that replaces it is not in torch 2.11.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
@@ -75,7 +77,7 @@ def build_step(setting: Setting, mode: str, device: torch.device, processes: int
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return step, model
 
 
 def measure(rank: int, processes: int, port: int, mode: str, setting: Setting, rates: Any) -> None:
@@ -91,7 +93,7 @@ def measure(rank: int, processes: int, port: int, mode: str, setting: Setting, r
             rank=rank,
             world_size=processes,
         )
-    step = build_step(setting, mode, device, processes)
+    step, model = build_step(setting, mode, device, processes)
     for _ in range(WARM_UP):
         step()
     elapsed = time_steps(step, 5, device, processes)
@@ -103,6 +105,7 @@ def measure(rank: int, processes: int, port: int, mode: str, setting: Setting, r
         memory = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else 0.0
         rates.put((processes * setting.batch * steps / elapsed, memory))
     if processes > 1:
+        linsight.release_graphs(model)
         torch.distributed.destroy_process_group()
 
 

@@ -24,6 +24,7 @@ class Stand:
     device_type = "cpu"
     recorded = 0
     replayed = 0
+    released = 0
     fails: str | None = None
 
     def __init__(self, device):
@@ -69,11 +70,14 @@ class Stand:
     def recover(self):
         pass
 
+    def release(self):
+        Stand.released += 1
+
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the stand-in, with its counts at zero."""
     monkeypatch.setattr(graphs._Graphs, "make_recorder", Stand)
-    for name in ("recorded", "replayed", "fails"):
+    for name in ("recorded", "replayed", "released", "fails"):
         monkeypatch.setattr(Stand, name, vars(Stand)[name])
 
 

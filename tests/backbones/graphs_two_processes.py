@@ -62,6 +62,7 @@ def train(graph: bool, sync: bool, after: bool, rank: int) -> list[torch.Tensor]
     if graph and not (sync and not GPU):
         (recorded,) = get_call(module).training.passes.values()
         assert recorded.replays == len(losses) - 1, recorded.replays
+    linsight.release_graphs(model)
     return [*losses, *gradients, *model.state_dict().values()]
 
 

@@ -427,6 +427,27 @@ def test_changes_without_end_end_the_attempts(caplog):
     assert "changes again and again (attribute drop.p)" in caplog.text
 
 
+def test_released_graphs_are_gone():
+    """They have to be, before NCCL's communicator can end: also those of a loss that is kept."""
+    parts = [linsight.capture_training(nn.Linear(4, 4)) for _ in range(2)]
+    model = nn.Sequential(*parts, nn.ReLU())
+    x = torch.randn(2, 4)
+    for _ in range(3):
+        y = model(x)
+        y.sum().backward()
+    assert (Stand.recorded, Stand.replayed) == (4, 8)
+    linsight.release_graphs(model)
+    linsight.release_graphs(model)
+    assert Stand.released == 2
+    assert torch.equal(model(x), y)
+    model(x).sum().backward()
+    assert Stand.replayed == 8
+    linsight.capture_training(model)  # as if they had never been there
+    for _ in range(3):
+        model(x).sum().backward()
+    assert Stand.recorded == 6
+
+
 def test_hooks_run(caplog):
     model = linsight.capture_training(make())
     steps(model, 3)

@@ -24,7 +24,8 @@ def test_a_rate_is_measured():
 def test_a_step_trains(monkeypatch):
     model = timm.create_model("test_resnet", num_classes=1000)
     monkeypatch.setattr(timm, "create_model", lambda *args, **options: model)
-    step = build_step(SETTING, "eager", torch.device("cpu"), 1)
+    step, built = build_step(SETTING, "eager", torch.device("cpu"), 1)
+    assert built is model
     before = model.fc.weight.clone()
     step()
     assert not torch.equal(before, model.fc.weight)
