@@ -4,6 +4,7 @@ import torch
 import torch.distributed as distributed
 from torch.autograd.graph import increment_version
 
+from ..runtime.compilation import is_collecting
 from ..runtime.dispatch import channels_last, rows_contiguous
 from ..runtime.operator import Operator
 from ..runtime.program import cache_launches
@@ -88,7 +89,8 @@ def _differentiate(ctx, grad, _):
     dweight, dbias = sums[1].to(weight.dtype), sums[0].to(bias.dtype)
     dresidual = _differentiate_residual(residual, sums, statistics)
     total = sums.clone()
-    distributed.all_reduce(total, group=ctx.process_group)
+    if not is_collecting():  # The other processes are not there to answer.
+        distributed.all_reduce(total, group=ctx.process_group)
     dx, *_ = _run_backward(grad, x, statistics, weight, bias, residual, total, ctx.activation)
     return dx, dweight, dbias, None, None, dresidual, daddend, *(None,) * 4
 

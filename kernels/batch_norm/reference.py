@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..runtime.activation import Activation, activate
+from ..runtime.compilation import is_collecting
 from ..runtime.dispatch import without_autocast
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def batch_norm(
 
 def gather_parts(part: Tensor, process_group: "ProcessGroup") -> Tensor:
     """The tensors of one shape that all processes of a group hold, stacked: (processes, ...)."""
+    if is_collecting():  # The other processes are not there to answer.
+        return torch.stack([part] * process_group.size())
     parts = [torch.empty_like(part) for _ in range(process_group.size())]
     distributed.all_gather(parts, part, group=process_group)
     return torch.stack(parts)

@@ -87,7 +87,8 @@ def _make_shadow(module: nn.Module, device: torch.device, copies: dict[int, Any]
             )
         return copies[id(x)]
 
-    shadow: Any = object.__new__(type(module))
+    is_shared = isinstance(module, nn.SyncBatchNorm)
+    shadow: Any = object.__new__(_LocalBatchNorm if is_shared else type(module))
     copies[id(module)] = shadow
     hooks = {k: type(v)() for k, v in vars(module).items() if k.endswith("_hooks")}
     shadow.__dict__.update(vars(module), **hooks)
@@ -98,6 +99,15 @@ def _make_shadow(module: nn.Module, device: torch.device, copies: dict[int, Any]
         for k, v in module._modules.items()
     }
     return shadow
+
+
+class _LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """PyTorch's layer for several processes without its questions to the others, who do not answer.
+
+    What it launches is not ours to compile.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None: ...
 
 
 @contextmanager

@@ -20,12 +20,13 @@ from types import FunctionType, ModuleType
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from torch import nn
 from typer.testing import CliRunner
 
 import linsight.backbones  # noqa: F401 -- registers the models
 from linsight.backbones.initialization import shapes_only
-from linsight.backbones.layers import DepthwiseConv2d
+from linsight.backbones.layers import ConvNormAct, DepthwiseConv2d, synchronize_batch_norms
 from linsight.backbones.norms import LayerNorm
 from linsight.kernels import force, layer_norm
 from linsight.kernels.runtime import compilation, dispatch, private, rehearsal
@@ -163,6 +164,30 @@ def test_rehearsal_leaves_the_model_alone(hopper: None) -> None:
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.is_autocast_enabled("cuda")
+
+
+def test_rehearsal_asks_no_other_process(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others may compile nothing, and would take the question for that of a real pass."""
+
+    def communicate(*args, **options) -> None:
+        raise AssertionError("a rehearsal communicates")
+
+    model = synchronize_batch_norms(
+        nn.Sequential(ConvNormAct(3, 16, 3), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16))
+    )
+    assert isinstance(model[2], nn.SyncBatchNorm)
+    how = replace(TRAINING, shape=(2, 3, 16, 16))
+    alone = collect(model, how)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for name in ("all_gather", "all_gather_into_tensor", "all_reduce"):
+            monkeypatch.setattr(dist, name, communicate)
+        monkeypatch.setattr(dist, "get_world_size", lambda *args: 2)
+        together = collect(model, how)
+    finally:
+        dist.destroy_process_group()
+    # The statistics are merged, and their gradients summed, in kernels of their own.
+    assert alone < together
 
 
 def test_backward_by_hand_is_the_engines(hopper: None) -> None:
