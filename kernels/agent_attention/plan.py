@@ -27,7 +27,15 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..runtime.launch import Launch, Tile, cache_plan, count_multiprocessors, pad_size, split_tokens
+from ..runtime.launch import (
+    Launch,
+    Tile,
+    cache_plan,
+    cdiv,
+    count_multiprocessors,
+    pad_size,
+    split_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def plan(
     rows, count = batch * heads, grid[0] * grid[1]
     prefix, scale = tokens - size[0] * size[1], width**-0.5
     blocks = choose_blocks(count, padded, dtype.itemsize)
-    agent_blocks = triton.cdiv(count, blocks.agents)
+    agent_blocks = cdiv(count, blocks.agents)
     bias_row = pad_row(tokens)
 
     def options(tile: Tile) -> dict:
@@ -151,7 +159,7 @@ def plan(
         "COUNT": count, "D": width, "P": padded, "ROWS": SUM_ROWS,
         "CHUNK": max(2, SUM_ELEMENTS // (SUM_ROWS * padded)), "num_warps": 4,
     }  # fmt: skip
-    small_grid = (rows, triton.cdiv(count, SUM_ROWS))
+    small_grid = (rows, cdiv(count, SUM_ROWS))
 
     def make_finish(parts: int, agent: bool) -> Launch:
         constants = {"COLUMNS": grid[1], "AGENT": agent, **small}
@@ -166,11 +174,11 @@ def plan(
     part_stride = 2 * splits * count * width
 
     tile = blocks.chunk
-    chunk_grid = (heads, triton.cdiv(tokens, tile.block))
+    chunk_grid = (heads, cdiv(tokens, tile.block))
     wanted = tile.resident * count_multiprocessors(device)
     chunks = max(1, min(batch, wanted // (chunk_grid[0] * chunk_grid[1] * agent_blocks)))
-    per_chunk = max(1, triton.cdiv(batch, chunks))
-    chunks = triton.cdiv(batch, per_chunk)
+    per_chunk = max(1, cdiv(batch, chunks))
+    chunks = cdiv(batch, per_chunk)
     is_whole = agent_blocks == 1
 
     def make_token_gradients(*sizes: int, **constants: int) -> tuple[Launch, ...]:
@@ -189,7 +197,7 @@ def plan(
         has_statistics=not is_whole,
         bias_parts=(2, chunks, heads, count, tokens),
         pool=Launch(
-            (batch * count, triton.cdiv(heads * width, channels)), (*size, prefix, heads), pool
+            (batch * count, cdiv(heads * width, channels)), (*size, prefix, heads), pool
         ),
         aggregate=Launch(agent_grid, (*agent_sizes, scale), split),
         merge=Launch(small_grid, (splits,), small),
@@ -211,7 +219,7 @@ def plan(
 
 def pad_row(tokens: int) -> int:
     """The length of a bias's row: a multiple of 16, so that eight entries are one load."""
-    return triton.cdiv(tokens, 16) * 16
+    return cdiv(tokens, 16) * 16
 
 
 def _reach(size: tuple[int, int], grid: tuple[int, int]) -> list[int]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..runtime.launch import Launch, cache_plan, count_multiprocessors
+from ..runtime.launch import Launch, cache_plan, cdiv, count_multiprocessors
 
 # Elements of a tile of the kernels that sum, their programs per multiprocessor, and how many tiles
 # are fetched ahead; then the elements of a tile of the kernels that write a map.
@@ -76,7 +76,7 @@ def plan(
     def make(elements: int, **flags) -> tuple[int, dict]:
         rows = max(1, elements // padded)
         constants = {"C": channels, "P": padded, "ROWS": rows, **flags, "num_warps": WARPS}
-        return triton.cdiv(pixels, rows), constants
+        return cdiv(pixels, rows), constants
 
     activates = {"ACTIVATION": activation, "EXACT": exact}
     tiles, gather = make(SUM_ELEMENTS, STAGES=STAGES)
@@ -99,7 +99,7 @@ def plan_merge(parts: int, channels: int, momentum: float = 0.0, eps: float = 0.
     constants = {
         "C": channels, "ROWS": MERGE_ROWS, "COLUMNS": MERGE_COLUMNS, "num_warps": WARPS,
     }  # fmt: skip
-    grid = (triton.cdiv(channels, MERGE_COLUMNS),)
+    grid = (cdiv(channels, MERGE_COLUMNS),)
     return MergePlan(
         reduce=Launch(grid, (parts,), constants),
         merge=Launch(grid, (parts, momentum, eps), constants),

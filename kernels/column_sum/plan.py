@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-import triton
 
-from ..runtime.launch import Launch, cache_plan, count_multiprocessors
+from ..runtime.launch import Launch, cache_plan, cdiv, count_multiprocessors
 
 WARPS = 4
 # The tile of the first stage: of 16-bit rows, 128 bytes of each. Programs per multiprocessor, and
@@ -28,12 +27,12 @@ class Plan:
 def plan(shape: torch.Size, device: torch.device) -> Plan:
     """Plan for rows of one shape (N, C)."""
     count, channels = shape
-    blocks = triton.cdiv(channels, COLUMNS)
-    tiles = max(1, triton.cdiv(count, ROWS))
+    blocks = cdiv(channels, COLUMNS)
+    tiles = max(1, cdiv(count, ROWS))
     # All programs start at once, and share the tiles out evenly.
     most = max(1, RESIDENT * count_multiprocessors(device) // max(1, blocks))
-    per = triton.cdiv(tiles, most)
-    splits = triton.cdiv(tiles, per)
+    per = cdiv(tiles, most)
+    splits = cdiv(tiles, per)
     return Plan(
         sum_rows=Launch(
             (blocks, splits),
@@ -41,7 +40,7 @@ def plan(shape: torch.Size, device: torch.device) -> Plan:
             {"ROWS": ROWS, "COLUMNS": COLUMNS, "STAGES": STAGES, "num_warps": WARPS},
         ),
         sum_parts=Launch(
-            (triton.cdiv(channels, PART_COLUMNS), 1),
+            (cdiv(channels, PART_COLUMNS), 1),
             (splits, splits, channels),
             {"ROWS": PART_ROWS, "COLUMNS": PART_COLUMNS, "STAGES": 1, "num_warps": WARPS},
         ),

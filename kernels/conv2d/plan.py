@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..runtime.launch import Launch, cache_plan, count_multiprocessors
+from ..runtime.launch import Launch, cache_plan, cdiv, count_multiprocessors
 
 WARPS = 4
 # Elements of a program that adds a bias: 16 bytes per load and thread, two of them under way.
@@ -41,7 +41,7 @@ def plan(shape: torch.Size, dtype: torch.dtype, activation: str | None) -> Launc
         "C": channels, "P": padded, "ROWS": rows, "ACTIVATION": activation,
         "EXACT": dtype.itemsize == 4, "num_warps": WARPS,
     }  # fmt: skip
-    return Launch((triton.cdiv(pixels, rows),), (pixels,), constants)
+    return Launch((cdiv(pixels, rows),), (pixels,), constants)
 
 
 @cache_plan
@@ -73,12 +73,12 @@ def plan_image(
     pixels = result[0] * result[1] * result[2]
     # The tensor cores take 16 rows and columns at least.
     block = min(MOST_OUTPUTS, max(16, triton.next_power_of_2(outputs)))
-    blocks = triton.cdiv(outputs, block)
+    blocks = cdiv(outputs, block)
     sizes = (*strides, *size, *result[1:3], pixels, outputs)
 
     def make(elements: int, taps: int, most: int) -> tuple[int, dict]:
         tile = min(MOST_PIXELS, max(FEWEST_PIXELS, elements // block))
-        return triton.cdiv(pixels, tile), {
+        return cdiv(pixels, tile), {
             "CHANNELS": channels, "KH": kernel_height, "KW": kernel_width,
             "SH": stride[0], "SW": stride[1], "PH": padding[0], "PW": padding[1],
             "BLOCK": block, "PIXELS": tile,
@@ -91,7 +91,7 @@ def plan_image(
     convolve = Launch((tiles, blocks), sizes, constants)
     # One tap more gives the bias's gradient.
     tiles, constants = make(GRADIENT_TILE, taps + 1, GRADIENT_TAPS)
-    steps = triton.cdiv(taps + 1, constants["STEP"])
+    steps = cdiv(taps + 1, constants["STEP"])
     wanted = GRADIENT_RESIDENT * count_multiprocessors(device) // (blocks * steps)
     programs = min(tiles, max(1, wanted))
     gradient = Launch((programs, blocks, steps), sizes, constants)

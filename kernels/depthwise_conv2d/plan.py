@@ -16,9 +16,8 @@ The weight gradient is summed in a fixed order, in two stages, so two runs agree
 from dataclasses import dataclass
 
 import torch
-import triton
 
-from ..runtime.launch import Launch, cache_plan, count_multiprocessors
+from ..runtime.launch import Launch, cache_plan, cdiv, count_multiprocessors, cut_evenly
 
 
 @dataclass(frozen=True)
@@ -116,14 +115,14 @@ def plan(
     backward = {"BIAS": False, "BACKWARD": True, "RESULT": None}
     if stride == 1:
         # The first phase, which no other exceeds in rows or columns.
-        high, wide = triton.cdiv(height, dilation), triton.cdiv(width, dilation)
+        high, wide = cdiv(height, dilation), cdiv(width, dilation)
         phases = dilation * dilation
 
         def make_map(tile: Tile, flags: dict) -> Launch:
             programs, strips, constants = _cut(tile, wide, channels)
             programs *= phases
             rows, _ = _share(tile, tall, programs, high, batch, 1, 0, device)
-            grid = (programs, triton.cdiv(high, rows), batch)
+            grid = (programs, cdiv(high, rows), batch)
             constants |= {"RESIDUAL": residual, "DILATED": dilation > 1, **flags}
             return Launch(grid, (*shape[1:], rows, strips, step, dilation), constants)
 
@@ -145,7 +144,7 @@ def plan(
         end = 2 * (taps + 1) // tile.columns
         most = 1 if own else max(batch, 1)
         rows, images = _share(tile, tall, programs, high, batch, most, end, device)
-        chunks, many = triton.cdiv(high, rows), triton.cdiv(batch, images)
+        chunks, many = cdiv(high, rows), cdiv(batch, images)
         weight_gradient = Launch(
             (programs, chunks, many),
             (*shape[1:], rows, strips, batch, images, dilation),
@@ -160,23 +159,23 @@ def plan(
         }  # fmt: skip
 
         def make(inner: tuple[int, int], outer: tuple[int, int], flags: dict) -> Launch:
-            blocks = (triton.cdiv(outer[0] * outer[1], PIXELS), triton.cdiv(channels, CHANNELS))
+            blocks = (cdiv(outer[0] * outer[1], PIXELS), cdiv(channels, CHANNELS))
             return Launch((*blocks, batch), (*inner, *outer, channels), {**flags, **constants})
 
         maps = (
             make((height, width), small, forward),
             make(small, (height, width), backward),
         )
-        rows = max(1, triton.cdiv(small[0], PART_ROWS))
-        chunks = triton.cdiv(small[0], rows)
+        rows = max(1, cdiv(small[0], PART_ROWS))
+        chunks = cdiv(small[0], rows)
         count, sums = batch * chunks, 1
         weight_gradient = Launch(
-            (triton.cdiv(channels, CHANNELS), chunks * (taps + 1), batch),
+            (cdiv(channels, CHANNELS), chunks * (taps + 1), batch),
             (height, width, *small, channels, rows),
             constants,
         )
     sum_parts = Launch(
-        (taps + 1, triton.cdiv(channels, SUM_COLUMNS), sums),
+        (taps + 1, cdiv(channels, SUM_COLUMNS), sums),
         (count // max(sums, 1), channels),
         {"TAPS": taps, "ROWS": SUM_ROWS, "BLOCK": SUM_COLUMNS, "num_warps": 4},
     )
@@ -187,15 +186,15 @@ def _cut(tile: Tile, width: int, channels: int) -> tuple[int, int, dict[str, int
     """Programs per phase, strips per block of channels, and the constants of a stride-1 kernel."""
     # A warp has one strip of 64 channels, or more strips of fewer where that pads them less.
     if channels > 16:
-        block = min((64, 32), key=lambda block: triton.cdiv(channels, block) * block)
+        block = min((64, 32), key=lambda block: cdiv(channels, block) * block)
     else:
         block = 16 if channels > 8 else 8
     lanes = tile.warps * 64 // block
-    strips = triton.cdiv(width, tile.columns)
+    strips = cdiv(width, tile.columns)
     constants = {
         "P": tile.columns, "LANES": lanes, "BC": block, "num_warps": tile.warps, "num_stages": 1,
     }  # fmt: skip
-    return triton.cdiv(triton.cdiv(channels, block) * strips, lanes), strips, constants
+    return cdiv(cdiv(channels, block) * strips, lanes), strips, constants
 
 
 def _share(
@@ -213,14 +212,10 @@ def _share(
     multiprocessors = count_multiprocessors(device)
 
     def time(rows: int, images: int) -> int:
-        count = programs * triton.cdiv(height, rows) * triton.cdiv(batch, images)
-        waves, rest = divmod(triton.cdiv(count, multiprocessors), tile.resident)
+        count = programs * -(-height // rows) * -(-batch // images)
+        waves, rest = divmod(-(-count // multiprocessors), tile.resident)
         row = waves * max(tile.resident, tile.busy) + (max(rest, tile.busy) if rest else 0)
         return row * (images * (rows + tall + 1) + end)
 
-    choices = [
-        (max(1, triton.cdiv(height, chunks)), 1 << power)
-        for chunks in range(1, max(1, height // tall) + 1)
-        for power in range(most.bit_length())
-    ]
+    choices = [(r, 1 << power) for r in cut_evenly(height) for power in range(most.bit_length())]
     return min(choices, key=lambda choice: time(*choice))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..runtime.launch import Launch, cache_plan, count_multiprocessors
+from ..runtime.launch import Launch, cache_plan, cdiv, count_multiprocessors
 
 # Elements that a program holds, and programs per multiprocessor for each of queries and keys:
 # forward, and backward, which has twice as much in registers.
@@ -44,7 +44,7 @@ def plan(
 
     def make(elements: int, resident: int) -> tuple[tuple[int, int], dict]:
         rows = max(1, elements // padded)
-        programs = min(triton.cdiv(tokens, rows), resident * count_multiprocessors(device))
+        programs = min(cdiv(tokens, rows), resident * count_multiprocessors(device))
         # The second axis of the grid: queries, and keys.
         return (programs, 2), {**constants, "ROWS": rows, "POWER": power}
 
@@ -58,5 +58,5 @@ def plan(
         parts=parts,
         forward=Launch(forward_grid, sizes, forward),
         backward=Launch(grid, sizes, backward),
-        scale_gradient=Launch((triton.cdiv(channels, SUM_COLUMNS),), parts[:1], sum_tile),
+        scale_gradient=Launch((cdiv(channels, SUM_COLUMNS),), parts[:1], sum_tile),
     )

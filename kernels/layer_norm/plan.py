@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..runtime.launch import Launch, cache_plan, count_multiprocessors
+from ..runtime.launch import Launch, cache_plan, cdiv, count_multiprocessors
 
 # Elements that a program holds: 16 bytes per load and thread, and several rows in flight.
 ELEMENTS = 4096
@@ -62,11 +62,11 @@ def plan(
     rows = max(1, (SCALED_ELEMENTS if keep else ELEMENTS) // padded)
     sizes = tokens, max(1, tokens // max(1, shape[0])), eps
     forward = {"ROWS": rows, "BRANCH": branch, "SCALE": scale, "KEEP": keep, **constants}
-    forward = Launch((triton.cdiv(tokens, rows),), sizes, forward)
+    forward = Launch((cdiv(tokens, rows),), sizes, forward)
     few = scale or keep
     elements, resident = (SCALED_ELEMENTS, SCALED_RESIDENT) if few else (ELEMENTS, RESIDENT)
     rows = max(1, elements // padded)
-    programs = min(triton.cdiv(tokens, rows), resident * count_multiprocessors(device))
+    programs = min(cdiv(tokens, rows), resident * count_multiprocessors(device))
     backward = {
         "ROWS": rows, "TOTAL": total, "SCALE": scale, "KEEP": keep,
         "STAGES": STAGES if rows >= ROWS_WORTH_STAGES else 1, **constants,

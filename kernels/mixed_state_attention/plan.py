@@ -38,10 +38,9 @@ from dataclasses import dataclass
 from math import isqrt
 
 import torch
-import triton
 
 from ..linear_attention.plan import REGISTERS
-from ..runtime.launch import Launch, cache_plan, pad_size
+from ..runtime.launch import Launch, cache_plan, cdiv, pad_size
 from .operator import padded_head
 
 
@@ -161,7 +160,7 @@ def plan(
     batch, tokens, heads, head_width = shape
     height, width = size
     side, bh = isqrt(squares), batch * heads
-    rows, columns = triton.cdiv(height, side), triton.cdiv(width, side)
+    rows, columns = cdiv(height, side), cdiv(width, side)
     padded, lanes = padded_head(head_width), pad_size(squares)
     constants = {"D": head_width, "P": padded, "SQUARES": side}
     reciprocals = tuple(map(reciprocal, (width, rows, columns)))
@@ -170,10 +169,10 @@ def plan(
     def make(kernel: str, sizes: tuple, **flags: bool) -> Launch:
         tile = choose_tile(kernel, padded, dtype.itemsize)
         block = tile.block
-        tiles = triton.cdiv(tokens, block)
+        tiles = cdiv(tokens, block)
         if kernel != "key_gradient":  # whose tiles need not have all squares
             block = max(block, lanes)
-            tiles = triton.cdiv(rows * columns, block // lanes)
+            tiles = cdiv(rows * columns, block // lanes)
         tile_constants = {
             **constants, "LANES": lanes, "BLOCK": block, "STEP": tile.step, **flags,
             "num_warps": tile.warps, "num_stages": tile.stages,
@@ -205,7 +204,7 @@ def plan_states(
     batch, tokens, heads, head_width = shape
     height, width = size
     side, bh = isqrt(squares), batch * heads
-    rows, columns = triton.cdiv(height, side), triton.cdiv(width, side)
+    rows, columns = cdiv(height, side), cdiv(width, side)
     padded, lanes = padded_head(head_width), pad_size(squares)
     sizes = (heads, height, width, rows, columns, reciprocal(columns))
     block, warps, stages = choose_state_tile(padded, dtype.itemsize)
@@ -219,7 +218,7 @@ def plan_states(
         return Launch((bh * squares,), (*counts, *sizes), {**constants, **more})
 
     places = max(choose_tile("attend", padded, dtype.itemsize).block // lanes, 1)
-    tiles = triton.cdiv(rows * columns, places)
+    tiles = cdiv(rows * columns, places)
 
     def by_place() -> Launch:
         more = {"LANES": lanes, "BLOCK": places * lanes}

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..runtime.launch import Launch, cache_plan, launch
+from ..runtime.launch import Launch, cache_plan, cdiv, launch
 
 QUERIES = 16
 
@@ -194,15 +194,13 @@ def plan(value: torch.Size, locations: torch.Size, itemsize: int) -> Plan:
             "D": width, "P2": padded, "LEVELS": levels, "POINTS": points, "N": QUERIES,
             "num_warps": min(max(warps, 1), 8),
         }  # fmt: skip
-        grid = (triton.cdiv(queries, QUERIES) * heads * batch,)
+        grid = (cdiv(queries, QUERIES) * heads * batch,)
         return Launch(grid, (*sizes, *more), constants)
 
     return Plan(
         attend=make(itemsize),
         differentiate=make(4, samples),  # its slopes are float32
-        round=Launch(
-            (triton.cdiv(total, block),), (total, samples), {"BLOCK": block, "num_warps": 4}
-        ),
+        round=Launch((cdiv(total, block),), (total, samples), {"BLOCK": block, "num_warps": 4}),
     )
 
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..runtime.launch import Launch, cache_plan, launch
+from ..runtime.launch import Launch, cache_plan, cdiv, launch
 
 
 # Specialised on whether 16 divides the total, without which loads are of one element each.
@@ -55,7 +55,7 @@ def plan(
     """Plan for `total` logits."""
     block = 1024
     constants = {"GRADIENT": gradient, "WEIGHT": weight, "BLOCK": block, "num_warps": 4}
-    return Plan(Launch((triton.cdiv(total, block),), (total, classes, gamma, alpha), constants))
+    return Plan(Launch((cdiv(total, block),), (total, classes, gamma, alpha), constants))
 
 
 def sigmoid_focal_loss(

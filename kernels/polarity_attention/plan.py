@@ -1,8 +1,6 @@
 """The launch decisions of the gradient of powers and scales."""
 
-import triton
-
-from ..runtime.launch import Launch, cache_plan
+from ..runtime.launch import Launch, cache_plan, cdiv
 
 # The tile that sums the parts.
 ROWS, COLUMNS = 256, 16
@@ -19,4 +17,4 @@ def plan(batch: int, heads: int, width: int, padded: int, splits: tuple[int, int
     """
     constants = {"D": width, "P": padded, "ROWS": ROWS, "BLOCK": COLUMNS, "num_warps": 4}
     # The last axis of the grid: powers, and scales.
-    return Launch((heads, triton.cdiv(width, COLUMNS), 2), (batch, *splits), constants)
+    return Launch((heads, cdiv(width, COLUMNS), 2), (batch, *splits), constants)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..runtime.launch import Launch, cache_plan
+from ..runtime.launch import Launch, cache_plan, cdiv
 
 # Elements per program: 16 bytes per load and thread, four of them under way.
 ELEMENTS, WARPS = 4096, 4
@@ -26,4 +26,4 @@ def plan(shape: torch.Size) -> Plan:
     padded = triton.next_power_of_2(width)
     block = max(1, ELEMENTS // padded)
     constants = {"D": width, "P": padded, "BLOCK": block, "num_warps": WARPS}
-    return Plan(Launch((triton.cdiv(count, block),), (count, tokens, heads), constants))
+    return Plan(Launch((cdiv(count, block),), (count, tokens, heads), constants))

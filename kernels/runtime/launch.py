@@ -7,6 +7,7 @@ these kernels run). Here a call that repeats an earlier one, in all but the addr
 machine code of that one from its `Launch`.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .compilation import collect, is_collecting, prepare_launch
@@ -32,6 +32,11 @@ from .tracing import is_showing, trace_launch
 MOST_SPLITS = 512
 # Enough for some hundred layers at some resolutions; a new resolution starts new entries.
 cache_plan = lru_cache(maxsize=1024)
+
+
+def cdiv(size: int, part: int) -> int:
+    """How many parts cover a size. Triton's own, which kernels call too, is seven Python calls."""
+    return -(-size // part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,18 +153,24 @@ def split_tokens(tile: Tile, rows: int, tokens: int, device: torch.device) -> tu
     Returns:
         Programs per row, and tokens per program, for the fewest steps of the whole device.
     """
-    steps = max(1, triton.cdiv(tokens, tile.block))
+    steps = max(1, cdiv(tokens, tile.block))
     slots = tile.resident * count_multiprocessors(device)
+    most = max(1, min(MOST_SPLITS, tokens // tile.least))
+    choices = [each for each in cut_evenly(steps) if -(-steps // each) <= most]
 
-    def time(splits: int) -> int:
-        each = triton.cdiv(steps, splits)
-        programs = rows * triton.cdiv(steps, each)
+    def time(each: int) -> int:
+        programs = rows * -(-steps // each)
         # Starting and ending a program costs about two steps.
-        return triton.cdiv(programs, slots) * (each + 2)
+        return -(-programs // slots) * (each + 2)
 
-    splits = min(range(1, max(1, min(MOST_SPLITS, tokens // tile.least)) + 1), key=time)
-    each = triton.cdiv(steps, splits) * tile.block
-    return triton.cdiv(tokens, each), each
+    each = min(choices, key=time) * tile.block
+    return cdiv(tokens, each), each
+
+
+def cut_evenly(size: int) -> list[int]:
+    """The parts, largest first, that a size can be cut into: those worth a look, not all sizes."""
+    few = range(1, min(size, math.isqrt(size) + 1) + 1)
+    return sorted({*few, *[-(-size // count) for count in few]}, reverse=True)
 
 
 def pad_size(size: int) -> int:

@@ -202,9 +202,22 @@ def describe_machine_code(compiled: Any, grid: tuple[int, ...]) -> MachineCode |
     Returns:
         None if nothing was compiled, or if PyTorch's launcher cannot start it.
     """
+    described = None if start_machine_code is None else _describe_arguments(compiled)
+    if described is None:
+        return None
+    letters, takes, extra = described
+    x, y, z = (*grid, 1, 1)[:3]
+    metadata = compiled.metadata
+    start = (compiled.function, x, y, z, metadata.num_warps, metadata.shared, letters)
+    return MachineCode(start, takes, extra)
+
+
+@cache
+def _describe_arguments(compiled: Any) -> tuple[str, tuple[bool, ...], tuple] | None:
+    """The types, and `MachineCode.takes` and `extra`, of what Triton has compiled, for any grid."""
     from triton.compiler import CompiledKernel
 
-    if not isinstance(compiled, CompiledKernel) or start_machine_code is None:
+    if not isinstance(compiled, CompiledKernel):
         return None
     source, metadata = compiled.src, compiled.metadata
     names = source.fn.arg_names
@@ -223,10 +236,7 @@ def describe_machine_code(compiled: Any, grid: tuple[int, ...]) -> MachineCode |
     ]
     if "?" in letters or any(scratch) or metadata.num_ctas != 1:
         return None
-    letters += "O" * len(scratch)
-    x, y, z = (*grid, 1, 1)[:3]
-    start = (compiled.function, x, y, z, metadata.num_warps, metadata.shared, letters)
-    return MachineCode(start, takes, (None,) * len(scratch))
+    return letters + "O" * len(scratch), takes, (None,) * len(scratch)
 
 
 @cache

@@ -216,7 +216,8 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.inputs = [i for i, x in enumerate(args) if isinstance(x, Tensor)]
         self.arguments: list[Tensor] = [args[i] for i in self.inputs]
-        self.known = {_address(x) for x in self.arguments}
+        self.storages = [_address(x) for x in self.arguments]
+        self.known = set(self.storages)
         self.new: list[Tensor] = []
         self.steps: list[tuple] = []
 
@@ -317,14 +318,15 @@ class _Recorder(TorchDispatchMode):
         """The slot in which a tensor begins, and the bytes before it."""
         if not x.numel():
             return 0, 0  # It is never read.
-        if _address(x) in self.places:
-            slot, offset = self.places[_address(x)]
-            return slot, offset + x.data_ptr() - _address(x)
+        storage = _address(x)
+        if storage in self.places:
+            slot, offset = self.places[storage]
+            return slot, offset + x.data_ptr() - storage
         # Arguments may be parts of one tensor, and how far apart the signature does not tell.
         found = [
-            (slot, x.data_ptr() - whole.data_ptr())
-            for slot, whole in enumerate(self.arguments)
-            if _address(whole) == _address(x)
+            (slot, x.data_ptr() - self.arguments[slot].data_ptr())
+            for slot, address in enumerate(self.storages)
+            if address == storage
         ]
         exact = [place for place in found if place[1] == 0]
         if len(exact or found) != 1:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..runtime.launch import Launch, cache_plan, count_multiprocessors
+from ..runtime.launch import Launch, cache_plan, cdiv, count_multiprocessors
 
 # Elements per program forward, and per tile backward: 16 bytes per load and thread, several of
 # them under way.
@@ -39,9 +39,9 @@ def plan(shape: torch.Size, device: torch.device, scale: bool, keep: bool) -> Pl
     image = max(1, count // max(1, shape[0]))
     constants = {"C": channels, "P": padded, "SCALE": scale, "KEEP": keep, "num_warps": WARPS}
     rows = max(1, FORWARD_ELEMENTS // padded)
-    forward = Launch((triton.cdiv(count, rows),), (count, image), {"ROWS": rows, **constants})
+    forward = Launch((cdiv(count, rows),), (count, image), {"ROWS": rows, **constants})
     rows = max(1, BACKWARD_ELEMENTS // padded)
-    programs = min(triton.cdiv(count, rows), RESIDENT * count_multiprocessors(device))
+    programs = min(cdiv(count, rows), RESIDENT * count_multiprocessors(device))
     backward = {"ROWS": rows, "STAGES": STAGES, **constants}
     backward = Launch((programs,), (count, image), backward)
     return Plan(forward, backward, (programs, channels))

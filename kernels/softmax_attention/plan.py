@@ -14,9 +14,8 @@ but the inputs, of which queries and gradients are read once.
 from dataclasses import dataclass
 
 import torch
-import triton
 
-from ..runtime.launch import Launch, Tile, cache_plan, pad_size, split_tokens
+from ..runtime.launch import Launch, Tile, cache_plan, cdiv, pad_size, split_tokens
 from . import MOST_KEYS
 
 # By padded head width; chosen by registers and spills in the machine code.
@@ -73,7 +72,7 @@ def plan(
     attend, gradient = (make(tile) for tile in choose_tiles(padded, dtype.itemsize))
     splits, count = gradient.grid[1], keys * 2 * width
     finish = Launch(
-        (rows, triton.cdiv(count, FINISH)),
+        (rows, cdiv(count, FINISH)),
         (splits, keys, heads),
         {"SHARES": shares, "D": width, "BLOCK": FINISH, "num_warps": 4},
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..runtime.launch import Launch, cache_plan
+from ..runtime.launch import Launch, cache_plan, cdiv
 
 # Elements of a tile, forward and backward, chosen by registers and spills in the machine code; and
 # the most entries of a run that are summed in one step.
@@ -51,7 +51,7 @@ def plan(
         run = min(RUN, triton.next_power_of_2(squares))
         pieces = count_pieces(height, extent * down), count_pieces(width, extent * across)
         pool = Launch(
-            (triton.cdiv(rows, POOLED // run), batch),
+            (cdiv(rows, POOLED // run), batch),
             (*sizes, rows),
             {
                 "D": depth, "ROWS": POOLED // run, "RUN": run, "FOLDED": max(pieces) > 2,
@@ -61,7 +61,7 @@ def plan(
         padded = triton.next_power_of_2(depth)
         tokens = max(1, SPREAD // max(32, padded))
         spread = Launch(
-            (triton.cdiv(height * width, tokens), heads, batch),
+            (cdiv(height * width, tokens), heads, batch),
             (*sizes, *pieces),
             {"D": depth, "P": padded, "TOKENS": tokens, "num_warps": WARPS},
         )
