@@ -139,6 +139,11 @@ def release_graphs(model: nn.Module) -> None:
                     passes.recorder.release()
 
 
+def is_recording() -> bool:
+    """Whether a pass is being recorded, or rehearsed for it: all later ones have its sizes."""
+    return _Graphs.recording
+
+
 def _check_number(shapes: int) -> int:
     if shapes < 1:
         raise ValueError(f"shapes is {shapes}, expected 1 or more signatures to record")

@@ -6,23 +6,33 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from linsight.backbones import ZOO
 from linsight.backbones.checkpoint import CheckpointError, TimmModel
+from linsight.backbones.graphs import is_recording
 from linsight.backbones.initialization import shapes_only
 from linsight.backbones.norms import BATCH_NORMS, PRepBN
 
 from .checkpoint import read_checkpoint
 from .published import require_weights
+
+ATTENTION_OF_ANY_SIZE = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def create_backbone(
@@ -278,6 +288,7 @@ class TimmBackbone(BaseModule):
                 if isinstance(part, PRepBN):
                     part.layer_weight.requires_grad_(False)
                     part.layer_bias.requires_grad_(False)
+        self.with_cp = with_cp
         if with_cp:
             model.set_grad_checkpointing(True)
         self.model = model
@@ -303,7 +314,19 @@ class TimmBackbone(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute maps (B, C_i, H_i, W_i), finest first, from images (B, 3, H, W)."""
-        maps = self.model.forward_intermediates(
-            x, indices=self.out_indices, output_fmt="NCHW", intermediates_only=True
-        )
+        with self._choose_attention(x):
+            maps = self.model.forward_intermediates(
+                x, indices=self.out_indices, output_fmt="NCHW", intermediates_only=True
+            )
         return tuple(norm(x) for norm, x in zip(self.norms, maps, strict=True))
+
+    def _choose_attention(self, x: Tensor) -> AbstractContextManager:
+        """A context for images of changing sizes, in which cuDNN does not compute attention.
+
+        It builds a program for each size that it has not met, which takes longer than the pass;
+        PyTorch's other kernels take any size. A recorded pass has one size. What checkpointing
+        computes again it would compute outside of the context, and find other tensors.
+        """
+        if not x.is_cuda or self.with_cp or torch.compiler.is_compiling() or is_recording():
+            return nullcontext()
+        return sdpa_kernel(ATTENTION_OF_ANY_SIZE)

@@ -38,6 +38,9 @@ from torch import Tensor
 from ..runtime.launch import MOST_SPLITS, Launch, Tile, cache_plan, split_tokens
 from .operator import feature_width, padded_width, state_shape
 
+# Programs that share a short sequence: of one image of 224 px more would stand still. A merge of so
+# many takes as long as one of few; of more it costs large maps what it gains.
+FEW_SPLITS = 64
 # Registers of a multiprocessor.
 REGISTERS = 65536
 MERGE_ELEMENTS = 2048
@@ -149,7 +152,7 @@ def plan(
 
     def make(kernel: str, sizes: tuple, fold: bool = False, **flags) -> Launch:
         tile = choose_tile(kernel, feature_map, features, padded, itemsize)
-        splits, per_split = split_tokens(tile, rows, tokens, device)
+        splits, per_split = split_tokens(tile, rows, tokens, device, FEW_SPLITS)
         constants = {
             "D": width, "P": padded, "K": features, "BLOCK": tile.block, "MAP": feature_map,
             **flags, "num_warps": tile.warps, "num_stages": tile.stages,
@@ -183,7 +186,7 @@ def plan(
     output_gradient = make("output_gradient", (*table, scale), **read_flags)
     merge_gradient = make_merge(output_gradient.grid[1], 0, backward=True)
     tile = choose_tile("key_gradient", feature_map, features, padded, itemsize)
-    key_splits, _ = split_tokens(tile, rows, tokens, device)
+    key_splits, _ = split_tokens(tile, rows, tokens, device, FEW_SPLITS)
     # How many programs merge the state's gradient of a head, of which each leaves a piece.
     pieces = merge_gradient.grid[1]
     corrected = weighted and dtype != torch.bfloat16

@@ -30,8 +30,8 @@ from .private import (
 from .tracing import is_showing, trace_launch
 
 MOST_SPLITS = 512
-# Enough for some hundred layers at some resolutions; a new resolution starts new entries.
-cache_plan = lru_cache(maxsize=1024)
+# Enough for the layers of a detector at the some hundred sizes of padded batches of COCO.
+cache_plan = lru_cache(maxsize=4096)
 
 
 def cdiv(size: int, part: int) -> int:
@@ -147,15 +147,23 @@ def count_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def split_tokens(tile: Tile, rows: int, tokens: int, device: torch.device) -> tuple[int, int]:
+def split_tokens(
+    tile: Tile, rows: int, tokens: int, device: torch.device, few: int = 1
+) -> tuple[int, int]:
     """Share `rows` sequences of `tokens` each out to programs.
+
+    Args:
+        tile: how a program runs.
+        rows, tokens, device: what is shared, and by what.
+        few: programs of a sequence whose results are merged as cheaply as one's, so that they may
+            have fewer tokens than are worth a program.
 
     Returns:
         Programs per row, and tokens per program, for the fewest steps of the whole device.
     """
     steps = max(1, cdiv(tokens, tile.block))
     slots = tile.resident * count_multiprocessors(device)
-    most = max(1, min(MOST_SPLITS, tokens // tile.least))
+    most = min(MOST_SPLITS, max(1, tokens // tile.least, min(few, steps)))
     choices = [each for each in cut_evenly(steps) if -(-steps // each) <= most]
 
     def time(each: int) -> int:
@@ -169,8 +177,9 @@ def split_tokens(tile: Tile, rows: int, tokens: int, device: torch.device) -> tu
 
 def cut_evenly(size: int) -> list[int]:
     """The parts, largest first, that a size can be cut into: those worth a look, not all sizes."""
-    few = range(1, min(size, math.isqrt(size) + 1) + 1)
-    return sorted({*few, *[-(-size // count) for count in few]}, reverse=True)
+    size = max(1, size)
+    counts = range(1, min(size, math.isqrt(size) + 1) + 1)
+    return sorted({*counts, *[-(-size // count) for count in counts]}, reverse=True)
 
 
 def pad_size(size: int) -> int:

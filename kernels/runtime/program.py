@@ -27,8 +27,8 @@ from .private import (
     start_machine_code,
 )
 
-# The signatures that a function remembers: some hundred layers at some resolutions.
-MOST_PROGRAMS = 1024
+# The signatures that a function remembers: as many as plans.
+MOST_PROGRAMS = 4096
 # The alignment in bytes of tensors that share an allocation.
 ALIGNMENT = 256
 _aten = torch.ops.aten

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
 from mmengine.registry import MODELS
 
 import linsight.heads  # noqa: F401  registers TimmBackbone
+from linsight.backbones import graphs
 from linsight.backbones.checkpoint import CheckpointError
 
 IMAGES = torch.randn(2, 3, 64, 96)
@@ -163,3 +166,21 @@ def test_weights_behind_a_page_are_named():
         CheckpointError, match=r"get them from https://\S+MAViT\S+: set .*pretrained"
     ):
         build("mala_vit_tiny", pretrained=True)
+
+
+def test_cudnn_builds_no_attention_for_each_size(monkeypatch):
+    """Images of changing sizes have kernels for any size; a recorded pass has one size."""
+    x = torch.empty(0)
+    stand = SimpleNamespace(is_cuda=True)
+    plain, checkpointing = (build(with_cp=on) for on in (False, True))
+
+    def may_build(backbone, images) -> bool:
+        with backbone._choose_attention(images):
+            return torch.backends.cuda.cudnn_sdp_enabled()
+
+    assert may_build(plain, x)
+    assert not may_build(plain, stand)
+    assert may_build(checkpointing, stand)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(graphs._Graphs, "recording", True)
+    assert may_build(plain, stand)
