@@ -7,10 +7,20 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import MOST_SPLITS, launch
-from ..runtime.mathematics import dot, dot_halves, exponential, high_part, low_part, operand, single
+from ..runtime.mathematics import (
+    dot,
+    dot_halves,
+    exponential,
+    high_part,
+    low_part,
+    operand,
+    rounded,
+    single,
+)
 from .forward import contiguous_tables, merge, or_else, strides_of
 from .mathematics import (
     SCALARS,
+    absent_channel,
     absent_value,
     angles,
     as_columns,
@@ -117,7 +127,13 @@ def _output_gradient(
         dy_operand = operand(dy, EXACT)
         dy = dy.to(tl.float32)
         if GATE or READOUT == "polarized":
-            y = dot_halves(r, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
+            y = dot_halves(
+                r if MEAN_VALUE else rounded(r, go.dtype.element_ty),
+                s_high,
+                s_low,
+                tl.zeros((BLOCK, P), tl.float32),
+                EXACT,
+            )
             if READOUT == "polarized":
                 y *= a
                 dfirst = -first_a * tl.sum(tl.where(is_first, dy * y, 0.0), 1)
@@ -150,11 +166,13 @@ def _output_gradient(
             dn += db * tl.sum(dy * mean_value, 1)
             dvalue_sum += fold_sums(b_[:, None] * dy)
         if READOUT == "polarized":
+            f = rounded(f, go.dtype.element_ty)
             dmeans = dot(tl.trans(f), as_columns(dfirst, dsecond), dmeans, EXACT)
-            dstate = dot(tl.trans(f), dy * a, dstate, EXACT)
+            dstate = dot(tl.trans(f), rounded(dy * a, go.dtype.element_ty), dstate, EXACT)
         else:
             dkey_sum += fold_sums(dn[:, None] * f)
-            dstate = dot(tl.trans(dy_operand), r * a[:, None], dstate, EXACT)
+            r = rounded(r * a[:, None], go.dtype.element_ty)
+            dstate = dot(tl.trans(dy_operand), r, dstate, EXACT)
 
     parts += (bh.to(tl.int64) * tl.num_programs(1) + split) * (K * P + K + 2 * P)
     if READOUT == "polarized":
@@ -243,7 +261,7 @@ def _key_gradient(
         valid = n < last
         ok = valid[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
-        x = tl.load(k + at * k_n + d, mask=ok, other=absent_value(MAP)).to(tl.float32)
+        x = tl.load(k + at * k_n + d, mask=ok, other=absent_channel(MAP, D, P)).to(tl.float32)
         value = operand(tl.load(v + at * v_n + d, mask=ok, other=0.0), EXACT)
         f = key_feature(x, power, inverse, MAP, EXACT)
         r = f
@@ -276,7 +294,13 @@ def _key_gradient(
             else:
                 t = key_feature_gradient(x, f, t, MAP)
             tl.store(dk + at * dk_n + d, t.to(dk.dtype.element_ty), mask=ok)
-            y = dot_halves(r, ds_high, ds_low, tl.zeros((BLOCK, P), tl.float32), EXACT)
+            y = dot_halves(
+                rounded(r, v.dtype.element_ty),
+                ds_high,
+                ds_low,
+                tl.zeros((BLOCK, P), tl.float32),
+                EXACT,
+            )
             if WEIGHTED:
                 y *= weight[:, None]
             else:
@@ -344,7 +368,7 @@ def _query_gradient(
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
-        x = tl.load(q + at * q_n + d, mask=ok, other=absent_value(MAP)).to(tl.float32)
+        x = tl.load(q + at * q_n + d, mask=ok, other=absent_channel(MAP, D, P)).to(tl.float32)
         dy = tl.load(go + at * go_n + d, mask=ok, other=0.0)
         if GATE:
             factor = tl.load(gate + at * g_n + d, mask=ok, other=0.0).to(tl.float32)

@@ -13,11 +13,13 @@ from ..runtime.mathematics import (
     high_part,
     low_part,
     operand,
+    rounded,
     shrinkage,
     single,
 )
 from .mathematics import (
     SCALARS,
+    absent_channel,
     absent_value,
     angles,
     channel_parameters,
@@ -51,9 +53,8 @@ def _query_sums(
     for start in range(first, last, BLOCK):
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & (d < D)
-        x = tl.load(q + n.to(tl.int64)[:, None] * q_n + d, mask=ok, other=absent_value(MAP)).to(
-            tl.float32
-        )
+        at = n.to(tl.int64)[:, None]
+        x = tl.load(q + at * q_n + d, mask=ok, other=absent_value(MAP)).to(tl.float32)
         total += fold(query_feature(x, 0.0, 0.0, MAP, EXACT), FOLD)
     at = bh.to(tl.int64) * tl.num_programs(1) + split
     tl.store(parts + at * K + tl.arange(0, K), tl.sum(total, 0))
@@ -94,7 +95,8 @@ def _state(
         valid = n < last
         ok = valid[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
-        x = tl.load(k + at * k_n + d, mask=ok, other=absent_value(MAP)).to(tl.float32)
+        absent = absent_channel(MAP, D, P) if WEIGHTED else absent_value(MAP)
+        x = tl.load(k + at * k_n + d, mask=ok, other=absent).to(tl.float32)
         value = tl.load(v + at * v_n + d, mask=ok, other=0.0)
         f = key_feature(x, power, inverse, MAP, EXACT)
         if WEIGHTED:
@@ -117,6 +119,9 @@ def _state(
                 D, P, True,
             )  # fmt: skip
             f = rotate(f, cosine, sine)
+        if not WEIGHTED:
+            # The gradient of a nearly one-hot softmax subtracts what is here from the same of f.
+            f = rounded(f, v.dtype.element_ty)
         # The state is computed transposed: the tensor cores read v^T from where it was loaded.
         state = dot(tl.trans(operand(value, IEEE)), f, state, IEEE)
 
@@ -255,7 +260,7 @@ def _read(
         n = start + tl.arange(0, BLOCK)
         ok = (n < last)[:, None] & (d < D)
         at = n.to(tl.int64)[:, None]
-        x = tl.load(q + at * q_n + d, mask=ok, other=absent_value(MAP)).to(tl.float32)
+        x = tl.load(q + at * q_n + d, mask=ok, other=absent_channel(MAP, D, P)).to(tl.float32)
         # These loads start long before they are used, so that the arithmetic hides their latency.
         if LOCAL:
             branch = tl.load(local + at * l_n + d, mask=ok, other=0.0)
@@ -274,6 +279,8 @@ def _read(
                 D, P, True,
             )  # fmt: skip
             f = rotate(f, cosine, sine)
+        if not MEAN_VALUE:  # which is subtracted, from nearly the same
+            f = rounded(f, out.dtype.element_ty)
         y = dot_halves(f, s_high, s_low, tl.zeros((BLOCK, P), tl.float32), EXACT) * a
         if MEAN_VALUE:
             y += b_[:, None] * mean_value

@@ -40,6 +40,14 @@ def absent_value(MAP: tl.constexpr):
 
 
 @triton.jit
+def absent_channel(MAP: tl.constexpr, D: tl.constexpr, P: tl.constexpr):
+    """`absent_value` for channels beyond D alone, where a missing token has a weight of zero, a
+    gradient of zero or no result. Zero is what pipelined loads leave without a choice per channel.
+    """
+    return 0.0 if D == P else absent_value(MAP)
+
+
+@triton.jit
 def channel_parameters(rows, columns, head, d, D: tl.constexpr, MAP: tl.constexpr):
     """Of `signed_power`, whose tables take the place of the rotary ones, the powers and the
     reciprocal divisors (1, P) of a head's channels; of other maps nothing."""
@@ -330,10 +338,9 @@ def angles(
     row = ((n.to(tl.int64) * reciprocal) >> shift).to(tl.int32)
     column = n - row * width
     in_rows = i < quarter
-    pointers = tl.where(
-        in_rows,
-        rows + row[:, None] * quarter + i,
-        columns + column[:, None] * quarter + (i - quarter),
+    # Which of the tables a channel reads is the same for all tokens, and decided outside of loops.
+    pointers = tl.where(in_rows, rows + i, columns + (i - quarter)) + (
+        tl.where(in_rows, row[:, None], column[:, None]) * quarter
     )
     sine = tl.where(in_rows, row_stride, column_stride)
     if vector == 1 and quarter % 4 == 0:

@@ -149,6 +149,20 @@ def low_part(x, IEEE: tl.constexpr):
 
 
 @triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """float32 as an operand of `dot` beside tensors of a dtype: if that is bfloat16 in it, to
+    the nearest, since the result will be rounded as much; else as it is, to be split."""
+    if dtype == tl.bfloat16:
+        if INTERPRETED:  # which rounds towards zero
+            bits = x.to(tl.int32, bitcast=True)
+            bits = (bits + 32767 + ((bits >> 16) & 1)) & -65536
+            x = bits.to(tl.float32, bitcast=True)
+        return x.to(tl.bfloat16)
+    else:
+        return x
+
+
+@triton.jit
 def multiply(a, b, accumulator=None):
     """accumulator + a @ b without rounding the operands: products of 16-bit numbers are exact in
     float32, and products of float32 numbers do not use the tensor cores."""
@@ -177,11 +191,11 @@ def add_product(total, factor, a, b):
 def dot(a, b, accumulator, IEEE: tl.constexpr):
     """accumulator + a @ b, on the tensor cores unless `IEEE`.
 
-    One rounding of phi and S to bfloat16 would be amplified where a readout subtracts nearly
-    equal terms. So a float32 operand is split into high + low, 16 bits together, and only the
-    product of two lows is left out; an operand that comes as bfloat16 is exact.
+    One rounding to bfloat16 would be amplified where nearly equal terms are subtracted. So a
+    float32 operand is split into high + low, 16 bits together, and only the product of two lows is
+    left out; an operand that comes as bfloat16 is exact, or was `rounded` where that does no harm.
     """
-    if IEEE:
+    if IEEE or (a.dtype == tl.bfloat16 and b.dtype == tl.bfloat16):
         return multiply(a, b, accumulator)
     elif b.dtype == tl.bfloat16:
         accumulator = multiply(high_part(a, False), b, accumulator)

@@ -276,6 +276,22 @@ def test_large_values_and_zeros(device, seed) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("choice", [RALA, MALA], ids=["RALA", "MALA"])
+def test_bfloat16_where_terms_cancel(choice, device, seed) -> None:
+    """The gradient of a nearly one-hot softmax, and MALA's mean value, subtract nearly the same.
+
+    There features rounded to bfloat16, of which the sum over tokens would be one, are seen: the
+    gradient of RALA's keys would be off by 40 times as much as is allowed.
+    """
+    size = (4, 16)
+    function = operator(size, 32, device, **choice)
+    for magnitude in (0.3, *[10.0] * 4):
+        query, key, value, *_ = case(size, 2, 32, device, magnitude)
+        slope = torch.randn_like(query)
+        assert_as_exact_as_eager(function, (query, key, value), torch.bfloat16, slope)
+
+
+@pytest.mark.triton
 def test_norm_aware_large_values_and_zeros(device, seed) -> None:
     size = (6, 9)
     tensors = case(size, 1, 32, device, magnitude=7.0)[:3]
