@@ -41,7 +41,7 @@ WIDEST_ROW = 4096
 PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 SCALARS = frozenset((type(None), bool, int, float, str, tuple, list, torch.dtype))
 
-MaybeTensor = TypeVar("MaybeTensor", Tensor, None)
+MaybeTensor = TypeVar("MaybeTensor", Tensor, None, Tensor | None)
 
 
 def _check_choice(choice: str, origin: str) -> str:
