@@ -145,8 +145,8 @@ def is_recording() -> bool:
 
 
 def _check_number(shapes: int) -> int:
-    if shapes < 1:
-        raise ValueError(f"shapes is {shapes}, expected 1 or more signatures to record")
+    if not isinstance(shapes, int) or shapes < 1:
+        raise ValueError(f"shapes is {shapes!r}, expected 1 or more signatures to record")
     return shapes
 
 
@@ -155,7 +155,8 @@ def _attach(model: nn.Module) -> _Graphs:
     call = get_call(module)
     if isinstance(call, _Graphs):
         return call
-    if call is not None:
+    # `torch.compile(model)` is a module around it; `model.compile()` takes its calls.
+    if call is not None or hasattr(module, "_orig_mod"):
         raise ValueError(
             f"{type(module).__name__} is compiled, and its calls are PyTorch's: compile it with "
             "mode='reduce-overhead' for graphs, or capture it without compile()"

@@ -128,8 +128,8 @@ def scaling(
     model: Annotated[str, typer.Argument(help="A model of timm or linsight.")] = "rala_vit_small",
     counts: Annotated[str, typer.Option(help="Numbers of GPUs.")] = "1,2,4",
     modes: Annotated[str, typer.Option(help=f"Of {', '.join(MODES)}.")] = "eager",
-    batch: Annotated[int, typer.Option(help="Images per GPU.")] = 128,
-    resolution: Annotated[int, typer.Option(help="Side of the images.")] = 224,
+    batch: Annotated[int, typer.Option(min=1, help="Images per GPU.")] = 128,
+    resolution: Annotated[int, typer.Option(min=1, help="Side of the images.")] = 224,
     bucket_mib: Annotated[float, typer.Option(help="Gradients that are reduced at once.")] = 25,
     seconds: Annotated[float, typer.Option(help="Duration of a count; there are three.")] = 5,
 ) -> None:

@@ -47,7 +47,7 @@ def linear_attention(
     gate: Tensor | None,
 ) -> Tensor:
     """The equations of the package's docstring as the papers write them."""
-    dtype = query.dtype
+    dtype, tokens = query.dtype, max(1, query.shape[1])
     wide = torch.promote_types(dtype, torch.float32)
     with without_autocast(query):
         q, k, v = query.to(wide), key.to(wide), value.to(wide)
@@ -62,7 +62,7 @@ def linear_attention(
             scores = scale * (q.mean(1, keepdim=True) * k).sum(-1, keepdim=True)
             weights = scores.softmax(1)
         else:
-            weights = 1 / k.shape[1]
+            weights = 1 / tokens
         # Dividing by N before the sum keeps half precision safe.
         k = k * weights
         normalizer = (q * k.sum(1, keepdim=True)).sum(-1, keepdim=True)
@@ -78,9 +78,9 @@ def linear_attention(
         if readout == "normalized":
             y = y / (normalizer + EPSILON)
         elif readout == "summed":
-            y = y / (normalizer + EPSILON / query.shape[1])
+            y = y / (normalizer + EPSILON / tokens)
         elif readout == "floored":
-            y = y / normalizer.clamp(min=FLOOR / query.shape[1])
+            y = y / normalizer.clamp(min=FLOOR / tokens)
         elif readout == "magnitude_aware":
             # MALA, eq. 8: beta = 1 + 1 / z multiplies, z times the mean value is subtracted.
             z = scale * normalizer

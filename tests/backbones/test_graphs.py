@@ -629,6 +629,8 @@ def test_compiled_modules():
     model.compile(backend="eager")
     with pytest.raises(ValueError, match="Small is compiled"):
         linsight.capture_training(model)
+    with pytest.raises(ValueError, match="OptimizedModule is compiled"):
+        linsight.capture_inference(torch.compile(make(), backend="eager"))
     model = linsight.capture_training(make())
     assert torch.compile(model, backend="eager", fullgraph=True)(images()).shape == (4, 4)
     part = linsight.capture_training(make())

@@ -73,6 +73,16 @@ def test_reference_is_the_equation(feature: str, weights: str, readout: str) -> 
     torch.testing.assert_close(gated, (y + local) * gate)
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("weights", ["uniform", "global_query"])
+def test_reference_of_no_tokens(weights: str, readout: str) -> None:
+    x = torch.randn(2, 0, 1, 16, requires_grad=True)
+    y = linear_attention(x, x, x, key_weights=weights, readout=readout)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad is not None
+
+
 def test_norm_aware_attention_is_the_formula() -> None:
     """NaLaFormer's attention, the halves of its features turned each for itself."""
     torch.manual_seed(0)

@@ -39,6 +39,7 @@ def test_a_step_trains(monkeypatch):
         (["--modes", "captured"], "captured needs a GPU"),
         (["--counts", "0"], "--counts is '0', expected numbers"),
         (["--counts", "1;2"], "--counts is '1;2', expected numbers"),
+        (["--batch", "0"], "greater than or equal to 1"),
         (["rala_vit_smal"], "timm has no model 'rala_vit_smal'"),
     ],
 )
