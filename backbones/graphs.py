@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..kernels.runtime.dispatch import current_choice, runs_eagerly
-from ..kernels.runtime.private import call_forward, get_call, has_global_hooks, has_hooks, set_call
+from ..kernels.runtime.private import (
+    call_forward,
+    get_call,
+    has_global_hooks,
+    has_hooks,
+    is_compiled_copy,
+    set_call,
+)
 from .graph_passes import (
     InferencePass,
     LastStep,
@@ -155,8 +162,7 @@ def _attach(model: nn.Module) -> _Graphs:
     call = get_call(module)
     if isinstance(call, _Graphs):
         return call
-    # `torch.compile(model)` is a module around it; `model.compile()` takes its calls.
-    if call is not None or hasattr(module, "_orig_mod"):
+    if call is not None or is_compiled_copy(module):
         raise ValueError(
             f"{type(module).__name__} is compiled, and its calls are PyTorch's: compile it with "
             "mode='reduce-overhead' for graphs, or capture it without compile()"

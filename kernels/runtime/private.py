@@ -127,6 +127,12 @@ def set_call(module: torch.nn.Module, call: Callable | None) -> None:
     module._compiled_call_impl = call
 
 
+def is_compiled_copy(module: torch.nn.Module) -> bool:
+    """Whether a module is what ``torch.compile(model)`` returned, and not the model itself."""
+    # Its class lies in a package that takes a second to import.
+    return hasattr(module, "_orig_mod")
+
+
 def call_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a module's ``forward`` with its hooks, whatever takes the calls of the module."""
     return module._call_impl(*args, **kwargs)

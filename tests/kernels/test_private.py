@@ -77,6 +77,13 @@ def test_calls_of_a_module_are_taken() -> None:
     assert pickle.loads(pickle.dumps(module))(1) == 1
 
 
+def test_what_a_compiler_returns_is_recognised() -> None:
+    module = torch.nn.Identity()
+    message = f"{versions()} does not set _orig_mod: adapt kernels/runtime/private.py"
+    assert private.is_compiled_copy(torch.compile(module, backend="eager")), message
+    assert not private.is_compiled_copy(module)
+
+
 def test_hooks_are_noticed() -> None:
     for register in (
         "register_forward_hook",
